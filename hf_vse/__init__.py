@@ -1,0 +1,58 @@
+"""Train, evaluate, publish and search visual-semantic embeddings on the Hugging Face stack.
+
+The public names are imported when first used, so that `import hf_vse` costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "VSEConfig": "hf_vse.model.configuration_vse",
+    "VSEFeaturesConfig": "hf_vse.model.configuration_vse",
+    "VSEGRUTextConfig": "hf_vse.model.configuration_vse",
+    "VSEModel": "hf_vse.model.modeling_vse",
+    "VSEProcessor": "hf_vse.model.processing_vse",
+    "contrastive_loss": "hf_vse.model.losses_vse",
+    "gathered_contrastive_loss": "hf_vse.objectives.gather",
+    "load_pairs": "hf_vse.data.sources",
+    "VSECollator": "hf_vse.data.collator",
+    "train_word_tokenizer": "hf_vse.data.tokenization",
+    "retrieval_metrics": "hf_vse.evaluation.metrics",
+    "evaluate_retrieval": "hf_vse.evaluation.evaluator",
+    "GalleryIndex": "hf_vse.search.gallery",
+    "VSETrainer": "hf_vse.training.trainer",
+    "VSETrainingArguments": "hf_vse.training.arguments",
+    "read_recipe": "hf_vse.training.recipe",
+    "run_recipe": "hf_vse.training.run",
+}
+
+__all__ = sorted(_HOME)
+
+if TYPE_CHECKING:
+    from hf_vse.data.collator import VSECollator
+    from hf_vse.data.sources import load_pairs
+    from hf_vse.data.tokenization import train_word_tokenizer
+    from hf_vse.evaluation.evaluator import evaluate_retrieval
+    from hf_vse.evaluation.metrics import retrieval_metrics
+    from hf_vse.model.configuration_vse import VSEConfig, VSEFeaturesConfig, VSEGRUTextConfig
+    from hf_vse.model.losses_vse import contrastive_loss
+    from hf_vse.model.modeling_vse import VSEModel
+    from hf_vse.model.processing_vse import VSEProcessor
+    from hf_vse.objectives.gather import gathered_contrastive_loss
+    from hf_vse.search.gallery import GalleryIndex
+    from hf_vse.training.arguments import VSETrainingArguments
+    from hf_vse.training.recipe import read_recipe
+    from hf_vse.training.run import run_recipe
+    from hf_vse.training.trainer import VSETrainer
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module 'hf_vse' has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,186 @@
+"""Backbone outputs computed once: an array on disk takes the place of the images.
+
+A frozen backbone gives the same output in every epoch, so it is computed once. The array may be larger than the memory: it stays
+memory-mapped, and the Arrow column `image_features` is laid over it without a copy. Shapes are (images, dim) or
+(images, regions, dim). Also reads the `*_precomp` folders of VSE++ (Faghri et al., BMVC 2018) and SCAN (Lee et al., ECCV 2018).
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset, DatasetDict
+from datasets.table import InMemoryTable
+
+from .schema import CAPTION_IDS, CAPTIONS, IMAGE_FEATURES, IMAGE_ID
+
+logger = logging.getLogger(__name__)
+
+_SAFETENSORS_TYPES = {"F16": np.float16, "F32": np.float32, "BF16": np.uint16}
+_PRECOMP_SPLITS = {"train": "train", "dev": "validation", "test": "test", "testall": "testall"}
+_CAPTIONS_PER_IMAGE = 5
+_SAMPLED_ROWS = 1000
+
+
+def read_array(path: str | Path, key: str = "features") -> np.ndarray:
+    """The array of a .npy or .safetensors file, memory-mapped, float16 or float32 (bfloat16 is converted to float32).
+
+    Args:
+        key: name of the tensor in a .safetensors file; a file with one tensor needs no name.
+
+    Returns:
+        (images, dim) or (images, regions, dim), row i being the output for image i.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"features file {path} does not exist")
+    if path.suffix == ".safetensors":
+        array = _read_safetensors(path, key)
+    elif path.suffix == ".npy":
+        array = _read_npy(path)
+    else:
+        raise ValueError(f"features file {path} must be .npy or .safetensors")
+    if array.dtype not in (np.float16, np.float32):
+        raise ValueError(f"{path} holds {array.dtype}: save the features as float16 or float32")
+    if array.ndim not in (2, 3) or 0 in array.shape:
+        raise ValueError(f"{path} has shape {array.shape}: features are (images, dim) or (images, regions, dim)")
+    _check_finite(array, path)
+    return array
+
+
+def _read_npy(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise ValueError(f"{path} is no complete .npy array: {error}") from error
+
+
+def _read_safetensors(path: Path, key: str) -> np.ndarray:
+    """The tensor as a memory map; the library itself would read all of it. Format: length, JSON header, data."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > path.stat().st_size:
+                raise ValueError("its header is longer than the file")
+            header = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        name = next(iter(header)) if len(header) == 1 else key
+        if name not in header:
+            raise ValueError(f"it has no tensor {key!r} but {sorted(header)}")
+        entry = header[name]
+        if entry["dtype"] not in _SAFETENSORS_TYPES:
+            raise ValueError(f"tensor {name!r} is {entry['dtype']}: save the features as float16 or float32")
+        dtype, offset = _SAFETENSORS_TYPES[entry["dtype"]], 8 + length + entry["data_offsets"][0]
+        array = np.memmap(path, dtype, mode="r", offset=offset, shape=tuple(entry["shape"]))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"cannot read features from {path}: {error}") from error
+    if entry["dtype"] == "BF16":  # the upper half of a float32
+        return (array.astype(np.uint32) << 16).view(np.float32)
+    return array
+
+
+def _sample_rows(num_rows: int, most: int) -> np.ndarray:
+    return np.unique(np.linspace(0, num_rows - 1, min(num_rows, most)).astype(np.int64))
+
+
+def _check_finite(array: np.ndarray, path: Path) -> None:
+    for row in _sample_rows(len(array), _SAMPLED_ROWS):
+        if not np.isfinite(array[row]).all():
+            raise ValueError(f"{path} has non-finite values (nan or inf) in row {row}: compute the features again")
+
+
+def features_dataset(
+    array: np.ndarray,
+    image_ids: Sequence[int],
+    captions: Sequence[Sequence[str]],
+    caption_ids: Sequence[Sequence[int]],
+) -> Dataset:
+    """A data set whose column `image_features` lies over `array` (images, dim) or (images, regions, dim) without a copy."""
+    lengths = {"image_ids": len(image_ids), "captions": len(captions), "caption_ids": len(caption_ids)}
+    for what, length in lengths.items():
+        if length != len(array):
+            raise ValueError(f"features have {len(array):,} rows but there are {length:,} {what}: they must correspond")
+    values = pa.array(array.reshape(-1))
+    for size in reversed(array.shape[1:]):
+        values = pa.FixedSizeListArray.from_arrays(values, size)
+    columns = {
+        IMAGE_FEATURES: values,
+        IMAGE_ID: pa.array(image_ids, pa.int64()),
+        CAPTIONS: pa.array(captions, pa.list_(pa.string())),
+        CAPTION_IDS: pa.array(caption_ids, pa.list_(pa.int64())),
+    }
+    # Without a fingerprint `datasets` would pickle and hash the whole array.
+    return Dataset(InMemoryTable(pa.table(columns)), fingerprint=_fingerprint(array, image_ids, captions, caption_ids))
+
+
+def _fingerprint(array: np.ndarray, *columns: Sequence) -> str:
+    digest = hashlib.blake2b(f"{array.shape} {array.dtype}".encode(), digest_size=8)
+    for row in _sample_rows(len(array), 100):
+        digest.update(array[row].tobytes())
+    for column in columns:
+        digest.update(json.dumps(list(column), default=int).encode())
+    return digest.hexdigest()
+
+
+def load_precomp(data_dir: str | Path) -> DatasetDict:
+    """A VSE++ / SCAN folder: `{train,dev,test,testall}_ims.npy` with `_caps.txt`, one caption a line.
+
+    Image rows are one per image (five captions each), one per caption with every image repeated five times, or, if such
+    five rows differ, one-to-one pairs. dev becomes `validation`.
+    """
+    data_dir = Path(data_dir)
+    present = [name for name in _PRECOMP_SPLITS if (data_dir / f"{name}_ims.npy").is_file()]
+    if not present:
+        names = ", ".join(f"{name}_ims.npy" for name in _PRECOMP_SPLITS)
+        raise FileNotFoundError(f"data_dir={str(data_dir)!r} holds none of {names}: give the folder of the precomp files")
+    return DatasetDict({_PRECOMP_SPLITS[name]: _precomp_split(data_dir, name) for name in present})
+
+
+def _precomp_split(data_dir: Path, name: str) -> Dataset:
+    array = read_array(data_dir / f"{name}_ims.npy")
+    caps_file = data_dir / f"{name}_caps.txt"
+    if not caps_file.is_file():
+        raise FileNotFoundError(f"{caps_file} does not exist: it must hold the captions of {name}_ims.npy, one a line")
+    with caps_file.open(encoding="utf-8") as file:  # not splitlines(), which also breaks at rarer separators
+        lines = [line.strip() for line in file]
+    rows, per_row = _image_rows(array, len(lines), caps_file)
+    captions: list[list[str]] = [[] for _ in range(len(array))]
+    caption_ids: list[list[int]] = [[] for _ in range(len(array))]
+    for number, line in enumerate(lines):
+        if line:
+            row = rows[number // per_row]
+            captions[row].append(line)
+            caption_ids[row].append(number)
+    if dropped := lines.count(""):
+        logger.warning("%s: %s empty captions left out", caps_file, f"{dropped:,}")
+    kept = [row for row in rows if captions[row]]
+    if not kept:
+        raise ValueError(f"{caps_file} holds no caption: give the captions of {name}_ims.npy, one a line")
+    whole = features_dataset(array, list(range(len(array))), captions, caption_ids)
+    return whole if len(kept) == len(array) else whole.select(kept)
+
+
+def _image_rows(array: np.ndarray, num_captions: int, caps_file: Path) -> tuple[range, int]:
+    """The rows of `array` that stand for one image each, and how many lines of captions every such row has."""
+    if num_captions == _CAPTIONS_PER_IMAGE * len(array):
+        return range(len(array)), _CAPTIONS_PER_IMAGE
+    if num_captions != len(array):
+        raise ValueError(
+            f"{caps_file} has {num_captions:,} captions for {len(array):,} image rows: there must be five per row "
+            "or one per row"
+        )
+    if _repeats_images(array):
+        return range(0, len(array), _CAPTIONS_PER_IMAGE), _CAPTIONS_PER_IMAGE
+    return range(len(array)), 1
+
+
+def _repeats_images(array: np.ndarray) -> bool:
+    images, rest = divmod(len(array), _CAPTIONS_PER_IMAGE)
+    if rest:
+        return False
+    starts = _CAPTIONS_PER_IMAGE * _sample_rows(images, _SAMPLED_ROWS // _CAPTIONS_PER_IMAGE)
+    return all((array[start : start + _CAPTIONS_PER_IMAGE] == array[start]).all() for start in starts)

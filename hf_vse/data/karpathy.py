@@ -1,0 +1,236 @@
+"""COCO, Flickr30K and Flickr8k: a folder of images and a Karpathy split JSON become a DatasetDict.
+
+The field compares on the splits of Karpathy & Fei-Fei, "Deep Visual-Semantic Alignments for Generating Image Descriptions"
+(CVPR 2015), published as `dataset_{coco,flickr30k,flickr8k}.json`: `images[]` with `filename`, `split`, `sentences[].raw`,
+`sentids`, and for COCO `cocoid` and `filepath`. Exactly the first five captions of an image count, and COCO trains on `train`
+and `restval` together. Sizes that differ from the official ones are reported: numbers on such a split are not comparable.
+"""
+
+import gzip
+import json
+import logging
+import lzma
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, DatasetDict, Features, Image, List, Value
+
+from .features import features_dataset, read_array
+from .images import check_broken_share, find_broken_images
+from .schema import CAPTION_IDS, CAPTIONS, IMAGE, IMAGE_ID
+
+logger = logging.getLogger(__name__)
+
+CAPTIONS_PER_IMAGE = 5
+
+# Images per split: Karpathy & Fei-Fei (2015) and Faghri et al., "VSE++" (BMVC 2018). Five captions each (COCO train: 566,435).
+OFFICIAL_IMAGES = {
+    "coco": {"train": 113_287, "validation": 5_000, "test": 5_000},
+    "flickr30k": {"train": 29_000, "validation": 1_014, "test": 1_000},
+    "flickr8k": {"train": 6_000, "validation": 1_000, "test": 1_000},
+}
+COCO_TRAIN_WITHOUT_RESTVAL = 82_783
+
+_SPLITS = {"train": "train", "restval": "train", "val": "validation", "test": "test"}
+_READERS = {".json": open, ".gz": gzip.open, ".xz": lzma.open}
+# Where the images lie in the archives as they are distributed. COCO's own `filepath` is tried besides these.
+_IMAGE_FOLDERS = (
+    *("", "images", "Images", "Flicker8k_Dataset", "Flickr8k_Dataset", "Flickr8k_Dataset/Flicker8k_Dataset"),
+    *("flickr30k-images", "flickr30k_images", "flickr30k_images/flickr30k_images"),
+    *("train2014", "val2014", "images/train2014", "images/val2014"),
+)
+
+
+@dataclass
+class Entry:
+    """One image of the split file: `row` is its place in `images[]`, `filepath` the subfolder COCO names."""
+
+    row: int
+    split: str
+    filename: str
+    filepath: str
+    image_id: int
+    captions: list[str]
+    caption_ids: list[int]
+
+
+def load_karpathy(
+    name: str,
+    data_dir: str | Path,
+    *,
+    split_file: str | Path | None = None,
+    features: str | Path | None = None,
+    restval: bool = True,
+    max_broken_share: float = 0.01,
+    check_images: bool = True,
+) -> DatasetDict:
+    """The data set `name` ("coco", "flickr30k" or "flickr8k") from local files.
+
+    Args:
+        data_dir: folder of the split file, with the images in it or in one of the customary subfolders.
+        split_file: the split JSON (plain, .gz or .xz) if it is not the only `dataset_{name}*.json` in `data_dir`.
+        features: array file (see `read_array`) that takes the place of the images; row i belongs to `images[i]` of the JSON.
+        restval: whether COCO's restval images join train.
+        max_broken_share: share of missing and broken images up to which they are left out with a warning.
+        check_images: whether to look for broken files first (`find_broken_images`).
+    """
+    data_dir = Path(data_dir)
+    path = _find_split_file(name, data_dir, split_file)
+    entries, num_rows = read_split_file(path, restval=restval)
+    if features is None:
+        found = _find_images(data_dir, entries)
+        broken = find_broken_images(found.values()) if check_images else {}
+        missing = {entry.filename: "not found" for entry in entries if entry.filename not in found}
+        check_broken_share(missing | broken, len(entries), max_broken_share)
+        files = {filename: file for filename, file in found.items() if file not in broken}
+        entries = [entry for entry in entries if entry.filename in files]
+        splits = {split: _with_images(group, files) for split, group in _by_split(entries).items()}
+    else:
+        whole = _with_features(entries, features, num_rows, path)
+        splits = {split: whole.select([e.row for e in group]) for split, group in _by_split(entries).items()}
+    if not splits:
+        raise ValueError(f"{path} has no image with a caption in train, val or test: give another split_file")
+    report_official_sizes(name, splits, restval=restval)
+    return DatasetDict(splits)
+
+
+def _find_split_file(name: str, data_dir: Path, split_file: str | Path | None) -> Path:
+    if split_file is not None:
+        for path in (Path(split_file), data_dir / split_file):
+            if path.is_file():
+                return path
+        raise FileNotFoundError(f"split_file={str(split_file)!r} is no file, neither as given nor in {data_dir}")
+    if not data_dir.is_dir():
+        raise FileNotFoundError(f"data_dir={str(data_dir)!r} is no folder: give the one with dataset_{name}.json")
+    exact = [data_dir / f"dataset_{name}{ending}" for ending in (".json", ".json.gz", ".json.xz")]
+    found = [path for path in exact if path.is_file()][:1] or sorted(
+        path for path in data_dir.glob(f"dataset_{name}*.json*") if path.suffix in _READERS
+    )
+    if not found:
+        there = sorted(path.name for path in data_dir.iterdir())[:8]
+        raise FileNotFoundError(
+            f"no dataset_{name}*.json (or .json.gz, .json.xz) in {data_dir}, which holds {there or 'nothing'}: "
+            "put the Karpathy split file there or name it with split_file"
+        )
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        raise ValueError(f"several split files in {data_dir}: {names}: choose one with split_file")
+    return found[0]
+
+
+def read_split_file(path: Path, *, restval: bool = True) -> tuple[list[Entry], int]:
+    """The images of a split file that have a caption, and the number of all its images; what is left out is logged."""
+    if path.suffix not in _READERS:
+        raise ValueError(f"split_file={str(path)!r} must end with .json, .json.gz or .json.xz")
+    try:
+        with _READERS[path.suffix](path, "rt", encoding="utf-8") as file:
+            images = json.load(file)["images"]
+    except (ValueError, KeyError, TypeError, EOFError, OSError, lzma.LZMAError) as error:
+        raise ValueError(f"{path} is no Karpathy split JSON with a list 'images': {error!r}") from error
+    counts: Counter[str] = Counter()
+    entries = []
+    for row, image in enumerate(images):
+        entry = _entry(row, image, path, counts)
+        if not entry.captions:
+            counts["images without any caption left out"] += 1
+        elif restval or image["split"] != "restval":
+            entries.append(entry)
+    for what, number in counts.items():
+        logger.warning("%s: %s %s", path.name, f"{number:,}", what)
+    return entries, len(images)
+
+
+def _entry(row: int, image: dict[str, Any], path: Path, counts: Counter[str]) -> Entry:
+    try:
+        raws = [sentence["raw"].strip() for sentence in image["sentences"][:CAPTIONS_PER_IMAGE]]
+        captions = [(raw, int(key)) for raw, key in zip(raws, image["sentids"], strict=False) if raw]
+        counts["empty captions left out"] += sum(not raw for raw in raws)
+        counts["images with fewer than five captions"] += 0 < len(captions) < CAPTIONS_PER_IMAGE
+        return Entry(
+            row=row,
+            split=_SPLITS[image["split"]],
+            filename=image["filename"],
+            filepath=image.get("filepath", ""),
+            image_id=int(image.get("cocoid", image["imgid"])),
+            captions=[raw for raw, _ in captions],
+            caption_ids=[key for _, key in captions],
+        )
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"{path}: images[{row}] is not as in a Karpathy split JSON ({error!r}): it needs split (one of "
+            f"{', '.join(_SPLITS)}), filename, imgid, sentids and sentences with raw"
+        ) from error
+
+
+def _by_split(entries: Iterable[Entry]) -> dict[str, list[Entry]]:
+    groups: dict[str, list[Entry]] = {split: [] for split in ("train", "validation", "test")}
+    for entry in entries:
+        groups[entry.split].append(entry)
+    return {split: group for split, group in groups.items() if group}
+
+
+def _find_images(data_dir: Path, entries: Sequence[Entry]) -> dict[str, str]:
+    """filename -> path of the images that are there; every folder is listed once, because a stat per file is slow."""
+    filepaths = sorted({entry.filepath for entry in entries})
+    folders = dict.fromkeys([*_IMAGE_FOLDERS, *filepaths, *(f"images/{filepath}" for filepath in filepaths)])
+    files: dict[str, str] = {}
+    for folder in (data_dir / name for name in folders):
+        if folder.is_dir():
+            files = {entry.name: entry.path for entry in os.scandir(folder)} | files  # the first folder wins
+    found = {entry.filename: files[entry.filename] for entry in entries if entry.filename in files}
+    if entries and not found:
+        tried = ", ".join(repr(name) for name in folders if name)
+        raise FileNotFoundError(
+            f"none of the {len(entries):,} images (first: {entries[0].filename}) is in data_dir={str(data_dir)!r} or its "
+            f"folders {tried}: put the images there or give precomputed features"
+        )
+    return found
+
+
+def _with_images(entries: Sequence[Entry], files: dict[str, str]) -> Dataset:
+    columns = {
+        IMAGE: [files[entry.filename] for entry in entries],
+        IMAGE_ID: [entry.image_id for entry in entries],
+        CAPTIONS: [entry.captions for entry in entries],
+        CAPTION_IDS: [entry.caption_ids for entry in entries],
+    }
+    types = {IMAGE: Image(), IMAGE_ID: Value("int64"), CAPTIONS: List(Value("string")), CAPTION_IDS: List(Value("int64"))}
+    return Dataset.from_dict(columns, features=Features(types))
+
+
+def _with_features(entries: Sequence[Entry], features: str | Path, num_rows: int, split_file: Path) -> Dataset:
+    """All rows of the array as they lie on disk, so that nothing is copied; rows without an entry have no captions."""
+    array = read_array(features)
+    if len(array) != num_rows:
+        raise ValueError(
+            f"features={str(features)!r} has {len(array):,} rows but {split_file} has {num_rows:,} images: "
+            "row i must belong to images[i]"
+        )
+    by_row = {entry.row: entry for entry in entries}
+    in_order = [by_row.get(row) for row in range(num_rows)]
+    return features_dataset(
+        array,
+        image_ids=[entry.image_id if entry else -1 for entry in in_order],
+        captions=[entry.captions if entry else [] for entry in in_order],
+        caption_ids=[entry.caption_ids if entry else [] for entry in in_order],
+    )
+
+
+def report_official_sizes(name: str, splits: dict[str, Dataset], *, restval: bool = True) -> None:
+    """One warning line for every split whose number of images or captions is not the official one."""
+    official = dict(OFFICIAL_IMAGES[name])
+    if name == "coco" and not restval:
+        official["train"] = COCO_TRAIN_WITHOUT_RESTVAL
+    for split, images in official.items():
+        captions = splits[split][CAPTIONS] if split in splits else []
+        pairs = [("images", len(captions), images)]
+        pairs += [("captions", sum(map(len, captions)), images * CAPTIONS_PER_IMAGE)]
+        for what, number, expected in pairs:
+            if number != expected:
+                text = f"{name}: split {split} has {number:,} {what}, official {expected:,}"
+                logger.warning("%s: numbers on it are not comparable", text)
+                break  # the captions follow from the images

@@ -1,0 +1,36 @@
+"""The one shape every source is brought to: a row is an image with all its captions.
+
+| column         | type                                | meaning                                                       |
+|----------------|-------------------------------------|---------------------------------------------------------------|
+| `image`        | `datasets.Image`                    | the photograph, decoded lazily                                |
+| `image_features` | list of floats `(dim,)` or `(regions, dim)` | takes the place of `image` where features were precomputed |
+| `image_id`     | int64                               | identity of the image: two pairs with one id are no negatives |
+| `captions`     | list of strings                     | every caption of the image, at least one                      |
+| `caption_ids`  | list of int64                       | identity of each caption, in the order of `captions`          |
+
+The correspondence between captions and images is data (`text_to_image`), never the arithmetic `j // 5`.
+"""
+
+from collections.abc import Sequence
+from itertools import chain
+
+import numpy as np
+
+IMAGE = "image"
+IMAGE_FEATURES = "image_features"
+IMAGE_ID = "image_id"
+CAPTIONS = "captions"
+CAPTION_IDS = "caption_ids"
+
+
+def flatten_captions(captions: Sequence[Sequence[str]]) -> tuple[list[str], np.ndarray]:
+    """All captions in one list, and for each the row of its image.
+
+    Args:
+        captions: for every image the list of its captions.
+
+    Returns:
+        `texts`, a list of T strings, and `text_to_image (T,)` int64: `texts[j]` describes image `text_to_image[j]`.
+    """
+    counts = [len(of_image) for of_image in captions]
+    return list(chain.from_iterable(captions)), np.repeat(np.arange(len(counts)), counts)

@@ -1,0 +1,274 @@
+"""Visual-semantic embedding: an image tower and a text tower map to the unit sphere of one space.
+
+The architecture is that of Jain & Verma, "Contrastive Learning of Visual-Semantic Embeddings" (arXiv 2110.08872):
+tower, pooling, length one, linear map, and optionally the head Linear(d, 2d) - ReLU - Linear(2d, d), which is kept at
+test time. Both towers, their pooling and the objective are chosen in `VSEConfig`.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_vse import GRU_MODEL_TYPE, VSEConfig
+from .losses_vse import contrastive_loss
+from .pooling_vse import Pooling
+from .towers_vse import build_text_tower, build_vision_tower, pooled_vector, state_sequence, vision_hidden_size
+
+LEARNED_TEMPERATURE = ("clip", "siglip")
+MAX_LOGIT_SCALE = 100.0
+FEATURES_INSTEAD = "give pixel_values, or image_features to a model of precomputed features"
+
+
+@dataclass
+class VSEOutput(ModelOutput):
+    """What `VSEModel` returns; embeddings are unit vectors in float32.
+
+    Args:
+        loss: scalar, with `return_loss=True`.
+        logits_per_image: (images, texts) similarities divided by the temperature, plus the bias where there is one.
+        logits_per_text: its transpose.
+        image_embeds: (images, projection_dim).
+        text_embeds: (texts, projection_dim).
+        temperature: scalar, the divisor of the similarities; carries a gradient where it is learned.
+        logit_bias: scalar, likewise.
+    """
+
+    loss: Tensor | None = None
+    logits_per_image: Tensor | None = None
+    logits_per_text: Tensor | None = None
+    image_embeds: Tensor | None = None
+    text_embeds: Tensor | None = None
+    temperature: Tensor | None = None
+    logit_bias: Tensor | None = None
+
+
+class ProjectionHead(nn.Module):
+    """The paper's head g: Linear(d, 2d) - ReLU - Linear(2d, d), without biases in the first layer."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.expand = nn.Linear(dim, 2 * dim, bias=False)
+        self.contract = nn.Linear(2 * dim, dim)
+
+    def forward(self, embeds: Tensor) -> Tensor:
+        return self.contract(F.relu(self.expand(embeds)))
+
+
+class VSEPreTrainedModel(PreTrainedModel):
+    config: VSEConfig
+    config_class = VSEConfig
+    base_model_prefix = "vse"
+    main_input_name = "pixel_values"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear):
+            init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            init.uniform_(module.weight, -0.1, 0.1)
+        elif isinstance(module, nn.GRU):
+            bound = module.hidden_size**-0.5
+            for parameter in module.parameters():
+                init.uniform_(parameter, -bound, bound)
+        elif isinstance(module, VSEModel):
+            if module.logit_scale is not None:
+                init.constant_(module.logit_scale, -math.log(self.config.temperature))
+            if module.logit_bias is not None:
+                init.constant_(module.logit_bias, self.config.logit_bias_init)
+
+
+class VSEModel(VSEPreTrainedModel):
+    """Image-text dual encoder.
+
+    Example:
+        model = AutoModel.from_pretrained("org/vse-hardnce", trust_remote_code=True)
+        processor = AutoProcessor.from_pretrained("org/vse-hardnce", trust_remote_code=True)
+        outputs = model(**processor(images=photos, text=sentences))
+        outputs.logits_per_text.argmax(dim=1)  # for each sentence the best photo
+    """
+
+    def __init__(self, config: VSEConfig):
+        super().__init__(config)
+        dim = config.projection_dim
+        self.vision_model = build_vision_tower(config.vision_config)
+        self.text_model = build_text_tower(config.text_config)
+        self.vision_pooling = Pooling(config.vision_pooling)
+        self.text_pooling = Pooling(config.text_pooling)
+        vision_dim = config.vision_hidden_size or vision_hidden_size(config.vision_config, self.vision_model)
+        text_dim = config.text_config.hidden_size
+        self.visual_projection = nn.Linear(vision_dim, dim)
+        # The paper's recurrent state is the text embedding itself, where the sizes allow it.
+        direct = config.text_config.model_type == GRU_MODEL_TYPE and text_dim == dim
+        self.text_projection = nn.Identity() if direct else nn.Linear(text_dim, dim)
+        with_head = config.projection_type == "mlp"
+        self.visual_head = ProjectionHead(dim) if with_head else nn.Identity()
+        self.text_head = ProjectionHead(dim) if with_head else nn.Identity()
+        learned = config.loss_type in LEARNED_TEMPERATURE
+        self.logit_scale = nn.Parameter(torch.empty(())) if learned else None
+        self.logit_bias = nn.Parameter(torch.empty(())) if config.loss_type == "siglip" else None
+        self.post_init()
+
+    @classmethod
+    def from_towers(
+        cls,
+        image: PreTrainedModel | PreTrainedConfig | dict | str,
+        text: PreTrainedModel | PreTrainedConfig | dict | str,
+        **config_kwargs,
+    ) -> "VSEModel":
+        """A model on top of two towers, pretrained ones keeping their weights.
+
+        Args:
+            image, text: a model, the name or folder of a pretrained one, or a configuration for fresh weights.
+            config_kwargs: fields of `VSEConfig`.
+        """
+        towers = [AutoModel.from_pretrained(tower) if isinstance(tower, str) else tower for tower in (image, text)]
+        configs = [tower.config if isinstance(tower, PreTrainedModel) else tower for tower in towers]
+        model = cls(VSEConfig(vision_config=configs[0], text_config=configs[1], **config_kwargs))
+        if isinstance(towers[0], PreTrainedModel):
+            model.vision_model = towers[0]
+        if isinstance(towers[1], PreTrainedModel):
+            model.text_model = towers[1]
+        return model
+
+    def train(self, mode: bool = True) -> "VSEModel":
+        """Training mode, except for what is frozen: a tower or a batch normalisation without a trainable parameter
+        stays in evaluation mode, so that neither its running statistics nor its dropout move."""
+        super().train(mode)
+        norms = (module for module in self.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
+        for module in (self.vision_model, self.text_model, *norms):
+            trainable = [parameter.requires_grad for parameter in module.parameters()]
+            if trainable and not any(trainable):
+                module.eval()
+        return self
+
+    def get_input_embeddings(self) -> nn.Module:
+        direct = self.config.text_config.model_type == GRU_MODEL_TYPE
+        return self.text_model.embedding if direct else self.text_model.get_input_embeddings()
+
+    @can_return_tuple
+    def get_image_features(
+        self,
+        pixel_values: Tensor | None = None,
+        image_features: Tensor | None = None,
+        image_mask: Tensor | None = None,
+    ) -> BaseModelOutputWithPooling:
+        """Embeds images.
+
+        Args:
+            pixel_values: (batch, channels, height, width).
+            image_features: (batch, dim) or (batch, regions, dim), for a model of precomputed features.
+            image_mask: (batch, regions), 1 where a region counts.
+
+        Returns:
+            `pooler_output` (batch, projection_dim), unit vectors; `last_hidden_state`, the states of the tower.
+        """
+        inputs = pixel_values if image_features is None else image_features
+        if inputs is None:
+            raise ValueError(f"no image: {FEATURES_INSTEAD}")
+        tower = self.vision_model(inputs.to(self.dtype))
+        states = state_sequence(tower.last_hidden_state)
+        pooled = self.vision_pooling(states, image_mask, pooled_vector(tower.pooler_output))
+        if self.config.normalize_pooled:
+            pooled = F.normalize(pooled, dim=-1)
+        embeds = self.visual_head(self.visual_projection(pooled))
+        return BaseModelOutputWithPooling(
+            last_hidden_state=tower.last_hidden_state, pooler_output=F.normalize(embeds.float(), dim=-1)
+        )
+
+    @can_return_tuple
+    def get_text_features(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
+    ) -> BaseModelOutputWithPooling:
+        """Embeds sentences.
+
+        Args:
+            input_ids, attention_mask, token_type_ids: (batch, words), as the processor gives them.
+
+        Returns:
+            `pooler_output` (batch, projection_dim), unit vectors; `last_hidden_state` (batch, words, hidden).
+        """
+        optional = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+        tower = self.text_model(input_ids=input_ids, attention_mask=attention_mask, **optional)
+        pooled = self.text_pooling(tower.last_hidden_state, attention_mask, tower.get("pooler_output"))
+        embeds = self.text_head(self.text_projection(pooled))
+        return BaseModelOutputWithPooling(
+            last_hidden_state=tower.last_hidden_state, pooler_output=F.normalize(embeds.float(), dim=-1)
+        )
+
+    def scaling(self) -> tuple[Tensor, Tensor]:
+        """Temperature and bias of the logits, learned or fixed: two scalars in float32."""
+        device = self.visual_projection.weight.device
+        if self.logit_scale is None:
+            temperature = torch.tensor(float(self.config.temperature), device=device)
+        else:
+            temperature = 1 / self.logit_scale.float().exp().clamp(max=MAX_LOGIT_SCALE)
+        bias = torch.tensor(0.0, device=device) if self.logit_bias is None else self.logit_bias.float()
+        return temperature, bias
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        image_features: Tensor | None = None,
+        image_mask: Tensor | None = None,
+        image_ids: Tensor | None = None,
+        return_loss: bool = False,
+        return_logits: bool = True,
+    ) -> VSEOutput:
+        """Embeds images, sentences or both, and compares them.
+
+        Args:
+            input_ids, attention_mask, token_type_ids: (texts, words).
+            pixel_values: (images, channels, height, width); or `image_features` and `image_mask`, see
+                `get_image_features`.
+            image_ids: (images,) integers; pairs of one image are no negatives of each other in the loss.
+            return_loss: compute `config.loss_type`; row i of the images must belong to row i of the texts.
+            return_logits: False leaves out the (images, texts) matrices.
+        """
+        temperature, bias = self.scaling()
+        output = VSEOutput(temperature=temperature, logit_bias=bias)
+        if pixel_values is not None or image_features is not None:
+            output.image_embeds = self.get_image_features(pixel_values, image_features, image_mask).pooler_output
+        if input_ids is not None:
+            output.text_embeds = self.get_text_features(input_ids, attention_mask, token_type_ids).pooler_output
+        both = output.image_embeds is not None and output.text_embeds is not None
+        if both and return_logits:
+            with torch.autocast(bias.device.type, enabled=False):
+                output.logits_per_text = output.text_embeds @ output.image_embeds.T / temperature + bias
+            output.logits_per_image = output.logits_per_text.T
+        if return_loss:
+            if not both:
+                raise ValueError(f"return_loss=True needs both sides: give input_ids and {FEATURES_INSTEAD}")
+            output.loss = contrastive_loss(
+                output.image_embeds,
+                output.text_embeds,
+                loss_type=self.config.loss_type,
+                temperature=temperature,
+                margin=self.config.margin,
+                logit_bias=bias,
+                image_ids=image_ids,
+            )
+        return output
+
+
+VSEModel.register_for_auto_class("AutoModel")
+
+__all__ = ["VSEModel", "VSEOutput", "VSEPreTrainedModel"]
