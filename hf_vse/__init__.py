@@ -4,7 +4,6 @@ The public names are imported when first used, so that `import hf_vse` costs not
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
@@ -29,23 +28,6 @@ _HOME = {
 }
 
 __all__ = sorted(_HOME)
-
-if TYPE_CHECKING:
-    from hf_vse.data.collator import VSECollator
-    from hf_vse.data.sources import load_pairs
-    from hf_vse.data.tokenization import train_word_tokenizer
-    from hf_vse.evaluation.evaluator import evaluate_retrieval
-    from hf_vse.evaluation.metrics import retrieval_metrics
-    from hf_vse.model.configuration_vse import VSEConfig, VSEFeaturesConfig, VSEGRUTextConfig
-    from hf_vse.model.losses_vse import contrastive_loss
-    from hf_vse.model.modeling_vse import VSEModel
-    from hf_vse.model.processing_vse import VSEProcessor
-    from hf_vse.objectives.gather import gathered_contrastive_loss
-    from hf_vse.search.gallery import GalleryIndex
-    from hf_vse.training.arguments import VSETrainingArguments
-    from hf_vse.training.recipe import read_recipe
-    from hf_vse.training.run import run_recipe
-    from hf_vse.training.trainer import VSETrainer
 
 
 def __getattr__(name: str):

@@ -1,8 +1,9 @@
 """Backbone outputs computed once: an array on disk takes the place of the images.
 
-A frozen backbone gives the same output in every epoch, so it is computed once. The array may be larger than the memory: it stays
-memory-mapped, and the Arrow column `image_features` is laid over it without a copy. Shapes are (images, dim) or
-(images, regions, dim). Also reads the `*_precomp` folders of VSE++ (Faghri et al., BMVC 2018) and SCAN (Lee et al., ECCV 2018).
+A frozen backbone gives the same output in every epoch, so it is computed once. The array may be larger than the
+memory: it stays memory-mapped, and the Arrow column `image_features` is laid over it without a copy. Its shape is
+(images, dim) or (images, regions, dim). The `*_precomp` folders of VSE++ (Faghri et al., BMVC 2018) and SCAN (Lee et
+al., ECCV 2018) are read the same way.
 """
 
 import hashlib
@@ -24,6 +25,7 @@ _SAFETENSORS_TYPES = {"F16": np.float16, "F32": np.float32, "BF16": np.uint16}
 _PRECOMP_SPLITS = {"train": "train", "dev": "validation", "test": "test", "testall": "testall"}
 _CAPTIONS_PER_IMAGE = 5
 _SAMPLED_ROWS = 1000
+_SAMPLED_BYTES = 2**25  # so that a check of region features does not read for a minute
 
 
 def read_array(path: str | Path, key: str = "features") -> np.ndarray:
@@ -83,12 +85,14 @@ def _read_safetensors(path: Path, key: str) -> np.ndarray:
     return array
 
 
-def _sample_rows(num_rows: int, most: int) -> np.ndarray:
-    return np.unique(np.linspace(0, num_rows - 1, min(num_rows, most)).astype(np.int64))
+def _sample_rows(array: np.ndarray, most: int = _SAMPLED_ROWS) -> np.ndarray:
+    """Indices of the first, the last and evenly spaced rows between them."""
+    most = min(most, len(array), max(2, _SAMPLED_BYTES // array[0].nbytes))
+    return np.unique(np.linspace(0, len(array) - 1, most).astype(np.int64))
 
 
 def _check_finite(array: np.ndarray, path: Path) -> None:
-    for row in _sample_rows(len(array), _SAMPLED_ROWS):
+    for row in _sample_rows(array):
         if not np.isfinite(array[row]).all():
             raise ValueError(f"{path} has non-finite values (nan or inf) in row {row}: compute the features again")
 
@@ -99,11 +103,14 @@ def features_dataset(
     captions: Sequence[Sequence[str]],
     caption_ids: Sequence[Sequence[int]],
 ) -> Dataset:
-    """A data set whose column `image_features` lies over `array` (images, dim) or (images, regions, dim) without a copy."""
+    """A data set whose column `image_features` lies over `array` without a copy.
+
+    Under `with_format("numpy")` a row is (dim,) or (regions, dim) in float32, also where the array is float16.
+    """
     lengths = {"image_ids": len(image_ids), "captions": len(captions), "caption_ids": len(caption_ids)}
     for what, length in lengths.items():
         if length != len(array):
-            raise ValueError(f"features have {len(array):,} rows but there are {length:,} {what}: they must correspond")
+            raise ValueError(f"features have {len(array):,} rows but there are {length:,} {what}: give one per row")
     values = pa.array(array.reshape(-1))
     for size in reversed(array.shape[1:]):
         values = pa.FixedSizeListArray.from_arrays(values, size)
@@ -119,7 +126,7 @@ def features_dataset(
 
 def _fingerprint(array: np.ndarray, *columns: Sequence) -> str:
     digest = hashlib.blake2b(f"{array.shape} {array.dtype}".encode(), digest_size=8)
-    for row in _sample_rows(len(array), 100):
+    for row in _sample_rows(array, 100):
         digest.update(array[row].tobytes())
     for column in columns:
         digest.update(json.dumps(list(column), default=int).encode())
@@ -129,14 +136,14 @@ def _fingerprint(array: np.ndarray, *columns: Sequence) -> str:
 def load_precomp(data_dir: str | Path) -> DatasetDict:
     """A VSE++ / SCAN folder: `{train,dev,test,testall}_ims.npy` with `_caps.txt`, one caption a line.
 
-    Image rows are one per image (five captions each), one per caption with every image repeated five times, or, if such
-    five rows differ, one-to-one pairs. dev becomes `validation`.
+    There is one image row per image (five captions each), or one per caption: every image repeated five times or, if
+    five such rows differ, one-to-one pairs. dev becomes `validation`.
     """
     data_dir = Path(data_dir)
     present = [name for name in _PRECOMP_SPLITS if (data_dir / f"{name}_ims.npy").is_file()]
     if not present:
         names = ", ".join(f"{name}_ims.npy" for name in _PRECOMP_SPLITS)
-        raise FileNotFoundError(f"data_dir={str(data_dir)!r} holds none of {names}: give the folder of the precomp files")
+        raise FileNotFoundError(f"data_dir={str(data_dir)!r} has none of {names}: give the folder that does")
     return DatasetDict({_PRECOMP_SPLITS[name]: _precomp_split(data_dir, name) for name in present})
 
 
@@ -179,8 +186,7 @@ def _image_rows(array: np.ndarray, num_captions: int, caps_file: Path) -> tuple[
 
 
 def _repeats_images(array: np.ndarray) -> bool:
-    images, rest = divmod(len(array), _CAPTIONS_PER_IMAGE)
-    if rest:
+    if len(array) % _CAPTIONS_PER_IMAGE:
         return False
-    starts = _CAPTIONS_PER_IMAGE * _sample_rows(images, _SAMPLED_ROWS // _CAPTIONS_PER_IMAGE)
+    starts = _CAPTIONS_PER_IMAGE * _sample_rows(array[::_CAPTIONS_PER_IMAGE], _SAMPLED_ROWS // _CAPTIONS_PER_IMAGE)
     return all((array[start : start + _CAPTIONS_PER_IMAGE] == array[start]).all() for start in starts)

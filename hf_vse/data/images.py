@@ -1,14 +1,16 @@
 """Decoding photographs, and living with the few that are broken.
 
-A collection of 100,000 photographs nearly always holds a truncated, empty or missing one, and it should cost neither the run
-nor go unnoticed. Two defences: `find_broken_images` looks at local files before a run without decoding them; `BrokenImages`
-counts during the run what fails to decode and stops it only when that is more than a small share.
+A collection of 100,000 photographs nearly always holds a truncated, empty or missing one; it should neither end the
+run nor go unnoticed. Two defences: `find_broken_images` looks at local files before a run without decoding them, and
+`BrokenImages` counts during the run what fails to decode and stops it only when that is more than a small share.
 """
 
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Hashable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from hashlib import blake2b
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,11 +18,14 @@ from typing import Any, BinaryIO
 import fsspec
 import PIL.Image
 import PIL.ImageOps
+from datasets import Dataset
 from tqdm.auto import tqdm
+
+from .schema import IMAGE
 
 logger = logging.getLogger(__name__)
 
-# How a complete file of the two common formats ends. Cameras and editors append padding, so the mark may lie anywhere in the tail.
+# How a complete file of the common formats ends. Cameras and editors append padding, so the tail is searched.
 _END_MARKS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}
 _TAIL_BYTES = 1024
 _PROGRESS_FROM = 2000  # files; fewer are checked in about a second
@@ -34,7 +39,8 @@ def decode_image(value: Any, name: str = "image") -> PIL.Image.Image:
     """The image as RGB, turned upright as its EXIF orientation says.
 
     Args:
-        value: `{"bytes": ..., "path": ...}` as a `datasets.Image(decode=False)` column gives it, a path or URL, or a PIL image.
+        value: `{"bytes": ..., "path": ...}` as a column of `datasets.Image(decode=False)` gives it, a path or URL, or
+            a PIL image.
         name: what to call the image in an error when it has no path.
 
     Raises:
@@ -90,8 +96,8 @@ def _reason(error: Exception) -> str:
 def find_broken_images(paths: Iterable[str | Path], workers: int = 8) -> dict[str | Path, str]:
     """Broken files among `paths` and why, found without decoding the sound ones.
 
-    A file is sound if its header opens and, for JPEG and PNG, its last bytes hold the end-of-image mark; only a file without the
-    mark is decoded to be sure. A progress bar appears from 2,000 files on.
+    A file is sound if its header opens and, for JPEG and PNG, its last bytes hold the end-of-image mark; only a file
+    without the mark is decoded to be sure. Above 2,000 files a progress bar appears.
     """
     paths = list(paths)
     with ThreadPoolExecutor(workers) as pool:
@@ -120,14 +126,57 @@ def _why_broken(path: str | Path) -> str | None:
 
 
 def check_broken_share(broken: Mapping[str | Path, str], total: int, max_share: float) -> None:
-    """Warn in one line that `broken` (file -> reason) are left out; ValueError if they are more than `max_share` of `total`."""
+    """One warning line that the files in `broken` (file -> reason) are left out, or ValueError if they are too many.
+
+    Too many is more than `max_share` of the `total` number of images.
+    """
     if not broken:
         return
     first, reason = next(iter(broken.items()))
     found = f"{len(broken):,} of {total:,} images are missing or broken (first: {first}: {reason})"
     if len(broken) > max_share * total:
-        raise ValueError(f"{found}, more than max_broken_share={max_share:g}: repair the files or raise max_broken_share")
+        remedy = "repair the files or raise max_broken_share"
+        raise ValueError(f"{found}, more than max_broken_share={max_share:g}: {remedy}")
     logger.warning("%s and are left out", found)
+
+
+def _stored(images: Dataset) -> list[tuple[str | None, bool]]:
+    """Of every row of an image column its path and whether its bytes are in the data set; reads no image."""
+    rows: list[tuple[str | None, bool]] = []
+    for chunk in images.with_format("arrow")[:][IMAGE].chunks:
+        names = [field.name for field in chunk.type]
+        fields = dict(zip(names, chunk.flatten(), strict=True))  # null where the row is
+        rows.extend(zip(fields["path"].to_pylist(), fields["bytes"].is_valid().to_pylist(), strict=True))
+    return rows
+
+
+def find_broken_rows(images: Dataset, max_share: float) -> set[int]:
+    """Rows of the column `image` without an image or with a missing or broken local file; see `check_broken_share`."""
+    if IMAGE not in images.column_names:  # precomputed features
+        return set()
+    stored = _stored(images)
+    is_file = [path is not None and not has_bytes and "://" not in path for path, has_bytes in stored]
+    names = [path if file else f"row {row}" for row, ((path, _), file) in enumerate(zip(stored, is_file, strict=True))]
+    broken = find_broken_images(dict.fromkeys(name for name, file in zip(names, is_file, strict=True) if file))
+    broken |= {name: "no image" for name, row in zip(names, stored, strict=True) if row == (None, False)}
+    check_broken_share(broken, len(set(names)), max_share)
+    return {row for row, name in enumerate(names) if name in broken}
+
+
+def image_keys(images: Dataset) -> list[Hashable]:
+    """For every row of the column `image` a key that only rows with the same image share; None where there is no path.
+
+    A path alone does not do: images stored in the data set may all be called "image.jpg".
+    """
+    if IMAGE not in images.column_names:
+        return [None] * len(images)
+    stored = _stored(images)
+    times = Counter(path for path, _ in stored)
+    column = images.with_format("arrow")[:][IMAGE]
+    return [
+        (path, blake2b(column[row].as_py()["bytes"]).digest()) if path and has_bytes and times[path] > 1 else path
+        for row, (path, has_bytes) in enumerate(stored)
+    ]
 
 
 class BrokenImages:

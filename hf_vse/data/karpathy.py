@@ -1,9 +1,10 @@
 """COCO, Flickr30K and Flickr8k: a folder of images and a Karpathy split JSON become a DatasetDict.
 
-The field compares on the splits of Karpathy & Fei-Fei, "Deep Visual-Semantic Alignments for Generating Image Descriptions"
-(CVPR 2015), published as `dataset_{coco,flickr30k,flickr8k}.json`: `images[]` with `filename`, `split`, `sentences[].raw`,
-`sentids`, and for COCO `cocoid` and `filepath`. Exactly the first five captions of an image count, and COCO trains on `train`
-and `restval` together. Sizes that differ from the official ones are reported: numbers on such a split are not comparable.
+The field compares on the splits of Karpathy & Fei-Fei, "Deep Visual-Semantic Alignments for Generating Image
+Descriptions" (CVPR 2015), published as `dataset_{coco,flickr30k,flickr8k}.json`: `images[]` with `filename`, `split`,
+`sentences[].raw`, `sentids`, and for COCO `cocoid` and `filepath`. Exactly the first five captions of an image count,
+and COCO trains on `train` and `restval` together. Sizes other than the official ones are reported, because numbers on
+such a split are not comparable.
 """
 
 import gzip
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, DatasetDict, Features, Image, List, Value
+from datasets import Dataset, DatasetDict, Features, Image, IterableDatasetDict, List, Value, load_dataset
 
 from .features import features_dataset, read_array
 from .images import check_broken_share, find_broken_images
@@ -27,13 +28,20 @@ logger = logging.getLogger(__name__)
 
 CAPTIONS_PER_IMAGE = 5
 
-# Images per split: Karpathy & Fei-Fei (2015) and Faghri et al., "VSE++" (BMVC 2018). Five captions each (COCO train: 566,435).
+# Images per split, five captions each (COCO train: 566,435): Karpathy & Fei-Fei (2015), Faghri et al., "VSE++" (2018).
 OFFICIAL_IMAGES = {
     "coco": {"train": 113_287, "validation": 5_000, "test": 5_000},
     "flickr30k": {"train": 29_000, "validation": 1_014, "test": 1_000},
     "flickr8k": {"train": 6_000, "validation": 1_000, "test": 1_000},
 }
 COCO_TRAIN_WITHOUT_RESTVAL = 82_783
+
+# Copies on the Hub: data set and revision (flickr30k's own is a loading script, so its parquet conversion).
+HUB_DATASETS: dict[str, tuple[str, str | None]] = {
+    "coco": ("undefined443/coco-karpathy-wds", None),
+    "flickr30k": ("nlphuji/flickr30k", "refs/convert/parquet"),
+    "flickr8k": ("jxie/flickr8k", None),
+}
 
 _SPLITS = {"train": "train", "restval": "train", "val": "validation", "test": "test"}
 _READERS = {".json": open, ".gz": gzip.open, ".xz": lzma.open}
@@ -73,29 +81,26 @@ def load_karpathy(
     Args:
         data_dir: folder of the split file, with the images in it or in one of the customary subfolders.
         split_file: the split JSON (plain, .gz or .xz) if it is not the only `dataset_{name}*.json` in `data_dir`.
-        features: array file (see `read_array`) that takes the place of the images; row i belongs to `images[i]` of the JSON.
+        features: array file (see `read_array`) that takes the place of the images, row i for `images[i]` of the JSON.
         restval: whether COCO's restval images join train.
         max_broken_share: share of missing and broken images up to which they are left out with a warning.
         check_images: whether to look for broken files first (`find_broken_images`).
     """
-    data_dir = Path(data_dir)
+    data_dir = Path(data_dir).absolute()  # the paths of the images must outlive a change of directory
     path = _find_split_file(name, data_dir, split_file)
     entries, num_rows = read_split_file(path, restval=restval)
     if features is None:
-        found = _find_images(data_dir, entries)
-        broken = find_broken_images(found.values()) if check_images else {}
-        missing = {entry.filename: "not found" for entry in entries if entry.filename not in found}
-        check_broken_share(missing | broken, len(entries), max_broken_share)
-        files = {filename: file for filename, file in found.items() if file not in broken}
+        files = _sound_images(data_dir, entries, max_broken_share, check_images)
         entries = [entry for entry in entries if entry.filename in files]
-        splits = {split: _with_images(group, files) for split, group in _by_split(entries).items()}
-    else:
-        whole = _with_features(entries, features, num_rows, path)
-        splits = {split: whole.select([e.row for e in group]) for split, group in _by_split(entries).items()}
-    if not splits:
+    groups = _by_split(entries)
+    if not groups:
         raise ValueError(f"{path} has no image with a caption in train, val or test: give another split_file")
-    report_official_sizes(name, splits, restval=restval)
-    return DatasetDict(splits)
+    counts = {split: [len(entry.captions) for entry in group] for split, group in groups.items()}
+    report_official_sizes(name, counts, restval=restval)
+    if features is None:
+        return DatasetDict({split: _with_images(group, files) for split, group in groups.items()})
+    whole = _with_features(entries, features, num_rows, path)
+    return DatasetDict({split: whole.select([entry.row for entry in group]) for split, group in groups.items()})
 
 
 def _find_split_file(name: str, data_dir: Path, split_file: str | Path | None) -> Path:
@@ -140,14 +145,16 @@ def read_split_file(path: Path, *, restval: bool = True) -> tuple[list[Entry], i
         elif restval or image["split"] != "restval":
             entries.append(entry)
     for what, number in counts.items():
-        logger.warning("%s: %s %s", path.name, f"{number:,}", what)
+        if number:
+            logger.warning("%s: %s %s", path.name, f"{number:,}", what)
     return entries, len(images)
 
 
 def _entry(row: int, image: dict[str, Any], path: Path, counts: Counter[str]) -> Entry:
     try:
         raws = [sentence["raw"].strip() for sentence in image["sentences"][:CAPTIONS_PER_IMAGE]]
-        captions = [(raw, int(key)) for raw, key in zip(raws, image["sentids"], strict=False) if raw]
+        sentids = image["sentids"][:CAPTIONS_PER_IMAGE]
+        captions = [(raw, int(sentid)) for raw, sentid in zip(raws, sentids, strict=True) if raw]
         counts["empty captions left out"] += sum(not raw for raw in raws)
         counts["images with fewer than five captions"] += 0 < len(captions) < CAPTIONS_PER_IMAGE
         return Entry(
@@ -155,9 +162,9 @@ def _entry(row: int, image: dict[str, Any], path: Path, counts: Counter[str]) ->
             split=_SPLITS[image["split"]],
             filename=image["filename"],
             filepath=image.get("filepath", ""),
-            image_id=int(image.get("cocoid", image["imgid"])),
+            image_id=int(image["cocoid"] if "cocoid" in image else image["imgid"]),
             captions=[raw for raw, _ in captions],
-            caption_ids=[key for _, key in captions],
+            caption_ids=[sentid for _, sentid in captions],
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(
@@ -173,9 +180,18 @@ def _by_split(entries: Iterable[Entry]) -> dict[str, list[Entry]]:
     return {split: group for split, group in groups.items() if group}
 
 
+def _sound_images(data_dir: Path, entries: Sequence[Entry], max_broken_share: float, check: bool) -> dict[str, str]:
+    """filename -> path of the images that are there and, if `check`, not broken."""
+    found = _find_images(data_dir, entries)
+    missing = {entry.filename: "not found" for entry in entries if entry.filename not in found}
+    broken = find_broken_images(found.values()) if check else {}
+    check_broken_share(missing | broken, len(entries), max_broken_share)
+    return {filename: path for filename, path in found.items() if path not in broken}
+
+
 def _find_images(data_dir: Path, entries: Sequence[Entry]) -> dict[str, str]:
     """filename -> path of the images that are there; every folder is listed once, because a stat per file is slow."""
-    filepaths = sorted({entry.filepath for entry in entries})
+    filepaths = sorted({entry.filepath for entry in entries if entry.filepath})
     folders = dict.fromkeys([*_IMAGE_FOLDERS, *filepaths, *(f"images/{filepath}" for filepath in filepaths)])
     files: dict[str, str] = {}
     for folder in (data_dir / name for name in folders):
@@ -185,8 +201,8 @@ def _find_images(data_dir: Path, entries: Sequence[Entry]) -> dict[str, str]:
     if entries and not found:
         tried = ", ".join(repr(name) for name in folders if name)
         raise FileNotFoundError(
-            f"none of the {len(entries):,} images (first: {entries[0].filename}) is in data_dir={str(data_dir)!r} or its "
-            f"folders {tried}: put the images there or give precomputed features"
+            f"none of the {len(entries):,} images (first: {entries[0].filename}) is in data_dir={str(data_dir)!r} or "
+            f"its folders {tried}: put the images there or give precomputed features"
         )
     return found
 
@@ -198,8 +214,9 @@ def _with_images(entries: Sequence[Entry], files: dict[str, str]) -> Dataset:
         CAPTIONS: [entry.captions for entry in entries],
         CAPTION_IDS: [entry.caption_ids for entry in entries],
     }
-    types = {IMAGE: Image(), IMAGE_ID: Value("int64"), CAPTIONS: List(Value("string")), CAPTION_IDS: List(Value("int64"))}
-    return Dataset.from_dict(columns, features=Features(types))
+    ids, texts = List(Value("int64")), List(Value("string"))
+    types = Features({IMAGE: Image(), IMAGE_ID: Value("int64"), CAPTIONS: texts, CAPTION_IDS: ids})
+    return Dataset.from_dict(columns, features=types)
 
 
 def _with_features(entries: Sequence[Entry], features: str | Path, num_rows: int, split_file: Path) -> Dataset:
@@ -220,17 +237,34 @@ def _with_features(entries: Sequence[Entry], features: str | Path, num_rows: int
     )
 
 
-def report_official_sizes(name: str, splits: dict[str, Dataset], *, restval: bool = True) -> None:
+def report_official_sizes(name: str, captions_per_image: dict[str, list[int]], *, restval: bool = True) -> None:
     """One warning line for every split whose number of images or captions is not the official one."""
     official = dict(OFFICIAL_IMAGES[name])
     if name == "coco" and not restval:
         official["train"] = COCO_TRAIN_WITHOUT_RESTVAL
     for split, images in official.items():
-        captions = splits[split][CAPTIONS] if split in splits else []
-        pairs = [("images", len(captions), images)]
-        pairs += [("captions", sum(map(len, captions)), images * CAPTIONS_PER_IMAGE)]
-        for what, number, expected in pairs:
-            if number != expected:
-                text = f"{name}: split {split} has {number:,} {what}, official {expected:,}"
-                logger.warning("%s: numbers on it are not comparable", text)
-                break  # the captions follow from the images
+        counts = captions_per_image.get(split, [])
+        text = f"{name}: split {split} has"
+        if len(counts) != images:
+            text += f" {len(counts):,} images, official {images:,}"
+        elif sum(counts) != images * CAPTIONS_PER_IMAGE:
+            text += f" {sum(counts):,} captions, official {images * CAPTIONS_PER_IMAGE:,}"
+        else:
+            continue
+        logger.warning("%s: numbers on it are not comparable", text)
+
+
+def load_from_hub(
+    name: str, revision: str | None = None, data_dir: str | Path | None = None, **options: Any
+) -> DatasetDict | IterableDatasetDict:
+    """The Hub data set `name`, or the copy there of "coco", "flickr30k" or "flickr8k", in its own columns."""
+    hub_name, hub_revision = HUB_DATASETS.get(name, (name, None))
+    options |= {"revision": revision or hub_revision, "data_dir": data_dir and str(data_dir)}
+    try:
+        return load_dataset(hub_name, **options)
+    except Exception as error:  # network, Hub client and builders raise many types; the remedy is the same
+        remedy = "check the name and the connection, or give the path of a local copy"
+        if name in HUB_DATASETS:
+            remedy = "give --data_dir DIR with the images and the Karpathy JSON"
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise FileNotFoundError(f"cannot load {hub_name!r} from the Hub ({reason}): {remedy}") from error

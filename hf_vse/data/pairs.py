@@ -1,15 +1,17 @@
 """What training reads: a data set of images with captions, seen as pairs.
 
-A pair is asked for by `(row, caption, draw)`. The sampler chooses all three, so everything random about a pair, its crop
-and its dropped words included, follows from the integer `draw`: workers are pure functions, and a resumed run sees what
-an uninterrupted one would have seen.
+A pair is asked for by `(row, caption, draw)`. The sampler chooses all three, so everything random about a pair, its
+crop and its dropped words included, follows from the integer `draw`: workers are pure functions, and a resumed run
+sees what an uninterrupted one would have seen.
 """
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-from datasets import Dataset, Image
+from datasets import Dataset, Image, IterableDataset
 from torch.utils.data import Dataset as TorchDataset
+from torch.utils.data import IterableDataset as TorchIterableDataset
 
 from hf_vse.data.schema import CAPTIONS, IMAGE, IMAGE_FEATURES, IMAGE_ID
 
@@ -20,6 +22,13 @@ class Pair(NamedTuple):
     row: int
     caption: int
     draw: int
+
+
+def undecoded_images(dataset: Dataset) -> Dataset:
+    """The image column alone: files as they are, so that a broken one is met where it can be counted, or arrays."""
+    if IMAGE_FEATURES in dataset.column_names:
+        return dataset.select_columns([IMAGE_FEATURES]).with_format("numpy")
+    return dataset.select_columns([IMAGE]).cast_column(IMAGE, Image(decode=False)).with_format(None)
 
 
 class PairDataset(TorchDataset):
@@ -42,11 +51,7 @@ class PairDataset(TorchDataset):
         self.source = source
         self.captions: list[list[str]] = dataset.with_format(None)[CAPTIONS][:]
         self.image_ids = np.asarray(dataset.with_format(None)[IMAGE_ID][:], dtype=np.int64)
-        images = dataset.select_columns([source])
-        if source == IMAGE:
-            self.images = images.cast_column(IMAGE, Image(decode=False))
-        else:
-            self.images = images.with_format("numpy")
+        self.images = undecoded_images(dataset)
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -69,3 +74,28 @@ class PairDataset(TorchDataset):
             IMAGE_ID: int(self.image_ids[row]),
             "draw": int(draw),
         }
+
+
+class StreamedPairs(TorchIterableDataset):
+    """Pairs of a streamed split: every image once an epoch with one of its captions, in the order of the stream.
+
+    Args:
+        dataset: a streamed split as `load_pairs` returns it.
+        seed, buffer_size: of the shuffling.
+    """
+
+    def __init__(self, dataset: IterableDataset, seed: int = 0, buffer_size: int = 1000):
+        source = IMAGE_FEATURES if IMAGE_FEATURES in (dataset.column_names or []) else IMAGE
+        self.rows = dataset.cast_column(IMAGE, Image(decode=False)) if source == IMAGE else dataset
+        self.rows = self.rows.shuffle(seed=seed, buffer_size=buffer_size)
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+        self.rows.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        rng = np.random.default_rng((self.seed, self.epoch))
+        for row in self.rows:
+            yield row | {"draw": int(rng.integers(2**31))}

@@ -1,8 +1,8 @@
 """Batches in which no image occurs twice.
 
-Five captions of an image in one batch make four false negatives each. The captions of every image are therefore spread
-evenly over the epoch, and a pair whose image is already in the batch waits for the next one. Every caption comes once an
-epoch. The batch is the global one: it is cut into one piece for each process.
+Five captions of an image in one batch make four false negatives each. The captions of every image are therefore
+spread evenly over the epoch, and a pair whose image is already in the batch waits for the next one. Every caption
+comes once an epoch. The batch is the global one: it is cut into one piece for each process.
 """
 
 from collections import deque
@@ -32,31 +32,25 @@ def spread_order(caption_counts: np.ndarray, rng: np.random.Generator) -> tuple[
 def unique_batches(rows: np.ndarray, batch_size: int) -> Iterator[list[int]]:
     """Cuts a sequence of pairs into batches of different rows; yields positions in the sequence.
 
-    A pair that has to wait is the first of the next batch. What cannot be placed without a repetition is put into the
-    last batches all the same, so that the number of batches is always `ceil(pairs / batch_size)`.
+    A pair that has to wait is the first of the next batch. What is left at the end and cannot be placed without a
+    repetition is placed all the same, so that there are always `ceil(pairs / batch_size)` batches.
     """
-    waiting: deque[int] = deque()
-    upcoming = iter(range(len(rows)))
-    left = len(rows)
-    while left:
+    of_image = rows.tolist()
+    queue = deque(range(len(of_image)))
+    while queue:
         batch: list[int] = []
         present: set[int] = set()
-        again: list[int] = []
-        size = min(batch_size, left)
-        while len(batch) < size:
-            position = waiting.popleft() if waiting else next(upcoming, None)
-            if position is None:
-                batch += again[: size - len(batch)]
-                again = again[size - len(batch) :] if len(batch) < size else [p for p in again if p not in set(batch)]
-                break
-            if rows[position] in present:
-                again.append(position)
+        waiting: list[int] = []
+        while queue and len(batch) < batch_size:
+            position = queue.popleft()
+            if of_image[position] in present:
+                waiting.append(position)
             else:
-                present.add(int(rows[position]))
+                present.add(of_image[position])
                 batch.append(position)
-        waiting.extendleft(reversed(again))
-        left -= len(batch)
-        yield batch
+        missing = batch_size - len(batch)
+        queue.extendleft(reversed(waiting[missing:]))
+        yield batch + waiting[:missing]
 
 
 class PairBatchSampler:

@@ -1,17 +1,18 @@
 """The one shape every source is brought to: a row is an image with all its captions.
 
-| column         | type                                | meaning                                                       |
-|----------------|-------------------------------------|---------------------------------------------------------------|
-| `image`        | `datasets.Image`                    | the photograph, decoded lazily                                |
-| `image_features` | list of floats `(dim,)` or `(regions, dim)` | takes the place of `image` where features were precomputed |
-| `image_id`     | int64                               | identity of the image: two pairs with one id are no negatives |
-| `captions`     | list of strings                     | every caption of the image, at least one                      |
-| `caption_ids`  | list of int64                       | identity of each caption, in the order of `captions`          |
+| column           | type                            | meaning                                                |
+|------------------|---------------------------------|--------------------------------------------------------|
+| `image`          | `datasets.Image`                | the photograph, decoded lazily                         |
+| `image_features` | `(dim,)` or `(regions, dim)`    | takes the place of `image` where they were precomputed |
+| `image_id`       | int64                           | pairs with equal ids are no negatives of each other    |
+| `captions`       | list of strings                 | every caption of the image, at least one               |
+| `caption_ids`    | list of int64                   | identity of each caption, in the order of `captions`   |
 
 The correspondence between captions and images is data (`text_to_image`), never the arithmetic `j // 5`.
 """
 
 from collections.abc import Sequence
+from hashlib import sha256
 from itertools import chain
 
 import numpy as np
@@ -34,3 +35,11 @@ def flatten_captions(captions: Sequence[Sequence[str]]) -> tuple[list[str], np.n
     """
     counts = [len(of_image) for of_image in captions]
     return list(chain.from_iterable(captions)), np.repeat(np.arange(len(counts)), counts)
+
+
+def fingerprint(image_ids: Sequence[int], captions: Sequence[Sequence[str]]) -> str:
+    """Sixteen hexadecimal digits that tell whether two evaluations saw the same images and captions in one order."""
+    digest = sha256()
+    for image_id, of_image in zip(image_ids, captions, strict=True):
+        digest.update(repr((int(image_id), list(of_image))).encode())
+    return digest.hexdigest()[:16]

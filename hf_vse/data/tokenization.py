@@ -1,7 +1,7 @@
 """A word-level tokenizer for the recurrent text tower, trained on the training captions and on nothing else.
 
-Captions are lower-cased and split into words and punctuation; a word counts from `min_count` occurrences on (VSE++ uses
-four); a sentence reads `<start> ... <end>`. The vocabulary is `tokenizers` JSON, never a pickle.
+Captions are lower-cased and split into words and punctuation; a word counts from `min_count` occurrences on (VSE++
+uses four); a sentence reads `<start> ... <end>`. The vocabulary is `tokenizers` JSON, never a pickle.
 """
 
 from collections.abc import Iterable

@@ -121,7 +121,7 @@ def fold_metrics(
     texts = as_matrix("text_embeds", text_embeds)
     owner = torch.as_tensor(text_to_image, dtype=torch.int64)
     if len(images) % fold_size:
-        raise ValueError(f"{len(images)} images cannot be cut into folds of {fold_size}; the COCO test split has 5,000")
+        raise ValueError(f"{len(images)} images cannot be cut into folds of {fold_size}; COCO test has 5,000")
     folds = []
     for first in range(0, len(images), fold_size):
         inside = (owner >= first) & (owner < first + fold_size)

@@ -3,13 +3,19 @@
 A setting stands here if it changes what the weights mean. How training is executed stands in `VSETrainingArguments`.
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from transformers import AutoConfig, PreTrainedConfig
 
 LossType = Literal["nce", "hardnce", "hardnce_smooth", "hinge_sum", "hinge_max", "clip", "siglip"]
 PoolingType = Literal["mean", "max", "last", "cls", "gpo", "pooler"]
 ProjectionType = Literal["linear", "mlp"]
+CHOICES = {
+    "loss_type": LossType,
+    "vision_pooling": PoolingType,
+    "text_pooling": PoolingType,
+    "projection_type": ProjectionType,
+}
 
 GRU_MODEL_TYPE = "vse_gru_text"
 FEATURES_MODEL_TYPE = "vse_features"
@@ -109,6 +115,9 @@ class VSEConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         self.vision_config = tower_config("vision_config", self.vision_config, default="resnet")
         self.text_config = tower_config("text_config", self.text_config, default=GRU_MODEL_TYPE)
+        for name, literal in CHOICES.items():
+            if getattr(self, name) not in get_args(literal):
+                raise ValueError(f"{name} must be one of {', '.join(get_args(literal))}, got {getattr(self, name)!r}")
         if self.temperature <= 0:
             raise ValueError(f"temperature must be positive, got {self.temperature}; the paper uses 0.1")
         if self.margin < 0:

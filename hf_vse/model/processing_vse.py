@@ -4,10 +4,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from transformers import BatchFeature, ImageProcessingMixin, ProcessorMixin
+from transformers import BatchFeature, ProcessorMixin
+from transformers.image_processing_utils import BaseImageProcessor
 
 
-class VSEFeatureProcessor(ImageProcessingMixin):
+class VSEFeatureProcessor(BaseImageProcessor):
     """The image processor of a model of precomputed features: it stacks them and pads sets of regions."""
 
     model_input_names = ["image_features"]

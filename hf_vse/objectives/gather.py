@@ -1,9 +1,9 @@
 """Negatives from all processes, with exact gradients.
 
 Every process holds its own pairs and compares them with the candidates of all: local rows, global columns. Nothing of
-size global x global exists, and the gradient of a candidate finds its way home: the backward pass of the gather adds up
-what all processes ask of a row and hands it to its owner. With the scale below, the mean that data-parallel training
-takes of the gradients is the gradient of one process on the whole batch.
+size global x global exists, and the gradient of a candidate finds its way home: the backward pass of the gather adds
+up what all processes ask of a row and hands it to its owner. With the scale below, the mean that data-parallel
+training takes of the gradients is the gradient of one process on the whole batch.
 """
 
 import torch

@@ -1,0 +1,95 @@
+"""From a list of pairs to the tensors of one batch.
+
+Here images are decoded, augmented and processed, captions tokenized, and images that cannot be read are left out of
+the batch and counted, so that a long run neither dies of one of them nor trains on nothing.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from hf_vse.data.images import BrokenImageError, BrokenImages, decode_image
+from hf_vse.data.schema import CAPTIONS, IMAGE, IMAGE_FEATURES, IMAGE_ID
+from hf_vse.data.transforms import Augmentation, input_size
+from hf_vse.model.processing_vse import VSEProcessor
+
+
+class VSECollator:
+    """Makes model inputs of pairs, or of rows as `load_pairs` returns them.
+
+    Args:
+        processor: image processor and tokenizer.
+        augmentation: of training images; None treats them as in evaluation.
+        word_dropout: share of words that become the unknown word, or the mask where the tokenizer has one.
+        max_broken_share: more unreadable images than this share stop the run with an error.
+    """
+
+    def __init__(
+        self,
+        processor: VSEProcessor,
+        augmentation: Augmentation | None = None,
+        word_dropout: float = 0.0,
+        max_broken_share: float = 0.01,
+    ):
+        self.processor = processor
+        self.augmentation = augmentation
+        self.word_dropout = word_dropout
+        self.broken = BrokenImages(max_broken_share)
+
+    def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """Items with `image` or `image_features`, `caption` (or `captions`, of which one is taken), and optionally
+        `image_id` and `draw`, the seed of augmentation and word dropout.
+
+        Returns:
+            `pixel_values` or `image_features` (and `image_mask`), `input_ids`, `attention_mask`, `image_ids`.
+        """
+        source = IMAGE_FEATURES if IMAGE_FEATURES in items[0] else IMAGE
+        draws = [np.random.default_rng(item.get("draw", 0)) for item in items]
+        images = [self.read(item[source]) if source == IMAGE else item[source] for item in items]
+        kept = [place for place, image in enumerate(images) if image is not None]
+        if not kept:
+            raise BrokenImageError(f"none of the {len(items)} images of a batch can be read; see the warnings above")
+        batch = dict(self.image_inputs([images[place] for place in kept], [draws[place] for place in kept]))
+        batch |= self.text_inputs([caption_of(items[place]) for place in kept], [draws[place] for place in kept])
+        if IMAGE_ID in items[0]:
+            batch["image_ids"] = torch.tensor([items[place][IMAGE_ID] for place in kept])
+        return batch
+
+    def read(self, value: Any) -> Any:
+        """The decoded image, or None, counted, where it is broken."""
+        try:
+            image = decode_image(value)
+        except BrokenImageError as error:
+            self.broken.seen_broken(error)
+            return None
+        self.broken.seen_good()
+        return image
+
+    def image_inputs(self, images: list, rngs: list[np.random.Generator]) -> Mapping[str, torch.Tensor]:
+        if self.augmentation is None or not self.processor.from_pixels:
+            return self.processor(images=images)
+        size = input_size(self.processor.image_processor)
+        changed = [self.augmentation(image, size, rng) for image, rng in zip(images, rngs, strict=True)]
+        framing = {"do_resize": False, "do_center_crop": False} if self.augmentation.crops else {}
+        return self.processor.image_processor(changed, return_tensors="pt", **framing)
+
+    def text_inputs(self, captions: list[str], rngs: list[np.random.Generator]) -> dict[str, torch.Tensor]:
+        tokens = dict(self.processor(text=captions))
+        if self.word_dropout:
+            tokenizer = self.processor.tokenizer
+            hidden = tokenizer.unk_token_id if tokenizer.mask_token_id is None else tokenizer.mask_token_id
+            special = torch.isin(tokens["input_ids"], torch.tensor(tokenizer.all_special_ids))
+            chance = np.stack([rng.random(tokens["input_ids"].shape[1]) for rng in rngs])
+            dropped = torch.from_numpy(chance < self.word_dropout) & ~special
+            tokens["input_ids"] = tokens["input_ids"].masked_fill(dropped, hidden)
+        return tokens
+
+
+def caption_of(item: Mapping[str, Any]) -> str:
+    """The caption of a pair; of a row with several, the one its `draw` chooses, without one the first."""
+    if "caption" in item:
+        return item["caption"]
+    captions = item[CAPTIONS]
+    return captions[item.get("draw", 0) % len(captions)]

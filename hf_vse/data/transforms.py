@@ -1,0 +1,68 @@
+"""Training augmentation without torchvision: a random part of the photograph, perhaps mirrored.
+
+After Szegedy et al. (arXiv 1409.4842), as VSE++ and the paper use it. Scaling to numbers and normalisation are left to
+the image processor, which is the same in training and in evaluation.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import PIL.Image
+from transformers import ImageProcessingMixin
+
+ASPECT_RATIOS = (3 / 4, 4 / 3)
+ATTEMPTS = 10
+
+
+def input_size(image_processor: ImageProcessingMixin) -> tuple[int, int]:
+    """Height and width of what the processor gives to the model."""
+    settings = image_processor.to_dict()
+    size = settings.get("crop_size") if settings.get("do_center_crop") else settings.get("size")
+    size = dict(size or {})
+    if "height" in size and "width" in size:
+        return size["height"], size["width"]
+    if "shortest_edge" in size:
+        return size["shortest_edge"], size["shortest_edge"]
+    raise ValueError(f"the image processor has no fixed input size: {settings.get('size')}; set height and width")
+
+
+def random_box(
+    width: int, height: int, min_scale: float, rng: np.random.Generator
+) -> tuple[float, float, float, float]:
+    """Left, top, right, bottom of a part with at least `min_scale` of the area; the whole if none fits."""
+    low, high = (math.log(ratio) for ratio in ASPECT_RATIOS)
+    for _ in range(ATTEMPTS):
+        area = width * height * rng.uniform(min_scale, 1.0)
+        ratio = math.exp(rng.uniform(low, high))
+        box_width, box_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < box_width <= width and 0 < box_height <= height:
+            left, top = rng.integers(width - box_width + 1), rng.integers(height - box_height + 1)
+            return left, top, left + box_width, top + box_height
+    return 0, 0, width, height
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What happens to a training image before the image processor.
+
+    Args:
+        min_scale: smallest share of the area that a random crop keeps; 1.0 leaves the framing to the image processor.
+        mirror: turn every second image left to right. Wrong where captions say left and right.
+    """
+
+    min_scale: float = 0.08
+    mirror: bool = True
+
+    @property
+    def crops(self) -> bool:
+        return self.min_scale < 1.0
+
+    def __call__(self, image: PIL.Image.Image, size: tuple[int, int], rng: np.random.Generator) -> PIL.Image.Image:
+        """Args: an RGB image; `size`, height and width of the result where it crops; the source of randomness."""
+        if self.crops:
+            box = random_box(*image.size, self.min_scale, rng)
+            image = image.resize((size[1], size[0]), PIL.Image.Resampling.BICUBIC, box=box)
+        if self.mirror and rng.random() < 0.5:
+            image = image.transpose(PIL.Image.Transpose.FLIP_LEFT_RIGHT)
+        return image

@@ -1,0 +1,161 @@
+"""A model and a data set -> embeddings -> metrics.
+
+Every image is encoded once, however many captions it has, and sentences are encoded in the order of their length. With
+several processes each one encodes its share. An image that cannot be read is left out with its captions, and counted.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather
+from datasets import Dataset
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from hf_vse.data.collator import VSECollator
+from hf_vse.data.pairs import undecoded_images
+from hf_vse.data.schema import CAPTIONS, flatten_captions
+from hf_vse.evaluation.metrics import fold_metrics, retrieval_metrics
+from hf_vse.model.modeling_vse import VSEModel
+from hf_vse.model.processing_vse import VSEProcessor
+
+UNREAD = float("inf")  # fills the row of an image that cannot be read; a diverged model gives NaN, never this
+
+
+class PairEmbeddings(NamedTuple):
+    """Unit vectors of a split and their correspondence.
+
+    `image_embeds (images, dim)`, `text_embeds (texts, dim)`, `text_to_image (texts,)` rows of `image_embeds`,
+    `image_rows (images,)` rows of the data set, `broken` images left out.
+    """
+
+    image_embeds: Tensor
+    text_embeds: Tensor
+    text_to_image: Tensor
+    image_rows: Tensor
+    broken: int
+
+
+def gather_shares(share: Tensor, total: int) -> Tensor:
+    """Puts together what the processes hold of `total` rows, where process r of W holds rows r, r + W, ..."""
+    state = PartialState()
+    if state.num_processes == 1:
+        return share
+    padded = share.new_full((-(-total // state.num_processes), share.shape[1]), UNREAD)
+    padded[: len(share)] = share
+    shares = gather(padded.to(state.device)).cpu().view(state.num_processes, *padded.shape)
+    return shares.transpose(0, 1).reshape(-1, share.shape[1])[:total]
+
+
+@torch.no_grad()
+def encode_images(
+    model: VSEModel, processor: VSEProcessor, images: Dataset, batch_size: int, num_workers: int, progress: bool
+) -> Tensor:
+    """Unit vectors of the images, (images, dim) float32 on the CPU; `UNREAD` where one cannot be read."""
+    reader = VSECollator(processor, max_broken_share=1.0)
+
+    def collate(rows: list[dict]) -> tuple[list[bool], dict[str, Tensor]]:
+        values = [next(iter(row.values())) for row in rows]
+        decoded = [reader.read(value) for value in values] if processor.from_pixels else values
+        readable = [image for image in decoded if image is not None]
+        return [image is not None for image in decoded], dict(processor(images=readable)) if readable else {}
+
+    embeds = torch.full((len(images), model.config.projection_dim), UNREAD)
+    loader = DataLoader(images, batch_size=batch_size, collate_fn=collate, num_workers=num_workers)
+    first = 0
+    for readable, inputs in tqdm(loader, "encoding images", leave=False, disable=not progress):
+        rows = torch.arange(first, first + len(readable))[torch.tensor(readable)]
+        first += len(readable)
+        if inputs:
+            embeds[rows] = model(**to_device(inputs, model)).image_embeds.float().cpu()
+    return embeds
+
+
+@torch.no_grad()
+def encode_texts(
+    model: VSEModel, processor: VSEProcessor, texts: Sequence[str], batch_size: int, progress: bool
+) -> Tensor:
+    """Unit vectors of the sentences, (texts, dim) float32 on the CPU, encoded shortest first."""
+    embeds = torch.empty(len(texts), model.config.projection_dim)
+    by_length = sorted(range(len(texts)), key=lambda place: len(texts[place]))
+    for places in tqdm(list(batches_of(by_length, batch_size)), "encoding texts", leave=False, disable=not progress):
+        inputs = processor(text=[texts[place] for place in places])
+        embeds[places] = model(**to_device(inputs, model)).text_embeds.float().cpu()
+    return embeds
+
+
+def batches_of(places: list[int], batch_size: int) -> Iterator[list[int]]:
+    return (places[start : start + batch_size] for start in range(0, len(places), batch_size))
+
+
+def to_device(inputs: dict[str, Tensor], model: VSEModel) -> dict[str, Tensor]:
+    return {name: tensor.to(model.device) for name, tensor in inputs.items()}
+
+
+def embed_pairs(
+    model: VSEModel,
+    processor: VSEProcessor,
+    dataset: Dataset,
+    *,
+    batch_size: int = 128,
+    num_workers: int = 0,
+    progress: bool = True,
+) -> PairEmbeddings:
+    """Embeds a split as `load_pairs` returns it, on all processes together; every process gets the whole result."""
+    state = PartialState()
+    rank, world = state.process_index, state.num_processes
+    progress = progress and state.is_main_process
+    was_training = model.training
+    model.eval()
+    images = undecoded_images(dataset)
+    share = images.select(range(rank, len(images), world))
+    image_embeds = gather_shares(
+        encode_images(model, processor, share, batch_size, num_workers, progress), len(images)
+    )
+    texts, text_to_image = flatten_captions(dataset.with_format(None)[CAPTIONS][:])
+    text_embeds = gather_shares(encode_texts(model, processor, texts[rank::world], batch_size, progress), len(texts))
+    model.train(was_training)
+    readable = ~image_embeds.isinf().all(dim=1)
+    owner = torch.from_numpy(text_to_image)
+    place = readable.cumsum(0) - 1
+    kept = readable[owner]
+    return PairEmbeddings(
+        image_embeds[readable], text_embeds[kept], place[owner[kept]], readable.nonzero()[:, 0], int((~readable).sum())
+    )
+
+
+def evaluate_retrieval(
+    model: VSEModel,
+    processor: VSEProcessor,
+    dataset: Dataset,
+    *,
+    fold_size: int | None = None,
+    batch_size: int = 128,
+    num_workers: int = 0,
+    progress: bool = True,
+) -> dict[str, float]:
+    """Image-to-text and text-to-image retrieval of a model on one split.
+
+    Args:
+        dataset: a split as `load_pairs` returns it.
+        fold_size: mean over consecutive folds of so many images (COCO 1K: 1,000) instead of the whole split.
+        batch_size: images or sentences encoded at once.
+
+    Returns:
+        The metrics of `retrieval_metrics`, and the numbers of `images`, `texts` and `broken_images` left out.
+    """
+    pairs = embed_pairs(
+        model, processor, dataset, batch_size=batch_size, num_workers=num_workers, progress=progress
+    )
+    if not len(pairs.image_embeds):
+        raise ValueError(f"none of the {pairs.broken} images can be read; check the data directory")
+    correspondence = pairs.image_embeds, pairs.text_embeds, pairs.text_to_image
+    metrics = retrieval_metrics(*correspondence) if fold_size is None else fold_metrics(*correspondence, fold_size)
+    return metrics | {
+        "images": len(pairs.image_embeds),
+        "texts": len(pairs.text_embeds),
+        "broken_images": pairs.broken,
+    }

@@ -1,0 +1,78 @@
+"""How training is executed. What the weights mean stands in `VSEConfig`."""
+
+from dataclasses import dataclass, field
+
+import torch
+from transformers import TrainingArguments
+
+from hf_vse.data.transforms import Augmentation
+from hf_vse.model.losses_vse import objective
+
+
+@dataclass
+class VSETrainingArguments(TrainingArguments):
+    """`transformers.TrainingArguments` with the settings of cross-modal training.
+
+    The defaults are those of the paper (Adam at 2e-4, gradients clipped at 2, 30 epochs) and of honest model
+    selection: recall on the validation split after every epoch, the checkpoint with the best `rsum` kept.
+    """
+
+    per_device_train_batch_size: int = field(default=128, metadata={"help": "Pairs of one process in a batch."})
+    per_device_eval_batch_size: int = field(default=128, metadata={"help": "Images or sentences encoded at once."})
+    num_train_epochs: float = field(default=30.0, metadata={"help": "Passes over all captions."})
+    learning_rate: float = field(default=2e-4, metadata={"help": "Initial learning rate."})
+    max_grad_norm: float = field(default=2.0, metadata={"help": "Gradients are clipped to this norm."})
+    logging_steps: float = field(default=10, metadata={"help": "Steps between two log lines."})
+    eval_strategy: str = field(default="epoch", metadata={"help": "When to measure recall on the validation split."})
+    save_strategy: str = field(default="epoch", metadata={"help": "When to write a checkpoint."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept, the best one among them."})
+    load_best_model_at_end: bool = field(default=True, metadata={"help": "End with the best checkpoint."})
+    metric_for_best_model: str | None = field(default="rsum", metadata={"help": "What makes a checkpoint the best."})
+    greater_is_better: bool | None = field(default=True, metadata={"help": "Whether more of it is better."})
+    remove_unused_columns: bool | None = False
+    ddp_find_unused_parameters: bool | None = False
+
+    gather_negatives: bool = field(default=True, metadata={"help": "Contrast with the candidates of all processes."})
+    unique_images: bool = field(default=True, metadata={"help": "Batches in which no image occurs twice."})
+    mask_same_image: bool = field(default=True, metadata={"help": "Other captions of an image are no negatives."})
+    hard_negative_warmup_epochs: float = field(
+        default=0.0, metadata={"help": "Epochs on hard_negative_warmup_loss before a hardest-negative objective."}
+    )
+    hard_negative_warmup_loss: str = field(default="nce", metadata={"help": "Objective of these epochs."})
+    freeze_image_tower: bool = field(default=False, metadata={"help": "Train everything but the image tower."})
+    freeze_text_tower: bool = field(default=False, metadata={"help": "Train everything but the text tower."})
+    freeze_batchnorm: bool = field(
+        default=False, metadata={"help": "Keep statistics and weights of all batch normalisations."}
+    )
+    image_tower_learning_rate: float | None = field(default=None, metadata={"help": "Default: learning_rate."})
+    text_tower_learning_rate: float | None = field(default=None, metadata={"help": "Default: learning_rate."})
+    word_dropout: float = field(default=0.0, metadata={"help": "Share of words hidden in training."})
+    crop_min_scale: float = field(
+        default=0.08, metadata={"help": "Smallest share of an image that a random crop keeps; 1 for no random crop."}
+    )
+    mirror_images: bool = field(
+        default=True, metadata={"help": "Mirror every second image; wrong where captions say left and right."}
+    )
+    max_broken_share: float = field(default=0.01, metadata={"help": "Stop where more images cannot be read."})
+    collapse_patience: int = field(default=5, metadata={"help": "Log lines of collapse before the alarm."})
+
+    def __post_init__(self):
+        if not torch.accelerator.is_available():
+            self.use_cpu = True
+            self.dataloader_pin_memory = False
+        if self.eval_strategy == "no":
+            self.load_best_model_at_end = False
+        # Batches may differ in length, and every process decodes its own images.
+        self.accelerator_config = {"even_batches": False, "dispatch_batches": False} | (self.accelerator_config or {})
+        objective(self.hard_negative_warmup_loss)
+        for name in ("word_dropout", "crop_min_scale", "max_broken_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is a share between 0 and 1, got {getattr(self, name)}")
+        super().__post_init__()
+
+    @property
+    def augmentation(self) -> Augmentation | None:
+        """What training images go through, None where that is nothing."""
+        if self.crop_min_scale >= 1 and not self.mirror_images:
+            return None
+        return Augmentation(self.crop_min_scale, self.mirror_images)

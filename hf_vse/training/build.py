@@ -1,0 +1,129 @@
+"""Data, processor and model from a recipe."""
+
+import logging
+from collections.abc import Iterable
+from itertools import chain, islice
+
+import numpy as np
+from accelerate import PartialState
+from datasets import Dataset, DatasetDict, IterableDataset
+from transformers import AutoImageProcessor, AutoTokenizer, CLIPImageProcessorPil, PreTrainedTokenizerBase
+
+from hf_vse.data.schema import CAPTIONS, IMAGE_FEATURES
+from hf_vse.data.sources import load_pairs
+from hf_vse.data.tokenization import train_word_tokenizer
+from hf_vse.model.configuration_vse import FEATURES_MODEL_TYPE, GRU_MODEL_TYPE, VSEConfig
+from hf_vse.model.modeling_vse import VSEModel
+from hf_vse.model.processing_vse import VSEFeatureProcessor, VSEProcessor
+from hf_vse.training.recipe import DataArguments, ModelArguments
+
+logger = logging.getLogger(__name__)
+
+IMAGENET_MEAN = [0.485, 0.456, 0.406]
+IMAGENET_STD = [0.229, 0.224, 0.225]
+BILINEAR = 2
+STREAMED_CAPTIONS = 100_000
+
+
+def load_splits(data: DataArguments, max_broken_share: float, seed: int) -> dict[str, Dataset | IterableDataset]:
+    """The splits of a recipe; a validation split is held out where the data has none.
+
+    Only the training split is streamed; the others are small and read again and again.
+    """
+    with PartialState().local_main_process_first():
+        splits = dict(load_pairs(data.dataset, max_broken_share=max_broken_share, **data.load_options))
+    if "train" not in splits:
+        raise ValueError(f"{data.dataset} has the splits {', '.join(splits)}, but no 'train' to learn from")
+    if data.streaming:
+        return {name: split if name == "train" else Dataset.from_list(list(split)) for name, split in splits.items()}
+    if "validation" not in splits and data.validation_share > 0:
+        parts: DatasetDict = splits["train"].train_test_split(test_size=data.validation_share, seed=seed)
+        splits |= {"train": parts["train"], "validation": parts["test"]}
+        logger.info(
+            "%s has no validation split: %d of its %d images are held out (validation_share=%g)",
+            data.dataset, len(parts["test"]), len(parts["train"]) + len(parts["test"]), data.validation_share,
+        )  # fmt: skip
+    return splits
+
+
+def training_captions(train: Dataset | IterableDataset) -> Iterable[str]:
+    """The captions of the training split, of a stream the first ones."""
+    if isinstance(train, IterableDataset):
+        captions = chain.from_iterable(row[CAPTIONS] for row in train.select_columns([CAPTIONS]))
+        return list(islice(captions, STREAMED_CAPTIONS))
+    return list(chain.from_iterable(train.with_format(None)[CAPTIONS][:]))
+
+
+def has_features(split: Dataset | IterableDataset) -> bool:
+    return IMAGE_FEATURES in (split.column_names or [])
+
+
+def build_processor(model: ModelArguments, train: Dataset | IterableDataset) -> VSEProcessor:
+    """Image processor and tokenizer that fit the towers."""
+    if model.init_from is not None:
+        return VSEProcessor.from_pretrained(model.init_from)
+    captions = training_captions(train)
+    if model.text_tower is not None:
+        tokenizer = AutoTokenizer.from_pretrained(model.text_tower)
+    else:
+        tokenizer = train_word_tokenizer(captions, min_count=model.min_word_count)
+    tokenizer.model_max_length = min(model.max_length, tokenizer.model_max_length)
+    report_truncation(captions, tokenizer)
+    if has_features(train):
+        return VSEProcessor(VSEFeatureProcessor(), tokenizer)
+    if model.image_tower is not None and not model.image_tower.startswith("timm/"):
+        return VSEProcessor(AutoImageProcessor.from_pretrained(model.image_tower), tokenizer)
+    return VSEProcessor(default_image_processor(model), tokenizer)
+
+
+def default_image_processor(model: ModelArguments) -> CLIPImageProcessorPil:
+    """Shorter side to `resize`, centre crop, ImageNet normalisation: the paper's evaluation transform."""
+    return CLIPImageProcessorPil(
+        size={"shortest_edge": model.resize},
+        crop_size={"height": model.crop, "width": model.crop},
+        resample=BILINEAR,
+        image_mean=model.image_mean or IMAGENET_MEAN,
+        image_std=model.image_std or IMAGENET_STD,
+    )
+
+
+def report_truncation(captions: list[str], tokenizer: PreTrainedTokenizerBase, sample: int = 5000) -> None:
+    """Says how many captions are longer than the text tower reads, instead of cutting them silently."""
+    some = captions[:: max(1, len(captions) // sample)]
+    lengths = [len(ids) for ids in tokenizer(some, truncation=False, verbose=False)["input_ids"]]
+    cut = sum(length > tokenizer.model_max_length for length in lengths)
+    if cut:
+        logger.warning(
+            "%.1f %% of the captions are longer than max_length=%d and will be cut (the longest has %d)",
+            100 * cut / len(lengths), tokenizer.model_max_length, max(lengths),
+        )  # fmt: skip
+
+
+def build_model(model: ModelArguments, processor: VSEProcessor, train: Dataset | IterableDataset) -> VSEModel:
+    """The dual encoder of a recipe, its towers pretrained where they are named."""
+    options = model.config_options
+    if model.init_from is not None:
+        return VSEModel.from_pretrained(model.init_from, **options)
+    if has_features(train):
+        image = {"model_type": FEATURES_MODEL_TYPE, "hidden_size": feature_size(train)}
+    else:
+        image = model.image_tower or model.vision_config
+    if image is None:
+        raise ValueError(
+            "the recipe names no image tower: give image_tower (a pretrained one, e.g. timm/resnet152.a1_in1k), "
+            "vision_config (fresh weights), or features (precomputed)"
+        )
+    text = model.text_tower or model.text_config or {}
+    if isinstance(text, dict):
+        dim = options.get("projection_dim", VSEConfig().projection_dim)
+        text = {"model_type": GRU_MODEL_TYPE} | text | {"vocab_size": len(processor.tokenizer)}
+        if text["model_type"] == GRU_MODEL_TYPE:
+            text = {"hidden_size": dim} | text
+    recurrent = isinstance(text, dict) and text["model_type"] == GRU_MODEL_TYPE
+    return VSEModel.from_towers(image, text, **{"text_pooling": "last" if recurrent else "mean"} | options)
+
+
+def feature_size(train: Dataset | IterableDataset) -> int:
+    """Length of one feature vector, whether an image has one or one for each region."""
+    features = next(iter(train))[IMAGE_FEATURES]
+    return np.asarray(features).shape[-1]

@@ -1,0 +1,61 @@
+"""The pictures a run leaves behind: curves, and what the model finds for some sentences."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+from hf_vse.data.images import decode_image
+from hf_vse.data.pairs import undecoded_images
+from hf_vse.data.schema import CAPTIONS, IMAGE, flatten_captions
+from hf_vse.evaluation.evaluator import PairEmbeddings
+from hf_vse.plots import plot_retrieval_grid, plot_training_curves
+
+logger = logging.getLogger(__name__)
+
+QUERIES = 6
+FOUND = 6
+
+
+def draw_pictures(
+    output_dir: Path, stages: list[dict[str, Any]], splits: dict[str, Any], embedded: dict[str, PairEmbeddings]
+) -> list[Path]:
+    """Draws what there is to draw; returns the files. Without matplotlib it says so and draws nothing."""
+    try:
+        pictures = [
+            plot_training_curves(stage["log"], output_dir / curve_name(stage, stages))
+            for stage in stages
+            if any("loss" in entry for entry in stage["log"])
+        ]
+        name = "test" if "test" in embedded else "validation"
+        if name in embedded and IMAGE in splits[name].column_names:
+            pictures.append(draw_retrieval(splits[name], embedded[name], output_dir / "retrieval.png"))
+    except ImportError as error:
+        logger.warning("no pictures: %s", error)
+        return []
+    return pictures
+
+
+def curve_name(stage: dict[str, Any], stages: list[dict[str, Any]]) -> str:
+    return "training_curves.png" if len(stages) == 1 else f"training_curves_{stage['name']}.png"
+
+
+def draw_retrieval(dataset: Dataset, pairs: PairEmbeddings, path: Path) -> Path:
+    """For some evenly spread sentences of a split the images that score best."""
+    texts, _ = flatten_captions([dataset.with_format(None)[row][CAPTIONS] for row in pairs.image_rows.tolist()])
+    queries = [place * len(texts) // QUERIES for place in range(QUERIES)]
+    scores = pairs.text_embeds[queries] @ pairs.image_embeds.T
+    best = scores.topk(min(FOUND, scores.shape[1]), dim=1)
+    files = undecoded_images(dataset)
+    return plot_retrieval_grid(
+        queries=[texts[query] for query in queries],
+        images=[
+            [decode_image(files[row][IMAGE]) for row in pairs.image_rows[found].tolist()] for found in best.indices
+        ],
+        correct=[
+            (found == pairs.text_to_image[query]).tolist() for query, found in zip(queries, best.indices, strict=True)
+        ],
+        scores=best.values.tolist(),
+        path=path,
+    )

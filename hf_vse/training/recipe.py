@@ -1,0 +1,253 @@
+"""A recipe: everything one run needs, in one flat YAML file, with `--field value` on the command line winning.
+
+A key is a field of `DataArguments`, `ModelArguments` or `VSETrainingArguments`. Under `stages` stands a list of
+overrides, trained one after the other, each from the weights of the one before: the paper's base stage without heads
+and its contrastive stage, or a frozen backbone and its fine-tuning. A key nobody knows is an error that names the
+nearest known one.
+"""
+
+import argparse
+import re
+from collections.abc import Sequence
+from dataclasses import Field, dataclass, field, fields, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hf_vse.training.arguments import VSETrainingArguments
+
+
+def setting(default: Any, text: str) -> Any:
+    """A dataclass field with its line of help."""
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class DataArguments:
+    """What to train on; the arguments of `load_pairs`."""
+
+    dataset: str = setting("scenes", "scenes, coco, flickr30k, flickr8k, precomp, imagefolder, parquet, or a Hub id.")
+    data_dir: str | None = setting(None, "Folder with the images and the captions file.")
+    split_file: str | None = setting(None, "Karpathy's split JSON, where it is not in data_dir.")
+    features: str | None = setting(None, "Array (npy, safetensors) that takes the place of the images.")
+    image_column: str | None = setting(None, "Column of the images, where its name does not tell.")
+    caption_column: str | None = setting(None, "Column of the captions, where its name does not tell.")
+    streaming: bool = setting(False, "Read the training split as a stream; needs max_steps.")
+    revision: str | None = setting(None, "Branch or commit of a Hub data set.")
+    check_images: bool = setting(True, "Look for broken files before the run.")
+    num_train: int | None = setting(None, "scenes: training images.")
+    num_eval: int | None = setting(None, "scenes: images of the validation and of the test split.")
+    difficulty: str | None = setting(None, "scenes: easy, medium or hard.")
+    image_size: int | None = setting(None, "scenes: pixels of a side.")
+    validation_share: float = setting(0.05, "Held out for validation where the data has no such split.")
+
+    @property
+    def load_options(self) -> dict[str, Any]:
+        """Keyword arguments of `load_pairs`."""
+        given = {item.name: getattr(self, item.name) for item in fields(self)}
+        return {name: value for name, value in given.items() if name not in ("dataset", "validation_share")}
+
+
+@dataclass(frozen=True)
+class ModelArguments:
+    """What to train: towers, pooling, projection, objective, and how images and words are prepared."""
+
+    init_from: str | None = setting(None, "Model folder or Hub id to start from; the fields given here override it.")
+    image_tower: str | None = setting(None, "Pretrained image tower, folder or Hub id; or give vision_config.")
+    text_tower: str | None = setting(None, "Pretrained text tower, folder or Hub id; or give text_config.")
+    vision_config: dict | None = setting(None, "Configuration of an image tower with fresh weights.")
+    text_config: dict | None = setting(None, "Configuration of a text tower; default: the paper's GRU.")
+    vision_pooling: str | None = setting(None, "mean, max, cls, gpo or pooler.")
+    text_pooling: str | None = setting(None, "mean, max, last, cls, gpo or pooler.")
+    vision_hidden_size: int | None = setting(None, "Size of the image tower's states, where it cannot be told.")
+    normalize_pooled: bool | None = setting(None, "Scale pooled image vectors to length one.")
+    projection_type: str | None = setting(None, "linear, or mlp for the paper's head.")
+    projection_dim: int | None = setting(None, "Dimension of the common space.")
+    loss_type: str | None = setting(None, "nce, hardnce, hardnce_smooth, hinge_sum, hinge_max, clip or siglip.")
+    temperature: float | None = setting(None, "Divisor of the similarities.")
+    margin: float | None = setting(None, "Margin of the hinge and hardest-negative objectives.")
+    logit_bias_init: float | None = setting(None, "Initial bias of siglip.")
+    min_word_count: int = setting(4, "Words that occur less often in the training captions are unknown.")
+    max_length: int = setting(64, "Words of a caption, start and end included; longer ones are cut.")
+    resize: int = setting(256, "Shorter side of an image before the crop.")
+    crop: int = setting(224, "Side of the square that the image tower sees.")
+    image_mean: list | None = setting(None, "Three numbers; default: those of ImageNet.")
+    image_std: list | None = setting(None, "Three numbers; default: those of ImageNet.")
+
+    @property
+    def config_options(self) -> dict[str, Any]:
+        """Fields of `VSEConfig` that are given here, without the towers."""
+        names = (
+            "vision_pooling", "text_pooling", "vision_hidden_size", "normalize_pooled", "projection_type",
+            "projection_dim", "loss_type", "temperature", "margin", "logit_bias_init",
+        )  # fmt: skip
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+
+SECTIONS = {"data": DataArguments, "model": ModelArguments, "training": VSETrainingArguments}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One run, or one stage of it.
+
+    Args:
+        values: every key given, from the file and the command line.
+        stages: overrides of each stage, with its `name`; a run without stages has one.
+    """
+
+    values: dict[str, Any]
+    stages: tuple[dict[str, Any], ...] = ({"name": "train"},)
+
+    def section(self, name: str) -> dict[str, Any]:
+        known = {item.name for item in fields(SECTIONS[name])}
+        return {key: value for key, value in self.values.items() if key in known}
+
+    @property
+    def data(self) -> DataArguments:
+        return DataArguments(**self.section("data"))
+
+    @property
+    def model(self) -> ModelArguments:
+        return ModelArguments(**self.section("model"))
+
+    @property
+    def output_dir(self) -> Path:
+        return Path(self.values["output_dir"])
+
+    def stage(self, overrides: dict[str, Any]) -> "Recipe":
+        changed = {key: value for key, value in overrides.items() if key != "name"}
+        return replace(self, values=self.values | changed, stages=())
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.values | {"stages": list(self.stages)}, sort_keys=True, allow_unicode=True)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which 2e-4 is a number, as everyone who writes a recipe expects."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def parse_value(text: str) -> Any:
+    return yaml.load(text, _Loader)
+
+
+def known_keys() -> dict[str, Field]:
+    return {item.name: item for section in SECTIONS.values() for item in fields(section) if item.init}
+
+
+def check_key(key: str, where: str) -> None:
+    """Raises ValueError for a key nobody knows; `text_config.hidden_size` names a part of a known one."""
+    known = known_keys()
+    name, *parts = key.split(".")
+    if name in known and (not parts or name in ("vision_config", "text_config")):
+        return
+    near = get_close_matches(name, [*known, "stages"], n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else "see `scripts/train.py --help` for the keys there are"
+    raise ValueError(f"{where}: unknown key {key!r}; {hint}")
+
+
+def read_file(path: str | Path) -> dict[str, Any]:
+    path = Path(path)
+    if not path.is_file():
+        beside = ", ".join(sorted(each.name for each in path.parent.glob("*.yaml"))) or "none"
+        raise FileNotFoundError(f"recipe {path} does not exist; recipes in {path.parent}: {beside}")
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"recipe {path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"recipe {path} must hold `key: value` lines, got a {type(values).__name__}")
+    return values
+
+
+def stages_of(values: dict[str, Any], where: str) -> tuple[dict[str, Any], ...]:
+    """The checked list of stages, taken out of the values."""
+    stages = values.pop("stages", None) or [{"name": "train"}]
+    names = [stage.get("name") if isinstance(stage, dict) else None for stage in stages]
+    if None in names or len(set(names)) < len(names):
+        raise ValueError(f"{where}: every entry of stages needs a `name` of its own, got {names}")
+    for stage in stages:
+        for key in stage:
+            if key != "name":
+                check_key(key, f"{where}, stage {stage['name']!r}")
+    return tuple(stages)
+
+
+def override(values: dict[str, Any], stages: Sequence[dict[str, Any]], key: str, value: Any) -> None:
+    """Sets a key; what the command line says holds in every stage."""
+    name, *parts = key.split(".", 1)
+    for place in (values, *(stage for stage in stages if name in stage)):
+        place[name] = {**(place.get(name) or {}), parts[0]: value} if parts else value
+
+
+def build_recipe(values: dict[str, Any], overrides: dict[str, Any] | None = None, where: str = "recipe") -> Recipe:
+    """A checked recipe from the contents of a file and overrides.
+
+    Raises:
+        ValueError: a key nobody knows, with the nearest known one.
+    """
+    values = dict(values)
+    stages = stages_of(values, where)
+    for key in values:
+        check_key(key, where)
+    for key, value in (overrides or {}).items():
+        check_key(key, "command line")
+        override(values, stages, key, value)
+    values.setdefault("output_dir", "runs/vse")
+    return Recipe(values, stages)
+
+
+def read_recipe(path: str | Path, **overrides: Any) -> Recipe:
+    """Reads a recipe file; keyword arguments win over it."""
+    return build_recipe(read_file(path), overrides, where=str(path))
+
+
+def recipe_parser(default: Path) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="%(prog)s [RECIPE] [--field value ...]",
+        description="Trains an image-text dual encoder as a recipe says; what the command line says wins.",
+        epilog=f"""examples:
+  accelerate launch scripts/train.py                                       the built-in data set, two minutes
+  accelerate launch scripts/train.py {default.parent}/flickr8k_features_nce.yaml --data_dir DIR
+  accelerate launch scripts/train.py RECIPE --loss_type hardnce --seed 1 --output_dir runs/hardnce-1
+  accelerate launch scripts/train.py RECIPE --text_config.hidden_size 512   a part of a configuration
+
+The same command again continues an interrupted run. Every other field of transformers.TrainingArguments
+(--num_train_epochs, --bf16, --seed, --torch_compile, --push_to_hub, ...) is a field of a recipe too.""",
+    )
+    parser.add_argument("recipe", nargs="?", default=str(default), help=f"YAML file; default: {default}")
+    ours = set(VSETrainingArguments.__annotations__) | {"output_dir", "seed"}
+    for title, section in SECTIONS.items():
+        group = parser.add_argument_group(title)
+        for item in fields(section):
+            if item.init and (title != "training" or item.name in ours):
+                shown = "" if item.default in (None, "") else f" [{item.default}]"
+                text = item.metadata.get("help", "").replace("%", "%%") + shown
+                group.add_argument(f"--{item.name}", metavar="VALUE", nargs="?", const="true", help=text)
+    return parser
+
+
+def parse_command_line(argv: Sequence[str], default: Path) -> Recipe:
+    """The recipe of a command line: `[RECIPE] [--field value ...]`."""
+    parser = recipe_parser(default)
+    known, rest = parser.parse_known_args(list(argv))
+    given = {name: value for name, value in vars(known).items() if name != "recipe" and value is not None}
+    while rest:
+        key, *rest = rest
+        if not key.startswith("--"):
+            raise ValueError(f"command line: {key!r} belongs to no field; write --field value")
+        key, has_value, value = key.removeprefix("--").partition("=")
+        check_key(key, "command line")
+        if not has_value:
+            value = rest.pop(0) if rest and not rest[0].startswith("--") else "true"
+        given[key] = value
+    return read_recipe(known.recipe, **{key: parse_value(value) for key, value in given.items()})

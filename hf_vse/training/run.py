@@ -1,0 +1,162 @@
+"""One run from a recipe to a model directory: data, stages, evaluation, pictures.
+
+    output_dir/                the model: weights, payload, processor; what `AutoModel.from_pretrained` takes
+        recipe.yaml            what was asked for
+        metrics.json           recalls, data fingerprints, versions, times
+        training_curves.png    loss and validation recall
+        retrieval.png          what the model finds for some sentences
+        stages/NAME/           checkpoints of a stage and, when it is done, its model
+
+The same recipe in the same directory continues where it stopped.
+"""
+
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from transformers import set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from hf_vse.evaluation.evaluator import PairEmbeddings, embed_pairs
+from hf_vse.evaluation.report import FOLD_SIZE, environment, recall_table, split_record
+from hf_vse.model.modeling_vse import VSEModel
+from hf_vse.model.processing_vse import VSEProcessor
+from hf_vse.training.arguments import VSETrainingArguments
+from hf_vse.training.build import build_model, build_processor, load_splits
+from hf_vse.training.pictures import draw_pictures
+from hf_vse.training.recipe import Recipe
+from hf_vse.training.trainer import VSETrainer
+
+logger = logging.getLogger(__name__)
+
+STAGE_RECORD = "stage.json"
+
+
+def run_recipe(recipe: Recipe) -> dict[str, Any]:
+    """Trains, evaluates and saves what a recipe describes.
+
+    Returns:
+        What is written to `metrics.json`: `metrics` of the validation split and of the test split, if there is one,
+        and the record of every stage.
+    """
+    common = training_arguments(recipe, recipe.output_dir)
+    PartialState(cpu=common.use_cpu)
+    claim(recipe)
+    set_seed(common.seed)
+    splits = load_splits(recipe.data, common.max_broken_share, common.seed)
+    processor = build_processor(recipe.model, splits["train"])
+    model, records = None, []
+    for overrides in recipe.stages:
+        model, record = run_stage(recipe.stage(overrides), overrides["name"], model, processor, splits)
+        records.append(record)
+    if PartialState().is_main_process:
+        model.save_pretrained(recipe.output_dir)
+        processor.save_pretrained(recipe.output_dir)
+    return report(recipe, model, processor, splits, records, common.per_device_eval_batch_size)
+
+
+def training_arguments(recipe: Recipe, output_dir: Path) -> VSETrainingArguments:
+    return VSETrainingArguments(**recipe.section("training") | {"output_dir": str(output_dir)})
+
+
+def claim(recipe: Recipe) -> None:
+    """Writes the recipe into the output directory, or makes sure that the one there is the same.
+
+    Raises:
+        ValueError: the directory holds a run of another recipe; the message names the keys that differ.
+    """
+    path = recipe.output_dir / "recipe.yaml"
+    with PartialState().main_process_first():
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(recipe.to_yaml(), encoding="utf-8")
+        elif path.read_text(encoding="utf-8") != recipe.to_yaml():
+            raise ValueError(
+                f"{recipe.output_dir} holds a run of another recipe (compare {path}); give another --output_dir, "
+                "or remove the directory to start anew"
+            )
+
+
+def run_stage(
+    stage: Recipe, name: str, previous: VSEModel | None, processor: VSEProcessor, splits: dict[str, Any]
+) -> tuple[VSEModel, dict[str, Any]]:
+    """Trains one stage, or loads what an earlier run made of it. Returns the model and the stage's record."""
+    folder = stage.output_dir / "stages" / name
+    finished = folder / STAGE_RECORD
+    if finished.is_file():
+        logger.info("stage %s was trained before: %s", name, folder)
+        return VSEModel.from_pretrained(folder), json.loads(finished.read_text(encoding="utf-8"))
+    if previous is None:
+        model = build_model(stage.model, processor, splits["train"])
+    else:
+        model = VSEModel.from_pretrained(previous.name_or_path, **stage.model.config_options)
+    args = training_arguments(stage, folder)
+    trainer = VSETrainer(
+        model, args, train_dataset=splits["train"], eval_dataset=splits.get("validation"), processing_class=processor
+    )
+    start = time.perf_counter()
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(folder) if folder.is_dir() else None)
+    record = {
+        "name": name,
+        "loss_type": model.config.loss_type,
+        "seconds": round(time.perf_counter() - start, 1),
+        "steps": trainer.state.global_step,
+        "epochs": trainer.state.epoch,
+        "best_rsum": trainer.state.best_metric,
+        "best_step": trainer.state.best_global_step,
+        "log": trainer.state.log_history,
+    }
+    trainer.save_model(str(folder))
+    if trainer.is_world_process_zero():
+        finished.write_text(json.dumps(record, indent=1), encoding="utf-8")
+    trainer.accelerator.wait_for_everyone()
+    trained = VSEModel.from_pretrained(folder).to(args.device)
+    trainer.accelerator.free_memory()
+    return trained, record
+
+
+def report(
+    recipe: Recipe,
+    model: VSEModel,
+    processor: VSEProcessor,
+    splits: dict[str, Any],
+    stages: list[dict[str, Any]],
+    batch_size: int,
+) -> dict[str, Any]:
+    """Evaluates the finished model, writes numbers and pictures, and prints the table."""
+    main = PartialState().is_main_process
+    embedded: dict[str, PairEmbeddings] = {}
+    records: dict[str, Any] = {}
+    for name in (name for name in ("validation", "test") if name in splits):
+        embedded[name] = embed_pairs(model, processor, splits[name], batch_size=batch_size, progress=main)
+        five_fold = recipe.data.dataset == "coco" and len(splits[name]) == 5 * FOLD_SIZE
+        records[name] = split_record(embedded[name], splits[name], five_fold)
+    result = {
+        "dataset": recipe.data.dataset,
+        "loss_type": model.config.loss_type,
+        "metrics": records,
+        "stages": [{key: value for key, value in stage.items() if key != "log"} for stage in stages],
+        "environment": environment() | {"processes": PartialState().num_processes},
+        "recipe": recipe.values | {"stages": list(recipe.stages)},
+    }
+    if main:
+        (recipe.output_dir / "metrics.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
+        pictures = draw_pictures(recipe.output_dir, stages, splits, embedded)
+        print_summary(recipe.output_dir, model.config.loss_type, records, pictures)
+    return result
+
+
+def print_summary(output_dir: Path, loss_type: str, records: dict[str, Any], pictures: list[Path]) -> None:
+    rows = {name: record["metrics"] for name, record in records.items()}
+    for name, record in records.items():
+        rows |= {f"{name} 5x1K": record["metrics_1k_folds"]} if "metrics_1k_folds" in record else {}
+    if records:
+        rows["chance"] = next(iter(records.values()))["chance"]
+        print(f"\n{loss_type}\n{recall_table(rows)}")
+    print(f"\nnumbers   {output_dir / 'metrics.json'}")
+    for picture in pictures:
+        print(f"picture   {picture}")
+    print(f'model     AutoModel.from_pretrained("{output_dir}", trust_remote_code=True)')

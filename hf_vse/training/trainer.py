@@ -1,0 +1,193 @@
+"""`transformers.Trainer` for image-text pairs; five of its methods are replaced at their named hooks."""
+
+import logging
+import time
+from typing import Any
+
+import torch
+from datasets import Dataset, IterableDataset
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import Trainer
+
+from hf_vse.data.collator import VSECollator
+from hf_vse.data.pairs import PairDataset, StreamedPairs
+from hf_vse.data.sampler import PairBatchSampler
+from hf_vse.evaluation.evaluator import evaluate_retrieval
+from hf_vse.model.losses_vse import contrastive_loss
+from hf_vse.model.modeling_vse import VSEModel
+from hf_vse.model.processing_vse import VSEProcessor
+from hf_vse.objectives.gather import gathered_contrastive_loss
+from hf_vse.training.arguments import VSETrainingArguments
+from hf_vse.training.callbacks import CollapseAlarm
+
+logger = logging.getLogger(__name__)
+
+HARDEST_NEGATIVE = ("hardnce", "hardnce_smooth", "hinge_max")
+
+
+class VSETrainer(Trainer):
+    """Trains a `VSEModel` and keeps the checkpoint that retrieves best.
+
+    Args:
+        model: the dual encoder; its configuration chooses the objective.
+        args: how to train.
+        train_dataset, eval_dataset: splits as `load_pairs` returns them.
+        processing_class: the processor, saved with every checkpoint.
+        kwargs: anything else that `transformers.Trainer` takes.
+    """
+
+    def __init__(
+        self,
+        model: VSEModel,
+        args: VSETrainingArguments,
+        train_dataset: Dataset | IterableDataset | None = None,
+        eval_dataset: Dataset | None = None,
+        processing_class: VSEProcessor | None = None,
+        **kwargs: Any,
+    ):
+        check_warmup(model.config.loss_type, args)
+        freeze(model, args)
+        streamed = isinstance(train_dataset, IterableDataset)
+        pairs = None if train_dataset is None else (StreamedPairs if streamed else PairDataset)(train_dataset)
+        collator = VSECollator(processing_class, args.augmentation, args.word_dropout, args.max_broken_share)
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=kwargs.pop("data_collator", collator),
+            train_dataset=pairs,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            **kwargs,
+        )
+        self.model_accepts_loss_kwargs = False
+        config = model.config
+        self.alarm = CollapseAlarm(
+            args.collapse_patience,
+            loss_type=config.loss_type,
+            temperature=config.temperature,
+            margin=config.margin,
+            logit_bias=config.logit_bias_init,
+        )
+        self.add_callback(self.alarm)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Batches of different images; a stream is read in its own order."""
+        options = {
+            "collate_fn": self.data_collator,
+            "num_workers": self.args.dataloader_num_workers,
+            "pin_memory": self.args.dataloader_pin_memory,
+            "persistent_workers": self.args.dataloader_persistent_workers,
+            "prefetch_factor": self.args.dataloader_prefetch_factor,
+        }
+        if isinstance(self.train_dataset, StreamedPairs):
+            loader = DataLoader(self.train_dataset, batch_size=self._train_batch_size, drop_last=True, **options)
+        else:
+            sampler = PairBatchSampler(
+                self.train_dataset,
+                batch_size=self._train_batch_size,
+                num_processes=self.accelerator.num_processes,
+                seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
+                unique_images=self.args.unique_images,
+                drop_last=self.args.dataloader_drop_last,
+            )
+            loader = DataLoader(self.train_dataset, batch_sampler=sampler, **options)
+        return self.accelerator.prepare(loader)
+
+    def current_loss_type(self) -> str:
+        """The objective of this moment: that of the configuration, or before it that of the warm-up."""
+        warming_up = (self.state.epoch or 0) < self.args.hard_negative_warmup_epochs
+        return self.args.hard_negative_warmup_loss if warming_up else self.model.config.loss_type
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ):
+        """Embeds the local pairs and contrasts them with the candidates of all processes."""
+        inputs = dict(inputs)
+        image_ids = inputs.pop("image_ids", None)
+        outputs = model(**inputs, return_logits=False)
+        execute = gathered_contrastive_loss if self.args.gather_negatives else contrastive_loss
+        loss = execute(
+            outputs.image_embeds,
+            outputs.text_embeds,
+            loss_type=self.current_loss_type(),
+            temperature=outputs.temperature,
+            margin=self.model.config.margin,
+            logit_bias=outputs.logit_bias,
+            image_ids=image_ids if self.args.mask_same_image else None,
+        )
+        self.alarm.observe(outputs.image_embeds, outputs.text_embeds)
+        return (loss, outputs) if return_outputs else loss
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        """As upstream, with learning rates of their own for the towers where they are given."""
+        optimizer = super().create_optimizer(model)
+        rates = {
+            "vision_model.": self.args.image_tower_learning_rate,
+            "text_model.": self.args.text_tower_learning_rate,
+        }
+        for prefix, rate in rates.items():
+            if rate is not None:
+                move_to_own_rate(optimizer, self.model, prefix, rate)
+        return optimizer
+
+    def evaluate(
+        self,
+        eval_dataset: Dataset | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Retrieval over the whole split, both directions; see `evaluate_retrieval`."""
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if dataset is None:
+            raise ValueError("there is no split to evaluate on; give eval_dataset, or set eval_strategy to 'no'")
+        start = time.perf_counter()
+        metrics = evaluate_retrieval(
+            self.model,
+            self.processing_class,
+            dataset,
+            batch_size=self.args.per_device_eval_batch_size,
+            num_workers=self.args.dataloader_num_workers,
+            progress=not self.args.disable_tqdm,
+        )
+        metrics["runtime"] = round(time.perf_counter() - start, 2)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+def check_warmup(loss_type: str, args: VSETrainingArguments) -> None:
+    if args.hard_negative_warmup_epochs and loss_type not in HARDEST_NEGATIVE:
+        raise ValueError(
+            f"hard_negative_warmup_epochs={args.hard_negative_warmup_epochs} is for {', '.join(HARDEST_NEGATIVE)}; "
+            f"loss_type is {loss_type!r}: leave it at 0"
+        )
+
+
+def freeze(model: VSEModel, args: VSETrainingArguments) -> None:
+    """Takes the gradient from what `args` freezes, and gives it back to everything else."""
+    model.requires_grad_(True)
+    if args.freeze_image_tower:
+        model.vision_model.requires_grad_(False)
+    if args.freeze_text_tower:
+        model.text_model.requires_grad_(False)
+    if args.freeze_batchnorm:
+        for module in model.modules():
+            if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+                module.requires_grad_(False)
+
+
+def move_to_own_rate(optimizer: torch.optim.Optimizer, model: VSEModel, prefix: str, rate: float) -> None:
+    """Moves the parameters under `prefix` to groups with a learning rate of their own."""
+    of_tower = {id(parameter) for name, parameter in model.named_parameters() if name.startswith(prefix)}
+    for group in list(optimizer.param_groups):
+        chosen = [parameter for parameter in group["params"] if id(parameter) in of_tower]
+        if chosen:
+            group["params"] = [parameter for parameter in group["params"] if id(parameter) not in of_tower]
+            settings = {name: value for name, value in group.items() if name != "params"}
+            optimizer.add_param_group(settings | {"params": chosen, "lr": rate, "initial_lr": rate})

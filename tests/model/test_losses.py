@@ -1,0 +1,144 @@
+"""Every objective against a naive double loop in float64."""
+
+import math
+from typing import get_args
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from hf_vse.model.configuration_vse import LossType
+from hf_vse.model.losses_vse import OBJECTIVES, contrastive_loss
+
+TEMPERATURE, MARGIN, BIAS = 0.3, 0.2, -1.5
+
+
+def naive_row(loss_type: str, scores: list, positive: int, negatives: list[int]):
+    """One anchor, written with scalars; `scores` are 0-d float64 tensors."""
+    p = scores[positive]
+    zero = torch.zeros((), dtype=torch.float64)
+    if loss_type in ("nce", "clip"):
+        total = (p / TEMPERATURE).exp()
+        for j in negatives:
+            total = total + (scores[j] / TEMPERATURE).exp()
+        return -((p / TEMPERATURE).exp() / total).log()
+    if loss_type == "hinge_sum":
+        return sum((torch.maximum(zero, MARGIN + scores[j] - p) for j in negatives), zero)
+    if loss_type == "siglip":
+        loss = -torch.sigmoid(p / TEMPERATURE + BIAS).log()
+        for j in negatives:
+            loss = loss - torch.sigmoid(-scores[j] / TEMPERATURE - BIAS).log()
+        return loss
+    if not negatives:
+        return zero
+    hardest = max((scores[j] for j in negatives), key=lambda score: score.item())
+    if loss_type == "hinge_max":
+        return torch.maximum(zero, MARGIN + hardest - p)
+    if loss_type == "hardnce":
+        return torch.maximum(zero, -((p / TEMPERATURE).exp() / ((hardest + MARGIN) / TEMPERATURE).exp()).log())
+    assert loss_type == "hardnce_smooth"
+    own, other = (p / TEMPERATURE).exp(), ((hardest + MARGIN) / TEMPERATURE).exp()
+    return -(own / (own + other)).log()
+
+
+def naive_loss(loss_type, images, texts, image_ids):
+    count = len(images)
+    rows = []
+    for a, b in ((images, texts), (texts, images)):
+        for i in range(count):
+            scores = [(a[i] * b[j]).sum() for j in range(count)]
+            negatives = [j for j in range(count) if j != i and (image_ids is None or image_ids[i] != image_ids[j])]
+            rows.append(naive_row(loss_type, scores, i, negatives))
+    total = torch.stack(rows).sum()
+    if loss_type in ("hinge_sum", "hinge_max"):
+        return total
+    return total / count / (2 if loss_type in ("clip", "siglip") else 1)
+
+
+def embeddings(count=7, dim=5, seed=0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        F.normalize(torch.randn(count, dim, generator=generator, dtype=torch.float64), dim=1).to(dtype) for _ in "it"
+    ]
+
+
+def options():
+    return {"temperature": TEMPERATURE, "margin": MARGIN, "logit_bias": BIAS}
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("ids", [None, [0, 1, 0, 2, 3, 1, 4]])
+@pytest.mark.parametrize("loss_type", OBJECTIVES)
+def test_loss_equals_double_loop_forward_and_gradient(loss_type, ids, seed):
+    reference = [each.requires_grad_() for each in embeddings(seed=seed)]
+    expected = naive_loss(loss_type, *reference, ids)
+    expected.backward()
+    assert expected.item() > 0 and reference[0].grad.abs().max() > 0
+    images, texts = (each.detach().float().requires_grad_() for each in reference)
+    loss = contrastive_loss(
+        images, texts, loss_type=loss_type, image_ids=None if ids is None else torch.tensor(ids), **options()
+    )
+    loss.backward()
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(images.grad.double(), reference[0].grad, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(texts.grad.double(), reference[1].grad, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("batch", [3, 5, 33])
+def test_hardnce_is_hinge_max_divided_by_temperature_and_batch(batch):
+    images, texts = embeddings(batch, seed=batch)
+    hard = contrastive_loss(images, texts, loss_type="hardnce", **options())
+    hinge = contrastive_loss(images, texts, loss_type="hinge_max", **options())
+    assert hinge > 0
+    torch.testing.assert_close(hard, hinge / (TEMPERATURE * batch))
+
+
+def test_mask_changes_the_loss():
+    images, texts = embeddings()
+    ids = torch.tensor([0, 0, 1, 1, 2, 2, 3])
+    for loss_type in OBJECTIVES:
+        masked = contrastive_loss(images, texts, loss_type=loss_type, image_ids=ids, **options())
+        assert masked < contrastive_loss(images, texts, loss_type=loss_type, **options()), loss_type
+
+
+@pytest.mark.parametrize("loss_type", OBJECTIVES)
+def test_pair_without_negatives_has_a_finite_loss_and_gradient(loss_type):
+    images, texts = (each.float().requires_grad_() for each in embeddings(count=3))
+    loss = contrastive_loss(images, texts, loss_type=loss_type, image_ids=torch.tensor([5, 5, 5]), **options())
+    loss.backward()
+    assert loss.isfinite() and images.grad.isfinite().all() and texts.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("loss_type", ["nce", "hardnce", "siglip"])
+def test_loss_is_float32_under_bf16_autocast(loss_type):
+    images, texts = embeddings(64, 32, dtype=torch.float32)
+    outside = contrastive_loss(images, texts, loss_type=loss_type, **options())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = contrastive_loss(images, texts, loss_type=loss_type, **options())
+    assert inside.dtype == torch.float32
+    assert torch.equal(inside, outside)
+
+
+def test_collapsed_values_are_those_of_the_literature():
+    alike = torch.ones(8, 1)
+    assert contrastive_loss(alike, alike, loss_type="nce").item() == pytest.approx(2 * math.log(8))
+    assert contrastive_loss(alike, alike, loss_type="hardnce").item() == pytest.approx(2 * 0.2 / 0.1)
+    assert contrastive_loss(alike, alike, loss_type="hinge_max").item() == pytest.approx(2 * 0.2 * 8)
+
+
+def test_low_temperature_does_not_overflow_in_half_precision():
+    images, texts = (each.half() for each in embeddings(16, 8))
+    loss = contrastive_loss(images, texts, loss_type="nce", temperature=0.01)
+    assert loss.isfinite()
+
+
+def test_table_and_literal_name_the_same_objectives():
+    assert set(OBJECTIVES) == set(get_args(LossType))
+
+
+def test_bad_input_names_the_remedy():
+    images, texts = embeddings()
+    with pytest.raises(ValueError, match="'ncee' is unknown; choose one of nce"):
+        contrastive_loss(images, texts, loss_type="ncee")
+    with pytest.raises(ValueError, match=r"must both be \(batch, dim\).*one caption for each image"):
+        contrastive_loss(images, texts[:3])

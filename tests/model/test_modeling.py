@@ -1,0 +1,224 @@
+import pytest
+import torch
+from torch import nn
+from transformers import BertConfig, BertModel, ViTConfig, ViTModel
+
+from hf_vse.model.configuration_vse import VSEConfig
+from hf_vse.model.losses_vse import contrastive_loss
+from hf_vse.model.modeling_vse import VSEModel
+
+TINY = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+VIT = {"model_type": "vit", "image_size": 32, "patch_size": 8} | TINY
+BERT = {"model_type": "bert", "vocab_size": 40, "max_position_embeddings": 32} | TINY
+CONVNEXT = {"model_type": "convnext", "hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2}
+GRU = {"model_type": "vse_gru_text", "vocab_size": 40, "word_dim": 8, "hidden_size": 16}
+FEATURES = {"model_type": "vse_features", "hidden_size": 10}
+
+
+def build(vision, text=GRU, **options) -> VSEModel:
+    return VSEModel(VSEConfig(vision_config=vision, text_config=text, **{"projection_dim": 16} | options)).eval()
+
+
+def text_inputs(lengths=(6, 3, 1)):
+    mask = (torch.arange(max(lengths))[None, :] < torch.tensor(lengths)[:, None]).long()
+    return {"input_ids": torch.randint(4, 40, mask.shape) * mask, "attention_mask": mask}
+
+
+def image_inputs(model):
+    if model.config.vision_config.model_type == "vse_features":
+        return {"image_features": torch.randn(3, 10)}
+    return {"pixel_values": torch.randn(3, 3, 32, 32)}
+
+
+def saved_and_loaded(model, folder, **options):
+    model.save_pretrained(folder)
+    return VSEModel.from_pretrained(folder, **options).eval()
+
+
+TOWERS = {
+    "resnet": ("resnet", GRU, {}),
+    "vit-cls": (VIT, GRU, {"vision_pooling": "cls"}),
+    "vit-pooler-bert": (VIT, BERT, {"vision_pooling": "pooler", "text_pooling": "mean"}),
+    "convnext-gpo": (CONVNEXT, GRU | {"bidirectional": True}, {"vision_pooling": "gpo", "text_pooling": "gpo"}),
+    "features-mlp": (FEATURES, GRU, {"projection_type": "mlp"}),
+    "features-bert-cls": (FEATURES, BERT, {"text_pooling": "cls"}),
+}
+
+
+@pytest.mark.parametrize("name", TOWERS)
+def test_towers_embed_to_unit_vectors_and_survive_saving(name, tiny_resnet, tmp_path):
+    vision, text, options = TOWERS[name]
+    model = build(tiny_resnet if vision == "resnet" else vision, text, **options)
+    inputs = text_inputs() | image_inputs(model)
+    output = model(**inputs, return_loss=True)
+    assert output.image_embeds.shape == output.text_embeds.shape == (3, 16)
+    torch.testing.assert_close(output.image_embeds.norm(dim=1), torch.ones(3))
+    torch.testing.assert_close(output.logits_per_image, output.image_embeds @ output.text_embeds.T / 0.1)
+    output.loss.backward()
+    grads = [parameter.grad for name, parameter in model.visual_projection.named_parameters()]
+    assert all(grad is not None and grad.isfinite().all() for grad in grads)
+    again = saved_and_loaded(model, tmp_path)(**inputs)
+    assert torch.equal(again.image_embeds, output.image_embeds)
+    assert torch.equal(again.text_embeds, output.text_embeds)
+
+
+@pytest.mark.parametrize("loss_type", ["nce", "hardnce_smooth", "clip", "siglip"])
+def test_loss_of_the_model_is_the_reference_on_its_embeddings(loss_type):
+    model = build(FEATURES, loss_type=loss_type)
+    image_ids = torch.tensor([0, 0, 1])
+    output = model(**text_inputs(), image_features=torch.randn(3, 10), image_ids=image_ids, return_loss=True)
+    expected = contrastive_loss(
+        output.image_embeds, output.text_embeds, loss_type=loss_type, temperature=0.1, margin=0.2,
+        logit_bias=-10.0, image_ids=image_ids,
+    )  # fmt: skip
+    torch.testing.assert_close(output.loss, expected)
+
+
+def test_learned_temperature_is_clamped_and_learns():
+    model = build(FEATURES, loss_type="clip")
+    with torch.no_grad():
+        model.logit_scale.fill_(50.0)
+    assert model.scaling()[0].item() == pytest.approx(0.01)
+    with torch.no_grad():
+        model.logit_scale.fill_(2.0)
+    model(**text_inputs(), image_features=torch.randn(3, 10), return_loss=True).loss.backward()
+    assert model.logit_scale.grad.abs() > 0
+
+
+def test_gru_equals_packed_bidirectional_gru():
+    model = build(FEATURES, GRU | {"bidirectional": True})
+    tower, inputs = model.text_model, text_inputs()
+    packed = nn.GRU(8, 16, batch_first=True, bidirectional=True)
+    names = ["weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"]
+    with torch.no_grad():
+        for name in names:
+            getattr(packed, name).copy_(getattr(tower.forward_layers[0], name))
+            getattr(packed, name + "_reverse").copy_(getattr(tower.backward_layers[0], name))
+    words = nn.utils.rnn.pack_padded_sequence(
+        tower.embedding(inputs["input_ids"]), inputs["attention_mask"].sum(1), batch_first=True, enforce_sorted=False
+    )
+    states, final = packed(words)
+    states = nn.utils.rnn.pad_packed_sequence(states, batch_first=True)[0]
+    output = tower(**inputs)
+    mask = inputs["attention_mask"].bool()
+    torch.testing.assert_close(output.last_hidden_state[mask], ((states[..., :16] + states[..., 16:]) / 2)[mask])
+    torch.testing.assert_close(output.pooler_output, final.mean(dim=0))
+
+
+def test_embedding_of_a_sentence_does_not_depend_on_its_batch():
+    for options in ({}, {"text_pooling": "gpo"}, {"text_pooling": "mean"}):
+        model = build(FEATURES, GRU | {"bidirectional": True}, **options)
+        inputs = text_inputs()
+        together = model(**inputs).text_embeds[1]
+        alone = model(input_ids=inputs["input_ids"][1:2, :3], attention_mask=inputs["attention_mask"][1:2, :3])
+        torch.testing.assert_close(together, alone.text_embeds[0])
+
+
+def test_regions_are_a_set_and_padding_is_ignored():
+    model = build(FEATURES, vision_pooling="gpo")
+    regions = torch.randn(2, 4, 10)
+    mask = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]])
+    embeds = model(image_features=regions, image_mask=mask).image_embeds
+    shuffled = regions[:, [2, 0, 1, 3]]
+    shuffled[0, 3] = 100.0
+    torch.testing.assert_close(model(image_features=shuffled, image_mask=mask).image_embeds, embeds)
+
+
+def test_base_stage_gets_fresh_heads_and_keeps_everything_else(tmp_path):
+    base = build(FEATURES, loss_type="hinge_sum")
+    model = saved_and_loaded(base, tmp_path, projection_type="mlp", loss_type="hardnce")
+    before, after = base.state_dict(), model.state_dict()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    fresh = {name for name in after if name not in before}
+    assert fresh == {f"{side}_head.{part}" for side in ("visual", "text") for part in
+                     ("expand.weight", "contract.weight", "contract.bias")}  # fmt: skip
+    bound = (6 / (16 + 32)) ** 0.5
+    weight = after["visual_head.expand.weight"]
+    assert 0.5 * bound < weight.abs().max() <= bound
+    assert model.config.loss_type == "hardnce"
+
+
+def test_frozen_tower_keeps_its_batchnorm_statistics(tiny_resnet):
+    model = build(tiny_resnet)
+    model.vision_model.requires_grad_(False)
+    before = {name: buffer.clone() for name, buffer in model.vision_model.named_buffers()}
+    model.train()
+    model(pixel_values=torch.randn(3, 3, 32, 32))
+    assert before and model.training and not model.vision_model.training
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.vision_model.named_buffers())
+    model.vision_model.requires_grad_(True)
+    model.train()
+    model(pixel_values=torch.randn(3, 3, 32, 32))
+    assert not all(torch.equal(buffer, before[name]) for name, buffer in model.vision_model.named_buffers())
+
+
+def test_from_towers_keeps_pretrained_weights():
+    image = ViTModel(ViTConfig(**{key: value for key, value in VIT.items() if key != "model_type"}))
+    text = BertModel(BertConfig(**{key: value for key, value in BERT.items() if key != "model_type"}))
+    model = VSEModel.from_towers(image, text, projection_dim=8, vision_pooling="cls", text_pooling="mean").eval()
+    pixels, tokens = torch.randn(2, 3, 32, 32), text_inputs()
+    states = image.eval()(pixels).last_hidden_state
+    torch.testing.assert_close(model.get_image_features(pixels).last_hidden_state, states)
+    torch.testing.assert_close(
+        model.get_text_features(**tokens).last_hidden_state, text.eval()(**tokens).last_hidden_state
+    )
+    assert model.config.projection_dim == 8
+
+
+def test_gradient_checkpointing_gives_the_same_gradient():
+    model = build(VIT, BERT, text_pooling="mean").train()
+    inputs = text_inputs() | {"pixel_values": torch.randn(3, 3, 32, 32)}
+    for config in (model.config.vision_config, model.config.text_config):
+        config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.0
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+
+    def gradient():
+        model.zero_grad()
+        model(**inputs, return_loss=True).loss.backward()
+        return {name: each.grad.clone() for name, each in model.named_parameters() if each.grad is not None}
+
+    plain = gradient()
+    model.gradient_checkpointing_enable()
+    checkpointed = gradient()
+    assert plain.keys() == checkpointed.keys() and len(plain) > 20
+    assert all(torch.allclose(plain[name], checkpointed[name], atol=1e-6) for name in plain)
+
+
+def test_bf16_autocast_and_bf16_weights_give_float32_unit_vectors(tmp_path):
+    model = build(FEATURES)
+    inputs = text_inputs() | {"image_features": torch.randn(3, 10)}
+    exact = model(**inputs)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = model(**inputs)
+    low = saved_and_loaded(model, tmp_path, dtype=torch.bfloat16)
+    assert low.dtype == torch.bfloat16
+    for output in (mixed, low(**inputs)):
+        assert output.image_embeds.dtype == output.logits_per_image.dtype == torch.float32
+        assert torch.cosine_similarity(output.text_embeds, exact.text_embeds).min() > 0.99
+
+
+def test_compiled_model_equals_eager():
+    model = build(FEATURES, GRU | {"bidirectional": True}, projection_type="mlp")
+    inputs = text_inputs() | {"image_features": torch.randn(3, 10)}
+    compiled = torch.compile(model, backend="aot_eager")
+    torch.testing.assert_close(compiled(**inputs).logits_per_image, model(**inputs).logits_per_image)
+
+
+def test_one_modality_alone_and_missing_input():
+    model = build(FEATURES)
+    assert model(**text_inputs()).image_embeds is None
+    with pytest.raises(ValueError, match="return_loss=True needs both sides"):
+        model(**text_inputs(), return_loss=True)
+    with pytest.raises(ValueError, match="no image: give pixel_values"):
+        model.get_image_features()
+
+
+def test_bad_configuration_names_the_value():
+    with pytest.raises(ValueError, match="temperature must be positive, got 0"):
+        VSEConfig(temperature=0)
+    with pytest.raises(ValueError, match="vision_config: model_type 'resnett'"):
+        VSEConfig(vision_config={"model_type": "resnett"})
+    with pytest.raises(ValueError, match="loss_type must be one of nce, .*, got 'ncee'"):
+        VSEConfig(loss_type="ncee")
