@@ -1,0 +1,83 @@
+import numpy as np
+import pytest
+import torch
+from datasets import Image
+from transformers import CLIPImageProcessorPil
+
+from hf_vse.evaluation.evaluator import embed_pairs, evaluate_retrieval
+from hf_vse.evaluation.metrics import retrieval_metrics
+from hf_vse.evaluation.report import environment, recall_table, split_record
+from hf_vse.model.configuration_vse import VSEConfig
+from hf_vse.model.modeling_vse import VSEModel
+from hf_vse.model.processing_vse import VSEProcessor
+from tests.conftest import make_feature_pairs, make_pairs
+
+
+@pytest.fixture
+def pixel_model(tokenizer, tiny_resnet):
+    text = {"vocab_size": len(tokenizer), "word_dim": 8, "hidden_size": 16}
+    model = VSEModel(VSEConfig(vision_config=tiny_resnet, text_config=text, projection_dim=16))
+    return model, VSEProcessor(CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=32), tokenizer)
+
+
+def one_by_one(model, processor, dataset):
+    """Embeddings of every image and caption alone, in order."""
+    model.eval()
+    images = [model(**processor(images=[row["image"]])).image_embeds for row in dataset]
+    texts = [model(**processor(text=[caption])).text_embeds for row in dataset for caption in row["captions"]]
+    return torch.cat(images).detach(), torch.cat(texts).detach()
+
+
+def test_embeddings_equal_those_of_one_item_at_a_time(pixel_model):
+    dataset = make_pairs(7)
+    pairs = embed_pairs(*pixel_model, dataset, batch_size=3, progress=False)
+    images, texts = one_by_one(*pixel_model, dataset)
+    torch.testing.assert_close(pairs.image_embeds, images, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(pairs.text_embeds, texts, rtol=1e-4, atol=1e-5)
+    assert pairs.text_to_image.tolist() == np.repeat(np.arange(7), 5).tolist()
+
+
+def test_broken_images_are_left_out_with_their_captions(pixel_model):
+    dataset = make_pairs(6).cast_column("image", Image(decode=False))
+    whole = embed_pairs(*pixel_model, dataset, progress=False)
+    damaged = dataset.map(
+        lambda row, index: {"image": {"bytes": b"x" if index in (0, 3) else row["image"]["bytes"], "path": None}},
+        with_indices=True,
+        features=dataset.features,
+    )
+    pairs = embed_pairs(*pixel_model, damaged, batch_size=2, progress=False)
+    assert pairs.broken == 2 and pairs.image_rows.tolist() == [1, 2, 4, 5]
+    torch.testing.assert_close(pairs.image_embeds, whole.image_embeds[[1, 2, 4, 5]])
+    kept = [text for text, image in enumerate(whole.text_to_image.tolist()) if image not in (0, 3)]
+    torch.testing.assert_close(pairs.text_embeds, whole.text_embeds[kept])
+    metrics = evaluate_retrieval(*pixel_model, damaged, progress=False)
+    assert (metrics["images"], metrics["texts"], metrics["broken_images"]) == (4, 20, 2)
+
+
+def test_a_diverged_model_is_not_mistaken_for_broken_images(pixel_model):
+    with torch.no_grad():
+        pixel_model[0].visual_projection.weight.fill_(float("nan"))
+    with pytest.raises(ValueError, match="image_embeds row 0 is not finite; the model diverged"):
+        evaluate_retrieval(*pixel_model, make_pairs(3), progress=False)
+
+
+def test_evaluation_leaves_the_mode_of_the_model_alone(pixel_model):
+    for training in (True, False):
+        pixel_model[0].train(training)
+        evaluate_retrieval(*pixel_model, make_pairs(3), progress=False)
+        assert pixel_model[0].training is training
+
+
+def test_record_holds_numbers_protocol_and_fingerprint(tokenizer):
+    text = {"vocab_size": len(tokenizer), "word_dim": 8, "hidden_size": 16}
+    vision = {"model_type": "vse_features", "hidden_size": 16}
+    model = VSEModel(VSEConfig(vision_config=vision, text_config=text, projection_dim=16))
+    dataset = make_feature_pairs(12, captions=3)
+    pairs = embed_pairs(model, VSEProcessor(tokenizer=tokenizer), dataset, progress=False)
+    record = split_record(pairs, dataset)
+    assert record["metrics"] == retrieval_metrics(pairs.image_embeds, pairs.text_embeds, pairs.text_to_image)
+    assert record["protocol"].startswith("12 images, 36 captions")
+    assert record["fingerprint"] == split_record(pairs, make_feature_pairs(12, captions=3))["fingerprint"]
+    assert record["fingerprint"] != split_record(pairs, dataset.select(range(11, -1, -1)))["fingerprint"]
+    assert f"{record['metrics']['rsum']:.1f}" in recall_table({"test": record["metrics"]})
+    assert {"versions", "device", "threads", "commit"} == environment().keys()
