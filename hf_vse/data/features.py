@@ -17,7 +17,7 @@ import pyarrow as pa
 from datasets import Dataset, DatasetDict
 from datasets.table import InMemoryTable
 
-from .schema import CAPTION_IDS, CAPTIONS, IMAGE_FEATURES, IMAGE_ID
+from hf_vse.data.schema import CAPTION_IDS, CAPTIONS, IMAGE_FEATURES, IMAGE_ID
 
 logger = logging.getLogger(__name__)
 

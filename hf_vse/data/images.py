@@ -21,7 +21,7 @@ import PIL.ImageOps
 from datasets import Dataset
 from tqdm.auto import tqdm
 
-from .schema import IMAGE
+from hf_vse.data.schema import IMAGE
 
 logger = logging.getLogger(__name__)
 

@@ -20,9 +20,9 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict, Features, Image, IterableDatasetDict, List, Value, load_dataset
 
-from .features import features_dataset, read_array
-from .images import check_broken_share, find_broken_images
-from .schema import CAPTION_IDS, CAPTIONS, IMAGE, IMAGE_ID
+from hf_vse.data.features import features_dataset, read_array
+from hf_vse.data.images import check_broken_share, find_broken_images
+from hf_vse.data.schema import CAPTION_IDS, CAPTIONS, IMAGE, IMAGE_ID
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +81,8 @@ def load_karpathy(
     Args:
         data_dir: folder of the split file, with the images in it or in one of the customary subfolders.
         split_file: the split JSON (plain, .gz or .xz) if it is not the only `dataset_{name}*.json` in `data_dir`.
-        features: array file (see `read_array`) that takes the place of the images, row i for `images[i]` of the JSON.
+        features: array file (see `read_array`) that takes the place of the images, row i for `images[i]` of the JSON;
+            as given or next to the split file.
         restval: whether COCO's restval images join train.
         max_broken_share: share of missing and broken images up to which they are left out with a warning.
         check_images: whether to look for broken files first (`find_broken_images`).
@@ -221,7 +222,7 @@ def _with_images(entries: Sequence[Entry], files: dict[str, str]) -> Dataset:
 
 def _with_features(entries: Sequence[Entry], features: str | Path, num_rows: int, split_file: Path) -> Dataset:
     """All rows of the array as they lie on disk, so that nothing is copied; rows without an entry have no captions."""
-    array = read_array(features)
+    array = read_array(features if Path(features).is_file() else split_file.parent / features)
     if len(array) != num_rows:
         raise ValueError(
             f"features={str(features)!r} has {len(array):,} rows but {split_file} has {num_rows:,} images: "

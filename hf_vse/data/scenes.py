@@ -27,7 +27,7 @@ from datasets import Dataset, DatasetDict, Features, List, NamedSplit, Value
 from datasets import Image as ImageFeature
 from PIL import Image, ImageDraw
 
-from .schema import CAPTION_IDS, CAPTIONS, IMAGE, IMAGE_ID
+from hf_vse.data.schema import CAPTION_IDS, CAPTIONS, IMAGE, IMAGE_ID
 
 SCENES_VERSION = 1  # raise it whenever a pixel or a word changes: caches of the old version are then left alone
 CAPTIONS_PER_IMAGE = 5

@@ -1,28 +1,23 @@
 """The one door to data: `load_pairs` opens any source and brings it to the columns of `schema.py`.
 
-Opening: the generated scenes, a Karpathy folder, precomputed arrays, files in a common format, a saved data set, or
-the Hub. Mapping (`to_pairs`): find the image, caption and id columns by type and customary name, make every row one
-image with all its captions, and name the splits train, validation and test. Images are neither copied nor decoded.
+A source is the generated scenes, a Karpathy folder, precomputed arrays, files in a common format, a saved data set, or
+the Hub.
 """
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
-from hashlib import blake2b
-from itertools import count
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
-from datasets import Dataset, DatasetDict, Features, Image, IterableDataset, IterableDatasetDict, List, Value
+from datasets import Dataset, DatasetDict, IterableDatasetDict
 
-from .features import load_precomp
-from .images import find_broken_rows, image_keys
-from .karpathy import CAPTIONS_PER_IMAGE, HUB_DATASETS, load_from_hub, load_karpathy, report_official_sizes
-from .scenes import load_scenes
-from .schema import CAPTION_IDS, CAPTIONS, IMAGE, IMAGE_FEATURES, IMAGE_ID
+from hf_vse.data.columns import SPLITS, to_pairs
+from hf_vse.data.features import load_precomp
+from hf_vse.data.karpathy import CAPTIONS_PER_IMAGE, HUB_DATASETS, load_from_hub, load_karpathy, report_official_sizes
+from hf_vse.data.scenes import load_scenes
+from hf_vse.data.schema import CAPTIONS
 
 logger = logging.getLogger(__name__)
 
@@ -38,17 +33,6 @@ _OPTIONS = {
     "saved": _COLUMN_OPTIONS,
     "hub": _COLUMN_OPTIONS | {"streaming", "revision"},
 } | dict.fromkeys(("imagefolder", *FILE_SUFFIXES), _COLUMN_OPTIONS | {"streaming"})
-
-_SPLITS = {"train": "train", "restval": "train", "test": "test"}
-_SPLITS |= dict.fromkeys(["validation", "valid", "val", "dev"], "validation")
-
-_IMAGE_NAMES = ("image", "img", "jpg", "png", "jpeg", "photo", "picture")
-_CAPTION_NAMES = ("captions", "caption", "text", "texts", "sentences", "raw", "txt")
-_IMAGE_ID_NAMES = ("cocoid", "image_id", "img_id", "imgid")
-_CAPTION_ID_NAMES = ("sentids", "caption_ids", "sentid", "caption_id")
-_FILE_NAMES = ("filename", "file_name", "image_path")
-_TEXT_FEATURES = {IMAGE_ID: Value("int64"), CAPTIONS: List(Value("string")), CAPTION_IDS: List(Value("int64"))}
-
 
 def load_pairs(
     source: str,
@@ -180,220 +164,8 @@ def _data_files(path: Path, suffixes: Sequence[str]) -> dict[str, list[str]]:
     for file in [path] if path.is_file() else sorted(path.rglob("*")):
         if file.suffix in suffixes:
             words = [w for part in reversed(file.relative_to(root).parts) for w in re.split("[^a-z]+", part.lower())]
-            split = next((_SPLITS[word] for word in words if word in _SPLITS), "train")
+            split = next((SPLITS[word] for word in words if word in SPLITS), "train")
             files.setdefault(split, []).append(str(file))
     if not files:
         raise FileNotFoundError(f"{path} holds no {' or '.join(suffixes)} file: give such a file or its folder")
     return files
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where a source keeps what; a name stands for a column, or for a field of the column `json` (webdataset)."""
-
-    image: str
-    captions: tuple[str, ...]
-    image_id: str | None
-    caption_ids: str | None
-    file_name: str | None
-
-
-def find_layout(features: Features | None, image_column: str | None, caption_column: str | None) -> Layout:
-    """The columns to read: the ones named, or else by type and customary name."""
-    if features is None:
-        raise ValueError("the columns of this streamed data set are unknown before it is read: use streaming=False")
-    nested = features.get("json")
-    available = {**(nested if isinstance(nested, dict) else {}), **features}
-
-    def first(names: Sequence[str]) -> str | None:
-        return next((name for name in names if name in available), None)
-
-    images = [name for name, feature in features.items() if isinstance(feature, Image)]
-    if not images and IMAGE_FEATURES in features:
-        images = [IMAGE_FEATURES]
-    if len(images) != 1:
-        images = [name for name in _IMAGE_NAMES if name in (images or features)][:1]
-    numbered = [name for name in features if re.fullmatch(r"caption_\d+", name)]
-    captions = [name] if (name := first(_CAPTION_NAMES)) else sorted(numbered, key=lambda name: int(name[8:]))
-    images, captions = [image_column] if image_column else images, [caption_column] if caption_column else captions
-    for what, names, known in (("image", images, features), ("caption", captions, available)):
-        if not names or names[0] not in known:
-            problem = f"{what}_column={names[0]!r} is not" if names else f"no {what} column is recognised"
-            raise ValueError(f"{problem} among the columns {', '.join(known)}: name it with {what}_column")
-    return Layout(images[0], tuple(captions), first(_IMAGE_ID_NAMES), first(_CAPTION_ID_NAMES), first(_FILE_NAMES))
-
-
-def _field(row: Mapping[str, Any], name: str | None) -> Any:
-    return row[name] if name in row else (row.get("json") or {}).get(name)
-
-
-@dataclass
-class RowText:
-    """One row without its image; ids are None or [] where there are none, `key` is equal for rows of one image."""
-
-    captions: list[str]
-    caption_ids: list[int]
-    image_id: int | None
-    key: Any
-    split: str | None
-    num_empty: int
-
-
-def read_row(row: Mapping[str, Any], layout: Layout) -> RowText:
-    """What a row says about its image; empty captions are left out."""
-    values = [_field(row, name) for name in layout.captions]
-    texts = [text for value in values for text in (value if isinstance(value, list) else [value])]
-    for text in texts:
-        if not isinstance(text, str | None):
-            raise ValueError(f"column {layout.captions[0]!r} holds {text!r:.60}, no caption: give caption_column")
-    ids = _field(row, layout.caption_ids)
-    ids = ids if isinstance(ids, list) else [ids]
-    known = len(ids) == len(texts) and all(isinstance(caption_id, int) for caption_id in ids)
-    kept = [place for place, text in enumerate(texts) if text and text.strip()]
-    image_id = _field(row, layout.image_id)
-    return RowText(
-        captions=[texts[place].strip() for place in kept],
-        caption_ids=[ids[place] for place in kept] if known else [],
-        image_id=image_id if isinstance(image_id, int) else None,
-        key=_field(row, layout.file_name) if image_id is None else image_id,
-        split=_SPLITS.get(str(row.get("split"))),
-        num_empty=len(texts) - len(kept),
-    )
-
-
-def to_pairs(
-    dataset: Dataset | DatasetDict | IterableDataset | IterableDatasetDict,
-    image_column: str | None = None,
-    caption_column: str | None = None,
-    *,
-    root: Path | None = None,
-    max_captions: int | None = None,
-    max_broken_share: float = 0.01,
-    check_images: bool = True,
-) -> DatasetDict | IterableDatasetDict:
-    """Any data set with images and captions, in the columns of `schema.py`.
-
-    Where a row has one caption, rows of the same image (same id, file name or path) become one. A single split is
-    divided by its column `split`, if it has one.
-
-    Args:
-        root: the folder (or a file in it) that relative paths in an image column of strings start from.
-        max_captions: how many captions of an image to keep; all by default.
-    """
-    groups: dict[str, list] = {}
-    for name, part in dataset.items() if isinstance(dataset, dict) else [("train", dataset)]:
-        groups.setdefault(_SPLITS.get(name, name), []).append(part)
-    parts = {name: datasets.concatenate_datasets(g) if len(g) > 1 else g[0] for name, g in groups.items()}
-    first = next(iter(parts.values()))
-    layout = find_layout(first.features, image_column, caption_column)
-    root = root.parent if root and root.is_file() else root or Path()
-    divide = len(parts) == 1 and "split" in first.features
-    if isinstance(first, IterableDataset):
-        if divide:
-            raise ValueError("a column 'split' divides this data set, which streaming cannot do: use streaming=False")
-        return IterableDatasetDict({name: _stream(part, layout, root, max_captions) for name, part in parts.items()})
-    splits: dict[str, Dataset] = {}
-    for name, part in parts.items():
-        images = _image_column(part.with_format(None), layout, root)
-        broken = find_broken_rows(images, max_broken_share) if check_images else set()
-        rows = _read_rows(name, part.with_format(None), layout, broken)
-        if not divide or not all(row.split for row in rows):
-            rows = [replace(row, split=name) for row in rows]
-        _join_rows_of_one_image(rows, images)
-        splits |= _assemble(images, rows, max_captions)
-    return DatasetDict(splits)
-
-
-def _image_column(part: Dataset, layout: Layout, root: Path) -> Dataset:
-    """The image column alone and under its final name, decoded lazily; a column of features stays as it is."""
-    feature = part.features[layout.image]
-    if layout.image == IMAGE_FEATURES:
-        return part.select_columns([IMAGE_FEATURES])
-    if feature in (Value("string"), Value("large_string")):
-        paths = [path and str(root / path) for path in part[layout.image]]
-        return Dataset.from_dict({IMAGE: paths}, features=Features({IMAGE: Image()}))
-    images = part.select_columns([layout.image]).rename_columns({layout.image: IMAGE})
-    return images if feature == Image() else images.cast_column(IMAGE, Image())
-
-
-def _read_rows(name: str, part: Dataset, layout: Layout, broken: set[int]) -> list[RowText]:
-    """All rows, so that they stay next to their images; those to leave out have no captions."""
-    used = {*layout.captions, layout.image_id, layout.caption_ids, layout.file_name, "json", "split"}
-    rows = [read_row(row, layout) for row in part.select_columns([c for c in part.column_names if c in used])]
-    if empty := sum(row.num_empty for row in rows):
-        logger.warning("split %s: %s empty captions left out", name, f"{empty:,}")
-    if without := sum(not row.captions for row in rows):
-        logger.warning("split %s: %s images without any caption left out", name, f"{without:,}")
-    rows = [replace(row, captions=[], caption_ids=[]) if n in broken else row for n, row in enumerate(rows)]
-    if not any(row.captions for row in rows):
-        where = ", ".join(layout.captions)
-        raise ValueError(f"split {name}: none of {len(rows):,} rows has a caption in {where}: give caption_column")
-    return rows
-
-
-def _join_rows_of_one_image(rows: Sequence[RowText], images: Dataset) -> None:
-    """Where every row has one caption, those of an image go to its first row."""
-    if any(len(row.captions) + row.num_empty > 1 for row in rows):
-        return
-    keys = [row.key for row in rows]
-    if all(key is None for key in keys):
-        keys = image_keys(images)
-    first: dict[Any, RowText] = {}
-    for row, key in zip(rows, keys, strict=True):
-        leader = row if key is None else first.setdefault((row.split, key), row)
-        if leader is not row:
-            leader.captions += row.captions
-            leader.caption_ids += row.caption_ids
-            row.captions, row.caption_ids = [], []
-
-
-def _assemble(images: Dataset, rows: Sequence[RowText], max_captions: int | None) -> dict[str, Dataset]:
-    captions = [row.captions[:max_captions] for row in rows]
-    caption_ids = [row.caption_ids[:max_captions] for row in rows]
-    if list(map(len, caption_ids)) != list(map(len, captions)):  # not all are known
-        running = count()
-        caption_ids = [[next(running) for _ in texts] for texts in captions]
-    image_ids = [row.image_id for row in rows]
-    if None in image_ids:
-        image_ids = list(range(len(rows)))
-    columns = {IMAGE_ID: image_ids, CAPTIONS: captions, CAPTION_IDS: caption_ids}
-    texts = Dataset.from_dict(columns, features=Features(_TEXT_FEATURES))
-    pairs = datasets.concatenate_datasets([images, texts], axis=1)
-    kept: dict[str, list[int]] = {}
-    for number, row in enumerate(rows):
-        if row.captions:
-            kept.setdefault(row.split, []).append(number)
-    return {split: pairs.select(numbers) for split, numbers in kept.items()}
-
-
-def _stream(part: IterableDataset, layout: Layout, root: Path, max_captions: int | None) -> IterableDataset:
-    feature = part.features[layout.image]
-    undecoded = part.cast_column(layout.image, Image(decode=False)) if isinstance(feature, Image) else part
-    read = partial(_stream_batch, layout=layout, root=root, max_captions=max_captions)
-    pairs = undecoded.map(read, batched=True, batch_size=32, remove_columns=list(part.features))
-    # cast, not map(features=...): under that the images would stay undecoded for ever
-    image = {IMAGE_FEATURES: feature} if layout.image == IMAGE_FEATURES else {IMAGE: Image()}
-    return pairs.cast(Features(image | _TEXT_FEATURES))
-
-
-def _stream_batch(batch: dict[str, list], layout: Layout, root: Path, max_captions: int | None) -> dict[str, list]:
-    rows = []
-    for values in zip(*batch.values(), strict=True):
-        row = dict(zip(batch, values, strict=True))
-        text = read_row(row, layout)
-        if text.captions:
-            image = row[layout.image]
-            image = str(root / image) if isinstance(image, str) else image
-            image_id = _identity(image) if text.image_id is None else text.image_id
-            caption_ids = text.caption_ids or [_identity((image_id, caption)) for caption in text.captions]
-            rows.append((image, image_id, text.captions[:max_captions], caption_ids[:max_captions]))
-    target = IMAGE_FEATURES if layout.image == IMAGE_FEATURES else IMAGE
-    names = (target, IMAGE_ID, CAPTIONS, CAPTION_IDS)
-    return {name: [row[place] for row in rows] for place, name in enumerate(names)}
-
-
-def _identity(value: Any) -> int:
-    """A number that stands for the content: row numbers would repeat, because every process and worker counts anew."""
-    content = (value["bytes"] or value["path"]) if isinstance(value, dict) else value
-    digest = blake2b(content if isinstance(content, bytes) else repr(content).encode(), digest_size=8)
-    return int.from_bytes(digest.digest()) >> 1  # fits int64

@@ -32,6 +32,7 @@ class DataArguments:
     data_dir: str | None = setting(None, "Folder with the images and the captions file.")
     split_file: str | None = setting(None, "Karpathy's split JSON, where it is not in data_dir.")
     features: str | None = setting(None, "Array (npy, safetensors) that takes the place of the images.")
+    restval: bool = setting(True, "coco: train on the restval images too.")
     image_column: str | None = setting(None, "Column of the images, where its name does not tell.")
     caption_column: str | None = setting(None, "Column of the captions, where its name does not tell.")
     streaming: bool = setting(False, "Read the training split as a stream; needs max_steps.")
