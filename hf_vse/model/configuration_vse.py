@@ -31,6 +31,7 @@ class VSEGRUTextConfig(PreTrainedConfig):
         num_layers: recurrent layers.
         bidirectional: read the sentence both ways and average the two states of every word.
         dropout: share of word-vector entries set to zero in training.
+        pad_token_id, bos_token_id, eos_token_id: as `train_word_tokenizer` numbers them.
     """
 
     model_type = GRU_MODEL_TYPE
@@ -42,6 +43,8 @@ class VSEGRUTextConfig(PreTrainedConfig):
     bidirectional: bool = False
     dropout: float = 0.0
     pad_token_id: int | None = 0
+    bos_token_id: int | None = 2
+    eos_token_id: int | None = 3
 
 
 class VSEFeaturesConfig(PreTrainedConfig):

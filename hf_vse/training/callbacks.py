@@ -56,7 +56,6 @@ class CollapseAlarm(TrainerCallback):
         if self.cosines is None or "loss" not in (logs or {}):
             return
         image_cosine, text_cosine = (cosine.item() for cosine in self.cosines)
-        logs |= {"image_cosine": image_cosine, "text_cosine": text_cosine}
         collapsed = min(image_cosine, text_cosine) > COLLAPSED_COSINE
         self.collapsed_logs = self.collapsed_logs + 1 if collapsed else 0
         if self.collapsed_logs == self.patience and state.is_world_process_zero:

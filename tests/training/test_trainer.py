@@ -1,0 +1,224 @@
+import logging
+
+import pytest
+import torch
+from transformers import CLIPImageProcessorPil
+
+from hf_vse.model.configuration_vse import VSEConfig
+from hf_vse.model.losses_vse import contrastive_loss
+from hf_vse.model.modeling_vse import VSEModel
+from hf_vse.model.processing_vse import VSEProcessor
+from hf_vse.training.arguments import VSETrainingArguments
+from hf_vse.training.callbacks import CollapseAlarm, mean_cosine
+from hf_vse.training.trainer import VSETrainer
+from tests.conftest import make_feature_pairs, make_pairs
+
+DIM = 16
+
+
+def make_model(tokenizer, vision=None, **options) -> VSEModel:
+    torch.manual_seed(0)
+    text = {"vocab_size": len(tokenizer), "word_dim": 8, "hidden_size": DIM}
+    vision = vision or {"model_type": "vse_features", "hidden_size": DIM}
+    return VSEModel(VSEConfig(vision_config=vision, text_config=text, **{"projection_dim": DIM} | options))
+
+
+def arguments(folder, **options) -> VSETrainingArguments:
+    defaults = {
+        "per_device_train_batch_size": 8, "num_train_epochs": 2, "learning_rate": 1e-2, "logging_steps": 1,
+        "disable_tqdm": True, "eval_strategy": "no", "save_strategy": "no", "lr_scheduler_type": "constant",
+    }  # fmt: skip
+    return VSETrainingArguments(output_dir=str(folder), **defaults | options)
+
+
+def make_trainer(folder, tokenizer, train=None, model=None, processor=None, eval_dataset=None, **options):
+    return VSETrainer(
+        model or make_model(tokenizer),
+        arguments(folder, **options),
+        train_dataset=make_feature_pairs(24) if train is None else train,
+        eval_dataset=eval_dataset,
+        processing_class=processor or VSEProcessor(tokenizer=tokenizer),
+    )
+
+
+def losses(trainer) -> list[float]:
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def weights(model) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("loss_type", ["nce", "hardnce_smooth", "hinge_sum", "clip", "siglip"])
+def test_training_lowers_the_loss_and_raises_recall(loss_type, tokenizer, tmp_path):
+    data = make_feature_pairs(24)
+    model = make_model(tokenizer, loss_type=loss_type)
+    trainer = make_trainer(tmp_path, tokenizer, data, model, eval_dataset=data, num_train_epochs=16)
+    before = trainer.evaluate()
+    trainer.train()
+    after = trainer.evaluate()
+    assert losses(trainer)[-1] < 0.7 * losses(trainer)[0]
+    assert after["eval_rsum"] > before["eval_rsum"] + 80
+
+
+def test_best_checkpoint_by_rsum_is_kept(tokenizer, tmp_path):
+    data = make_feature_pairs(24)
+    trainer = make_trainer(
+        tmp_path, tokenizer, data, eval_dataset=data, num_train_epochs=4, eval_strategy="epoch", save_strategy="epoch"
+    )
+    trainer.train()
+    measured = [entry["eval_rsum"] for entry in trainer.state.log_history if "eval_rsum" in entry]
+    assert len(measured) == 4 and trainer.state.best_metric == max(measured)
+    assert trainer.evaluate()["eval_rsum"] == pytest.approx(max(measured))
+
+
+def test_loss_of_a_step_is_the_dense_reference_with_the_mask(tokenizer, tmp_path):
+    trainer = make_trainer(tmp_path, tokenizer)
+    batch = next(iter(trainer.get_train_dataloader()))
+    batch["image_ids"] = torch.tensor([0, 0, 1, 2, 3, 4, 5, 6])
+    outputs = trainer.model(**{key: value for key, value in batch.items() if key != "image_ids"})
+    embeds = outputs.image_embeds, outputs.text_embeds
+    masked = contrastive_loss(*embeds, loss_type="nce", image_ids=batch["image_ids"])
+    torch.testing.assert_close(trainer.compute_loss(trainer.model, batch), masked)
+    trainer.args.mask_same_image = False
+    plain = trainer.compute_loss(trainer.model, batch)
+    torch.testing.assert_close(plain, contrastive_loss(*embeds, loss_type="nce"))
+    assert plain > masked
+
+
+def test_gradient_accumulation_averages_the_batches(tokenizer, tmp_path):
+    trainer = make_trainer(tmp_path, tokenizer, gradient_accumulation_steps=3, max_steps=1, max_grad_norm=0.0)
+    reference = make_model(tokenizer)
+    batches = list(trainer.get_train_dataloader())[:3]
+    for batch in batches:
+        (reference(**batch, return_loss=True).loss / 3).backward()
+    expected = {name: each.grad for name, each in reference.named_parameters()}
+    seen = {}
+    trainer.add_callback(GradientSpy(seen))
+    trainer.train()
+    assert seen.keys() == expected.keys()
+    for name, gradient in seen.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6)
+
+
+class GradientSpy(CollapseAlarm):
+    def __init__(self, seen):
+        super().__init__(1)
+        self.seen = seen
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        self.seen |= {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+def test_warmup_of_hard_negatives_switches_the_objective(tokenizer, tmp_path):
+    model = make_model(tokenizer, loss_type="hardnce")
+    trainer = make_trainer(tmp_path, tokenizer, model=model, hard_negative_warmup_epochs=1)
+    used = []
+    chosen = trainer.current_loss_type
+    trainer.current_loss_type = lambda: used.append(chosen()) or used[-1]
+    trainer.train()
+    assert used == ["nce"] * 15 + ["hardnce"] * 15
+    with pytest.raises(ValueError, match="hard_negative_warmup_epochs=1 is for hardnce.*loss_type is 'nce'"):
+        make_trainer(tmp_path, tokenizer, hard_negative_warmup_epochs=1)
+
+
+def test_frozen_tower_does_not_move_and_the_rest_does(tokenizer, tiny_resnet, tmp_path):
+    model = make_model(tokenizer, vision=tiny_resnet)
+    before = weights(model)
+    processor = VSEProcessor(CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size=16), tokenizer)
+    options = {"train": make_pairs(12, size=16), "model": model, "processor": processor}
+    make_trainer(tmp_path, tokenizer, **options, freeze_image_tower=True, num_train_epochs=1).train()
+    after = weights(model)
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved and not any(name.startswith("vision_model.") for name in moved)
+    assert {"visual_projection.weight", "text_model.embedding.weight"} <= moved
+
+    make_trainer(tmp_path, tokenizer, **options, freeze_batchnorm=True, num_train_epochs=1).train()
+    final = weights(model)
+    moved = {name for name in final if name.startswith("vision_model.") and not torch.equal(final[name], after[name])}
+    assert any("convolution" in name for name in moved)
+    assert not any("normalization" in name for name in moved)
+
+
+def test_towers_have_their_own_learning_rate(tokenizer, tmp_path):
+    trainer = make_trainer(tmp_path, tokenizer, text_tower_learning_rate=3e-5, weight_decay=0.1)
+    optimizer = trainer.create_optimizer()
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert len(rates) == len(list(trainer.model.parameters()))
+    for name, parameter in trainer.model.named_parameters():
+        assert rates[id(parameter)] == (3e-5 if name.startswith("text_model.") else 1e-2), name
+
+
+def test_own_learning_rate_follows_the_schedule(tokenizer, tmp_path):
+    options = {"text_tower_learning_rate": 1e-3, "lr_scheduler_type": "linear", "num_train_epochs": 1}
+    trainer = make_trainer(tmp_path, tokenizer, **options)
+    trainer.train()
+    assert all(group["lr"] == 0 for group in trainer.optimizer.param_groups)
+    assert sorted({group["initial_lr"] for group in trainer.optimizer.param_groups}) == [1e-3, 1e-2]
+
+
+def test_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tokenizer, tmp_path):
+    options = {
+        "num_train_epochs": 3, "save_strategy": "steps", "save_steps": 7, "save_total_limit": 9,
+        "lr_scheduler_type": "cosine", "word_dropout": 0.3,
+    }  # fmt: skip
+    whole = make_trainer(tmp_path / "whole", tokenizer, **options)
+    whole.train()
+    resumed = make_trainer(tmp_path / "resumed", tokenizer, **options)
+    checkpoint = tmp_path / "whole" / "checkpoint-21"
+    assert whole.state.max_steps == 45 and 21 % 15 != 0  # in the middle of an epoch
+    resumed.train(resume_from_checkpoint=str(checkpoint))
+    assert resumed.state.global_step == 45
+    for name, tensor in weights(whole.model).items():
+        assert torch.equal(tensor, weights(resumed.model)[name]), name
+
+
+def test_collapse_raises_the_alarm_once(tokenizer, tmp_path, caplog):
+    model = make_model(tokenizer, loss_type="hardnce")
+    with torch.no_grad():  # every image and every sentence in one place, and no gradient to leave it
+        model.visual_projection.weight.zero_()
+        model.visual_projection.bias.fill_(1.0)
+        model.text_model.embedding.weight.zero_()
+    with caplog.at_level(logging.WARNING):
+        trainer = make_trainer(tmp_path, tokenizer, model=model, collapse_patience=3, learning_rate=0.0)
+        trainer.train()
+    alarms = [record.getMessage() for record in caplog.records if "has collapsed" in record.getMessage()]
+    assert len(alarms) == 1
+    assert alarms[0].startswith("step 3: the model has collapsed: images are alike (mean cosine 1.000)")
+    assert "hard_negative_warmup_epochs=1" in alarms[0]
+
+
+def test_mean_cosine_is_that_of_all_different_pairs():
+    embeds = torch.nn.functional.normalize(torch.randn(9, 5), dim=1)
+    cosines = (embeds @ embeds.T)[~torch.eye(9, dtype=torch.bool)]
+    torch.testing.assert_close(mean_cosine(embeds), cosines.mean())
+
+
+def test_stream_is_trained_on(tokenizer, tmp_path):
+    stream = make_feature_pairs(24).to_iterable_dataset()
+    trainer = make_trainer(tmp_path, tokenizer, stream, max_steps=12)
+    trainer.train()
+    assert trainer.state.global_step == 12 and losses(trainer)[-1] < losses(trainer)[0]
+
+
+def test_workers_and_compile_and_bf16_train(tokenizer, tmp_path):
+    trainer = make_trainer(tmp_path, tokenizer, bf16=True, dataloader_num_workers=1, num_train_epochs=1)
+    trainer.train()
+    assert all(loss == loss for loss in losses(trainer))
+
+
+def test_too_many_broken_images_stop_the_run(tokenizer, tiny_resnet, tmp_path):
+    data = make_pairs(40, size=16)
+    rows = [row | {"image": {"bytes": b"x", "path": None}} if i % 2 else row for i, row in enumerate(data.to_list())]
+    damaged = type(data).from_list(rows, features=data.features)
+    processor = VSEProcessor(CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size=16), tokenizer)
+    trainer = make_trainer(tmp_path, tokenizer, damaged, make_model(tokenizer, vision=tiny_resnet), processor)
+    with pytest.raises(ValueError, match="images are broken .* repair the files or raise max_broken_share"):
+        trainer.train()
+
+
+def test_bad_arguments_name_the_value(tmp_path):
+    with pytest.raises(ValueError, match="word_dropout is a share between 0 and 1, got 3"):
+        arguments(tmp_path, word_dropout=3)
+    with pytest.raises(ValueError, match="loss_type 'nec' is unknown"):
+        arguments(tmp_path, hard_negative_warmup_loss="nec")
