@@ -154,6 +154,20 @@ def check_key(key: str, where: str) -> None:
     raise ValueError(f"{where}: unknown key {key!r}; {hint}")
 
 
+def check_values(values: dict[str, Any], where: str) -> None:
+    """Raises ValueError for a value of another type than the field's; what transformers types freely is left to it."""
+    types = {"bool": bool, "int": int, "float": (int, float), "str": str, "dict": dict, "list": list}
+    known = known_keys()
+    for key, value in values.items():
+        of_field = getattr(known[key].type, "__name__", None) or str(known[key].type)
+        name, optional = of_field.removesuffix(" | None"), of_field.endswith(" | None")
+        if name not in types or (value is None and optional):
+            continue
+        if not isinstance(value, types[name]) or (isinstance(value, bool) and name != "bool"):
+            expected = "true or false" if name == "bool" else name
+            raise ValueError(f"{where}: {key} must be {expected}, got {value!r}")
+
+
 def read_file(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
@@ -202,6 +216,9 @@ def build_recipe(values: dict[str, Any], overrides: dict[str, Any] | None = None
         check_key(key, "command line")
         override(values, stages, key, value)
     values.setdefault("output_dir", "runs/vse")
+    check_values(values, where)
+    for stage in stages:
+        check_values({key: value for key, value in stage.items() if key != "name"}, where)
     return Recipe(values, stages)
 
 
@@ -210,12 +227,12 @@ def read_recipe(path: str | Path, **overrides: Any) -> Recipe:
     return build_recipe(read_file(path), overrides, where=str(path))
 
 
-def recipe_parser(default: Path) -> argparse.ArgumentParser:
+def help_parser(default: Path) -> argparse.ArgumentParser:
+    """Knows the fields, to print them; the command line itself is read by `parse_command_line`."""
     parser = argparse.ArgumentParser(
-        allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="%(prog)s [RECIPE] [--field value ...]",
-        description="Trains an image-text dual encoder as a recipe says; what the command line says wins.",
+        description=f"Trains an image-text dual encoder as RECIPE says (default: {default}); the command line wins.",
         epilog=f"""examples:
   accelerate launch scripts/train.py                                       the built-in data set, two minutes
   accelerate launch scripts/train.py {default.parent}/flickr8k_features_nce.yaml --data_dir DIR
@@ -223,9 +240,8 @@ def recipe_parser(default: Path) -> argparse.ArgumentParser:
   accelerate launch scripts/train.py RECIPE --text_config.hidden_size 512   a part of a configuration
 
 The same command again continues an interrupted run. Every other field of transformers.TrainingArguments
-(--num_train_epochs, --bf16, --seed, --torch_compile, --push_to_hub, ...) is a field of a recipe too.""",
+(--num_train_epochs, --bf16, --torch_compile, --push_to_hub, ...) is a field of a recipe too.""",
     )
-    parser.add_argument("recipe", nargs="?", default=str(default), help=f"YAML file; default: {default}")
     ours = set(VSETrainingArguments.__annotations__) | {"output_dir", "seed"}
     for title, section in SECTIONS.items():
         group = parser.add_argument_group(title)
@@ -233,22 +249,26 @@ The same command again continues an interrupted run. Every other field of transf
             if item.init and (title != "training" or item.name in ours):
                 shown = "" if item.default in (None, "") else f" [{item.default}]"
                 text = item.metadata.get("help", "").replace("%", "%%") + shown
-                group.add_argument(f"--{item.name}", metavar="VALUE", nargs="?", const="true", help=text)
+                group.add_argument(f"--{item.name}", metavar="VALUE", help=text)
     return parser
 
 
 def parse_command_line(argv: Sequence[str], default: Path) -> Recipe:
-    """The recipe of a command line: `[RECIPE] [--field value ...]`."""
-    parser = recipe_parser(default)
-    known, rest = parser.parse_known_args(list(argv))
-    given = {name: value for name, value in vars(known).items() if name != "recipe" and value is not None}
-    while rest:
-        key, *rest = rest
+    """The recipe of a command line: `[RECIPE] [--field value ...]`; a field without a value is true."""
+    if {"-h", "--help"} & set(argv):
+        help_parser(default).print_help()
+        raise SystemExit
+    words = list(argv)
+    path = words.pop(0) if words and not words[0].startswith("--") else default
+    known = known_keys()
+    given: dict[str, Any] = {}
+    while words:
+        key, has_value, value = words.pop(0).partition("=")
         if not key.startswith("--"):
             raise ValueError(f"command line: {key!r} belongs to no field; write --field value")
-        key, has_value, value = key.removeprefix("--").partition("=")
-        check_key(key, "command line")
         if not has_value:
-            value = rest.pop(0) if rest and not rest[0].startswith("--") else "true"
-        given[key] = value
-    return read_recipe(known.recipe, **{key: parse_value(value) for key, value in given.items()})
+            value = words.pop(0) if words and not words[0].startswith("--") else "true"
+        key = key.removeprefix("--")
+        is_text = key in known and known[key].type in (str, str | None)
+        given[key] = value if is_text else parse_value(value)
+    return read_recipe(path, **given)

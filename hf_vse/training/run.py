@@ -18,7 +18,7 @@ from typing import Any
 
 from accelerate import PartialState
 from transformers import set_seed
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer import TRAINER_STATE_NAME
 
 from hf_vse.evaluation.evaluator import PairEmbeddings, embed_pairs
 from hf_vse.evaluation.report import FOLD_SIZE, environment, recall_table, split_record
@@ -98,7 +98,7 @@ def run_stage(
         model, args, train_dataset=splits["train"], eval_dataset=splits.get("validation"), processing_class=processor
     )
     start = time.perf_counter()
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(folder) if folder.is_dir() else None)
+    trainer.train(resume_from_checkpoint=last_checkpoint(folder))
     record = {
         "name": name,
         "loss_type": model.config.loss_type,
@@ -116,6 +116,15 @@ def run_stage(
     trained = VSEModel.from_pretrained(folder).to(args.device)
     trainer.accelerator.free_memory()
     return trained, record
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The newest complete checkpoint; one that was being written when the run was killed lacks its last file."""
+    complete = [path.parent for path in folder.glob(f"checkpoint-*/{TRAINER_STATE_NAME}")]
+    newest = max(complete, key=lambda path: int(path.name.split("-")[1]), default=None)
+    if newest is not None:
+        logger.info("continuing from %s", newest)
+    return None if newest is None else str(newest)
 
 
 def report(

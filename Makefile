@@ -1,0 +1,52 @@
+# Each target does everything from a fresh clone: environment, installation, run.
+#
+#   make quickstart   trains on the built-in scenes and shows what the model finds
+#   make test         quality checks and tests
+#   make test-timm    the timm extra and training from pixels, in an environment of its own (several GB)
+
+PYTHON ?= python3
+VENV ?= .venv
+CONSTRAINTS := .ci/constraints.txt
+
+# Without a GPU the CPU build of torch is taken from PyTorch's own index, unless a folder of wheels is given.
+ifeq ($(shell command -v nvidia-smi)$(PIP_FIND_LINKS),)
+ifeq ($(shell uname -s),Linux)
+export PIP_EXTRA_INDEX_URL ?= https://download.pytorch.org/whl/cpu
+endif
+endif
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+export HF_HUB_DISABLE_TELEMETRY = 1
+export TOKENIZERS_PARALLELISM = false
+
+.PHONY: quickstart test test-timm check format clean
+
+quickstart: $(VENV)/installed
+	$(VENV)/bin/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+		scripts/train.py
+
+test: $(VENV)/installed check
+	$(VENV)/bin/python -m pytest -q
+
+check: $(VENV)/installed
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+format: $(VENV)/installed
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+test-timm: .venv-timm/installed
+	.venv-timm/bin/python -m pytest -q -m timm tests/test_timm.py
+
+$(VENV)/installed: pyproject.toml $(CONSTRAINTS)
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install -q -c $(CONSTRAINTS) -e '.[test,plots,index,eval]'
+	touch $@
+
+.venv-timm/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-timm
+	.venv-timm/bin/pip install -q -e '.[timm,test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) .venv-timm build dist *.egg-info

@@ -1,0 +1,71 @@
+"""The timm extra for real, with torchvision installed; run by `make test-timm` in an environment of its own."""
+
+import pytest
+import torch
+from transformers import CLIPImageProcessorPil
+
+from hf_vse.model.configuration_vse import VSEConfig
+from hf_vse.model.modeling_vse import VSEModel
+from hf_vse.model.processing_vse import VSEProcessor
+from hf_vse.training.arguments import VSETrainingArguments
+from hf_vse.training.trainer import VSETrainer
+from tests.conftest import make_pairs
+
+pytestmark = pytest.mark.timm
+ARCHITECTURES = ["resnet18", "tf_efficientnet_lite0", "vit_tiny_patch16_224"]
+
+
+@pytest.fixture(autouse=True)
+def needs_timm():
+    pytest.importorskip("timm", reason='needs pip install "hf_vse[timm]"', exc_type=ImportError)
+
+
+def make_model(tokenizer, architecture, **options) -> VSEModel:
+    vision = {"model_type": "timm_wrapper", "architecture": architecture, "num_classes": 0}
+    if architecture.startswith("vit"):
+        vision["model_args"] = {"img_size": 32}
+    text = {"vocab_size": len(tokenizer), "word_dim": 8, "hidden_size": 16}
+    return VSEModel(VSEConfig(vision_config=vision, text_config=text, **{"projection_dim": 16} | options))
+
+
+def make_processor(tokenizer) -> VSEProcessor:
+    return VSEProcessor(CLIPImageProcessorPil(size={"shortest_edge": 36}, crop_size=32), tokenizer)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "pooler", "gpo"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_timm_tower_embeds_and_survives_saving(architecture, pooling, tokenizer, tmp_path):
+    model = make_model(tokenizer, architecture, vision_pooling=pooling).eval()
+    pixels = torch.randn(2, 3, 32, 32)
+    embeds = model.get_image_features(pixels).pooler_output
+    torch.testing.assert_close(embeds.norm(dim=1), torch.ones(2))
+    model.save_pretrained(tmp_path)
+    assert torch.equal(VSEModel.from_pretrained(tmp_path).eval().get_image_features(pixels).pooler_output, embeds)
+
+
+def test_mean_pooling_is_the_global_pooling_of_the_network(tokenizer):
+    model = make_model(tokenizer, "resnet18").eval()
+    pixels = torch.randn(2, 3, 64, 64)
+    states = model.vision_model(pixels)
+    pooled = model.vision_pooling(states.last_hidden_state.flatten(2).transpose(1, 2), None, None)
+    torch.testing.assert_close(pooled, states.pooler_output.flatten(1))
+
+
+def test_training_from_pixels_frozen_then_unfrozen(tokenizer, tmp_path):
+    data, processor = make_pairs(12), make_processor(tokenizer)
+    model = make_model(tokenizer, "resnet18")
+    for stage, options in {
+        "frozen": {"freeze_image_tower": True},
+        "unfrozen": {"freeze_batchnorm": True, "image_tower_learning_rate": 1e-5},
+    }.items():
+        before = {name: value.clone() for name, value in model.vision_model.state_dict().items()}
+        args = VSETrainingArguments(
+            output_dir=str(tmp_path / stage), num_train_epochs=1, per_device_train_batch_size=6, eval_strategy="epoch",
+            save_strategy="epoch", disable_tqdm=True, **options,
+        )  # fmt: skip
+        trainer = VSETrainer(model, args, train_dataset=data, eval_dataset=data, processing_class=processor)
+        trainer.train()
+        assert trainer.state.best_metric > 0
+        changed = {name for name, value in model.vision_model.state_dict().items() if not torch.equal(value, before[name])}
+        assert not any("running" in name or "bn" in name for name in changed)
+        assert bool(changed) == (stage == "unfrozen")

@@ -1,0 +1,86 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hf_vse.training.recipe import build_recipe, parse_command_line, read_recipe
+
+RECIPES = sorted((Path(__file__).parents[2] / "scripts" / "recipes").glob("*.yaml"))
+DEFAULT = RECIPES[0].parent / "quickstart.yaml"
+
+
+def write(folder, text) -> str:
+    path = folder / "recipe.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipes_of_the_project_are_valid(path):
+    recipe = read_recipe(path)
+    assert recipe.data.dataset and recipe.output_dir.parts[0] == "runs"
+    assert recipe.model.config_options["loss_type"]
+
+
+def test_command_line_wins_and_values_are_typed(tmp_path):
+    path = write(tmp_path, "dataset: flickr8k\nlearning_rate: 2e-4\nloss_type: nce\n")
+    argv = [path, "--loss_type", "hardnce", "--seed=3", "--bf16", "--word_dropout", "1e-1", "--text_config.word_dim", "5"]
+    recipe = parse_command_line(argv, DEFAULT)
+    assert recipe.section("training") == {
+        "learning_rate": 2e-4, "seed": 3, "bf16": True, "word_dropout": 0.1, "output_dir": "runs/vse",
+    }  # fmt: skip
+    assert recipe.model.loss_type == "hardnce" and recipe.model.text_config == {"word_dim": 5}
+
+
+def test_no_argument_means_the_quickstart():
+    assert parse_command_line([], DEFAULT).data.dataset == "scenes"
+
+
+def test_stages_override_and_the_command_line_overrides_them(tmp_path):
+    text = "loss_type: hinge_sum\nstages:\n- {name: base}\n- {name: main, loss_type: hardnce, num_train_epochs: 3}\n"
+    recipe = parse_command_line([write(tmp_path, text), "--num_train_epochs", "1"], DEFAULT)
+    stages = [recipe.stage(overrides) for overrides in recipe.stages]
+    assert [stage.model.loss_type for stage in stages] == ["hinge_sum", "hardnce"]
+    assert [stage.values["num_train_epochs"] for stage in stages] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "argv", "message"),
+    [
+        ("lerning_rate: 1", [], "unknown key 'lerning_rate'; did you mean 'learning_rate'"),
+        ("seed: 1", ["--los_type", "nce"], "command line: unknown key 'los_type'; did you mean 'loss_type'"),
+        ("stages: [{name: a, tempreture: 1}]", [], "stage 'a': unknown key 'tempreture'; did you mean 'temperature'"),
+        ("stages: [{name: a}, {loss_type: nce}]", [], "every entry of stages needs a `name`"),
+        ("zzzzqqqq: 1", [], "unknown key 'zzzzqqqq'; see `scripts/train.py --help`"),
+        ("[1, 2]", [], "must hold `key: value` lines, got a list"),
+        ("a: b: c", [], "is not valid YAML"),
+        ("seed: 1", ["stray"], "'stray' belongs to no field; write --field value"),
+        ("temperature: hot", [], "temperature must be float, got 'hot'"),
+        ("num_train: 1.5", [], "num_train must be int, got 1.5"),
+        ("learning_rate: [1]", [], r"learning_rate must be float, got \[1\]"),
+        ("streaming: maybe", [], "streaming must be true or false, got 'maybe'"),
+    ],
+)
+def test_a_typo_is_one_clear_line(text, argv, message, tmp_path):
+    with pytest.raises(ValueError, match=message) as caught:
+        parse_command_line([write(tmp_path, text), *argv], DEFAULT)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_recipe_names_those_there_are():
+    with pytest.raises(FileNotFoundError, match="quickstrt.yaml does not exist; recipes in .*quickstart.yaml"):
+        read_recipe(DEFAULT.parent / "quickstrt.yaml")
+
+
+def test_recipe_survives_yaml():
+    recipe = build_recipe({"dataset": "scenes", "learning_rate": 1e-3, "stages": [{"name": "a", "seed": 2}]})
+    again = build_recipe(yaml.safe_load(recipe.to_yaml()))
+    assert again == recipe and again.to_yaml() == recipe.to_yaml()
+
+
+def test_help_teaches_by_example(capsys):
+    with pytest.raises(SystemExit):
+        parse_command_line(["--help"], DEFAULT)
+    text = capsys.readouterr().out
+    assert "accelerate launch scripts/train.py" in text and "--hard_negative_warmup_epochs" in text
+    assert "continues an interrupted run" in text
