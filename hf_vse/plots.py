@@ -129,21 +129,19 @@ def plot_recall_bars(
         axes.bar_label(bars, fmt="%.1f", fontsize=9 if len(results) < 4 else 7, padding=2)
     for name, centre in zip(RECALLS, centres, strict=True):
         if chance and name in chance:
-            label = "chance" if name == next(iter(RECALLS)) else None
-            axes.hlines(chance[name], centre - 0.44, centre + 0.44, color="black", linewidth=1.2, label=label)
+            axes.hlines(chance[name], centre - 0.44, centre + 0.44, color="black", linewidth=1.2, label="chance")
     _tidy(axes, "", "")
     axes.set_xticks(centres, RECALLS.values())
     for direction, middle in zip(DIRECTIONS.values(), (centres[1], centres[4]), strict=True):
-        axes.annotate(
-            direction, (middle, 0), (0, -26), xycoords=("data", "axes fraction"), textcoords="offset points",
-            ha="center", va="top", fontsize=11,
-        )  # fmt: skip
+        below = dict(xycoords=("data", "axes fraction"), textcoords="offset points", ha="center", va="top")
+        axes.annotate(direction, (middle, 0), (0, -22), **below, fontsize=11)
     axes.set_ylabel("recall, %", fontsize=10)
     axes.set_ylim(0, 112)
     axes.set_yticks(range(0, 101, 20))
     if len(results) > 1 or chance:
-        legend = axes.legend(frameon=False, fontsize=9, ncols=4, loc="lower left", bbox_to_anchor=(0, 1))
-        _take_literally(legend.get_texts())
+        handles = [*axes.containers, *axes.collections[:1]]  # one line stands for all
+        above = dict(ncols=4, loc="lower left", bbox_to_anchor=(0, 1))
+        _take_literally(axes.legend(handles=handles, frameon=False, fontsize=9, **above).get_texts())
     else:
         _take_literally([axes.set_title(next(iter(results)), loc="left", fontsize=11)])
     return _save(figure, path)
@@ -247,11 +245,21 @@ def _save(figure: "Figure", path: str | Path) -> Path:
         raise ValueError(f"path={str(path)!r} must end in .png")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, format="png", dpi=_DPI)
-    for dpi in (_DPI, 90, 60):
+    with Image.open(path) as written:
+        full = written.convert("RGB")
+    for scale in (1.0, 0.75, 0.5):
         if path.stat().st_size <= _MAX_BYTES:
             break
-        figure.savefig(path, format="png", dpi=dpi)
-        with Image.open(path) as full:
-            reduced = full.convert("RGB").quantize(256, dither=Image.Dither.NONE)
-        reduced.save(path, format="PNG", optimize=True)
+        smaller = full.resize((round(full.width * scale), round(full.height * scale)), Image.Resampling.LANCZOS)
+        _with_few_colours(smaller).save(path, format="PNG")
     return path
+
+
+def _with_few_colours(image: Image.Image) -> Image.Image:
+    """256 colours, dithered. Pillow's default method would turn small things, whose colours are rare, grey."""
+    palette = image.quantize(256, method=Image.Quantize.FASTOCTREE)
+    values = palette.getpalette("RGB") or []
+    brightest = max(range(0, len(values), 3), key=lambda start: sum(values[start : start + 3]))
+    values[brightest : brightest + 3] = 255, 255, 255  # the paper stays white
+    palette.putpalette(values)
+    return image.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)

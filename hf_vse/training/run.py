@@ -12,10 +12,12 @@ The same recipe in the same directory continues where it stopped.
 
 import json
 import logging
+import os
 import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from transformers import set_seed
 from transformers.trainer import TRAINER_STATE_NAME
@@ -42,6 +44,7 @@ def run_recipe(recipe: Recipe) -> dict[str, Any]:
         What is written to `metrics.json`: `metrics` of the validation split and of the test split, if there is one,
         and the record of every stage.
     """
+    use_all_cores()
     common = training_arguments(recipe, recipe.output_dir)
     PartialState(cpu=common.use_cpu)
     claim(recipe)
@@ -56,6 +59,14 @@ def run_recipe(recipe: Recipe) -> dict[str, Any]:
         model.save_pretrained(recipe.output_dir)
         processor.save_pretrained(recipe.output_dir)
     return report(recipe, model, processor, splits, records, common.per_device_eval_batch_size)
+
+
+def use_all_cores() -> None:
+    """Undoes the single thread that `accelerate launch` gives to every process, which starves training on a CPU."""
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ
+    if launched and os.environ.get("OMP_NUM_THREADS") == "1" and not torch.accelerator.is_available():
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
 
 
 def training_arguments(recipe: Recipe, output_dir: Path) -> VSETrainingArguments:

@@ -143,17 +143,21 @@ def test_captions_are_english_sentences(difficulty):
             assert not re.search(r"\ba [aeiou]|\ban [^aeiou]", caption.lower()), caption
 
 
-def mentioned(caption: str, attributes: tuple[str, ...]) -> list[tuple[str, ...]]:
-    """The objects that a caption names, each as its (size, texture, colour, shape), with "" for what is left open."""
-    canonical = {word: key for key in attributes for word in scenes._WORDS.get(key, (key,)) if word}
-    shapes = sorted((w for w, key in canonical.items() if key in SHAPES), key=len, reverse=True)
-    phrase = rf"\ban? ((?:[a-z]+ )*?)({'|'.join(COLOURS)}) ({'|'.join(shapes)})\b"
+CANONICAL = {word: key for key in (*SIZES, *TEXTURES, *SHAPES) for word in scenes._WORDS.get(key, (key,)) if word}
+OBJECT = re.compile(
+    rf"\ban? ((?:(?:{'|'.join(word for word in CANONICAL if CANONICAL[word] not in SHAPES)}) )*)"
+    rf"({'|'.join(COLOURS)}) ({'|'.join(word for word in CANONICAL if CANONICAL[word] in SHAPES)})\b"
+)
+
+
+def mentioned(caption: str) -> list[tuple[str, ...]]:
+    """The objects that a caption names, each as (size, texture, colour, shape), with "" for what is left open."""
     found = []
-    for words, colour, shape in re.findall(phrase, caption.lower()):
-        keys = [canonical[word] for word in words.split()]
+    for words, colour, shape in OBJECT.findall(caption.lower()):
+        keys = [CANONICAL[word] for word in words.split()]
         size = next((key for key in keys if key in SIZES), "")
         texture = next((key for key in keys if key in TEXTURES), "")
-        found.append((size, texture, colour, canonical[shape]))
+        found.append((size, texture, colour, CANONICAL[shape]))
     return found
 
 
@@ -164,11 +168,10 @@ def fits(said: tuple[str, ...], obj: SceneObject) -> bool:
 
 @EACH_DIFFICULTY
 def test_captions_name_objects_that_are_there(difficulty):
-    attributes = (*SIZES, *TEXTURES, *SHAPES)
     complete = 0
     for index, scene in enumerate(sampled(difficulty)):
         for caption in captions_of(scene, index):
-            said = mentioned(caption, attributes)
+            said = mentioned(caption)
             assert all(any(fits(one, obj) for obj in scene.objects) for one in said), (caption, scene)
             complete += len(said) == len(scene.objects)
             words = set(re.findall("[a-z]+", caption.lower()))
@@ -183,7 +186,7 @@ def test_captions_relate_objects_truly():
     seen = set()
     for index, scene in enumerate(sampled("hard")):
         (match,) = [m for caption in captions_of(scene, index) if (m := sentence.fullmatch(caption))]
-        subject, other = (mentioned(part, (*SIZES, *TEXTURES, *SHAPES))[0] for part in match.group(1, 3))
+        subject, other = (mentioned(part)[0] for part in match.group(1, 3))
         kind = kinds[match[2]]
         seen.add(kind)
         assert any(
