@@ -1,8 +1,8 @@
 """Measures image-text retrieval of a trained model and writes the numbers with all that is needed to trust them.
 
-    python scripts/evaluate.py --model runs/quickstart                                    # the data it was trained on
-    python scripts/evaluate.py --model org/vse-hardnce --dataset coco --data_dir DIR --split test --output metrics.json
-    accelerate launch --num_processes 8 scripts/evaluate.py --model DIR ...               # every process encodes a share
+    python scripts/evaluate.py --model runs/quickstart                             # the data it was trained on
+    python scripts/evaluate.py --model org/vse-hardnce --dataset coco --data_dir DIR --output metrics.json
+    accelerate launch --num_processes 8 scripts/evaluate.py --model DIR ...        # every process encodes a share
 
 The model is a folder or a Hub id; its own code is not run, the installed package is. COCO's 5,000 test images are
 reported under both protocols, 5K and the mean of five folds of 1,000.

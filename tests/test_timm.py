@@ -66,6 +66,8 @@ def test_training_from_pixels_frozen_then_unfrozen(tokenizer, tmp_path):
         trainer = VSETrainer(model, args, train_dataset=data, eval_dataset=data, processing_class=processor)
         trainer.train()
         assert trainer.state.best_metric > 0
-        changed = {name for name, value in model.vision_model.state_dict().items() if not torch.equal(value, before[name])}
+        changed = {
+            name for name, value in model.vision_model.state_dict().items() if not torch.equal(value, before[name])
+        }
         assert not any("running" in name or "bn" in name for name in changed)
         assert bool(changed) == (stage == "unfrozen")

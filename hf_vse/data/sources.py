@@ -34,6 +34,7 @@ _OPTIONS = {
     "hub": _COLUMN_OPTIONS | {"streaming", "revision"},
 } | dict.fromkeys(("imagefolder", *FILE_SUFFIXES), _COLUMN_OPTIONS | {"streaming"})
 
+
 def load_pairs(
     source: str,
     *,

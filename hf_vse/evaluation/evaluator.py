@@ -147,9 +147,7 @@ def evaluate_retrieval(
     Returns:
         The metrics of `retrieval_metrics`, and the numbers of `images`, `texts` and `broken_images` left out.
     """
-    pairs = embed_pairs(
-        model, processor, dataset, batch_size=batch_size, num_workers=num_workers, progress=progress
-    )
+    pairs = embed_pairs(model, processor, dataset, batch_size=batch_size, num_workers=num_workers, progress=progress)
     if not len(pairs.image_embeds):
         raise ValueError(f"none of the {pairs.broken} images can be read; check the data directory")
     correspondence = pairs.image_embeds, pairs.text_embeds, pairs.text_to_image

@@ -60,8 +60,10 @@ class VSETrainingArguments(TrainingArguments):
         if not torch.accelerator.is_available():
             self.use_cpu = True
             self.dataloader_pin_memory = False
-        if self.eval_strategy == "no":
+        if "no" in (self.eval_strategy, self.save_strategy):
             self.load_best_model_at_end = False
+        elif self.load_best_model_at_end and self.save_strategy != "best":
+            self.save_strategy = self.eval_strategy  # only what was measured can be the best
         # Batches may differ in length, and every process decodes its own images.
         self.accelerator_config = {"even_batches": False, "dispatch_batches": False} | (self.accelerator_config or {})
         objective(self.hard_negative_warmup_loss)

@@ -1,4 +1,4 @@
-"""An alarm for the failure that is easy to miss: all embeddings fall together.
+"""What a person sees during training: the recalls in one line, and an alarm when all embeddings fall together.
 
 Hardest-negative objectives are known to collapse at the start or when a backbone is unfrozen. The loss then rests at
 the value it has when all similarities are equal (2 m / t for `hardnce`) and nothing crashes. What tells it without
@@ -10,7 +10,7 @@ import logging
 
 import torch
 from torch import Tensor
-from transformers import TrainerCallback
+from transformers import ProgressCallback, TrainerCallback
 
 from hf_vse.model.losses_vse import contrastive_loss
 
@@ -65,3 +65,27 @@ class CollapseAlarm(TrainerCallback):
                 "the learning rate (warmup_steps=0.1), or lower it.",
                 state.global_step, image_cosine, text_cosine, logs["loss"], self.collapsed_loss(),
             )  # fmt: skip
+
+
+class RecallProgress(ProgressCallback):
+    """The usual progress bar with the loss beside it, and one line for each evaluation."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if self.training_bar is None or not state.is_world_process_zero:
+            return
+        if "eval_rsum" in logs:
+            self.training_bar.write(evaluation_line(logs))
+        elif "loss" in logs:
+            self.training_bar.set_postfix(loss=f"{logs['loss']:.4g}", lr=f"{logs['learning_rate']:.2g}")
+
+
+def evaluation_line(logs: dict[str, float]) -> str:
+    """Recalls of one evaluation: `epoch 3  image -> text 22.4 48.8 65.6  text -> image 12.3 37.7 53.2  rsum 240.0`."""
+    recalls = {
+        direction: " ".join(f"{logs[f'eval_{direction}_r{level}']:5.1f}" for level in (1, 5, 10))
+        for direction in ("i2t", "t2i")
+    }
+    return (
+        f"epoch {logs.get('epoch', 0):<5.4g} R@1/5/10  image -> text {recalls['i2t']}   "
+        f"text -> image {recalls['t2i']}   rsum {logs['eval_rsum']:6.1f}"
+    )

@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset, IterableDataset
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import Trainer
+from transformers import ProgressCallback, Trainer
 
 from hf_vse.data.collator import VSECollator
 from hf_vse.data.pairs import PairDataset, StreamedPairs
@@ -19,7 +19,7 @@ from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.model.processing_vse import VSEProcessor
 from hf_vse.objectives.gather import gathered_contrastive_loss
 from hf_vse.training.arguments import VSETrainingArguments
-from hf_vse.training.callbacks import CollapseAlarm
+from hf_vse.training.callbacks import CollapseAlarm, RecallProgress
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +70,8 @@ class VSETrainer(Trainer):
             logit_bias=config.logit_bias_init,
         )
         self.add_callback(self.alarm)
+        if self.pop_callback(ProgressCallback) is not None:
+            self.add_callback(RecallProgress())
 
     def get_train_dataloader(self) -> DataLoader:
         """Batches of different images; a stream is read in its own order."""

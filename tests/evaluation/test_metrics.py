@@ -92,9 +92,7 @@ def test_chance_is_what_random_embeddings_score():
     runs = []
     for seed in range(30):
         rng = np.random.default_rng(seed)
-        runs.append(
-            retrieval_metrics(rng.normal(size=(50, 16)), rng.normal(size=(250, 16)), np.arange(250) // 5)
-        )
+        runs.append(retrieval_metrics(rng.normal(size=(50, 16)), rng.normal(size=(250, 16)), np.arange(250) // 5))
     for name, value in chance_recalls(50, 250).items():
         assert np.mean([run[name] for run in runs]) == pytest.approx(value, rel=0.3), name
 

@@ -24,7 +24,17 @@ def test_recipes_of_the_project_are_valid(path):
 
 def test_command_line_wins_and_values_are_typed(tmp_path):
     path = write(tmp_path, "dataset: flickr8k\nlearning_rate: 2e-4\nloss_type: nce\n")
-    argv = [path, "--loss_type", "hardnce", "--seed=3", "--bf16", "--word_dropout", "1e-1", "--text_config.word_dim", "5"]
+    argv = [
+        path,
+        "--loss_type",
+        "hardnce",
+        "--seed=3",
+        "--bf16",
+        "--word_dropout",
+        "1e-1",
+        "--text_config.word_dim",
+        "5",
+    ]
     recipe = parse_command_line(argv, DEFAULT)
     assert recipe.section("training") == {
         "learning_rate": 2e-4, "seed": 3, "bf16": True, "word_dropout": 0.1, "output_dir": "runs/vse",

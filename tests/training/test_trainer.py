@@ -188,6 +188,16 @@ def test_collapse_raises_the_alarm_once(tokenizer, tmp_path, caplog):
     assert "hard_negative_warmup_epochs=1" in alarms[0]
 
 
+def test_evaluation_is_one_line_beside_the_progress_bar(tokenizer, tmp_path, capsys):
+    data = make_feature_pairs(24)
+    trainer = make_trainer(tmp_path, tokenizer, data, eval_dataset=data, eval_strategy="epoch", disable_tqdm=False)
+    trainer.train()
+    lines = [line for line in capsys.readouterr().out.splitlines() if "image -> text" in line]
+    assert len(lines) == 2 and lines[1].startswith("epoch 2 ")
+    measured = [entry["eval_rsum"] for entry in trainer.state.log_history if "eval_rsum" in entry]
+    assert lines[1].endswith(f"{measured[1]:.1f}")
+
+
 def test_mean_cosine_is_that_of_all_different_pairs():
     embeds = torch.nn.functional.normalize(torch.randn(9, 5), dim=1)
     cosines = (embeds @ embeds.T)[~torch.eye(9, dtype=torch.bool)]
