@@ -2,6 +2,7 @@
 
 import logging
 import time
+from itertools import islice
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch.utils.data import DataLoader
 from transformers import ProgressCallback, Trainer
 
 from hf_vse.data.collator import VSECollator
-from hf_vse.data.pairs import PairDataset, StreamedPairs
+from hf_vse.data.pairs import Pair, PairDataset, StreamedPairs
 from hf_vse.data.sampler import PairBatchSampler
 from hf_vse.evaluation.evaluator import evaluate_retrieval
 from hf_vse.model.losses_vse import contrastive_loss
@@ -72,6 +73,21 @@ class VSETrainer(Trainer):
         self.add_callback(self.alarm)
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(RecallProgress())
+        if pairs is not None and self.accelerator.num_processes > 1:
+            self.set_aside_unused(pairs)
+
+    def set_aside_unused(self, pairs: PairDataset | StreamedPairs) -> None:
+        """Data-parallel training waits for every trainable parameter; those the loss does not reach are set aside."""
+        few = (
+            islice(pairs, 8)
+            if isinstance(pairs, StreamedPairs)
+            else (pairs[Pair(row, 0, 0)] for row in range(min(8, len(pairs.captions))))
+        )
+        unused = unused_parameters(self.model, self._prepare_inputs(self.data_collator(list(few))))
+        for name in unused:
+            self.model.get_parameter(name).requires_grad_(False)
+        if unused:
+            logger.info("%d parameters take no part in the loss and stay as they are: %s", len(unused), unused)
 
     def get_train_dataloader(self) -> DataLoader:
         """Batches of different images; a stream is read in its own order."""
@@ -169,6 +185,19 @@ def check_warmup(loss_type: str, args: VSETrainingArguments) -> None:
             f"hard_negative_warmup_epochs={args.hard_negative_warmup_epochs} is for {', '.join(HARDEST_NEGATIVE)}; "
             f"loss_type is {loss_type!r}: leave it at 0"
         )
+
+
+def unused_parameters(model: VSEModel, batch: dict[str, Tensor]) -> list[str]:
+    """Names of trainable parameters that the loss does not reach, such as a pooler that `mean` pooling passes by."""
+    was_training = model.training
+    model.eval()
+    model(**batch, return_loss=True).loss.backward()
+    unused = [
+        name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter.grad is None
+    ]
+    model.zero_grad(set_to_none=True)
+    model.train(was_training)
+    return unused
 
 
 def freeze(model: VSEModel, args: VSETrainingArguments) -> None:

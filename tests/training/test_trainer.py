@@ -10,7 +10,7 @@ from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.model.processing_vse import VSEProcessor
 from hf_vse.training.arguments import VSETrainingArguments
 from hf_vse.training.callbacks import CollapseAlarm, mean_cosine
-from hf_vse.training.trainer import VSETrainer
+from hf_vse.training.trainer import VSETrainer, unused_parameters
 from tests.conftest import make_feature_pairs, make_pairs
 
 DIM = 16
@@ -196,6 +196,21 @@ def test_evaluation_is_one_line_beside_the_progress_bar(tokenizer, tmp_path, cap
     assert len(lines) == 2 and lines[1].startswith("epoch 2 ")
     measured = [entry["eval_rsum"] for entry in trainer.state.log_history if "eval_rsum" in entry]
     assert lines[1].endswith(f"{measured[1]:.1f}")
+
+
+def test_parameters_that_the_loss_does_not_reach_are_found(tokenizer):
+    tiny = {"hidden_size": DIM, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    model = VSEModel(
+        VSEConfig(
+            vision_config={"model_type": "vse_features", "hidden_size": DIM},
+            text_config={"model_type": "bert", "vocab_size": len(tokenizer), "max_position_embeddings": 64} | tiny,
+            text_pooling="mean",
+            projection_dim=DIM,
+        )
+    )
+    batch = {"image_features": torch.randn(3, DIM), "input_ids": torch.ones(3, 4, dtype=torch.long)}
+    assert unused_parameters(model, batch) == ["text_model.pooler.dense.weight", "text_model.pooler.dense.bias"]
+    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 def test_mean_cosine_is_that_of_all_different_pairs():
