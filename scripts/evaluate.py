@@ -11,7 +11,6 @@ reported under both protocols, 5K and the mean of five folds of 1,000.
 import argparse
 import json
 import logging
-import sys
 from pathlib import Path
 
 
@@ -33,14 +32,13 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse_arguments()
+    from hf_vse.errors import one_line_errors
     from hf_vse.evaluation.run import evaluate_model
 
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     options = vars(arguments)
-    try:
+    with one_line_errors():
         result, table = evaluate_model(**{name: value for name, value in options.items() if name != "output"})
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
     if result is None:  # not the main process
         return
     output = arguments.output or Path(arguments.model if Path(arguments.model).is_dir() else ".").joinpath(

@@ -15,17 +15,14 @@ QUICKSTART = Path(__file__).parent / "recipes" / "quickstart.yaml"
 
 
 def main() -> None:
+    from hf_vse.errors import one_line_errors
     from hf_vse.training.recipe import parse_command_line
     from hf_vse.training.run import run_recipe
 
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     logging.getLogger("hf_vse").setLevel(logging.INFO)
-    try:
+    with one_line_errors():
         run_recipe(parse_command_line(sys.argv[1:], QUICKSTART))
-    except (ValueError, FileNotFoundError, ConnectionError) as error:
-        if logging.getLogger("hf_vse").isEnabledFor(logging.DEBUG):
-            raise
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

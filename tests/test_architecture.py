@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "search": {"model", "data"},
     "hub": {"model", "data", "evaluation"},
     "plots": set(),
+    "errors": set(),
     "training": {"model", "objectives", "data", "evaluation", "hub", "plots"},
     "cli": {"model", "objectives", "data", "evaluation", "hub", "plots", "search", "training"},
 }

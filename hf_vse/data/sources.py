@@ -21,6 +21,9 @@ from hf_vse.data.schema import CAPTIONS
 
 logger = logging.getLogger(__name__)
 
+VALIDATION_SHARE = 0.05
+DEFAULT_SEED = 42  # that of transformers.TrainingArguments
+
 FILE_SUFFIXES = {"parquet": (".parquet",), "webdataset": (".tar",), "json": (".jsonl", ".json")}
 SOURCES = ("scenes", *HUB_DATASETS, "precomp", "imagefolder", *FILE_SUFFIXES)
 
@@ -84,6 +87,19 @@ def load_pairs(
     if kind == "hub":
         return _hub_pairs(source, load_from_hub(source, revision, data_dir, **reading), **checks)
     return to_pairs(_load_files(kind, path, **reading), root=path, **checks)
+
+
+def with_validation(
+    splits: dict[str, Any], share: float = VALIDATION_SHARE, seed: int = DEFAULT_SEED
+) -> dict[str, Any]:
+    """The splits with a part of `train` held out as `validation`, where there is none; the same part for one seed."""
+    splits = dict(splits)
+    if "validation" in splits or not share:
+        return splits
+    parts = splits["train"].train_test_split(test_size=share, seed=seed)
+    held_out, whole = len(parts["test"]), len(splits["train"])
+    logger.info("no validation split: %d of %d images are held out (validation_share=%g)", held_out, whole, share)
+    return splits | {"train": parts["train"], "validation": parts["test"]}
 
 
 def _hub_pairs(source: str, loaded: DatasetDict | IterableDatasetDict, **options: Any) -> Any:

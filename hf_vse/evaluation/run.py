@@ -7,7 +7,7 @@ import torch
 import yaml
 from accelerate import PartialState
 
-from hf_vse.data.sources import load_pairs
+from hf_vse.data.sources import DEFAULT_SEED, VALIDATION_SHARE, load_pairs, with_validation
 from hf_vse.evaluation.evaluator import embed_pairs
 from hf_vse.evaluation.report import FOLD_SIZE, environment, recall_table, split_record
 from hf_vse.model.modeling_vse import VSEModel
@@ -20,11 +20,21 @@ DATA_KEYS = (
 )  # fmt: skip
 
 
+def read_recipe_file(model: str) -> dict[str, Any]:
+    path = Path(model) / RECIPE_FILE
+    return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
 def trained_on(model: str) -> dict[str, Any]:
     """The data settings in the recipe of a model folder; empty where there is none."""
-    recipe = Path(model) / RECIPE_FILE
-    values = yaml.safe_load(recipe.read_text(encoding="utf-8")) if recipe.is_file() else {}
+    values = read_recipe_file(model)
     return {"dataset": values.get("dataset", "scenes")} | {key: values[key] for key in DATA_KEYS if key in values}
+
+
+def held_out(model: str) -> dict[str, float]:
+    """How the training run of a model folder chose its validation split, where the data have none."""
+    recipe = read_recipe_file(model)
+    return {"share": recipe.get("validation_share", VALIDATION_SHARE), "seed": recipe.get("seed", DEFAULT_SEED)}
 
 
 def data_settings(model: str, dataset: str | None, given: dict[str, Any]) -> dict[str, Any]:
@@ -57,6 +67,8 @@ def evaluate_model(
     source = settings.pop("dataset")
     with state.local_main_process_first():
         splits = load_pairs(source, **settings)
+    if split == "validation" and split not in splits:
+        splits = with_validation(splits, **held_out(model))
     if split not in splits:
         raise ValueError(f"{source} has no split {split!r}; choose one of {', '.join(splits)} with --split")
     loaded = VSEModel.from_pretrained(model).to(state.device)

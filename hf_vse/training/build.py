@@ -6,11 +6,11 @@ from itertools import chain, islice
 
 import numpy as np
 from accelerate import PartialState
-from datasets import Dataset, DatasetDict, IterableDataset
+from datasets import Dataset, IterableDataset
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPImageProcessorPil, PreTrainedTokenizerBase
 
 from hf_vse.data.schema import CAPTIONS, IMAGE_FEATURES
-from hf_vse.data.sources import load_pairs
+from hf_vse.data.sources import load_pairs, with_validation
 from hf_vse.data.tokenization import train_word_tokenizer
 from hf_vse.model.configuration_vse import FEATURES_MODEL_TYPE, GRU_MODEL_TYPE, VSEConfig
 from hf_vse.model.modeling_vse import VSEModel
@@ -36,14 +36,7 @@ def load_splits(data: DataArguments, max_broken_share: float, seed: int) -> dict
         raise ValueError(f"{data.dataset} has the splits {', '.join(splits)}, but no 'train' to learn from")
     if data.streaming:
         return {name: split if name == "train" else Dataset.from_list(list(split)) for name, split in splits.items()}
-    if "validation" not in splits and data.validation_share > 0:
-        parts: DatasetDict = splits["train"].train_test_split(test_size=data.validation_share, seed=seed)
-        splits |= {"train": parts["train"], "validation": parts["test"]}
-        logger.info(
-            "%s has no validation split: %d of its %d images are held out (validation_share=%g)",
-            data.dataset, len(parts["test"]), len(parts["train"]) + len(parts["test"]), data.validation_share,
-        )  # fmt: skip
-    return splits
+    return with_validation(splits, data.validation_share, seed)
 
 
 def training_captions(train: Dataset | IterableDataset) -> Iterable[str]:

@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from hf_vse.data.sources import VALIDATION_SHARE
 from hf_vse.training.arguments import VSETrainingArguments
 
 
@@ -42,7 +43,7 @@ class DataArguments:
     num_eval: int | None = setting(None, "scenes: images of the validation and of the test split.")
     difficulty: str | None = setting(None, "scenes: easy, medium or hard.")
     image_size: int | None = setting(None, "scenes: pixels of a side.")
-    validation_share: float = setting(0.05, "Held out for validation where the data has no such split.")
+    validation_share: float = setting(VALIDATION_SHARE, "Held out for validation where the data has no such split.")
 
     @property
     def load_options(self) -> dict[str, Any]:

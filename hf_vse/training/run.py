@@ -70,7 +70,10 @@ def use_all_cores() -> None:
 
 
 def training_arguments(recipe: Recipe, output_dir: Path) -> VSETrainingArguments:
-    return VSETrainingArguments(**recipe.section("training") | {"output_dir": str(output_dir)})
+    try:
+        return VSETrainingArguments(**recipe.section("training") | {"output_dir": str(output_dir)})
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"training arguments: {' '.join(str(error).split())}") from error
 
 
 def claim(recipe: Recipe) -> None:
@@ -148,6 +151,7 @@ def report(
 ) -> dict[str, Any]:
     """Evaluates the finished model, writes numbers and pictures, and prints the table."""
     main = PartialState().is_main_process
+    model.to(PartialState().device)
     embedded: dict[str, PairEmbeddings] = {}
     records: dict[str, Any] = {}
     for name in (name for name in ("validation", "test") if name in splits):

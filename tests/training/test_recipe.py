@@ -19,7 +19,10 @@ def write(folder, text) -> str:
 def test_recipes_of_the_project_are_valid(path):
     recipe = read_recipe(path)
     assert recipe.data.dataset and recipe.output_dir.parts[0] == "runs"
-    assert recipe.model.config_options["loss_type"]
+    for overrides in recipe.stages:
+        stage = recipe.stage(overrides)
+        assert stage.model.config_options["loss_type"]
+        assert {"num_train_epochs", "learning_rate"} <= stage.section("training").keys()
 
 
 def test_command_line_wins_and_values_are_typed(tmp_path):
