@@ -48,6 +48,7 @@ def run_recipe(recipe: Recipe) -> dict[str, Any]:
     common = training_arguments(recipe, recipe.output_dir)
     PartialState(cpu=common.use_cpu)
     claim(recipe)
+    where = environment() | {"processes": PartialState().num_processes}  # of the code that runs, not of later edits
     set_seed(common.seed)
     splits = load_splits(recipe.data, common.max_broken_share, common.seed)
     processor = build_processor(recipe.model, splits["train"])
@@ -58,7 +59,7 @@ def run_recipe(recipe: Recipe) -> dict[str, Any]:
     if PartialState().is_main_process:
         model.save_pretrained(recipe.output_dir)
         processor.save_pretrained(recipe.output_dir)
-    return report(recipe, model, processor, splits, records, common.per_device_eval_batch_size)
+    return report(recipe, model, processor, splits, records, where)
 
 
 def use_all_cores() -> None:
@@ -147,7 +148,7 @@ def report(
     processor: VSEProcessor,
     splits: dict[str, Any],
     stages: list[dict[str, Any]],
-    batch_size: int,
+    where: dict[str, Any],
 ) -> dict[str, Any]:
     """Evaluates the finished model, writes numbers and pictures, and prints the table."""
     main = PartialState().is_main_process
@@ -155,7 +156,7 @@ def report(
     embedded: dict[str, PairEmbeddings] = {}
     records: dict[str, Any] = {}
     for name in (name for name in ("validation", "test") if name in splits):
-        embedded[name] = embed_pairs(model, processor, splits[name], batch_size=batch_size, progress=main)
+        embedded[name] = embed_pairs(model, processor, splits[name], progress=main)
         five_fold = recipe.data.dataset == "coco" and len(splits[name]) == 5 * FOLD_SIZE
         records[name] = split_record(embedded[name], splits[name], five_fold)
     result = {
@@ -163,7 +164,7 @@ def report(
         "loss_type": model.config.loss_type,
         "metrics": records,
         "stages": [{key: value for key, value in stage.items() if key != "log"} for stage in stages],
-        "environment": environment() | {"processes": PartialState().num_processes},
+        "environment": where,
         "recipe": recipe.values | {"stages": list(recipe.stages)},
     }
     if main:

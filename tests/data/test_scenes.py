@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from datasets import Image, List, Value
 
-from hf_vse.data import scenes
-from hf_vse.data.scenes import (
+from hf_vse.data import scene_captions, scenes
+from hf_vse.data.scene_captions import describe
+from hf_vse.data.scene_pictures import CONTOURS, render
+from hf_vse.data.scene_truth import (
     BACKGROUND_STYLES,
     BACKGROUNDS,
     COLOURS,
@@ -22,13 +24,11 @@ from hf_vse.data.scenes import (
     Difficulty,
     Scene,
     SceneObject,
-    describe,
-    load_scenes,
     random_stream,
-    render,
     sample_scene,
     visible_colours,
 )
+from hf_vse.data.scenes import load_scenes
 
 DIFFICULTIES = get_args(Difficulty)
 EACH_DIFFICULTY = pytest.mark.parametrize("difficulty", DIFFICULTIES)
@@ -143,7 +143,9 @@ def test_captions_are_english_sentences(difficulty):
             assert not re.search(r"\ba [aeiou]|\ban [^aeiou]", caption.lower()), caption
 
 
-CANONICAL = {word: key for key in (*SIZES, *TEXTURES, *SHAPES) for word in scenes._WORDS.get(key, (key,)) if word}
+CANONICAL = {
+    word: key for key in (*SIZES, *TEXTURES, *SHAPES) for word in scene_captions._WORDS.get(key, (key,)) if word
+}
 OBJECT = re.compile(
     rf"\ban? ((?:(?:{'|'.join(word for word in CANONICAL if CANONICAL[word] not in SHAPES)}) )*)"
     rf"({'|'.join(COLOURS)}) ({'|'.join(word for word in CANONICAL if CANONICAL[word] in SHAPES)})\b"
@@ -181,7 +183,7 @@ def test_captions_name_objects_that_are_there(difficulty):
 
 
 def test_captions_relate_objects_truly():
-    kinds = {words: kind for kind in ("left of", "right of", "above", "below") for words in scenes._WORDS[kind]}
+    kinds = {words: kind for kind in ("left of", "right of", "above", "below") for words in WORDS[kind]}
     sentence = re.compile(rf"(.*) (?:is|sits|lies) ({'|'.join(sorted(kinds, key=len, reverse=True))}) (.*)\.")
     seen = set()
     for index, scene in enumerate(sampled("hard")):
@@ -251,6 +253,7 @@ def test_render_tells_all_shapes_and_textures_apart():
         for shape, size, texture in itertools.product(SHAPES, SIZES, TEXTURES)
     }
     assert len(pictures) == len(SHAPES) * len(SIZES) * len(TEXTURES)
+    assert tuple(CONTOURS) == SHAPES
 
 
 def test_load_has_the_columns_of_the_schema(tmp_path):
