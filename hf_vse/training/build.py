@@ -1,7 +1,8 @@
 """Data, processor and model from a recipe."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import chain, islice
 
 import numpy as np
@@ -23,6 +24,17 @@ IMAGENET_MEAN = [0.485, 0.456, 0.406]
 IMAGENET_STD = [0.229, 0.224, 0.225]
 BILINEAR = 2
 STREAMED_CAPTIONS = 100_000
+
+
+@contextmanager
+def loading(field: str, name: str | None) -> Iterator[None]:
+    """Turns the many errors of a pretrained part that cannot be loaded into one line."""
+    try:
+        yield
+    except OSError as error:
+        reason = str(error).strip().splitlines()[0]
+        remedy = "give a folder, or check the id and the connection"
+        raise ValueError(f"{field} {name!r} cannot be loaded ({reason}): {remedy}") from error
 
 
 def load_splits(data: DataArguments, max_broken_share: float, seed: int) -> dict[str, Dataset | IterableDataset]:
@@ -54,10 +66,12 @@ def has_features(split: Dataset | IterableDataset) -> bool:
 def build_processor(model: ModelArguments, train: Dataset | IterableDataset) -> VSEProcessor:
     """Image processor and tokenizer that fit the towers."""
     if model.init_from is not None:
-        return VSEProcessor.from_pretrained(model.init_from)
+        with loading("init_from", model.init_from):
+            return VSEProcessor.from_pretrained(model.init_from)
     captions = training_captions(train)
     if model.text_tower is not None:
-        tokenizer = AutoTokenizer.from_pretrained(model.text_tower)
+        with loading("text_tower", model.text_tower):
+            tokenizer = AutoTokenizer.from_pretrained(model.text_tower)
     else:
         tokenizer = train_word_tokenizer(captions, min_count=model.min_word_count)
     tokenizer.model_max_length = min(model.max_length, tokenizer.model_max_length)
@@ -65,7 +79,8 @@ def build_processor(model: ModelArguments, train: Dataset | IterableDataset) -> 
     if has_features(train):
         return VSEProcessor(VSEFeatureProcessor(), tokenizer)
     if model.image_tower is not None and not model.image_tower.startswith("timm/"):
-        return VSEProcessor(AutoImageProcessor.from_pretrained(model.image_tower), tokenizer)
+        with loading("image_tower", model.image_tower):
+            return VSEProcessor(AutoImageProcessor.from_pretrained(model.image_tower), tokenizer)
     return VSEProcessor(default_image_processor(model), tokenizer)
 
 
@@ -113,7 +128,8 @@ def build_model(model: ModelArguments, processor: VSEProcessor, train: Dataset |
         if text["model_type"] == GRU_MODEL_TYPE:
             text = {"hidden_size": dim} | text
     recurrent = isinstance(text, dict) and text["model_type"] == GRU_MODEL_TYPE
-    return VSEModel.from_towers(image, text, **{"text_pooling": "last" if recurrent else "mean"} | options)
+    with loading("image_tower or text_tower", " or ".join(filter(None, (model.image_tower, model.text_tower)))):
+        return VSEModel.from_towers(image, text, **{"text_pooling": "last" if recurrent else "mean"} | options)
 
 
 def feature_size(train: Dataset | IterableDataset) -> int:

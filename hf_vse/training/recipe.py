@@ -270,6 +270,6 @@ def parse_command_line(argv: Sequence[str], default: Path) -> Recipe:
         if not has_value:
             value = words.pop(0) if words and not words[0].startswith("--") else "true"
         key = key.removeprefix("--")
-        is_text = key in known and known[key].type in (str, str | None)
+        is_text = key in known and known[key].type in (str, str | None) and value != "null"
         given[key] = value if is_text else parse_value(value)
     return read_recipe(path, **given)

@@ -143,9 +143,8 @@ def test_captions_are_english_sentences(difficulty):
             assert not re.search(r"\ba [aeiou]|\ban [^aeiou]", caption.lower()), caption
 
 
-CANONICAL = {
-    word: key for key in (*SIZES, *TEXTURES, *SHAPES) for word in scene_captions._WORDS.get(key, (key,)) if word
-}
+WORDS = scene_captions._WORDS
+CANONICAL = {word: key for key in (*SIZES, *TEXTURES, *SHAPES) for word in WORDS.get(key, (key,)) if word}
 OBJECT = re.compile(
     rf"\ban? ((?:(?:{'|'.join(word for word in CANONICAL if CANONICAL[word] not in SHAPES)}) )*)"
     rf"({'|'.join(COLOURS)}) ({'|'.join(word for word in CANONICAL if CANONICAL[word] in SHAPES)})\b"
