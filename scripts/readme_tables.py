@@ -44,9 +44,7 @@ def results_table() -> str:
         metrics = result["metrics"]["validation"]["metrics"]
         recalls = [f"{metrics[name]:.1f}" for name in RECALLS]
         seed, epochs = result["recipe"].get("seed", 42), result["recipe"]["num_train_epochs"]
-        title = (
-            f"`{result['loss_type']}`, {epochs} epochs, {minutes(result):.0f} minutes on two CPU cores, seed {seed}"
-        )
+        title = f"`{result['loss_type']}`, {epochs} epochs, seed {seed}"
         lines.append(f"| {title} | {' / '.join(recalls[:3])} | {' / '.join(recalls[3:])} | {metrics['rsum']:.1f} |")
     return "\n".join(lines)
 

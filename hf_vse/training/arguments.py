@@ -64,6 +64,8 @@ class VSETrainingArguments(TrainingArguments):
             self.load_best_model_at_end = False
         elif self.load_best_model_at_end and self.save_strategy != "best":
             self.save_strategy = self.eval_strategy  # only what was measured can be the best
+            if self.eval_strategy == "steps" and self.save_steps % (self.eval_steps or self.logging_steps):
+                self.save_steps = self.eval_steps or self.logging_steps
         # Batches may differ in length, and every process decodes its own images.
         self.accelerator_config = {"even_batches": False, "dispatch_batches": False} | (self.accelerator_config or {})
         objective(self.hard_negative_warmup_loss)
