@@ -8,6 +8,7 @@
 """
 
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -20,7 +21,8 @@ def main() -> None:
     from hf_vse.training.run import run_recipe
 
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
-    logging.getLogger("hf_vse").setLevel(logging.INFO)
+    first = os.environ.get("RANK", "0") == "0"
+    logging.getLogger("hf_vse").setLevel(logging.INFO if first else logging.ERROR)
     with one_line_errors():
         run_recipe(parse_command_line(sys.argv[1:], QUICKSTART))
 
