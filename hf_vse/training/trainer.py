@@ -49,8 +49,10 @@ class VSETrainer(Trainer):
     ):
         check_warmup(model.config.loss_type, args)
         freeze(model, args)
-        streamed = isinstance(train_dataset, IterableDataset)
-        pairs = None if train_dataset is None else (StreamedPairs if streamed else PairDataset)(train_dataset)
+        pairs = None
+        if train_dataset is not None:
+            streamed = isinstance(train_dataset, IterableDataset)
+            pairs = StreamedPairs(train_dataset, args.seed) if streamed else PairDataset(train_dataset)
         collator = VSECollator(processing_class, args.augmentation, args.word_dropout, args.max_broken_share)
         super().__init__(
             model=model,
