@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from accelerate import PartialState
 from transformers import set_seed
 from transformers.trainer import TRAINER_STATE_NAME
@@ -78,21 +79,24 @@ def training_arguments(recipe: Recipe, output_dir: Path) -> VSETrainingArguments
 
 
 def claim(recipe: Recipe) -> None:
-    """Writes the recipe into the output directory, or makes sure that the one there is the same.
+    """Writes the recipe into the output directory, or makes sure that what was trained there had the same.
 
     Raises:
         ValueError: the directory holds a run of another recipe; the message names the keys that differ.
     """
     path = recipe.output_dir / "recipe.yaml"
+    asked = yaml.safe_load(recipe.to_yaml())
     with PartialState().main_process_first():
-        if not path.is_file():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(recipe.to_yaml(), encoding="utf-8")
-        elif path.read_text(encoding="utf-8") != recipe.to_yaml():
+        trained = path.is_file() and (recipe.output_dir / "stages").is_dir()
+        there = yaml.safe_load(path.read_text(encoding="utf-8")) if trained else asked
+        different = sorted(key for key in there.keys() | asked.keys() if there.get(key) != asked.get(key))
+        if different:
             raise ValueError(
-                f"{recipe.output_dir} holds a run of another recipe (compare {path}); give another --output_dir, "
-                "or remove the directory to start anew"
+                f"{recipe.output_dir} holds a run with another {', '.join(different)} (see {path}); "
+                "give another --output_dir, or remove the directory to start anew"
             )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(recipe.to_yaml(), encoding="utf-8")
 
 
 def run_stage(
