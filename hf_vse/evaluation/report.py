@@ -85,4 +85,4 @@ def recall_table(rows: Mapping[str, Mapping[str, float]]) -> str:
         cells = [f"{metrics[column]:8.1f}" if column in metrics else f"{'':8}" for column in columns]
         rsum = f"{metrics['rsum']:9.1f}" if "rsum" in metrics else ""
         lines.append(f"{name:<{width}}" + "".join(cells) + rsum)
-    return "\n".join(lines)
+    return "\n".join(line.rstrip() for line in lines)
