@@ -38,6 +38,10 @@ class VSETrainer(Trainer):
         kwargs: anything else that `transformers.Trainer` takes.
     """
 
+    model: VSEModel
+    args: VSETrainingArguments
+    processing_class: VSEProcessor
+
     def __init__(
         self,
         model: VSEModel,
