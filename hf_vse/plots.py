@@ -147,6 +147,42 @@ def plot_recall_bars(
     return _save(figure, path)
 
 
+def plot_grid(runs: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
+    """The runs of an experiment grid: one panel for each head and treatment of same-image captions, a row for each
+    objective, a point for each run and a bar for their mean.
+
+    Args:
+        runs: entries with "cell", a name like `nce-mlp-masked-cold`, and "metrics" with "rsum".
+        path: the PNG file to write.
+
+    Raises:
+        ValueError: if there is no run.
+    """
+    if not runs:
+        raise ValueError("runs is empty: give the runs of hf_vse.training.grid.run_grid")
+    parts = [(*run["cell"].split("-"), run["metrics"]["rsum"]) for run in runs]
+    panels = list(dict.fromkeys((head, treatment) for _, head, treatment, _, _ in parts))
+    rows = list(dict.fromkeys((loss, start) for loss, _, _, start, _ in parts))[::-1]
+    figure = _figure(2.2 + 2.5 * len(panels), 1.0 + 0.34 * len(rows))
+    for axes, panel in zip(
+        figure.subplots(1, len(panels), squeeze=False, sharex=True, sharey=True)[0], panels, strict=True
+    ):
+        for place, row in enumerate(rows):
+            values = [
+                rsum
+                for loss, head, treatment, start, rsum in parts
+                if ((loss, start), (head, treatment)) == (row, panel)
+            ]
+            colour = PALETTE[row[1] == "warm"]
+            axes.barh(place, sum(values) / max(1, len(values)), 0.72, color=colour, alpha=0.35)
+            axes.plot(values, [place] * len(values), "o", color=colour, markersize=3.5)
+        _tidy(axes, ", ".join(panel), "rsum")
+        axes.grid(axis="y", visible=False)
+        axes.grid(axis="x", color="#E6E6E6", linewidth=0.8)
+        axes.set_yticks(range(len(rows)), [f"{loss}{' after nce' if start == 'warm' else ''}" for loss, start in rows])
+    return _save(figure, path)
+
+
 def plot_retrieval_grid(
     queries: Sequence[str],
     images: Sequence[Sequence[Image.Image]],

@@ -11,9 +11,11 @@ import numpy as np
 import torch
 
 from hf_vse.data.images import BrokenImageError, BrokenImages, decode_image
-from hf_vse.data.schema import CAPTIONS, IMAGE, IMAGE_FEATURES, IMAGE_ID
+from hf_vse.data.schema import CAPTION_FEATURES, CAPTIONS, IMAGE, IMAGE_FEATURES, IMAGE_ID
 from hf_vse.data.transforms import Augmentation, input_size
-from hf_vse.model.processing_vse import VSEProcessor
+from hf_vse.model.processing_vse import VSEFeatureProcessor, VSEProcessor
+
+REMEMBERED_CAPTIONS = 1_000_000  # some 150 MB
 
 
 class VSECollator:
@@ -37,13 +39,15 @@ class VSECollator:
         self.augmentation = augmentation
         self.word_dropout = word_dropout
         self.broken = BrokenImages(max_broken_share)
+        self.sentences: dict[str, np.ndarray] = {}
 
     def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        """Items with `image` or `image_features`, `caption` (or `captions`, of which one is taken), and optionally
-        `image_id` and `draw`, the seed of augmentation and word dropout.
+        """Items with `image` or `image_features`, `caption` (or `captions`, of which one is taken) or
+        `caption_features`, and optionally `image_id` and `draw`, the seed of augmentation and word dropout.
 
         Returns:
-            `pixel_values` or `image_features` (and `image_mask`), `input_ids`, `attention_mask`, `image_ids`.
+            `pixel_values` or `image_features` (and `image_mask`), `input_ids` and `attention_mask` or
+            `text_features`, `image_ids`.
         """
         source = IMAGE_FEATURES if IMAGE_FEATURES in items[0] else IMAGE
         draws = [np.random.default_rng(item.get("draw", 0)) for item in items]
@@ -51,8 +55,12 @@ class VSECollator:
         kept = [place for place, image in enumerate(images) if image is not None]
         if not kept:
             raise BrokenImageError(f"none of the {len(items)} images of a batch can be read; see the warnings above")
-        batch = dict(self.image_inputs([images[place] for place in kept], [draws[place] for place in kept]))
-        batch |= self.text_inputs([caption_of(items[place]) for place in kept], [draws[place] for place in kept])
+        images, draws = [images[place] for place in kept], [draws[place] for place in kept]
+        batch = dict(self.image_inputs(images, draws) if source == IMAGE else VSEFeatureProcessor()(images))
+        if CAPTION_FEATURES in items[0]:
+            batch["text_features"] = torch.from_numpy(np.stack([items[place][CAPTION_FEATURES] for place in kept]))
+        else:
+            batch |= self.text_inputs([caption_of(items[place]) for place in kept], draws)
         if IMAGE_ID in items[0]:
             batch["image_ids"] = torch.tensor([items[place][IMAGE_ID] for place in kept])
         return batch
@@ -68,23 +76,42 @@ class VSECollator:
         return image
 
     def image_inputs(self, images: list, rngs: list[np.random.Generator]) -> Mapping[str, torch.Tensor]:
-        if self.augmentation is None or not self.processor.from_pixels:
+        if self.augmentation is None:
             return self.processor(images=images)
         size = input_size(self.processor.image_processor)
         changed = [self.augmentation(image, size, rng) for image, rng in zip(images, rngs, strict=True)]
         framing = {"do_resize": False, "do_center_crop": False} if self.augmentation.crops else {}
         return self.processor.image_processor(changed, return_tensors="pt", **framing)
 
+    def tokenized(self, captions: list[str]) -> list[np.ndarray]:
+        """Token ids of each caption; a caption is split into words once and then remembered."""
+        new = list({caption for caption in captions if caption not in self.sentences})
+        found = self.processor.tokenizer(new, truncation=True)["input_ids"] if new else []
+        fresh = {caption: np.array(ids, dtype=np.int32) for caption, ids in zip(new, found, strict=True)}
+        if len(self.sentences) + len(fresh) <= REMEMBERED_CAPTIONS:
+            self.sentences |= fresh
+        return [fresh[caption] if caption in fresh else self.sentences[caption] for caption in captions]
+
     def text_inputs(self, captions: list[str], rngs: list[np.random.Generator]) -> dict[str, torch.Tensor]:
-        tokens = dict(self.processor(text=captions))
+        tokenizer = self.processor.tokenizer
+        tokens = pad_sentences(self.tokenized(captions), tokenizer.pad_token_id, tokenizer.padding_side)
         if self.word_dropout:
-            tokenizer = self.processor.tokenizer
             hidden = tokenizer.unk_token_id if tokenizer.mask_token_id is None else tokenizer.mask_token_id
             special = torch.isin(tokens["input_ids"], torch.tensor(tokenizer.all_special_ids))
             chance = np.stack([rng.random(tokens["input_ids"].shape[1]) for rng in rngs])
             dropped = torch.from_numpy(chance < self.word_dropout) & ~special
             tokens["input_ids"] = tokens["input_ids"].masked_fill(dropped, hidden)
         return tokens
+
+
+def pad_sentences(sentences: list[np.ndarray], pad_token_id: int, side: str) -> dict[str, torch.Tensor]:
+    """`input_ids` and `attention_mask`, (batch, longest), of sentences of different length."""
+    lengths = np.array([len(sentence) for sentence in sentences])
+    places = np.arange(lengths.max())[None, :]
+    mask = places < lengths[:, None] if side == "right" else places >= lengths.max() - lengths[:, None]
+    ids = np.full(mask.shape, pad_token_id, dtype=np.int64)
+    ids[mask] = np.concatenate(sentences)
+    return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask.astype(np.int64))}
 
 
 def caption_of(item: Mapping[str, Any]) -> str:

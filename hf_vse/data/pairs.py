@@ -6,6 +6,7 @@ sees what an uninterrupted one would have seen.
 """
 
 from collections.abc import Iterator
+from itertools import count, takewhile
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +14,8 @@ from datasets import Dataset, Image, IterableDataset
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import IterableDataset as TorchIterableDataset
 
-from hf_vse.data.schema import CAPTIONS, IMAGE, IMAGE_FEATURES, IMAGE_ID
+from hf_vse.data.features import FeatureRows
+from hf_vse.data.schema import CAPTION_FEATURES, CAPTIONS, IMAGE, IMAGE_FEATURES, IMAGE_ID, view_column
 
 
 class Pair(NamedTuple):
@@ -51,7 +53,12 @@ class PairDataset(TorchDataset):
         self.source = source
         self.captions: list[list[str]] = dataset.with_format(None)[CAPTIONS][:]
         self.image_ids = np.asarray(dataset.with_format(None)[IMAGE_ID][:], dtype=np.int64)
-        self.images = undecoded_images(dataset)
+        if source == IMAGE_FEATURES:
+            columns = takewhile(lambda name: name in dataset.column_names, map(view_column, count()))
+            self.views = [FeatureRows(dataset, name) for name in columns]
+        else:
+            self.images = undecoded_images(dataset)
+        self.texts = FeatureRows(dataset, CAPTION_FEATURES) if CAPTION_FEATURES in dataset.column_names else None
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -68,12 +75,14 @@ class PairDataset(TorchDataset):
 
     def __getitem__(self, pair: Pair) -> dict[str, Any]:
         row, caption, draw = pair
-        return {
-            self.source: self.images[int(row)][self.source],
-            "caption": self.captions[row][caption],
-            IMAGE_ID: int(self.image_ids[row]),
-            "draw": int(draw),
-        }
+        item = {"caption": self.captions[row][caption], IMAGE_ID: int(self.image_ids[row]), "draw": int(draw)}
+        if self.source == IMAGE_FEATURES:
+            item[IMAGE_FEATURES] = self.views[draw % len(self.views)][row]
+        else:
+            item[IMAGE] = self.images[int(row)][IMAGE]
+        if self.texts is not None:
+            item[CAPTION_FEATURES] = self.texts[row][caption]
+        return item
 
 
 class StreamedPairs(TorchIterableDataset):

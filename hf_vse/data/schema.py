@@ -6,6 +6,7 @@
 | `image_features` | `(dim,)` or `(regions, dim)`    | takes the place of `image` where they were precomputed |
 | `image_id`       | int64                           | pairs with equal ids are no negatives of each other    |
 | `captions`       | list of strings                 | every caption of the image, at least one               |
+| `caption_features` | list of `(dim,)`              | a frozen text tower's output for each of `captions`    |
 | `caption_ids`    | list of int64                   | identity of each caption, in the order of `captions`   |
 
 The correspondence between captions and images is data (`text_to_image`), never the arithmetic `j // 5`.
@@ -22,6 +23,12 @@ IMAGE_FEATURES = "image_features"
 IMAGE_ID = "image_id"
 CAPTIONS = "captions"
 CAPTION_IDS = "caption_ids"
+CAPTION_FEATURES = "caption_features"
+
+
+def view_column(view: int) -> str:
+    """The column of an image's features under one of several crops; view 0 is that of evaluation."""
+    return IMAGE_FEATURES if view == 0 else f"{IMAGE_FEATURES}_{view}"
 
 
 def flatten_captions(captions: Sequence[Sequence[str]]) -> tuple[list[str], np.ndarray]:

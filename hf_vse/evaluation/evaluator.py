@@ -7,6 +7,7 @@ several processes each one encodes its share. An image that cannot be read is le
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather
@@ -16,11 +17,12 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from hf_vse.data.collator import VSECollator
+from hf_vse.data.features import FeatureRows
 from hf_vse.data.pairs import undecoded_images
-from hf_vse.data.schema import CAPTIONS, flatten_captions
+from hf_vse.data.schema import CAPTION_FEATURES, CAPTIONS, IMAGE, flatten_captions
 from hf_vse.evaluation.metrics import fold_metrics, retrieval_metrics
 from hf_vse.model.modeling_vse import VSEModel
-from hf_vse.model.processing_vse import VSEProcessor
+from hf_vse.model.processing_vse import VSEFeatureProcessor, VSEProcessor
 
 UNREAD = float("inf")  # fills the row of an image that cannot be read; a diverged model gives NaN, never this
 
@@ -56,12 +58,15 @@ def encode_images(
 ) -> Tensor:
     """Unit vectors of the images, (images, dim) float32 on the CPU; `UNREAD` where one cannot be read."""
     reader = VSECollator(processor, max_broken_share=1.0)
+    from_pixels = IMAGE in images.column_names
+    prepare = processor.image_processor if from_pixels else VSEFeatureProcessor()
 
     def collate(rows: list[dict]) -> tuple[list[bool], dict[str, Tensor]]:
         values = [next(iter(row.values())) for row in rows]
-        decoded = [reader.read(value) for value in values] if processor.from_pixels else values
+        decoded = [reader.read(value) for value in values] if from_pixels else values
         readable = [image for image in decoded if image is not None]
-        return [image is not None for image in decoded], dict(processor(images=readable)) if readable else {}
+        inputs = dict(prepare(readable, return_tensors="pt")) if readable else {}
+        return [image is not None for image in decoded], inputs
 
     embeds = torch.full((len(images), model.config.projection_dim), UNREAD)
     loader = DataLoader(images, batch_size=batch_size, collate_fn=collate, num_workers=num_workers)
@@ -85,6 +90,16 @@ def encode_texts(
         inputs = processor(text=[texts[place] for place in places])
         embeds[places] = model(**to_device(inputs, model)).text_embeds.float().cpu()
     return embeds
+
+
+@torch.no_grad()
+def embed_caption_features(model: VSEModel, features: FeatureRows, batch_size: int) -> Tensor:
+    """The same for sentences whose text tower has been run: all processes compute the little that is left."""
+    embeds = []
+    for rows in batches_of(list(range(len(features))), batch_size):
+        pooled = torch.from_numpy(np.concatenate([features[row] for row in rows])).to(model.device)
+        embeds.append(model(text_features=pooled).text_embeds.float().cpu())
+    return torch.cat(embeds)
 
 
 def batches_of(places: list[int], batch_size: int) -> Iterator[list[int]]:
@@ -116,7 +131,11 @@ def embed_pairs(
         encode_images(model, processor, share, batch_size, num_workers, progress), len(images)
     )
     texts, text_to_image = flatten_captions(dataset.with_format(None)[CAPTIONS][:])
-    text_embeds = gather_shares(encode_texts(model, processor, texts[rank::world], batch_size, progress), len(texts))
+    if CAPTION_FEATURES in dataset.column_names:
+        text_embeds = embed_caption_features(model, FeatureRows(dataset, CAPTION_FEATURES), batch_size)
+    else:
+        share_embeds = encode_texts(model, processor, texts[rank::world], batch_size, progress)
+        text_embeds = gather_shares(share_embeds, len(texts))
     model.train(was_training)
     readable = ~image_embeds.isinf().all(dim=1)
     owner = torch.from_numpy(text_to_image)

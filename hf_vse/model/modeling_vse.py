@@ -19,7 +19,14 @@ from transformers.utils.generic import can_return_tuple
 from .configuration_vse import GRU_MODEL_TYPE, VSEConfig
 from .losses_vse import contrastive_loss
 from .pooling_vse import Pooling
-from .towers_vse import build_text_tower, build_vision_tower, pooled_vector, state_sequence, vision_hidden_size
+from .towers_vse import (
+    PrecomputedFeatures,
+    build_text_tower,
+    build_vision_tower,
+    pooled_vector,
+    state_sequence,
+    vision_hidden_size,
+)
 
 LEARNED_TEMPERATURE = ("clip", "siglip")
 MAX_LOGIT_SCALE = 100.0
@@ -171,44 +178,70 @@ class VSEModel(VSEPreTrainedModel):
 
         Args:
             pixel_values: (batch, channels, height, width).
-            image_features: (batch, dim) or (batch, regions, dim), for a model of precomputed features.
+            image_features: (batch, dim) or (batch, regions, dim), instead of photographs: the input of a model of
+                precomputed features, or what `pool_images` gave for each photograph.
             image_mask: (batch, regions), 1 where a region counts.
 
         Returns:
             `pooler_output` (batch, projection_dim), unit vectors; `last_hidden_state`, the states of the tower.
         """
-        inputs = pixel_values if image_features is None else image_features
-        if inputs is None:
-            raise ValueError(f"no image: {FEATURES_INSTEAD}")
-        tower = self.vision_model(inputs.to(self.dtype))
-        states = state_sequence(tower.last_hidden_state)
-        pooled = self.vision_pooling(states, image_mask, pooled_vector(tower.pooler_output))
+        states, pooled = self.pool_images(pixel_values, image_features, image_mask)
         if self.config.normalize_pooled:
             pooled = F.normalize(pooled, dim=-1)
         embeds = self.visual_head(self.visual_projection(pooled))
-        return BaseModelOutputWithPooling(
-            last_hidden_state=tower.last_hidden_state, pooler_output=F.normalize(embeds.float(), dim=-1)
-        )
+        return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=F.normalize(embeds.float(), dim=-1))
+
+    def pool_images(
+        self,
+        pixel_values: Tensor | None = None,
+        image_features: Tensor | None = None,
+        image_mask: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """States of the image tower and their pooled vector (batch, hidden): what a frozen tower gives once for all.
+
+        Fed back as `image_features`, the vector takes the place of the photograph.
+        """
+        if image_features is not None:
+            tower = PrecomputedFeatures()(image_features.to(self.dtype))
+        elif pixel_values is not None:
+            tower = self.vision_model(pixel_values.to(self.dtype))
+        else:
+            raise ValueError(f"no image: {FEATURES_INSTEAD}")
+        sequence, own = state_sequence(tower.last_hidden_state), pooled_vector(tower.pooler_output)
+        return tower.last_hidden_state, self.vision_pooling(sequence, image_mask, own)
 
     @can_return_tuple
     def get_text_features(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        text_features: Tensor | None = None,
     ) -> BaseModelOutputWithPooling:
         """Embeds sentences.
 
         Args:
             input_ids, attention_mask, token_type_ids: (batch, words), as the processor gives them.
+            text_features: (batch, hidden), instead of them: what `pool_texts` gave for each sentence.
 
         Returns:
             `pooler_output` (batch, projection_dim), unit vectors; `last_hidden_state` (batch, words, hidden).
         """
+        if text_features is None:
+            states, pooled = self.pool_texts(input_ids, attention_mask, token_type_ids)
+        else:
+            states, pooled = text_features[:, None, :], text_features.to(self.dtype)
+        embeds = self.text_head(self.text_projection(pooled))
+        return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=F.normalize(embeds.float(), dim=-1))
+
+    def pool_texts(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """States of the text tower and their pooled vector (batch, hidden), which may come back as `text_features`."""
         optional = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
         tower = self.text_model(input_ids=input_ids, attention_mask=attention_mask, **optional)
         pooled = self.text_pooling(tower.last_hidden_state, attention_mask, tower.get("pooler_output"))
-        embeds = self.text_head(self.text_projection(pooled))
-        return BaseModelOutputWithPooling(
-            last_hidden_state=tower.last_hidden_state, pooler_output=F.normalize(embeds.float(), dim=-1)
-        )
+        return tower.last_hidden_state, pooled
 
     def scaling(self) -> tuple[Tensor, Tensor]:
         """Temperature and bias of the logits, learned or fixed: two scalars in float32."""
@@ -229,6 +262,7 @@ class VSEModel(VSEPreTrainedModel):
         token_type_ids: Tensor | None = None,
         image_features: Tensor | None = None,
         image_mask: Tensor | None = None,
+        text_features: Tensor | None = None,
         image_ids: Tensor | None = None,
         return_loss: bool = False,
         return_logits: bool = True,
@@ -239,6 +273,7 @@ class VSEModel(VSEPreTrainedModel):
             input_ids, attention_mask, token_type_ids: (texts, words).
             pixel_values: (images, channels, height, width); or `image_features` and `image_mask`, see
                 `get_image_features`.
+            text_features: (texts, hidden), instead of `input_ids`, see `get_text_features`.
             image_ids: (images,) integers; pairs of one image are no negatives of each other in the loss.
             return_loss: compute `config.loss_type`; row i of the images must belong to row i of the texts.
             return_logits: False leaves out the (images, texts) matrices.
@@ -247,8 +282,9 @@ class VSEModel(VSEPreTrainedModel):
         output = VSEOutput(temperature=temperature, logit_bias=bias)
         if pixel_values is not None or image_features is not None:
             output.image_embeds = self.get_image_features(pixel_values, image_features, image_mask).pooler_output
-        if input_ids is not None:
-            output.text_embeds = self.get_text_features(input_ids, attention_mask, token_type_ids).pooler_output
+        if input_ids is not None or text_features is not None:
+            text = self.get_text_features(input_ids, attention_mask, token_type_ids, text_features)
+            output.text_embeds = text.pooler_output
         both = output.image_embeds is not None and output.text_embeds is not None
         if both and return_logits:
             with torch.autocast(bias.device.type, enabled=False):

@@ -11,22 +11,25 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .configuration_vse import FEATURES_MODEL_TYPE, GRU_MODEL_TYPE, VSEGRUTextConfig
 from .pooling_vse import last_pool, reverse_valid
+from .recurrence_vse import tree_states
 
 
 class PrecomputedFeatures(nn.Module):
     """Stands in for an image tower whose outputs are the model's input."""
 
     def forward(self, features: Tensor) -> BaseModelOutputWithPooling:
-        """(batch, dim) or (batch, regions, dim) -> states (batch, regions, dim)."""
-        states = features[:, None, :] if features.ndim == 2 else features
-        return BaseModelOutputWithPooling(last_hidden_state=states)
+        """(batch, dim) or (batch, regions, dim) -> states (batch, regions, dim); a single vector is pooled already."""
+        if features.ndim == 2:
+            return BaseModelOutputWithPooling(last_hidden_state=features[:, None, :], pooler_output=features)
+        return BaseModelOutputWithPooling(last_hidden_state=features)
 
 
 class GRUTextTower(nn.Module):
     """Word embedding and gated recurrent unit; sentences are padded on the right.
 
     A recurrence that reads from left to right never meets the padding before the last word, so nothing has to be
-    packed. The backward direction reads every sentence turned round within its own length.
+    packed. The backward direction reads every sentence turned round within its own length. On the CPU the first layer
+    runs over the prefix tree of the batch.
     """
 
     def __init__(self, config: VSEGRUTextConfig):
@@ -45,13 +48,22 @@ class GRUTextTower(nn.Module):
         final = states[:, 0]
         for layer, ahead in enumerate(self.forward_layers):
             words = states
-            states = ahead(words)[0]
+            ids = input_ids if layer == 0 else None
+            states = self.read(ahead, words, ids, lengths)
             final = last_pool(states, mask)
             if self.backward_layers:
-                mirrored = self.backward_layers[layer](reverse_valid(words, lengths))[0]
+                mirrored_ids = None if ids is None else reverse_valid(ids[:, :, None], lengths)[:, :, 0]
+                mirrored = self.read(self.backward_layers[layer], reverse_valid(words, lengths), mirrored_ids, lengths)
                 final = (final + last_pool(mirrored, mask)) / 2
                 states = (states + reverse_valid(mirrored, lengths)) / 2
         return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=final)
+
+    def read(self, layer: nn.GRU, words: Tensor, ids: Tensor | None, lengths: Tensor) -> Tensor:
+        """One layer in one direction: (batch, words, inputs) -> (batch, words, hidden); `ids` where words are read."""
+        alike = ids is not None and not (self.training and self.dropout.p)  # equal words have equal vectors
+        if alike and words.device.type == "cpu" and not torch.compiler.is_compiling():
+            return tree_states(layer, self.embedding, ids, lengths)
+        return layer(words)[0]
 
 
 def _recurrent_layers(sizes: list[int]) -> list[nn.GRU]:

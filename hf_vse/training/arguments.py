@@ -41,11 +41,25 @@ class VSETrainingArguments(TrainingArguments):
     hard_negative_warmup_loss: str = field(default="nce", metadata={"help": "Objective of these epochs."})
     freeze_image_tower: bool = field(default=False, metadata={"help": "Train everything but the image tower."})
     freeze_text_tower: bool = field(default=False, metadata={"help": "Train everything but the text tower."})
+    cache_frozen: bool = field(
+        default=True, metadata={"help": "Compute the outputs of a frozen tower once and read them in every epoch."}
+    )
+    cached_crops: int = field(
+        default=0,
+        metadata={"help": "Random crops of each image kept for a frozen image tower, beside the central one."},
+    )
+    frozen_cache_dir: str | None = field(
+        default=None, metadata={"help": "Where they are kept; default: hf_vse_frozen in the Hugging Face cache."}
+    )
     freeze_batchnorm: bool = field(
         default=False, metadata={"help": "Keep statistics and weights of all batch normalisations."}
     )
     image_tower_learning_rate: float | None = field(default=None, metadata={"help": "Default: learning_rate."})
     text_tower_learning_rate: float | None = field(default=None, metadata={"help": "Default: learning_rate."})
+    lr_decay_epochs: float | None = field(
+        default=None, metadata={"help": "Multiply the learning rate by lr_decay_factor after every so many epochs."}
+    )
+    lr_decay_factor: float = field(default=0.1, metadata={"help": "Factor of the decay; VSE++: 0.1 every 15 epochs."})
     word_dropout: float = field(default=0.0, metadata={"help": "Share of words hidden in training."})
     crop_min_scale: float = field(
         default=0.08, metadata={"help": "Smallest share of an image that a random crop keeps; 1 for no random crop."}
@@ -72,6 +86,10 @@ class VSETrainingArguments(TrainingArguments):
         for name in ("word_dropout", "crop_min_scale", "max_broken_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is a share between 0 and 1, got {getattr(self, name)}")
+        if self.lr_decay_epochs is not None and self.lr_decay_epochs <= 0:
+            raise ValueError(f"lr_decay_epochs is a positive number of epochs or null, got {self.lr_decay_epochs}")
+        if self.cached_crops < 0:
+            raise ValueError(f"cached_crops is a number of crops from 0 on, got {self.cached_crops}")
         super().__post_init__()
 
     @property

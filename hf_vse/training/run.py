@@ -29,6 +29,7 @@ from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.model.processing_vse import VSEProcessor
 from hf_vse.training.arguments import VSETrainingArguments
 from hf_vse.training.build import build_model, build_processor, load_splits
+from hf_vse.training.frozen import cache_frozen_towers
 from hf_vse.training.pictures import draw_pictures
 from hf_vse.training.recipe import Recipe
 from hf_vse.training.trainer import VSETrainer
@@ -113,8 +114,9 @@ def run_stage(
     else:
         model = VSEModel.from_pretrained(previous.name_or_path, **stage.model.config_options)
     args = training_arguments(stage, folder)
+    read = cache_frozen_towers(model, processor, splits, args)
     trainer = VSETrainer(
-        model, args, train_dataset=splits["train"], eval_dataset=splits.get("validation"), processing_class=processor
+        model, args, train_dataset=read["train"], eval_dataset=read.get("validation"), processing_class=processor
     )
     start = time.perf_counter()
     trainer.train(resume_from_checkpoint=last_checkpoint(folder))

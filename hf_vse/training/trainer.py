@@ -20,11 +20,11 @@ from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.model.processing_vse import VSEProcessor
 from hf_vse.objectives.gather import gathered_contrastive_loss
 from hf_vse.training.arguments import VSETrainingArguments
-from hf_vse.training.callbacks import CollapseAlarm, RecallProgress
+from hf_vse.training.callbacks import CollapseAlarm, RecallProgress, StepDecay
 
 logger = logging.getLogger(__name__)
 
-HARDEST_NEGATIVE = ("hardnce", "hardnce_smooth", "hinge_max")
+WARMED_UP = ("hardnce", "hardnce_smooth", "hinge_max", "hinge_sum")
 
 
 class VSETrainer(Trainer):
@@ -77,6 +77,8 @@ class VSETrainer(Trainer):
             logit_bias=config.logit_bias_init,
         )
         self.add_callback(self.alarm)
+        if args.lr_decay_epochs is not None:
+            self.add_callback(StepDecay(args.lr_decay_epochs, args.lr_decay_factor))
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(RecallProgress())
         if pairs is not None and self.accelerator.num_processes > 1:
@@ -186,9 +188,9 @@ class VSETrainer(Trainer):
 
 
 def check_warmup(loss_type: str, args: VSETrainingArguments) -> None:
-    if args.hard_negative_warmup_epochs and loss_type not in HARDEST_NEGATIVE:
+    if args.hard_negative_warmup_epochs and loss_type not in WARMED_UP:
         raise ValueError(
-            f"hard_negative_warmup_epochs={args.hard_negative_warmup_epochs} is for {', '.join(HARDEST_NEGATIVE)}; "
+            f"hard_negative_warmup_epochs={args.hard_negative_warmup_epochs} is for {', '.join(WARMED_UP)}; "
             f"loss_type is {loss_type!r}: leave it at 0"
         )
 

@@ -1,3 +1,4 @@
+import copy
 import io
 
 import numpy as np
@@ -54,6 +55,18 @@ def test_augmentation_follows_from_the_draw(processor, items):
     torch.testing.assert_close(alone["pixel_values"][0], first["pixel_values"][2])
     other = collator([item | {"draw": 7} for item in items])
     assert not torch.equal(other["pixel_values"], first["pixel_values"])
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_remembered_tokens_are_those_of_the_tokenizer(processor, items, side):
+    processor.tokenizer = copy.deepcopy(processor.tokenizer)
+    processor.tokenizer.padding_side = side
+    collator = VSECollator(processor)
+    expected = processor(text=[item["caption"] for item in items])
+    for _ in range(2):
+        batch = collator(items)
+        assert torch.equal(batch["input_ids"], expected["input_ids"])
+        assert torch.equal(batch["attention_mask"], expected["attention_mask"])
 
 
 def test_word_dropout_hides_words_and_never_special_tokens(processor, items):

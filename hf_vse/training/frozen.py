@@ -1,0 +1,249 @@
+"""While a tower is frozen its outputs never change: they are computed once, kept in Arrow, and read instead.
+
+The outputs of a split lie in a folder named after everything they depend on: weights, image processor or tokenizer,
+pooling, crops, and the images or captions themselves. So a second run finds them, and a run with anything changed does
+not. They are written in shards, each complete or absent, by all processes; an interrupted computation continues.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Callable
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import torch
+from accelerate import PartialState
+from datasets import Dataset, IterableDataset
+from datasets.table import InMemoryTable
+from torch import nn
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from hf_vse.data.collator import VSECollator
+from hf_vse.data.images import check_broken_share
+from hf_vse.data.pairs import undecoded_images
+from hf_vse.data.schema import CAPTION_FEATURES, CAPTIONS, IMAGE, flatten_captions, view_column
+from hf_vse.data.transforms import Augmentation
+from hf_vse.evaluation.evaluator import batches_of, to_device
+from hf_vse.model.modeling_vse import VSEModel
+from hf_vse.model.processing_vse import VSEProcessor
+from hf_vse.training.arguments import VSETrainingArguments
+
+logger = logging.getLogger(__name__)
+
+SHARD = 512  # images
+CACHE = "hf_vse_frozen"
+
+
+def cache_frozen_towers(
+    model: VSEModel, processor: VSEProcessor, splits: dict[str, Any], args: VSETrainingArguments
+) -> dict[str, Any]:
+    """The splits with the outputs of the frozen towers as columns, instead of photographs and beside captions.
+
+    A split without photographs keeps its features; a stream and a tower with learned pooling are left as they are.
+    """
+    images, captions = frozen_sides(model, args)
+    if not (images or captions) or isinstance(splits["train"], IterableDataset):
+        return splits
+    root = Path(args.frozen_cache_dir or Path(datasets.config.HF_CACHE_HOME) / CACHE).expanduser()
+    model.to(args.device).eval()
+    found = {}
+    for name in (name for name in ("train", "validation") if name in splits):
+        split = splits[name]
+        if images and IMAGE in split.column_names:
+            views = 1 + args.cached_crops if name == "train" else 1
+            split = with_image_features(model, processor, split, root, args, views)
+        if captions:
+            split = with_caption_features(model, processor, split, root, args)
+        found[name] = split
+    return splits | found
+
+
+def frozen_sides(model: VSEModel, args: VSETrainingArguments) -> tuple[bool, bool]:
+    """Whether the outputs of the image tower and of the text tower are the same in every epoch."""
+    if not args.cache_frozen:
+        return False, False
+    images = args.freeze_image_tower and any(True for _ in model.vision_model.parameters())
+    texts = args.freeze_text_tower
+    if images and model.config.vision_pooling == "gpo":
+        logger.info("the frozen image tower is run in every epoch: vision_pooling 'gpo' learns from all of its states")
+        images = False
+    if texts and (model.config.text_pooling == "gpo" or args.word_dropout):
+        logger.info(
+            "the frozen text tower is run in every epoch: text_pooling 'gpo' or word_dropout changes its output"
+        )
+        texts = False
+    return images, texts
+
+
+def with_image_features(
+    model: VSEModel, processor: VSEProcessor, split: Dataset, root: Path, args: VSETrainingArguments, views: int
+) -> Dataset:
+    """The split with pooled outputs of the image tower instead of photographs; one that cannot be read is left out.
+
+    View 0 is framed as in evaluation, every further one is a random crop, mirrored or not, as `args` says.
+    """
+    images = undecoded_images(split)
+    augmentation = args.augmentation or Augmentation(1.0, False)
+    described = {
+        "image processor": processor.image_processor.to_dict(),
+        "pooling": model.config.vision_pooling,
+        "augmentation": repr(augmentation) if views > 1 else None,
+        "views": views,
+        "seed": args.seed if views > 1 else None,
+        "bf16": args.bf16,
+    }
+    folder = cache_folder(root, "images", model.vision_model, described, images_digest(images))
+    plain, cropping = VSECollator(processor, max_broken_share=1.0), VSECollator(processor, augmentation)
+
+    def collate(items: list[tuple[int, dict]]) -> tuple[list[bool], dict[str, torch.Tensor]]:
+        decoded = [plain.read(item[IMAGE]) for _, item in items]
+        kept = [(row, image) for (row, _), image in zip(items, decoded, strict=True) if image is not None]
+        pixels = []
+        for view in range(views if kept else 0):
+            rngs = [np.random.default_rng((args.seed, row, view)) for row, _ in kept]
+            pixels.append(
+                (cropping if view else plain).image_inputs([image for _, image in kept], rngs)["pixel_values"]
+            )
+        return [image is not None for image in decoded], {"pixel_values": torch.cat(pixels)} if pixels else {}
+
+    def read_views(readable: list[bool], inputs: dict[str, torch.Tensor]) -> np.ndarray:
+        """(views, images, dim), not a number where an image cannot be read."""
+        found = np.full((views, len(readable), model.visual_projection.in_features), np.nan, np.float32)
+        if inputs:
+            pooled = run_tower(model, model.pool_images, inputs, args)
+            found[:, np.array(readable)] = pooled.reshape(views, sum(readable), -1)
+        return found
+
+    def encode(rows: range) -> pa.Table:
+        batch_size = max(1, args.per_device_eval_batch_size // views)
+        items = [(row, images[row]) for row in rows]
+        loader = DataLoader(items, batch_size, collate_fn=collate, num_workers=args.dataloader_num_workers)
+        seen = np.concatenate([read_views(*batch) for batch in loader], axis=1)
+        return pa.table({view_column(view): rows_of_features(of_view) for view, of_view in enumerate(seen)})
+
+    table = compute(folder, len(images), encode, f"frozen image tower, {views} crop(s)")
+    return without_unreadable(with_columns(split.remove_columns(IMAGE), table), args.max_broken_share)
+
+
+def with_caption_features(
+    model: VSEModel, processor: VSEProcessor, split: Dataset, root: Path, args: VSETrainingArguments
+) -> Dataset:
+    """The split with the pooled output of the text tower for every caption."""
+    captions = split.with_format(None)[CAPTIONS][:]
+    tokenizer = processor.tokenizer
+    described = {
+        "tokenizer": blake2b(tokenizer.backend_tokenizer.to_str().encode(), digest_size=8).hexdigest(),
+        "max_length": tokenizer.model_max_length,
+        "pooling": model.config.text_pooling,
+        "bf16": args.bf16,
+    }
+    digest = blake2b(json.dumps(captions).encode(), digest_size=16).hexdigest()
+    folder = cache_folder(root, "captions", model.text_model, described, digest)
+
+    def encode(rows: range) -> pa.Table:
+        of_rows = captions[rows.start : rows.stop]
+        texts, _ = flatten_captions(of_rows)
+        found = np.empty((len(texts), model.config.text_config.hidden_size), np.float32)
+        for places in batches_of(sorted(range(len(texts)), key=lambda place: len(texts[place])), SHARD // 2):
+            inputs = dict(processor(text=[texts[place] for place in places]))
+            found[places] = run_tower(model, model.pool_texts, inputs, args)
+        starts = np.cumsum([0] + [len(of_image) for of_image in of_rows]).astype(np.int32)
+        return pa.table({CAPTION_FEATURES: pa.ListArray.from_arrays(pa.array(starts), rows_of_features(found))})
+
+    return with_columns(split, compute(folder, len(captions), encode, "frozen text tower"))
+
+
+@torch.no_grad()
+def run_tower(
+    model: VSEModel, pool: Callable, inputs: dict[str, torch.Tensor], args: VSETrainingArguments
+) -> np.ndarray:
+    with torch.autocast(args.device.type, torch.bfloat16, enabled=args.bf16):
+        return pool(**to_device(inputs, model))[1].float().cpu().numpy()
+
+
+def cache_folder(root: Path, kind: str, tower: nn.Module, described: dict[str, Any], digest: str) -> Path:
+    """The folder of these outputs; `described.json` in it tells a person what they are."""
+    described = {"weights": weights_digest(tower), "data": digest} | described
+    text = json.dumps(described, indent=1, sort_keys=True, default=str)
+    folder = root / f"{kind}-{blake2b(text.encode(), digest_size=12).hexdigest()}"
+    with PartialState().main_process_first():
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "described.json").write_text(text, encoding="utf-8")
+    return folder
+
+
+def weights_digest(tower: nn.Module) -> str:
+    """Sixteen bytes, in hexadecimal, that change with any weight or statistic of the tower."""
+    digest = blake2b(digest_size=16)
+    for name, tensor in sorted(tower.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def images_digest(images: Dataset) -> str:
+    """Of the contents of embedded images; of files by name, size and time of their last change."""
+    digest = blake2b(digest_size=16)
+    for row in images:
+        value = row[IMAGE]
+        if value["bytes"] is not None:
+            digest.update(value["bytes"])
+        else:
+            path = Path(value["path"])
+            there = path.stat() if path.is_file() else None
+            digest.update(f"{path.name} {there and (there.st_size, there.st_mtime_ns)}".encode())
+    return digest.hexdigest()
+
+
+def compute(folder: Path, total: int, encode: Callable[[range], pa.Table], title: str) -> pa.Table:
+    """Encodes what is missing, every process its shards, and returns all rows, memory-mapped."""
+    state = PartialState()
+    shards = [range(start, min(start + SHARD, total)) for start in range(0, total, SHARD)]
+    paths = [folder / f"{number:05d}-of-{len(shards):05d}.arrow" for number in range(len(shards))]
+    missing = [number for number, path in enumerate(paths) if not path.is_file()]
+    state.wait_for_everyone()  # nobody writes before everybody has looked
+    if missing:
+        logger.info("%s: %d of %d shards to compute into %s", title, len(missing), len(shards), folder)
+    own = missing[state.process_index :: state.num_processes]
+    for number in tqdm(own, title, unit="shard", disable=not (own and state.is_main_process)):
+        write_shard(encode(shards[number]), paths[number])
+    state.wait_for_everyone()
+    return pa.concat_tables([pa.ipc.open_file(pa.memory_map(str(path))).read_all() for path in paths])
+
+
+def rows_of_features(values: np.ndarray) -> pa.FixedSizeListArray:
+    """(rows, dim) -> an Arrow column of rows."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
+
+
+def write_shard(table: pa.Table, path: Path) -> None:
+    """A shard is complete or absent: it gets its name when it is written."""
+    unfinished = path.with_suffix(f".{os.getpid()}")
+    with pa.OSFile(str(unfinished), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table)
+    unfinished.replace(path)
+
+
+def with_columns(split: Dataset, features: pa.Table) -> Dataset:
+    """The split with further columns that stay where they are, on disk."""
+    chosen = split if split._indices is None else split.flatten_indices()
+    table = chosen.with_format(None).data.table
+    for name in features.column_names:
+        table = table.append_column(name, features.column(name))
+    digest = blake2b(f"{split._fingerprint} {features.column_names}".encode(), digest_size=8).hexdigest()
+    return Dataset(InMemoryTable(table), fingerprint=digest)
+
+
+def without_unreadable(split: Dataset, max_broken_share: float) -> Dataset:
+    """The split without the images whose features are not a number; too many of them are an error."""
+    chunks = split.data.column(view_column(0)).chunks
+    first = np.concatenate([chunk.flatten().to_numpy()[:: chunk.type.list_size] for chunk in chunks])
+    broken = {f"row {row}": "cannot be read" for row in np.flatnonzero(np.isnan(first))}
+    check_broken_share(broken, len(split), max_broken_share)
+    return split.select(np.flatnonzero(~np.isnan(first))) if broken else split
