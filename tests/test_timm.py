@@ -2,12 +2,14 @@
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import CLIPImageProcessorPil
 
 from hf_vse.model.configuration_vse import VSEConfig
 from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.model.processing_vse import VSEProcessor
 from hf_vse.training.arguments import VSETrainingArguments
+from hf_vse.training.build import timm_tower
 from hf_vse.training.trainer import VSETrainer
 from tests.conftest import make_pairs
 
@@ -18,6 +20,12 @@ ARCHITECTURES = ["resnet18", "tf_efficientnet_lite0", "vit_tiny_patch16_224"]
 @pytest.fixture(autouse=True)
 def needs_timm():
     pytest.importorskip("timm", reason='needs pip install "hf_vse[timm]"', exc_type=ImportError)
+
+
+def timm_model(architecture):
+    import timm
+
+    return timm.create_model(architecture, pretrained=False)
 
 
 def make_model(tokenizer, architecture, **options) -> VSEModel:
@@ -41,6 +49,20 @@ def test_timm_tower_embeds_and_survives_saving(architecture, pooling, tokenizer,
     torch.testing.assert_close(embeds.norm(dim=1), torch.ones(2))
     model.save_pretrained(tmp_path)
     assert torch.equal(VSEModel.from_pretrained(tmp_path).eval().get_image_features(pixels).pooler_output, embeds)
+
+
+def test_weights_of_a_local_file_are_those_of_the_tower(tokenizer, tmp_path):
+    network = timm_model("resnet18")
+    path = str(tmp_path / "weights.safetensors")
+    save_file({name: tensor.half() for name, tensor in network.state_dict().items()}, path)
+    tower = timm_tower("timm/resnet18.a1_in1k", path)
+    pixels = torch.randn(2, 3, 64, 64)
+    expected = network.eval().forward_features(pixels).mean((2, 3))
+    torch.testing.assert_close(tower.eval()(pixels).pooler_output.flatten(1), expected, rtol=0.02, atol=0.02)
+    with pytest.raises(ValueError, match="lacks 'layer1.0.conv3.weight'"):
+        timm_tower("timm/resnet50", path)
+    with pytest.raises(ValueError, match="needs an image_tower of timm"):
+        timm_tower("microsoft/resnet-50", path)
 
 
 def test_mean_pooling_is_the_global_pooling_of_the_network(tokenizer):

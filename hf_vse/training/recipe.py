@@ -58,14 +58,19 @@ class ModelArguments:
 
     init_from: str | None = setting(None, "Model folder or Hub id to start from; the fields given here override it.")
     image_tower: str | None = setting(None, "Pretrained image tower, folder or Hub id; or give vision_config.")
+    image_tower_weights: str | None = setting(None, "Safetensors file with the weights of a timm image_tower.")
     text_tower: str | None = setting(None, "Pretrained text tower, folder or Hub id; or give text_config.")
     vision_config: dict | None = setting(None, "Configuration of an image tower with fresh weights.")
     text_config: dict | None = setting(None, "Configuration of a text tower; default: the paper's GRU.")
     vision_pooling: str | None = setting(None, "mean, max, cls, gpo or pooler.")
     text_pooling: str | None = setting(None, "mean, max, last, cls, gpo or pooler.")
     vision_hidden_size: int | None = setting(None, "Size of the image tower's states, where it cannot be told.")
-    normalize_pooled: bool | None = setting(None, "Scale pooled image vectors to length one.")
-    projection_type: str | None = setting(None, "linear, or mlp for the paper's head.")
+    vision_norm: str | None = setting(None, "Scale pooled image vectors: l2, rms or none.")
+    text_norm: str | None = setting(None, "Scale pooled text vectors: l2, rms or none.")
+    vision_power: float | None = setting(None, "Exponent of pooled image features; 0.5 tames the few strong ones.")
+    feature_dropout: float | None = setting(None, "Share of pooled features set to zero in training.")
+    head_dropout: float | None = setting(None, "Share of the head's inner features set to zero in training.")
+    projection_type: str | None = setting(None, "linear, mlp for the paper's head, or residual.")
     projection_dim: int | None = setting(None, "Dimension of the common space.")
     loss_type: str | None = setting(None, "nce, hardnce, hardnce_smooth, hinge_sum, hinge_max, clip or siglip.")
     temperature: float | None = setting(None, "Divisor of the similarities.")
@@ -82,8 +87,9 @@ class ModelArguments:
     def config_options(self) -> dict[str, Any]:
         """Fields of `VSEConfig` that are given here, without the towers."""
         names = (
-            "vision_pooling", "text_pooling", "vision_hidden_size", "normalize_pooled", "projection_type",
-            "projection_dim", "loss_type", "temperature", "margin", "logit_bias_init",
+            "vision_pooling", "text_pooling", "vision_hidden_size", "vision_norm", "text_norm", "vision_power",
+            "feature_dropout", "head_dropout", "projection_type", "projection_dim", "loss_type", "temperature",
+            "margin", "logit_bias_init",
         )  # fmt: skip
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 

@@ -5,7 +5,7 @@ from transformers import BertConfig, BertModel, ViTConfig, ViTModel
 
 from hf_vse.model.configuration_vse import VSEConfig
 from hf_vse.model.losses_vse import contrastive_loss
-from hf_vse.model.modeling_vse import VSEModel
+from hf_vse.model.modeling_vse import PooledFeatures, ProjectionHead, VSEModel
 
 TINY = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 VIT = {"model_type": "vit", "image_size": 32, "patch_size": 8} | TINY
@@ -222,3 +222,48 @@ def test_bad_configuration_names_the_value():
         VSEConfig(vision_config={"model_type": "resnett"})
     with pytest.raises(ValueError, match="loss_type must be one of nce, .*, got 'ncee'"):
         VSEConfig(loss_type="ncee")
+
+
+def test_pooled_features_are_scaled_as_the_configuration_says():
+    features = torch.tensor([[4.0, 0.0, -9.0, 1.0]])
+    length_one = features / 98**0.5
+    torch.testing.assert_close(PooledFeatures("l2", 1.0, 0.0)(features), length_one)
+    torch.testing.assert_close(PooledFeatures("rms", 1.0, 0.0)(features), 2 * length_one)
+    torch.testing.assert_close(PooledFeatures("none", 0.5, 0.0)(features), torch.tensor([[2.0, 0.0, -3.0, 1.0]]))
+    model = build(FEATURES, vision_norm="rms", vision_power=0.5, text_norm="l2")
+    assert model.visual_input.norm == "rms" and model.text_input.norm == "l2" and model.text_input.power == 1
+
+
+def test_gradient_of_a_root_is_finite_at_zero():
+    features = torch.zeros(1, 4, requires_grad=True)
+    (PooledFeatures("none", 0.5, 0.0)(features) + features).sum().backward()
+    assert torch.isfinite(features.grad).all()
+
+
+def test_residual_head_adds_what_it_reads():
+    head, embeds = ProjectionHead(6, residual=True), torch.randn(3, 6)
+    plain = ProjectionHead(6)
+    plain.load_state_dict(head.state_dict())
+    torch.testing.assert_close(head(embeds), embeds + plain(embeds))
+
+
+def test_dropout_acts_in_training_only():
+    model = build(FEATURES, projection_type="residual", feature_dropout=0.5, head_dropout=0.5)
+    inputs = {"image_features": torch.randn(3, 10)}
+    model.eval()
+    assert torch.equal(model(**inputs).image_embeds, model(**inputs).image_embeds)
+    model.train()
+    assert not torch.equal(model(**inputs).image_embeds, model(**inputs).image_embeds)
+
+
+def test_pooled_outputs_take_the_place_of_pixels_and_words():
+    model = build(VIT, BERT, vision_pooling="cls", text_pooling="mean", projection_type="mlp")
+    with torch.no_grad():
+        model.eval()
+        text = text_inputs()
+        pooled = model.pool_texts(**text)[1]
+        expected = model(**text).text_embeds
+        torch.testing.assert_close(model(text_features=pooled).text_embeds, expected)
+        pixels = image_inputs(model)
+        features = model.pool_images(**pixels)[1]
+        torch.testing.assert_close(model(image_features=features).image_embeds, model(**pixels).image_embeds)

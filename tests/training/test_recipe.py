@@ -5,8 +5,8 @@ import yaml
 
 from hf_vse.training.recipe import build_recipe, parse_command_line, read_recipe
 
-RECIPES = sorted((Path(__file__).parents[2] / "scripts" / "recipes").glob("*.yaml"))
-DEFAULT = RECIPES[0].parent / "quickstart.yaml"
+RECIPES = sorted((Path(__file__).parents[2] / "scripts" / "recipes").rglob("*.yaml"))
+DEFAULT = Path(__file__).parents[2] / "scripts" / "recipes" / "quickstart.yaml"
 
 
 def write(folder, text) -> str:
@@ -15,7 +15,7 @@ def write(folder, text) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_recipes_of_the_project_are_valid(path):
     recipe = read_recipe(path)
     assert recipe.data.dataset and recipe.output_dir.parts[0] == "runs"

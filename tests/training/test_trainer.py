@@ -250,3 +250,19 @@ def test_bad_arguments_name_the_value(tmp_path):
         arguments(tmp_path, word_dropout=3)
     with pytest.raises(ValueError, match="loss_type 'nec' is unknown"):
         arguments(tmp_path, hard_negative_warmup_loss="nec")
+
+
+def test_step_decay_follows_the_epoch_also_when_resumed(tokenizer, tmp_path):
+    rates = {}
+    options = {"lr_decay_epochs": 2, "num_train_epochs": 5, "learning_rate": 1e-2, "save_strategy": "epoch"}
+    for name in ("whole", "resumed"):
+        trainer = make_trainer(tmp_path / name, tokenizer, save_total_limit=None, **options)
+        trainer.train()
+        if name == "resumed":
+            trainer = make_trainer(tmp_path / name, tokenizer, save_total_limit=None, **options)
+            trainer.train(resume_from_checkpoint=str(tmp_path / name / "checkpoint-45"))
+        logged = [entry for entry in trainer.state.log_history if "learning_rate" in entry]
+        rates[name] = {entry["step"]: entry["learning_rate"] for entry in logged}
+    of_epoch = [rates["whole"][15 * epoch + 7] for epoch in range(5)]
+    assert of_epoch == pytest.approx([1e-2, 1e-2, 1e-3, 1e-3, 1e-4])
+    assert rates["resumed"] == rates["whole"]
