@@ -76,15 +76,21 @@ class PooledFeatures(nn.Module):
         return self.dropout(pooled)
 
 
+class ZeroLinear(nn.Linear):
+    """A linear map that starts as zero."""
+
+
 class ProjectionHead(nn.Module):
-    """The paper's head g: Linear(d, 2d) - ReLU - Linear(2d, d), without biases in the first layer; `residual` adds
-    what it reads to what it gives."""
+    """The paper's head g: Linear(d, 2d) - ReLU - Linear(2d, d), without biases in the first layer.
+
+    With `residual` it adds what it reads to what it gives, and training starts from the linear map before it.
+    """
 
     def __init__(self, dim: int, dropout: float = 0.0, residual: bool = False):
         super().__init__()
         self.expand = nn.Linear(dim, 2 * dim, bias=False)
         self.dropout = nn.Dropout(dropout)
-        self.contract = nn.Linear(2 * dim, dim)
+        self.contract = (ZeroLinear if residual else nn.Linear)(2 * dim, dim)
         self.residual = residual
 
     def forward(self, embeds: Tensor) -> Tensor:
@@ -107,7 +113,10 @@ class VSEPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear):
-            init.xavier_uniform_(module.weight)
+            if isinstance(module, ZeroLinear):
+                init.zeros_(module.weight)
+            else:
+                init.xavier_uniform_(module.weight)
             if module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):

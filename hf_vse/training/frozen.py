@@ -23,6 +23,7 @@ from datasets.table import InMemoryTable
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
 
 from hf_vse.data.collator import VSECollator
 from hf_vse.data.images import check_broken_share
@@ -138,7 +139,7 @@ def with_caption_features(
     captions = split.with_format(None)[CAPTIONS][:]
     tokenizer = processor.tokenizer
     described = {
-        "tokenizer": blake2b(tokenizer.backend_tokenizer.to_str().encode(), digest_size=8).hexdigest(),
+        "tokenizer": tokenizer_digest(tokenizer),
         "max_length": tokenizer.model_max_length,
         "pooling": model.config.text_pooling,
         "bf16": args.bf16,
@@ -185,6 +186,12 @@ def weights_digest(tower: nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Of the vocabulary and the rules, without the padding and truncation of the latest call."""
+    rules = json.loads(tokenizer.backend_tokenizer.to_str()) | {"padding": None, "truncation": None}
+    return blake2b(json.dumps(rules, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def images_digest(images: Dataset) -> str:

@@ -247,6 +247,15 @@ def test_residual_head_adds_what_it_reads():
     torch.testing.assert_close(head(embeds), embeds + plain(embeds))
 
 
+def test_training_with_residual_heads_starts_from_the_linear_map():
+    torch.manual_seed(0)
+    model = build(FEATURES, projection_type="residual")
+    features = torch.randn(3, 10)
+    linear = torch.nn.functional.normalize(model.visual_projection(model.visual_input(features)), dim=-1)
+    torch.testing.assert_close(model(image_features=features).image_embeds, linear)
+    assert model.visual_head.expand.weight.abs().max() > 0
+
+
 def test_dropout_acts_in_training_only():
     model = build(FEATURES, projection_type="residual", feature_dropout=0.5, head_dropout=0.5)
     inputs = {"image_features": torch.randn(3, 10)}

@@ -70,12 +70,15 @@ def logged_losses(output: Path) -> list[float]:
     return [entry["loss"] for entry in log if "loss" in entry]
 
 
-@pytest.mark.parametrize("loss_type", ["nce", "hinge_max"])
-def test_two_processes_train_as_one_on_the_same_global_batch(loss_type, data_dir, tmp_path):
+@pytest.mark.parametrize(("loss_type", "frozen"), [("nce", False), ("hinge_max", False), ("nce", True)])
+def test_two_processes_train_as_one_on_the_same_global_batch(loss_type, frozen, data_dir, tmp_path):
     # 48 images in batches of 16: the last batch of an epoch is whole, so that both runs see the same pairs
-    options = {"loss_type": loss_type, "max_grad_norm": 1.0}
-    train(data_dir, tmp_path / "one", per_device_train_batch_size=16, **options)
-    train(data_dir, tmp_path / "two", processes=2, per_device_train_batch_size=8, **options)
+    options = {"loss_type": loss_type, "max_grad_norm": 1.0, "freeze_text_tower": frozen}
+    for name, processes, batch in (("one", 1, 16), ("two", 2, 8)):
+        cache = tmp_path / f"{name}-cache"
+        options |= {"per_device_train_batch_size": batch, "frozen_cache_dir": cache, "projection_type": "residual"}
+        train(data_dir, tmp_path / name, processes, **options)
+        assert len(list(cache.rglob("*.arrow"))) == (2 if frozen else 0)  # training and validation captions
     metrics = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two")]
     assert [each["environment"]["processes"] for each in metrics] == [1, 2]
     one, two = logged_losses(tmp_path / "one"), logged_losses(tmp_path / "two")
