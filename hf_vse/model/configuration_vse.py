@@ -11,11 +11,13 @@ LossType = Literal["nce", "hardnce", "hardnce_smooth", "hinge_sum", "hinge_max",
 PoolingType = Literal["mean", "max", "last", "cls", "gpo", "pooler"]
 ProjectionType = Literal["linear", "mlp", "residual"]
 NormType = Literal["none", "l2", "rms"]
+HeadInit = Literal["xavier", "identity"]
 CHOICES = {
     "loss_type": LossType,
     "vision_pooling": PoolingType,
     "text_pooling": PoolingType,
     "projection_type": ProjectionType,
+    "head_init": HeadInit,
     "vision_norm": NormType,
     "text_norm": NormType,
 }
@@ -101,6 +103,8 @@ class VSEConfig(PreTrainedConfig):
             training.
         projection_type: `linear`; `mlp`, the paper's head Linear(d, 2d) - ReLU - Linear(2d, d) on top of it; or
             `residual`, the head added to what it reads.
+        head_init: how an `mlp` head starts: `xavier` as published, or `identity`, giving what it reads, so that
+            training starts from the linear map and fresh heads lose nothing of a base embedding.
         projection_dim: dimension of the common space.
         loss_type: the objective, see `losses_vse.py`.
         temperature: divisor of the similarities; the initial value where the objective learns it (`clip`, `siglip`).
@@ -122,6 +126,7 @@ class VSEConfig(PreTrainedConfig):
     feature_dropout: float | int = 0.0
     head_dropout: float | int = 0.0
     projection_type: ProjectionType = "linear"
+    head_init: HeadInit = "xavier"
     projection_dim: int = 1024
     loss_type: LossType = "nce"
     temperature: float | int = 0.1

@@ -80,17 +80,30 @@ class ZeroLinear(nn.Linear):
     """A linear map that starts as zero."""
 
 
+class MirroredLinear(nn.Linear):
+    """A linear map, d -> 2d or 2d -> d, that starts as the identity next to its mirror image.
+
+    Two of them with a ReLU between start as the identity: relu(x) - relu(-x) = x (Balduzzi et al., arXiv 1702.08591).
+    """
+
+    def starting_weight(self) -> Tensor:
+        identity = torch.eye(min(self.weight.shape))
+        return torch.cat([identity, -identity], dim=int(self.in_features > self.out_features))
+
+
 class ProjectionHead(nn.Module):
     """The paper's head g: Linear(d, 2d) - ReLU - Linear(2d, d), without biases in the first layer.
 
-    With `residual` it adds what it reads to what it gives, and training starts from the linear map before it.
+    With `residual` it adds what it reads to what it gives; then, and with `starts_as_identity`, training starts from
+    the linear map before it.
     """
 
-    def __init__(self, dim: int, dropout: float = 0.0, residual: bool = False):
+    def __init__(self, dim: int, dropout: float = 0.0, residual: bool = False, starts_as_identity: bool = False):
         super().__init__()
-        self.expand = nn.Linear(dim, 2 * dim, bias=False)
+        outer = MirroredLinear if starts_as_identity and not residual else nn.Linear
+        self.expand = outer(dim, 2 * dim, bias=False)
         self.dropout = nn.Dropout(dropout)
-        self.contract = (ZeroLinear if residual else nn.Linear)(2 * dim, dim)
+        self.contract = (ZeroLinear if residual else outer)(2 * dim, dim)
         self.residual = residual
 
     def forward(self, embeds: Tensor) -> Tensor:
@@ -115,6 +128,8 @@ class VSEPreTrainedModel(PreTrainedModel):
         if isinstance(module, nn.Linear):
             if isinstance(module, ZeroLinear):
                 init.zeros_(module.weight)
+            elif isinstance(module, MirroredLinear):
+                init.copy_(module.weight, module.starting_weight())
             else:
                 init.xavier_uniform_(module.weight)
             if module.bias is not None:
@@ -159,7 +174,11 @@ class VSEModel(VSEPreTrainedModel):
         self.text_input = PooledFeatures(config.text_norm, 1.0, config.feature_dropout)
         self.visual_head, self.text_head = nn.Identity(), nn.Identity()
         if config.projection_type != "linear":
-            options = {"dropout": config.head_dropout, "residual": config.projection_type == "residual"}
+            options = {
+                "dropout": config.head_dropout,
+                "residual": config.projection_type == "residual",
+                "starts_as_identity": config.head_init == "identity",
+            }
             self.visual_head, self.text_head = ProjectionHead(dim, **options), ProjectionHead(dim, **options)
         learned = config.loss_type in LEARNED_TEMPERATURE
         self.logit_scale = nn.Parameter(torch.empty(())) if learned else None

@@ -71,6 +71,7 @@ class ModelArguments:
     feature_dropout: float | None = setting(None, "Share of pooled features set to zero in training.")
     head_dropout: float | None = setting(None, "Share of the head's inner features set to zero in training.")
     projection_type: str | None = setting(None, "linear, mlp for the paper's head, or residual.")
+    head_init: str | None = setting(None, "How an mlp head starts: xavier, or identity, which starts better.")
     projection_dim: int | None = setting(None, "Dimension of the common space.")
     loss_type: str | None = setting(None, "nce, hardnce, hardnce_smooth, hinge_sum, hinge_max, clip or siglip.")
     temperature: float | None = setting(None, "Divisor of the similarities.")
@@ -88,8 +89,8 @@ class ModelArguments:
         """Fields of `VSEConfig` that are given here, without the towers."""
         names = (
             "vision_pooling", "text_pooling", "vision_hidden_size", "vision_norm", "text_norm", "vision_power",
-            "feature_dropout", "head_dropout", "projection_type", "projection_dim", "loss_type", "temperature",
-            "margin", "logit_bias_init",
+            "feature_dropout", "head_dropout", "head_init", "projection_type", "projection_dim", "loss_type",
+            "temperature", "margin", "logit_bias_init",
         )  # fmt: skip
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 

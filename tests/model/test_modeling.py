@@ -247,9 +247,12 @@ def test_residual_head_adds_what_it_reads():
     torch.testing.assert_close(head(embeds), embeds + plain(embeds))
 
 
-def test_training_with_residual_heads_starts_from_the_linear_map():
+@pytest.mark.parametrize(
+    "options", [{"projection_type": "residual"}, {"projection_type": "mlp", "head_init": "identity"}]
+)
+def test_training_with_such_heads_starts_from_the_linear_map(options):
     torch.manual_seed(0)
-    model = build(FEATURES, projection_type="residual")
+    model = build(FEATURES, **options)
     features = torch.randn(3, 10)
     linear = torch.nn.functional.normalize(model.visual_projection(model.visual_input(features)), dim=-1)
     torch.testing.assert_close(model(image_features=features).image_embeds, linear)
