@@ -118,6 +118,16 @@ class StepTimes(TrainerCallback):
         self.start = time.perf_counter()
 
 
+def matmul_rate(dtype: torch.dtype, size: int = 2048, rounds: int = 10) -> float:
+    """GFLOP/s of a large matrix product: what a training step could reach at best."""
+    left, right = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
+    left @ right
+    start = time.perf_counter()
+    for _ in range(rounds):
+        left @ right
+    return 2 * size**3 * rounds / (time.perf_counter() - start) / 1e9
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", required=True, help="folder with Flickr8k's captions file and features")
@@ -151,6 +161,7 @@ def main() -> None:
         "plain_packed_gru_epoch": round(plain * steps, 1),
         "ratio": round(ours / plain, 3),
         "bf16": arguments.bf16,
+        "matmul_gflops": {str(dtype): round(matmul_rate(dtype)) for dtype in (torch.float32, torch.bfloat16)},
         "steps": arguments.steps,
         "environment": where,
     }
