@@ -59,8 +59,11 @@ def test_weights_of_a_local_file_are_those_of_the_tower(tokenizer, tmp_path):
     pixels = torch.randn(2, 3, 64, 64)
     expected = network.eval().forward_features(pixels).mean((2, 3))
     torch.testing.assert_close(tower.eval()(pixels).pooler_output.flatten(1), expected, rtol=0.02, atol=0.02)
-    with pytest.raises(ValueError, match="lacks 'layer1.0.conv3.weight'"):
-        timm_tower("timm/resnet50", path)
+    deeper = str(tmp_path / "deeper.safetensors")
+    save_file(timm_model("resnet34").state_dict(), deeper)
+    for other, file, first in (("resnet50", path, "layer1.0.conv1.weight"), ("resnet18", deeper, "layer1.2.bn1.bias")):
+        with pytest.raises(ValueError, match=f"does not hold the weights of timm/{other}: .* the first is '{first}'"):
+            timm_tower(f"timm/{other}", file)
     with pytest.raises(ValueError, match="needs an image_tower of timm"):
         timm_tower("microsoft/resnet-50", path)
 

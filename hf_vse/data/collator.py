@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from hf_vse.data.images import BrokenImageError, BrokenImages, decode_image
 from hf_vse.data.schema import CAPTION_FEATURES, CAPTIONS, IMAGE, IMAGE_FEATURES, IMAGE_ID
@@ -106,12 +107,10 @@ class VSECollator:
 
 def pad_sentences(sentences: list[np.ndarray], pad_token_id: int, side: str) -> dict[str, torch.Tensor]:
     """`input_ids` and `attention_mask`, (batch, longest), of sentences of different length."""
-    lengths = np.array([len(sentence) for sentence in sentences])
-    places = np.arange(lengths.max())[None, :]
-    mask = places < lengths[:, None] if side == "right" else places >= lengths.max() - lengths[:, None]
-    ids = np.full(mask.shape, pad_token_id, dtype=np.int64)
-    ids[mask] = np.concatenate(sentences)
-    return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask.astype(np.int64))}
+    rows = [torch.from_numpy(sentence).long() for sentence in sentences]
+    ids = pad_sequence(rows, batch_first=True, padding_value=pad_token_id, padding_side=side)
+    mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side=side)
+    return {"input_ids": ids, "attention_mask": mask}
 
 
 def caption_of(item: Mapping[str, Any]) -> str:

@@ -45,11 +45,6 @@ class VSEProcessor(ProcessorMixin):
     def __init__(self, image_processor=None, tokenizer=None):
         super().__init__(VSEFeatureProcessor() if image_processor is None else image_processor, tokenizer)
 
-    @property
-    def from_pixels(self) -> bool:
-        """Whether images are photographs, not precomputed features."""
-        return "image_features" not in self.image_processor.model_input_names
-
     def __call__(
         self,
         images=None,

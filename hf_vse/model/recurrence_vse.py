@@ -10,6 +10,7 @@ up to rounding.
 Made for the CPU; on a GPU, where the launch of many small operations costs more than they save, cuDNN is faster.
 """
 
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -59,7 +60,8 @@ class TreeRecurrence(torch.autograd.Function):
     def forward(ctx, inputs: Tensor, weight: Tensor, bias: Tensor, tree: PrefixTree) -> Tensor:
         """Input gates of the words (words, 3 * hidden), weight (3 * hidden, hidden), bias -> (nodes, hidden)."""
         hidden = weight.shape[1]
-        levels = [slice(end - len(words), end) for words, end in zip(tree.words, ends(tree), strict=True)]
+        ends = accumulate(len(words) for words in tree.words)
+        levels = [slice(end - len(words), end) for words, end in zip(tree.words, ends, strict=True)]
         r_z = weight.new_empty(levels[-1].stop, 2 * hidden, dtype=torch.float32)
         h, q, n, states = (r_z.new_empty(len(r_z), hidden) for _ in range(4))
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else weight.dtype
@@ -106,11 +108,6 @@ class TreeRecurrence(torch.autograd.Function):
         of_gates[:, 2 * hidden :].mul_(r)
         of_weight = (of_gates.T.to(ctx.dtype) @ h.to(ctx.dtype)).to(weight.dtype)
         return of_inputs.to(inputs.dtype), of_weight, of_gates.sum(dim=0).to(bias.dtype), None
-
-
-def ends(tree: PrefixTree) -> list[int]:
-    """The number of the first node after each level."""
-    return torch.tensor([len(words) for words in tree.words]).cumsum(0).tolist()
 
 
 def tree_states(gru: nn.GRU, embedding: nn.Embedding, input_ids: Tensor, lengths: Tensor) -> Tensor:

@@ -174,12 +174,19 @@ def timm_tower(name: str | None, weights: str) -> PreTrainedModel:
     architecture = name.removeprefix("timm/").split(".")[0]
     tower = AutoModel.from_config(TimmWrapperConfig.from_dict({"architecture": architecture, "num_classes": 0}))
     network, state = tower.timm_model, load_file(weights)
-    missing = [each for each in network.state_dict() if each not in state and not each.endswith("num_batches_tracked")]
-    if missing:
-        raise ValueError(f"image_tower_weights={weights!r} lacks {missing[0]!r} and {len(missing) - 1} more of {name}")
-    network.load_state_dict(
-        {each: tensor for each, tensor in state.items() if each in network.state_dict()}, strict=False
-    )
+    expected, classifier = network.state_dict(), np.atleast_1d(network.default_cfg["classifier"])
+    wrong = [
+        key
+        for key, tensor in expected.items()
+        if not key.endswith("num_batches_tracked") and (key not in state or state[key].shape != tensor.shape)
+    ]
+    wrong += [key for key in sorted(state) if key not in expected and key.rpartition(".")[0] not in classifier]
+    if wrong:
+        raise ValueError(
+            f"image_tower_weights={weights!r} does not hold the weights of {name}: {len(wrong)} tensors are missing, "
+            f"foreign or of another shape, the first is {wrong[0]!r}"
+        )
+    network.load_state_dict(state, strict=False)
     return tower
 
 

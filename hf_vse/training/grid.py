@@ -20,12 +20,13 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from hf_vse.plots import RECALLS
 from hf_vse.training.recipe import read_recipe
 from hf_vse.training.run import run_recipe
 
 LOSSES = ("hinge_sum", "hinge_max", "nce", "hardnce", "hardnce_smooth")
 WARMUP_LOSS = "nce"
-KEPT = ("i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10", "rsum")
+KEPT = (*RECALLS, "rsum")
 
 
 @dataclass(frozen=True)

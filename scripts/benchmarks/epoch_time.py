@@ -8,7 +8,6 @@ batch; their steps are timed in turns, so that a busy moment of the machine meet
 """
 
 import argparse
-import json
 import re
 import tempfile
 import time
@@ -19,7 +18,9 @@ from statistics import median
 import numpy as np
 import torch
 import torch.nn.functional as F
+from recording import record
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import TrainerCallback
 
 from hf_vse.data.sources import load_pairs
@@ -128,6 +129,15 @@ def matmul_rate(dtype: torch.dtype, size: int = 2048, rounds: int = 10) -> float
     return 2 * size**3 * rounds / (time.perf_counter() - start) / 1e9
 
 
+def gflop_of_a_step(trainer: VSETrainer) -> float:
+    """Arithmetic of the matrix products of one of our steps, forward and backward."""
+    batch = next(iter(trainer.get_train_dataloader()))
+    with FlopCounterMode(display=False) as counter:
+        trainer.compute_loss(trainer.model, batch).backward()
+    trainer.model.zero_grad()
+    return counter.get_total_flops() / 1e9
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", required=True, help="folder with Flickr8k's captions file and features")
@@ -149,10 +159,12 @@ def main() -> None:
         model = build_model(stage.model, processor, splits["train"])
         trainer = VSETrainer(model, args, train_dataset=splits["train"], processing_class=processor)
         times = StepTimes(plain_steps(splits["train"]))
+        products = gflop_of_a_step(trainer)
         trainer.add_callback(times)
         trainer.train()
     steps = sum(len(captions) for captions in splits["train"]["captions"][:]) // BATCH
     ours, plain = (median(seconds[warmup:]) for seconds in (times.ours, times.theirs))
+    rates = {str(dtype): round(matmul_rate(dtype)) for dtype in (torch.float32, torch.bfloat16)}
     result = {
         "what": "median seconds of a training step, batch 128, GRU 1024 with heads, Flickr8k features; in turns",
         "hf_vse_step": round(ours, 4),
@@ -161,13 +173,13 @@ def main() -> None:
         "plain_packed_gru_epoch": round(plain * steps, 1),
         "ratio": round(ours / plain, 3),
         "bf16": arguments.bf16,
-        "matmul_gflops": {str(dtype): round(matmul_rate(dtype)) for dtype in (torch.float32, torch.bfloat16)},
+        "gflop_of_a_step": round(products, 1),
+        "matmul_gflops": rates,
+        "hf_vse_epoch_at_matmul_rate": round(products * steps / rates[str(torch.float32)], 1),
         "steps": arguments.steps,
         "environment": where,
     }
-    print(json.dumps(result, indent=1))
-    if arguments.output:
-        arguments.output.write_text(json.dumps(result, indent=1), encoding="utf-8")
+    record(result, arguments.output)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Outputs of frozen towers: equal to running the tower, found again, and not found once anything has changed."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -52,7 +53,7 @@ def small_shards(monkeypatch):
 def shards(args) -> dict[str, int]:
     """Name and time of every shard in the cache."""
     root = args.frozen_cache_dir
-    return {str(path): path.stat().st_mtime_ns for path in frozen.Path(root).rglob("*.arrow")}
+    return {str(path): path.stat().st_mtime_ns for path in Path(root).rglob("*.arrow")}
 
 
 def test_image_features_are_the_pooled_outputs_of_the_tower(model, processor, make_args):
