@@ -1,67 +1,65 @@
-"""Two processes on halves of a batch equal one process on the whole, uneven halves included."""
+"""Processes on parts of a batch equal one process on the whole, uneven parts included."""
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-import torch.nn.functional as F
+from tests.objectives.batches import Batch, assert_same
 
 from hf_vse.model.losses_vse import OBJECTIVES, contrastive_loss
 from hf_vse.objectives.gather import gather_rows, gathered_contrastive_loss
+from hf_vse.objectives.streamed import streamed_contrastive_loss
 
-IMAGE_IDS = torch.tensor([0, 1, 0, 2, 3, 3, 4, 5, 1])
-
-
-def encoder_and_batch():
-    """One weight matrix for each side, so that gradients of a shared parameter can be compared."""
-    generator = torch.Generator().manual_seed(3)
-    weights = torch.randn(2, 6, 4, generator=generator).requires_grad_()
-    inputs = torch.randn(2, len(IMAGE_IDS), 6, generator=generator)
-    return weights, inputs
-
-
-def embed(weights, inputs):
-    return [F.normalize(inputs[side] @ weights[side], dim=1) for side in (0, 1)]
+PAIRS = 11
+SPLITS = {2: ([0, 5, 11], [0, 9, 11]), 3: ([0, 4, 5, 11],)}
+WAYS = (
+    (gathered_contrastive_loss, {}),
+    (gathered_contrastive_loss, {"chunk_size": 2}),
+    (streamed_contrastive_loss, {"chunk_size": 2}),
+    (streamed_contrastive_loss, {"negatives": "ring", "chunk_size": 2}),
+)
 
 
-def check_two_processes(rank: int, meeting_point: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{meeting_point}", rank=rank, world_size=2)
-    assert dist.get_world_size() == 2
-    for split in (4, 7):
-        check_split(rank, split)
+def check_processes(rank: int, world: int, meeting_point: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{meeting_point}", rank=rank, world_size=world)
+    assert dist.get_world_size() == world
+    for bounds in SPLITS[world]:
+        for loss_type in OBJECTIVES:
+            for ids in (False, True):
+                check_split(slice(bounds[rank], bounds[rank + 1]), loss_type, ids)
+    check_own_negatives(rank, world)
     dist.destroy_process_group()
 
 
-def check_split(rank: int, split: int) -> None:
-    local = slice(0, split) if rank == 0 else slice(split, None)
-    for loss_type in OBJECTIVES:
-        for ids in (None, IMAGE_IDS):
-            options = {"loss_type": loss_type, "temperature": 0.2, "margin": 0.3, "logit_bias": -1.0}
-            weights, inputs = encoder_and_batch()
-            whole = contrastive_loss(*embed(weights, inputs), image_ids=ids, **options)
-            (expected,) = torch.autograd.grad(whole, weights)
-            assert expected.abs().max() > 0
-
-            weights, inputs = encoder_and_batch()
-            part = gathered_contrastive_loss(
-                *embed(weights, inputs[:, local]), image_ids=None if ids is None else ids[local], **options
-            )
-            (gradient,) = torch.autograd.grad(part, weights)
-            for tensor in (gradient, loss := part.detach().clone()):
-                dist.all_reduce(tensor)
-            torch.testing.assert_close(loss / 2, whole.detach())
-            torch.testing.assert_close(gradient / 2, expected, rtol=1e-4, atol=1e-5)
+def check_split(local: slice, loss_type: str, ids: bool) -> None:
+    batch = Batch(PAIRS, ids)
+    expected = batch.reference(loss_type=loss_type)
+    for loss, options in WAYS:
+        found = batch.loss_and_gradients(loss, local, loss_type=loss_type, **options)
+        for tensor in found:
+            dist.all_reduce(tensor)
+        assert_same([tensor / dist.get_world_size() for tensor in found], expected)
 
 
-def test_two_processes_equal_one_loss_and_gradient(tmp_path):
-    mp.spawn(check_two_processes, args=(str(tmp_path / "meeting"),), nprocs=2)
+def check_own_negatives(rank: int, world: int) -> None:
+    batch = Batch(world * 4)
+    local = slice(4 * rank, 4 * rank + 4)
+    expected = batch.loss_and_gradients(contrastive_loss, local)
+    assert_same(batch.loss_and_gradients(streamed_contrastive_loss, local, negatives=None), expected)
+
+
+@pytest.mark.parametrize("world", SPLITS)
+def test_processes_equal_one_loss_and_gradient(world, tmp_path):
+    mp.spawn(check_processes, args=(world, str(tmp_path / "meeting")), nprocs=world)
 
 
 def test_single_process_is_the_dense_reference():
     for loss_type in OBJECTIVES:
-        weights, inputs = encoder_and_batch()
-        images, texts = embed(weights, inputs)
-        options = {"loss_type": loss_type, "temperature": 0.2, "logit_bias": -1.0, "image_ids": IMAGE_IDS}
-        torch.testing.assert_close(
-            gathered_contrastive_loss(images, texts, **options), contrastive_loss(images, texts, **options)
+        batch = Batch(PAIRS, ids=True)
+        assert_same(
+            batch.loss_and_gradients(gathered_contrastive_loss, loss_type=loss_type),
+            batch.reference(loss_type=loss_type),
         )
-    assert gather_rows(images) is images
+    rows = torch.randn(3, 2)
+    assert gather_rows(rows) is rows

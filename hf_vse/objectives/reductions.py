@@ -1,0 +1,88 @@
+"""The one number that an objective needs to know about all negatives of an anchor.
+
+Of the logits x of an anchor's negatives (minus infinity where a candidate is no negative):
+
+| reduction     | number                  | for                                      | its slope, d number / d x_j       |
+|---------------|-------------------------|------------------------------------------|-----------------------------------|
+| `logsumexp`   | log sum_j e^{x_j}       | `nce`, `clip`                            | e^{x_j - number}                  |
+| `hardest`     | max_j x_j               | `hardnce`, `hardnce_smooth`, `hinge_max` | 1 for the winner                  |
+| `hinge_sum`   | sum_j max(0, x_j)       | `hinge_sum`                              | 1 where x_j > 0                   |
+| `softplus_sum`| sum_j log(1 + e^{x_j})  | `siglip`                                 | 1 / (1 + e^{-x_j})                |
+
+Each is known from parts: what two sets of negatives gave can be merged. So the similarity matrix may pass by tile by
+tile, in any order, on several processes, and one pass serves the anchors of both modalities.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+State = list[Tensor]
+ReductionName = Literal["logsumexp", "hardest", "hinge_sum", "softplus_sum"]
+
+
+class LogSumExp:
+    """State: [log sum e^x]."""
+
+    def reduce(self, logits: Tensor, dim: int, first: int) -> State:
+        """The state of a tile: reduces `dim`, along which the places of the candidates begin at `first`."""
+        return [logits.logsumexp(dim)]
+
+    def merge(self, one: State, other: State) -> State:
+        return [torch.logaddexp(one[0], other[0])]
+
+    def slopes(self, logits: Tensor, state: State, dim: int) -> Tensor:
+        """Derivative of the number by every logit of a tile."""
+        finite = state[0].masked_fill(state[0].isneginf(), 0.0)  # an anchor without negatives
+        return (logits - finite.unsqueeze(dim)).exp_()
+
+
+class HingeSum:
+    """State: [sum of max(0, x), sum of the slopes]."""
+
+    def reduce(self, logits: Tensor, dim: int, first: int) -> State:
+        return [self.term(logits).sum(dim), self.slope(logits).sum(dim)]
+
+    def merge(self, one: State, other: State) -> State:
+        return [a + b for a, b in zip(one, other, strict=True)]
+
+    def slopes(self, logits: Tensor, state: State, dim: int) -> Tensor:
+        return self.slope(logits)
+
+    def term(self, logits: Tensor) -> Tensor:
+        return logits.clamp(min=0)
+
+    def slope(self, logits: Tensor) -> Tensor:
+        return (logits > 0).to(logits.dtype)
+
+
+class SoftplusSum(HingeSum):
+    """State: [sum of log(1 + e^x), sum of the slopes]."""
+
+    def term(self, logits: Tensor) -> Tensor:
+        return F.softplus(logits)
+
+    def slope(self, logits: Tensor) -> Tensor:
+        return logits.sigmoid()
+
+
+class Hardest:
+    """State: [max x, place of the winner]; -1 where there is no negative. Its gradient is a gather, not a tile."""
+
+    def reduce(self, logits: Tensor, dim: int, first: int) -> State:
+        values, places = logits.max(dim)
+        return [values, torch.where(values.isneginf(), -1, places + first)]
+
+    def merge(self, one: State, other: State) -> State:
+        better = other[0] > one[0]
+        return [torch.where(better, b, a) for a, b in zip(one, other, strict=True)]
+
+
+REDUCTIONS: dict[str, LogSumExp | HingeSum | Hardest] = {
+    "logsumexp": LogSumExp(),
+    "hardest": Hardest(),
+    "hinge_sum": HingeSum(),
+    "softplus_sum": SoftplusSum(),
+}

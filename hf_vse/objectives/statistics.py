@@ -1,0 +1,255 @@
+"""The negatives of every anchor in both directions, reduced in one pass over tiles of the similarity matrix.
+
+No matrix of all images x all texts is ever stored: rows of it are computed, reduced along both sides (the anchors of
+the one modality, and those of the other) and forgotten. The backward pass computes them again; that of `hardest` needs
+no matrix at all, because one negative of each anchor has a gradient.
+
+With s the similarities, k the scale, o the offset of a pair: logits of image i are k s_ij + o_i, those of text j are
+k s_ij + o_j. Memory: inputs, their gradients, and a few tiles of `chunk_size` x candidates. Arithmetic, for n pairs of
+d dimensions: 2 n^2 d forward; backward 6 n^2 d, or O(n d) for `hardest`.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from hf_vse.objectives.exchange import Alone, total
+from hf_vse.objectives.reductions import REDUCTIONS, Hardest, State
+
+TILE_ELEMENTS = {"cpu": 2**23, "cuda": 2**28}
+
+
+class Block(NamedTuple):
+    """Images (rows) and texts (columns) that are compared; `first_*` are the places of the first of them."""
+
+    rows: Tensor  # (a, dim)
+    columns: Tensor  # (b, dim)
+    first_row: int
+    first_column: int
+    scale: Tensor  # ()
+    row_offsets: Tensor | None  # (a,), or () for one that all pairs share
+    column_offsets: Tensor | None  # (b,) or ()
+    row_ids: Tensor | None  # (a,) of the images
+    column_ids: Tensor | None  # (b,)
+
+    def parts(self, chunk_size: int | None) -> Iterator[tuple[slice, "Block"]]:
+        """Some rows at a time, against all columns."""
+        size = chunk_size or default_chunk_size(self.rows, len(self.columns))
+        for start in range(0, len(self.rows), size):
+            rows = slice(start, start + size)
+            yield (
+                rows,
+                self._replace(
+                    rows=self.rows[rows],
+                    first_row=self.first_row + start,
+                    row_offsets=part_of(self.row_offsets, rows),
+                    row_ids=part_of(self.row_ids, rows),
+                ),
+            )
+
+
+def part_of(values: Tensor | None, rows: slice) -> Tensor | None:
+    return values if values is None or values.ndim == 0 else values[rows]
+
+
+def default_chunk_size(rows: Tensor, columns: int) -> int:
+    """So many rows that a tile stays in the cache of a CPU, or keeps a GPU busy; the memory of a tile is constant."""
+    return max(64, TILE_ELEMENTS.get(rows.device.type, 2**26) // max(1, columns))
+
+
+class Tiles(Protocol):
+    """How the tiles of some rows are computed; `TorchTiles` is the reference."""
+
+    def reduce(self, name: str, block: Block) -> tuple[State, State]:
+        """States of the anchors of a block: those of its rows and those of its columns."""
+
+    def weights(self, name: str, block: Block, states: tuple[State, State], gradients: tuple[Tensor, Tensor]):
+        """Gradient by every similarity of a block, (a, b), from the gradients by the numbers of rows and columns."""
+
+
+class TorchTiles:
+    """Plain torch, in float32."""
+
+    def reduce(self, name: str, block: Block) -> tuple[State, State]:
+        reduction, logits = REDUCTIONS[name], masked_logits(block)
+        of_rows, of_columns = both_directions(logits, block)
+        return reduction.reduce(of_rows, 1, block.first_column), reduction.reduce(of_columns, 0, block.first_row)
+
+    def weights(
+        self, name: str, block: Block, states: tuple[State, State], gradients: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        reduction = REDUCTIONS[name]
+        of_rows, of_columns = both_directions(masked_logits(block), block)
+        weights = reduction.slopes(of_rows, states[0], 1).mul_(gradients[0][:, None])
+        weights += reduction.slopes(of_columns, states[1], 0).mul_(gradients[1][None, :])
+        return weights.mul_(block.scale)
+
+
+def masked_logits(block: Block) -> Tensor:
+    """k s_ij, and minus infinity where text j is no negative of image i: (a, b) float32."""
+    logits = (block.rows.float() * block.scale) @ block.columns.float().T
+    if block.row_ids is None:
+        logits.diagonal(block.first_row - block.first_column).fill_(float("-inf"))
+    else:
+        logits.masked_fill_(block.row_ids[:, None] == block.column_ids[None, :], float("-inf"))
+    return logits
+
+
+def both_directions(logits: Tensor, block: Block) -> tuple[Tensor, Tensor]:
+    """The logits with the offsets of the anchors in the rows, and with those of the anchors in the columns."""
+    if block.row_offsets is None:
+        return logits, logits
+    if block.row_offsets.ndim == 0:
+        shifted = logits.add_(block.row_offsets)
+        return shifted, shifted
+    return logits + block.row_offsets[:, None], logits + block.column_offsets[None, :]
+
+
+def reduce_block(tiles: Tiles, name: str, block: Block, chunk_size: int | None) -> tuple[State, State]:
+    """States of all anchors of a block, chunk by chunk."""
+    row_states, column_state = [], None
+    for _, part in block.parts(chunk_size):
+        row_state, seen = tiles.reduce(name, part)
+        row_states.append(row_state)
+        column_state = seen if column_state is None else REDUCTIONS[name].merge(column_state, seen)
+    return [torch.cat(each) for each in zip(*row_states, strict=True)], column_state
+
+
+def gradient_of_block(
+    tiles: Tiles,
+    name: str,
+    block: Block,
+    states: tuple[State, State],
+    gradients: tuple[Tensor, Tensor],
+    chunk_size: int | None,
+) -> tuple[Tensor, Tensor]:
+    """Gradients by the rows and the columns of a block, float32, chunk by chunk."""
+    of_columns = torch.zeros_like(block.columns, dtype=torch.float32)
+    of_rows = torch.zeros_like(block.rows, dtype=torch.float32)
+    for rows, part in block.parts(chunk_size):
+        part_states = [each[rows] for each in states[0]], states[1]
+        weights = tiles.weights(name, part, part_states, (gradients[0][rows], gradients[1]))
+        of_rows[rows] = product(weights, block.columns)
+        if weights.dtype == torch.float32:
+            of_columns.addmm_(weights.T, part.rows.float())
+        else:
+            of_columns += product(weights.T, part.rows)
+    return of_rows, of_columns
+
+
+def product(one: Tensor, other: Tensor) -> Tensor:
+    """A matrix product with a float32 result, by the tensor cores where both factors are of 16 bits."""
+    if one.dtype == torch.float32:
+        return one @ other.float()
+    return torch.mm(one, other, out_dtype=torch.float32) if one.is_cuda else one.float() @ other.float()
+
+
+def gradient_of_winners(
+    block: Block, states: tuple[State, State], gradients: tuple[Tensor, Tensor], chunk_size: int = 4096
+) -> tuple[Tensor, Tensor]:
+    """The same for `hardest`: each anchor moves towards, or away from, its one winner."""
+    of_rows = torch.zeros_like(block.rows, dtype=torch.float32)
+    of_columns = torch.zeros_like(block.columns, dtype=torch.float32)
+    pairs = (
+        (block.rows, of_rows, states[0][1] - block.first_column, block.columns, of_columns, gradients[0]),
+        (block.columns, of_columns, states[1][1] - block.first_row, block.rows, of_rows, gradients[1]),
+    )
+    for anchors, of_anchors, winners, others, of_others, weights in pairs:
+        here = ((winners >= 0) & (winners < len(others))).nonzero()[:, 0]
+        for places in here.split(chunk_size):
+            chosen, weight = winners[places], weights[places, None]
+            of_anchors[places] += weight * others[chosen].float()
+            of_others.index_add_(0, chosen, weight * anchors[places].float())
+    return of_rows, of_columns
+
+
+class Plan(NamedTuple):
+    """How a reduction is executed."""
+
+    name: str
+    exchange: Alone
+    tiles: Tiles
+    chunk_size: int | None
+    dtype: torch.dtype = torch.float32  # of the factors of the matrix products, which add up in float32
+
+
+class _NegativeStatistics(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, images, texts, scale, offsets, image_ids, plan: Plan):
+        per_pair = offsets is not None and offsets.ndim == 1
+        row_state: State | None = None
+        images, texts = images.to(plan.dtype), texts.to(plan.dtype)
+
+        def step(rows, first: int) -> State:
+            nonlocal row_state
+            columns, ids, column_offsets = rows
+            shared = column_offsets if per_pair else offsets
+            block = Block(images, columns, plan.exchange.first, first, scale, offsets, shared, image_ids, ids)
+            seen, column_state = reduce_block(plan.tiles, plan.name, block, plan.chunk_size)
+            row_state = seen if row_state is None else REDUCTIONS[plan.name].merge(row_state, seen)
+            return column_state
+
+        with torch.autocast(images.device.type, enabled=False):
+            travelling = [texts, image_ids, offsets if per_pair else None]
+            column_state = plan.exchange.visit(step, travelling, REDUCTIONS[plan.name].merge)
+        ctx.plan, ctx.per_pair, ctx.width = plan, per_pair, len(row_state)
+        ctx.save_for_backward(images, texts, scale, offsets, image_ids, *row_state, *column_state)
+        return row_state[0].clone(), column_state[0].clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, of_image_numbers, of_text_numbers):
+        images, texts, scale, offsets, image_ids, *saved = ctx.saved_tensors
+        plan, row_state, column_state = ctx.plan, saved[: ctx.width], saved[ctx.width :]
+        of_images = torch.zeros_like(images, dtype=torch.float32)
+
+        def step(rows, first: int) -> list[Tensor]:
+            columns, ids, column_offsets, gradient, *state = rows
+            shared = column_offsets if ctx.per_pair else offsets
+            block = Block(images, columns, plan.exchange.first, first, scale, offsets, shared, image_ids, ids)
+            states, gradients = (row_state, state), (of_image_numbers, gradient)
+            if isinstance(REDUCTIONS[plan.name], Hardest):
+                of_rows, of_columns = gradient_of_winners(block, states, gradients)
+            else:
+                of_rows, of_columns = gradient_of_block(
+                    plan.tiles, plan.name, block, states, gradients, plan.chunk_size
+                )
+            of_images.add_(of_rows)
+            return [of_columns]
+
+        with torch.autocast(images.device.type, enabled=False):
+            travelling = [texts, image_ids, offsets if ctx.per_pair else None, of_text_numbers, *column_state]
+            (of_texts,) = plan.exchange.visit(step, travelling, total)
+        of_scale = of_offsets = None
+        if ctx.needs_input_grad[2]:
+            of_scale = (of_images * images).sum() / scale
+        if ctx.needs_input_grad[3]:
+            of_offsets = of_image_numbers * row_state[1] + of_text_numbers * column_state[1]
+            of_offsets = of_offsets if ctx.per_pair else of_offsets.sum()
+        return of_images, of_texts, of_scale, of_offsets, None, None
+
+
+def negative_statistics(
+    images: Tensor,
+    texts: Tensor,
+    plan: Plan,
+    scale: Tensor | None = None,
+    offsets: Tensor | None = None,
+    image_ids: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The number of `plan.name` for every image about its negative texts, and for every text about its images.
+
+    Args:
+        images, texts: (local, dim); pair i is row i of both.
+        scale: () k, default 1; differentiable, except for `hardest`.
+        offsets: (local,) o, or () for all pairs, only for the sums; default none. Differentiable.
+        image_ids: (local,) integers; pairs with equal ids are no negatives of each other.
+
+    Returns:
+        (local,) and (local,) float32, over the negatives of all processes that the exchange brings.
+    """
+    scale = torch.ones((), device=images.device) if scale is None else scale
+    return _NegativeStatistics.apply(images, texts, scale, offsets, image_ids, plan)

@@ -1,0 +1,52 @@
+"""Small batches whose gradients reach one shared weight, and the dense loss of them as the reference."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hf_vse.model.losses_vse import contrastive_loss
+
+OPTIONS = {"temperature": 0.2, "margin": 0.3, "logit_bias": -1.0}
+
+
+class Batch:
+    """Pairs that two weight matrices make of fixed inputs.
+
+    Args:
+        pairs: how many.
+        ids: whether some pairs share an image.
+        seed: of weights and inputs.
+        dtype: of the embeddings.
+    """
+
+    def __init__(self, pairs: int, ids: bool = False, seed: int = 3, dtype: torch.dtype = torch.float32, dim: int = 4):
+        generator = torch.Generator().manual_seed(seed)
+        self.weights = torch.randn(2, 6, dim, generator=generator)
+        self.inputs = torch.randn(2, pairs, 6, generator=generator)
+        self.image_ids = torch.randint(0, max(2, pairs // 2), (pairs,), generator=generator) if ids else None
+        self.dtype = dtype
+
+    def loss_and_gradients(self, loss, rows: slice = slice(None), **options) -> list[Tensor]:
+        """Value of `loss` on some rows, and its gradients by the weights, the temperature and the bias."""
+        settings = OPTIONS | options
+        weights = self.weights.clone().requires_grad_()
+        learned = {name: torch.tensor(settings[name], requires_grad=True) for name in ("temperature", "logit_bias")}
+        ids = None if self.image_ids is None else self.image_ids[rows]
+        embeds = [F.normalize(self.inputs[side, rows] @ weights[side], dim=1).to(self.dtype) for side in (0, 1)]
+        value = loss(*embeds, image_ids=ids, **(settings | learned))
+        gradients = torch.autograd.grad(value, (weights, *learned.values()), allow_unused=True)
+        return [
+            value.detach().clone(),
+            *(torch.zeros(()) if each is None else each.float().clone() for each in gradients),
+        ]
+
+    def reference(self, **options) -> list[Tensor]:
+        found = self.loss_and_gradients(contrastive_loss, **options)
+        assert found[0] > 0 and found[1].abs().max() > 0, "nothing to compare"
+        return found
+
+
+def assert_same(found: list[Tensor], expected: list[Tensor], dtype: torch.dtype = torch.float32) -> None:
+    tolerance = {"rtol": 1e-4, "atol": 2e-5} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 2e-3}
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, **tolerance)
