@@ -2,12 +2,12 @@
 
 Of the logits x of an anchor's negatives (minus infinity where a candidate is no negative):
 
-| reduction     | number                  | for                                      | its slope, d number / d x_j       |
-|---------------|-------------------------|------------------------------------------|-----------------------------------|
-| `logsumexp`   | log sum_j e^{x_j}       | `nce`, `clip`                            | e^{x_j - number}                  |
-| `hardest`     | max_j x_j               | `hardnce`, `hardnce_smooth`, `hinge_max` | 1 for the winner                  |
-| `hinge_sum`   | sum_j max(0, x_j)       | `hinge_sum`                              | 1 where x_j > 0                   |
-| `softplus_sum`| sum_j log(1 + e^{x_j})  | `siglip`                                 | 1 / (1 + e^{-x_j})                |
+| reduction      | number                 | for                                      | its slope, d number / d x_j |
+|----------------|------------------------|------------------------------------------|-----------------------------|
+| `logsumexp`    | log sum_j e^{x_j}      | `nce`, `clip`                            | e^{x_j - number}            |
+| `hardest`      | max_j x_j              | `hardnce`, `hardnce_smooth`, `hinge_max` | 1 for the winner            |
+| `hinge_sum`    | sum_j max(0, x_j)      | `hinge_sum`                              | 1 where x_j > 0             |
+| `softplus_sum` | sum_j log(1 + e^{x_j}) | `siglip`                                 | 1 / (1 + e^{-x_j})          |
 
 Each is known from parts: what two sets of negatives gave can be merged. So the similarity matrix may pass by tile by
 tile, in any order, on several processes, and one pass serves the anchors of both modalities.

@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 from hf_vse.objectives.exchange import Alone, total
 from hf_vse.objectives.reductions import REDUCTIONS, Hardest, State
 
-TILE_ELEMENTS = {"cpu": 2**23, "cuda": 2**28}
+CPU_TILE, GPU_TILE = 2**23, 2**26  # elements: 32 MiB stay near the cache, 256 MiB keep a GPU busy
 
 
 class Block(NamedTuple):
@@ -35,9 +35,8 @@ class Block(NamedTuple):
     row_ids: Tensor | None  # (a,) of the images
     column_ids: Tensor | None  # (b,)
 
-    def parts(self, chunk_size: int | None) -> Iterator[tuple[slice, "Block"]]:
-        """Some rows at a time, against all columns."""
-        size = chunk_size or default_chunk_size(self.rows, len(self.columns))
+    def parts(self, size: int) -> Iterator[tuple[slice, "Block"]]:
+        """`size` rows at a time, against all columns."""
         for start in range(0, len(self.rows), size):
             rows = slice(start, start + size)
             yield (
@@ -55,13 +54,11 @@ def part_of(values: Tensor | None, rows: slice) -> Tensor | None:
     return values if values is None or values.ndim == 0 else values[rows]
 
 
-def default_chunk_size(rows: Tensor, columns: int) -> int:
-    """So many rows that a tile stays in the cache of a CPU, or keeps a GPU busy; the memory of a tile is constant."""
-    return max(64, TILE_ELEMENTS.get(rows.device.type, 2**26) // max(1, columns))
-
-
 class Tiles(Protocol):
     """How the tiles of some rows are computed; `TorchTiles` is the reference."""
+
+    def chunk_size(self, block: Block) -> int:
+        """Rows to compare at once where nobody says so: a tile of constant memory."""
 
     def reduce(self, name: str, block: Block) -> tuple[State, State]:
         """States of the anchors of a block: those of its rows and those of its columns."""
@@ -72,6 +69,9 @@ class Tiles(Protocol):
 
 class TorchTiles:
     """Plain torch, in float32."""
+
+    def chunk_size(self, block: Block) -> int:
+        return max(64, (CPU_TILE if block.rows.device.type == "cpu" else GPU_TILE) // max(1, len(block.columns)))
 
     def reduce(self, name: str, block: Block) -> tuple[State, State]:
         reduction, logits = REDUCTIONS[name], masked_logits(block)
@@ -111,11 +111,23 @@ def both_directions(logits: Tensor, block: Block) -> tuple[Tensor, Tensor]:
 def reduce_block(tiles: Tiles, name: str, block: Block, chunk_size: int | None) -> tuple[State, State]:
     """States of all anchors of a block, chunk by chunk."""
     row_states, column_state = [], None
-    for _, part in block.parts(chunk_size):
+    for _, part in block.parts(chunk_size or tiles.chunk_size(block)):
         row_state, seen = tiles.reduce(name, part)
         row_states.append(row_state)
         column_state = seen if column_state is None else REDUCTIONS[name].merge(column_state, seen)
-    return [torch.cat(each) for each in zip(*row_states, strict=True)], column_state
+    row_state = [torch.cat(each) for each in zip(*row_states, strict=True)]
+    if isinstance(REDUCTIONS[name], Hardest):
+        row_state[0] = winning_scores(block.rows, block.columns, row_state[1] - block.first_column)
+        column_state[0] = winning_scores(block.columns, block.rows, column_state[1] - block.first_row)
+    return row_state, column_state
+
+
+def winning_scores(anchors: Tensor, others: Tensor, winners: Tensor, chunk_size: int = 4096) -> Tensor:
+    """Similarity of each anchor to its winner, added up in float32 whatever chose it; minus infinity without one."""
+    scores = torch.full_like(anchors[:, 0], float("-inf"), dtype=torch.float32)
+    for places in (winners >= 0).nonzero()[:, 0].split(chunk_size):
+        scores[places] = torch.linalg.vecdot(anchors[places].float(), others[winners[places]].float())
+    return scores
 
 
 def gradient_of_block(
@@ -129,7 +141,7 @@ def gradient_of_block(
     """Gradients by the rows and the columns of a block, float32, chunk by chunk."""
     of_columns = torch.zeros_like(block.columns, dtype=torch.float32)
     of_rows = torch.zeros_like(block.rows, dtype=torch.float32)
-    for rows, part in block.parts(chunk_size):
+    for rows, part in block.parts(chunk_size or tiles.chunk_size(block)):
         part_states = [each[rows] for each in states[0]], states[1]
         weights = tiles.weights(name, part, part_states, (gradients[0][rows], gradients[1]))
         of_rows[rows] = product(weights, block.columns)

@@ -4,11 +4,11 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from tests.objectives.batches import Batch, assert_same
 
 from hf_vse.model.losses_vse import OBJECTIVES, contrastive_loss
 from hf_vse.objectives.gather import gather_rows, gathered_contrastive_loss
 from hf_vse.objectives.streamed import streamed_contrastive_loss
+from tests.objectives.batches import Batch, assert_same
 
 PAIRS = 11
 SPLITS = {2: ([0, 5, 11], [0, 9, 11]), 3: ([0, 4, 5, 11],)}

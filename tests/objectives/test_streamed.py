@@ -3,11 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.objectives.batches import OPTIONS, Batch, assert_same
 
 from hf_vse.model.losses_vse import OBJECTIVES, Objective, contrastive_loss, nce
 from hf_vse.objectives.gather import gathered_contrastive_loss
 from hf_vse.objectives.streamed import STREAMS, streamed_contrastive_loss
+from tests.objectives.batches import OPTIONS, Batch, assert_same
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -1,0 +1,226 @@
+"""How many rivals score at least as high as a query's own candidate: filter in float32, refine in float64.
+
+Similarities are computed tile by tile in float32, whose rounding error has a proven bound (Higham, Accuracy and
+Stability of Numerical Algorithms, 2002, section 3.1). A rival farther from its bar than this bound is decided; the few
+nearer ones are computed again in float64, pair by pair, or as a whole tile where they are many (a collapsed model).
+
+So the ranks are those of float64 and depend on the embeddings alone, not on the device, the tile size or the order of
+the candidates. Embeddings are only ever read a tile at a time: memory-mapped arrays larger than memory will do.
+"""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# Two float64 dot products of unit vectors that differ by less are the same number, rounded differently.
+TIE_TOLERANCE = 1e-12
+# Largest norms for which float32 cannot overflow and what it loses to underflow is far below the tolerance.
+FLOAT32_NORMS = (1e-9, 1e18)
+# A similarity computed alone takes as long as some hundreds of them in a matrix product.
+UNDECIDED_SHARE = 0.005
+
+Array = Tensor | np.ndarray | Sequence
+
+
+def as_tensor(values: Array) -> Tensor:
+    """A tensor that shares the memory of `values`, be it a read-only or memory-mapped array: nothing here writes."""
+    if isinstance(values, Tensor):
+        return values.detach()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(np.asarray(values))
+
+
+def as_matrix(name: str, embeds: Array) -> Tensor:
+    """Embeddings as a matrix (items, dim), neither read nor converted."""
+    matrix = as_tensor(embeds)
+    if matrix.ndim != 2 or not len(matrix):
+        raise ValueError(f"{name} must be a non-empty (items, dim) matrix, got shape {tuple(matrix.shape)}")
+    return matrix
+
+
+def finite_norms(name: str, matrix: Tensor, chunk_size: int) -> Tensor:
+    """The float64 length of each row, (items,)."""
+    norms = torch.empty(len(matrix), dtype=torch.float64, device=matrix.device)
+    for rows, lengths in zip(matrix.split(chunk_size), norms.split(chunk_size), strict=True):
+        lengths.copy_(rows.double().norm(dim=1))
+    if not norms.isfinite().all():
+        bad = (~norms.isfinite()).nonzero()[0].item()
+        raise ValueError(f"{name} row {bad} is not finite; the model diverged, train with a lower learning rate")
+    return norms
+
+
+def check_correspondence(images: Tensor, texts: Tensor, text_to_image: Tensor, distractors: bool) -> None:
+    if images.shape[1] != texts.shape[1]:
+        raise ValueError(f"image_embeds have {images.shape[1]} dimensions and text_embeds {texts.shape[1]}")
+    if text_to_image.shape != (len(texts),):
+        raise ValueError(
+            f"text_to_image must name one image for each of the {len(texts)} texts, got {tuple(text_to_image.shape)}"
+        )
+    if text_to_image.min() < 0 or text_to_image.max() >= len(images):
+        raise ValueError(f"text_to_image must lie in 0 .. {len(images) - 1}, the rows of image_embeds")
+    without = (torch.bincount(text_to_image, minlength=len(images)) == 0).nonzero()
+    if len(without) and not distractors:
+        raise ValueError(
+            f"image {without[0].item()} and {len(without) - 1} more have no text; leave them out, or pass "
+            "distractors=True to rank them against the texts' own images"
+        )
+
+
+class Bars(NamedTuple):
+    """What a rival must score to count, for each query: the bar, and what is below or above it in float32 for sure."""
+
+    exact: Tensor  # (queries,) float64
+    low: Tensor  # (queries,) float32
+    high: Tensor  # (queries,) float32
+
+    def of(self, rows: slice) -> "Bars":
+        return Bars(*(bars[rows] for bars in self))
+
+
+def make_bars(best: Tensor, norms: Tensor, rival_norm: Tensor, dim: int, tolerance: Tensor) -> Bars:
+    """Bars of queries whose best own candidate scores `best` and whose rivals are at most `rival_norm` long.
+
+    A float32 product of vectors a and b, themselves rounded to float32, is off by at most gamma(dim + 2) |a| |b|, in
+    whatever order it is summed; one `tolerance` more covers the float64 rounding of the bar itself.
+    """
+    unit = (dim + 2) * torch.finfo(torch.float32).eps / 2
+    error = unit / (1 - unit) * norms * rival_norm + tolerance
+    exact = best - tolerance
+    infinity = torch.tensor(torch.inf, device=best.device)
+    low = torch.nextafter((exact - error).float(), -infinity)
+    return Bars(exact, low, torch.nextafter((exact + error).float(), infinity))
+
+
+class Tile(NamedTuple):
+    """Some texts and some images, and the pairs of them that belong together."""
+
+    texts: Tensor  # (texts, dim)
+    images: Tensor  # (images, dim)
+    own: tuple[Tensor, Tensor]  # rows of texts, rows of images
+
+    def scores(self, dtype: torch.dtype) -> Tensor:
+        """Similarities (texts, images), with -inf for what is no rival."""
+        scores = self.texts.to(dtype) @ self.images.to(dtype).T
+        scores[self.own] = -torch.inf
+        return scores
+
+
+def tiles(texts: Tensor, images: Tensor, owner: Tensor, size: int) -> Iterator[tuple[slice, slice, Tile]]:
+    """Cuts all pairs into tiles; yields the rows of the texts, the rows of the images, and the tile."""
+    for left in range(0, len(images), size):
+        columns = slice(left, min(left + size, len(images)))
+        for top in range(0, len(texts), size):
+            rows = slice(top, top + size)
+            mine = ((owner[rows] >= left) & (owner[rows] < columns.stop)).nonzero()[:, 0]
+            yield rows, columns, Tile(texts[rows], images[columns], (mine, owner[rows][mine] - left))
+
+
+def pair_scores(queries: Tensor, candidates: Tensor, pairs: tuple[Tensor, Tensor], chunk_size: int) -> Tensor:
+    """Float64 similarities of chosen pairs, (pairs,), given as rows of `queries` and rows of `candidates`."""
+    scores = torch.empty(len(pairs[0]), dtype=torch.float64, device=queries.device)
+    for rows, columns, chunk in zip(*(each.split(chunk_size) for each in (*pairs, scores)), strict=True):
+        chunk.copy_((queries[rows].double() * candidates[columns].double()).sum(dim=1))
+    return scores
+
+
+def reaching(scores: Tensor, bars: Tensor) -> Tensor:
+    """How many scores (queries, candidates) reach the bar of their query, (queries,) int64."""
+    # Zeros and ones of the scores' own type: torch compares to and sums these several times faster than booleans.
+    return torch.ge(scores, bars[:, None], out=torch.empty_like(scores)).sum(dim=1).long()
+
+
+def refine(scores: Tensor, bars: Bars, undecided: Tensor, queries: Tensor, candidates: Tensor) -> Tensor:
+    """How many of the `undecided` (queries,) rivals of each query reach its bar in float64, (queries,) int64."""
+    rows = undecided.nonzero()[:, 0]
+    near = scores[rows]
+    row, column = ((near >= bars.low[rows, None]) & (near < bars.high[rows, None])).nonzero(as_tuple=True)
+    row = rows[row]
+    reached = pair_scores(queries, candidates, (row, column), len(queries)) >= bars.exact[row]
+    return torch.bincount(row[reached], minlength=len(queries))
+
+
+def count_exactly(tile: Tile, text_bars: Bars, image_bars: Bars) -> tuple[Tensor, Tensor]:
+    """Rivals in a tile that reach the bar of each text and of each image, (texts,) and (images,), in float64."""
+    scores = tile.scores(torch.float64)
+    return reaching(scores, text_bars.exact), reaching(scores.T, image_bars.exact)
+
+
+def count_filtered(tile: Tile, text_bars: Bars, image_bars: Bars) -> tuple[Tensor, Tensor]:
+    """The same counts, with float64 only for what float32 leaves undecided."""
+    scores = tile.scores(torch.float32)
+    for_texts, for_images = reaching(scores, text_bars.high), reaching(scores.T, image_bars.high)
+    near_texts = reaching(scores, text_bars.low) - for_texts
+    near_images = reaching(scores.T, image_bars.low) - for_images
+    undecided = near_texts.sum() + near_images.sum()
+    if undecided > UNDECIDED_SHARE * scores.numel():
+        return count_exactly(tile, text_bars, image_bars)
+    if undecided:
+        for_texts += refine(scores, text_bars, near_texts, tile.texts, tile.images)
+        for_images += refine(scores.T, image_bars, near_images, tile.images, tile.texts)
+    return for_texts, for_images
+
+
+@contextmanager
+def true_float32() -> Iterator[None]:
+    """No autocast and no oneDNN, which may compute float32 products in bfloat16 where the user has allowed it."""
+    before = torch.backends.mkldnn.set_flags(False)
+    try:
+        with torch.autocast("cpu", enabled=False):
+            yield
+    finally:
+        torch.backends.mkldnn.set_flags(*before)
+
+
+def retrieval_ranks(
+    image_embeds: Array,
+    text_embeds: Array,
+    text_to_image: Array,
+    chunk_size: int = 1024,
+    *,
+    distractors: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """For every query the number of rivals that score at least as high as its best own candidate.
+
+    Args:
+        image_embeds: (images, dim); text_embeds: (texts, dim); of any precision, in memory or memory-mapped.
+        text_to_image: (texts,) the row of `image_embeds` that each text describes.
+        chunk_size: texts and images compared at once; beyond the inputs, memory is some `chunk_size` squared numbers.
+            The result does not depend on it.
+        distractors: allow images without text: rivals of the texts' own images, but no queries.
+
+    Returns:
+        Image-to-text ranks (images that have a text,) and text-to-image ranks (texts,), int64, counted from 0.
+    """
+    images = as_matrix("image_embeds", image_embeds)
+    texts = as_matrix("text_embeds", text_embeds).to(images.device)
+    owner = as_tensor(text_to_image).to(images.device, torch.int64)
+    check_correspondence(images, texts, owner, distractors)
+    image_norms = finite_norms("image_embeds", images, chunk_size)
+    text_norms = finite_norms("text_embeds", texts, chunk_size)
+    longest_image, longest_text = image_norms.max(), text_norms.max()
+    tolerance = TIE_TOLERANCE * longest_image * longest_text
+
+    own = pair_scores(texts, images, (torch.arange(len(texts), device=owner.device), owner), chunk_size)
+    best = torch.full_like(image_norms, -torch.inf).scatter_reduce(0, owner, own, "amax")
+    asked = best > -torch.inf
+    best[~asked] = torch.inf  # no rival reaches the bar of an image that is no query
+    text_bars = make_bars(own, text_norms, longest_image, images.shape[1], tolerance)
+    image_bars = make_bars(best, image_norms, longest_text, images.shape[1], tolerance)
+
+    # The bound holds where float32 products are float32 products, which on other devices is for the user to configure.
+    smallest, largest = FLOAT32_NORMS
+    bounded = all(smallest < norm < largest for norm in (longest_image, longest_text))
+    count = count_filtered if bounded and images.device.type == "cpu" else count_exactly
+    image_ranks, text_ranks = torch.zeros_like(asked, dtype=torch.int64), torch.zeros_like(owner)
+    with true_float32():
+        for rows, columns, tile in tiles(texts, images, owner, chunk_size):
+            for_texts, for_images = count(tile, text_bars.of(rows), image_bars.of(columns))
+            text_ranks[rows] += for_texts
+            image_ranks[columns] += for_images
+    return image_ranks[asked].cpu(), text_ranks.cpu()
