@@ -89,7 +89,7 @@ def test_importing_the_package_imports_no_torch():
 def test_public_names_exist():
     for name in hf_vse.__all__:
         assert getattr(hf_vse, name) is not None
-    with pytest.raises(AttributeError, match="no attribute 'VSEModle'; it has GalleryIndex"):
+    with pytest.raises(AttributeError, match="no attribute 'VSEModle'; it has Execution, GalleryIndex"):
         _ = hf_vse.VSEModle
 
 

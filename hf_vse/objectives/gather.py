@@ -44,6 +44,7 @@ def gathered_contrastive_loss(
     *,
     loss_type: str = "nce",
     image_ids: Tensor | None = None,
+    gather: bool = True,
     chunk_size: int | None = None,
     **options: float | Tensor,
 ) -> Tensor:
@@ -52,6 +53,7 @@ def gathered_contrastive_loss(
     Args:
         image_embeds, text_embeds: (local, dim) unit vectors of this process; processes may hold different numbers.
         image_ids: (local,) integers, as in `contrastive_loss`.
+        gather: False compares with the candidates of this process alone.
         chunk_size: anchors compared at once; default all of this process.
         options: `temperature`, `margin`, `logit_bias`, as in `contrastive_loss`.
 
@@ -59,11 +61,14 @@ def gathered_contrastive_loss(
         A scalar whose mean over the processes is the loss of the whole batch, and whose gradients, averaged over the
         processes as data-parallel training does, are those of the whole batch.
     """
-    counts = row_counts(image_embeds)
+    counts = row_counts(image_embeds) if gather else [len(image_embeds)]
     image_embeds, text_embeds = image_embeds.float(), text_embeds.float()  # so that gradients add up in float32
-    all_images, all_texts = gather_rows(image_embeds, counts), gather_rows(text_embeds, counts)
-    all_ids = None if image_ids is None else gather_rows(image_ids, counts)
-    first = sum(counts[: dist.get_rank()]) if len(counts) > 1 else 0
+    all_images, all_texts, all_ids = image_embeds, text_embeds, image_ids
+    first = 0
+    if len(counts) > 1:
+        first = sum(counts[: dist.get_rank()])
+        all_images, all_texts = gather_rows(image_embeds, counts), gather_rows(text_embeds, counts)
+        all_ids = None if image_ids is None else gather_rows(image_ids, counts)
     positives = torch.arange(first, first + len(image_embeds), device=image_embeds.device)
     options = {"temperature": 0.1, "margin": 0.2, "logit_bias": 0.0, "chunk_size": chunk_size} | options
     row_loss = objective(loss_type).row_loss

@@ -7,6 +7,7 @@ from transformers import TrainingArguments
 
 from hf_vse.data.transforms import Augmentation
 from hf_vse.model.losses_vse import objective
+from hf_vse.objectives.execution import Execution
 
 
 @dataclass
@@ -32,7 +33,36 @@ class VSETrainingArguments(TrainingArguments):
     remove_unused_columns: bool | None = False
     ddp_find_unused_parameters: bool | None = False
 
-    gather_negatives: bool = field(default=True, metadata={"help": "Contrast with the candidates of all processes."})
+    negatives: str = field(
+        default="gather",
+        metadata={
+            "help": "Contrast with the candidates of all processes at once (gather), of one process after the other "
+            "(ring), or only with the own (local).",
+            "choices": ["gather", "ring", "local"],
+        },
+    )
+    loss_execution: str = field(
+        default="auto",
+        metadata={
+            "help": "How the loss is computed, never what it is: dense stores the similarity matrix, chunked and "
+            "streamed a part of it, fused none; auto chooses and says why.",
+            "choices": ["auto", "dense", "chunked", "streamed", "fused"],
+        },
+    )
+    loss_chunk_size: int | None = field(
+        default=None, metadata={"help": "Anchors compared at once, except by dense. Default: what suits the device."}
+    )
+    loss_dtype: str = field(
+        default="float32",
+        metadata={
+            "help": "Precision that embeddings are rounded to before they are compared; bfloat16 is faster on a GPU.",
+            "choices": ["float32", "bfloat16"],
+        },
+    )
+    grad_cache_batch_size: int | None = field(
+        default=None,
+        metadata={"help": "Embed a batch in mini-batches of at most so many pairs, with the gradient of the whole."},
+    )
     unique_images: bool = field(default=True, metadata={"help": "Batches in which no image occurs twice."})
     mask_same_image: bool = field(default=True, metadata={"help": "Other captions of an image are no negatives."})
     hard_negative_warmup_epochs: float = field(
@@ -90,7 +120,20 @@ class VSETrainingArguments(TrainingArguments):
             raise ValueError(f"lr_decay_epochs is a positive number of epochs or null, got {self.lr_decay_epochs}")
         if self.cached_crops < 0:
             raise ValueError(f"cached_crops is a number of crops from 0 on, got {self.cached_crops}")
+        for name in ("negatives", "loss_execution", "loss_dtype"):
+            choices = self.__dataclass_fields__[name].metadata["choices"]
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} is one of {', '.join(choices)}, got {getattr(self, name)!r}")
+        for name in ("loss_chunk_size", "grad_cache_batch_size"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} is a positive number of pairs or null, got {getattr(self, name)}")
         super().__post_init__()
+
+    @property
+    def execution(self) -> Execution:
+        """How the loss is computed."""
+        exchange = None if self.negatives == "local" else self.negatives
+        return Execution(self.loss_execution, exchange, self.loss_chunk_size)
 
     @property
     def augmentation(self) -> Augmentation | None:

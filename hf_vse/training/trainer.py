@@ -2,6 +2,7 @@
 
 import logging
 import time
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -15,10 +16,10 @@ from hf_vse.data.collator import VSECollator
 from hf_vse.data.pairs import Pair, PairDataset, StreamedPairs
 from hf_vse.data.sampler import PairBatchSampler
 from hf_vse.evaluation.evaluator import evaluate_retrieval
-from hf_vse.model.losses_vse import contrastive_loss
-from hf_vse.model.modeling_vse import VSEModel
+from hf_vse.model.modeling_vse import VSEModel, VSEOutput
 from hf_vse.model.processing_vse import VSEProcessor
-from hf_vse.objectives.gather import gathered_contrastive_loss
+from hf_vse.objectives.execution import execute_loss
+from hf_vse.objectives.grad_cache import cached_loss, mini_batches
 from hf_vse.training.arguments import VSETrainingArguments
 from hf_vse.training.callbacks import CollapseAlarm, RecallProgress, StepDecay
 
@@ -132,22 +133,44 @@ class VSETrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ):
-        """Embeds the local pairs and contrasts them with the candidates of all processes."""
+        """Embeds the local pairs and contrasts them with the candidates of all processes, as `args.execution` says."""
         inputs = dict(inputs)
-        image_ids = inputs.pop("image_ids", None)
+        ids = inputs.pop("image_ids", None)
+        contrast = partial(self.contrast, ids if self.args.mask_same_image else None)
+        size = self.args.grad_cache_batch_size
+        if size is not None and model.training and not return_outputs:
+            return cached_loss(
+                model,
+                partial(embed, model),
+                mini_batches(inputs, size),
+                contrast,
+                self.backward_of_part,
+                lambda: self.accelerator.no_sync(model),
+            )
         outputs = model(**inputs, return_logits=False)
-        execute = gathered_contrastive_loss if self.args.gather_negatives else contrastive_loss
-        loss = execute(
-            outputs.image_embeds,
-            outputs.text_embeds,
-            loss_type=self.current_loss_type(),
-            temperature=outputs.temperature,
-            margin=self.model.config.margin,
-            logit_bias=outputs.logit_bias,
-            image_ids=image_ids if self.args.mask_same_image else None,
-        )
-        self.alarm.observe(outputs.image_embeds, outputs.text_embeds)
+        loss = contrast(*embeddings_and_scalars(outputs))
         return (loss, outputs) if return_outputs else loss
+
+    def contrast(
+        self, image_ids: Tensor | None, images: Tensor, texts: Tensor, temperature: Tensor, bias: Tensor
+    ) -> Tensor:
+        """The loss of a batch of embeddings, which the alarm looks at too."""
+        self.alarm.observe(images.detach(), texts.detach())
+        dtype = getattr(torch, self.args.loss_dtype)
+        return execute_loss(
+            images.to(dtype),
+            texts.to(dtype),
+            execution=self.args.execution,
+            loss_type=self.current_loss_type(),
+            temperature=temperature,
+            margin=self.model.config.margin,
+            logit_bias=bias,
+            image_ids=image_ids,
+        )
+
+    def backward_of_part(self, loss: Tensor) -> None:
+        """As `training_step` does it for the whole, of which this is a part."""
+        self.accelerator.backward(loss / self.current_gradient_accumulation_steps)
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """As upstream, with learning rates of their own for the towers where they are given."""
@@ -185,6 +208,14 @@ class VSETrainer(Trainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+
+def embeddings_and_scalars(outputs: VSEOutput) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return outputs.image_embeds, outputs.text_embeds, outputs.temperature, outputs.logit_bias
+
+
+def embed(model: torch.nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
+    return embeddings_and_scalars(model(**inputs, return_logits=False))
 
 
 def check_warmup(loss_type: str, args: VSETrainingArguments) -> None:

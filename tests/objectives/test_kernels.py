@@ -1,15 +1,18 @@
-"""The Triton kernels equal plain torch; without a GPU in Triton's interpreter."""
+"""The Triton kernels equal plain torch, without a GPU in Triton's interpreter; and they compile for GPUs."""
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
 pytest.importorskip("triton")
 
 from hf_vse.model.losses_vse import OBJECTIVES
+from hf_vse.objectives.execution import Execution, choose_execution, execute_loss
+from hf_vse.objectives.kernels import why_not_fused
 from hf_vse.objectives.kernels.tiles import TritonTiles
 from hf_vse.objectives.streamed import streamed_contrastive_loss
 from tests.objectives.batches import Batch, assert_same
@@ -27,3 +30,32 @@ def test_kernels_equal_dense_loss_and_gradient(loss_type, ids, dtype):
             streamed_contrastive_loss, loss_type=loss_type, chunk_size=chunk_size, tiles=TritonTiles(BLOCKS)
         )
         assert_same(found, batch.reference(loss_type=loss_type), dtype)
+
+
+def test_fused_execution_is_taken_where_the_kernels_run(monkeypatch):
+    batch, device = Batch(35, dtype=torch.bfloat16), torch.device("cpu")
+    found = batch.loss_and_gradients(execute_loss, execution=Execution("fused"))
+    assert_same(found, batch.reference(), torch.bfloat16)
+    assert why_not_fused(device) is None
+    assert choose_execution(Execution(), "nce", 10_000, device) == ("fused", "the kernels run here")
+    monkeypatch.setattr("triton.knobs.runtime.interpret", False)
+    name, reason = choose_execution(Execution(), "nce", 10_000, device)
+    assert name == "streamed" and reason == "not fused: the embeddings are on cpu and the kernels need a GPU"
+    with pytest.raises(ValueError, match="'fused' is not possible: the embeddings are on cpu.*use auto or streamed"):
+        choose_execution(Execution("fused"), "nce", 10_000, device)
+
+
+def test_kernels_compile_for_ampere_and_hopper():
+    """Without a GPU, down to machine code; in a process in which Triton does not interpret."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    script = Path(__file__).with_name("compile_kernels.py")
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert {(line[0], line[1], line[2]) for line in lines} == {
+        (kernel, name, target)
+        for name in ("logsumexp", "hardest", "hinge_sum", "softplus_sum")
+        for kernel in (("reduce",) if name == "hardest" else ("reduce", "weights"))
+        for target in ("sm_80", "sm_90")
+    }
+    assert all(int(line[3]) > 0 for line in lines), "no tensor cores are used"

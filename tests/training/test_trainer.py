@@ -86,8 +86,19 @@ def test_loss_of_a_step_is_the_dense_reference_with_the_mask(tokenizer, tmp_path
     assert plain > masked
 
 
-def test_gradient_accumulation_averages_the_batches(tokenizer, tmp_path):
-    trainer = make_trainer(tmp_path, tokenizer, gradient_accumulation_steps=3, max_steps=1, max_grad_norm=0.0)
+EXECUTIONS = {
+    "auto": {},
+    "chunked": {"loss_execution": "chunked", "loss_chunk_size": 3},
+    "streamed": {"loss_execution": "streamed", "loss_chunk_size": 3},
+    "grad_cache": {"grad_cache_batch_size": 3},
+    "grad_cache_streamed": {"grad_cache_batch_size": 1, "loss_execution": "streamed"},
+}
+
+
+@pytest.mark.parametrize("execution", EXECUTIONS)
+def test_gradient_accumulation_averages_the_batches(execution, tokenizer, tmp_path):
+    options = EXECUTIONS[execution] | {"gradient_accumulation_steps": 3, "max_steps": 1, "max_grad_norm": 0.0}
+    trainer = make_trainer(tmp_path, tokenizer, **options)
     reference = make_model(tokenizer)
     batches = list(trainer.get_train_dataloader())[:3]
     for batch in batches:
@@ -99,6 +110,20 @@ def test_gradient_accumulation_averages_the_batches(tokenizer, tmp_path):
     assert seen.keys() == expected.keys()
     for name, gradient in seen.items():
         torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"negatives": "rign"}, "negatives is one of gather, ring, local, got 'rign'"),
+        ({"loss_execution": "fast"}, "loss_execution is one of auto, dense, chunked, streamed, fused, got 'fast'"),
+        ({"loss_chunk_size": 0}, "loss_chunk_size is a positive number of pairs or null, got 0"),
+        ({"grad_cache_batch_size": -1}, "grad_cache_batch_size is a positive number of pairs or null, got -1"),
+    ],
+)
+def test_execution_that_cannot_be_is_refused(options, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        arguments(tmp_path, **options)
 
 
 class GradientSpy(CollapseAlarm):

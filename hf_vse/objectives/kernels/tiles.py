@@ -17,6 +17,9 @@ CODES = {"logsumexp": 0, "hardest": 1, "hinge_sum": 2, "softplus_sum": 3}
 LOGSUMEXP, HARDEST, HINGE_SUM = (tl.constexpr(CODES[name]) for name in ("logsumexp", "hardest", "hinge_sum"))
 SHARED_OFFSET, OFFSETS_OF_PAIRS, NO_OFFSETS = (tl.constexpr(code) for code in (0, 1, 2))
 WEIGHT_ELEMENTS = 2**28
+FLOAT32_TILE, SQUARE_TILE, WIDE_TILE = (128, 128, 32), (128, 128, 64), (128, 256, 64)
+REDUCE_TILES = {name: WIDE_TILE if name in ("logsumexp", "hardest") else SQUARE_TILE for name in CODES}
+WEIGHT_TILES = dict.fromkeys(CODES, SQUARE_TILE)
 
 
 @triton.jit
@@ -154,7 +157,8 @@ class TritonTiles:
     """The kernels as an engine. Float32 embeddings are multiplied as `torch.set_float32_matmul_precision` says.
 
     Args:
-        blocks: rows, columns and dimensions of a tile; powers of two from 16 on. Default: by dtype.
+        blocks: rows, columns and dimensions of a tile; powers of two from 16 on. Default: what compiles for Hopper
+            without spilling registers.
     """
 
     def __init__(self, blocks: tuple[int, int, int] | None = None):
@@ -164,9 +168,8 @@ class TritonTiles:
         return max(256, WEIGHT_ELEMENTS // len(block.columns) // 256 * 256)
 
     def reduce(self, name: str, block: Block) -> tuple[State, State]:
-        options = self.options(name, block)
-        row_blocks = triton.cdiv(len(block.rows), options["BLOCK_ROWS"])
-        column_blocks = triton.cdiv(len(block.columns), options["BLOCK_COLUMNS"])
+        options = self.options(name, block, REDUCE_TILES)
+        row_blocks, column_blocks = count_blocks(block, options)
         of_rows = empty_states(name, column_blocks, block.rows)
         of_columns = empty_states(name, row_blocks, block.columns)
         grid = (row_blocks * column_blocks,)
@@ -176,7 +179,7 @@ class TritonTiles:
     def weights(
         self, name: str, block: Block, states: tuple[State, State], gradients: tuple[Tensor, Tensor]
     ) -> Tensor:
-        options = self.options(name, block)
+        options = self.options(name, block, WEIGHT_TILES)
         numbers = (state[0].masked_fill(state[0].isneginf(), 0.0) for state in states)
         of_anchors = [each.contiguous() for each in (*numbers, *gradients)]
         weights = block.rows.new_empty(len(block.rows), len(block.columns))
@@ -187,10 +190,10 @@ class TritonTiles:
         weights_kernel[(blocks[0] * blocks[1],)](*inputs(block), *of_anchors, weights, *sizes(block), **options)
         return weights
 
-    def options(self, name: str, block: Block) -> dict:
+    def options(self, name: str, block: Block, tiles: dict[str, tuple[int, int, int]]) -> dict:
         """Everything that a kernel is compiled for."""
         short = block.rows.dtype != torch.float32
-        rows, columns, dim = self.blocks or ((128, 256, 64) if short else (128, 128, 32))
+        rows, columns, dim = self.blocks or (tiles[name] if short else FLOAT32_TILE)
         exact = torch.get_float32_matmul_precision() == "highest"
         return {
             "CODE": CODES[name],
@@ -205,6 +208,14 @@ class TritonTiles:
             "num_warps": 8,
             "num_stages": 3,
         }
+
+
+def count_blocks(block: Block, options: dict) -> tuple[int, int]:
+    """Tiles along the rows and along the columns."""
+    return (
+        triton.cdiv(len(block.rows), options["BLOCK_ROWS"]),
+        triton.cdiv(len(block.columns), options["BLOCK_COLUMNS"]),
+    )
 
 
 def inputs(block: Block) -> list[Tensor]:

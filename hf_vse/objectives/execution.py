@@ -1,0 +1,107 @@
+"""Which way a loss is computed; all of them give the same value and the same gradients.
+
+| execution  | memory                    | objectives    | what it is                                               |
+|------------|---------------------------|---------------|----------------------------------------------------------|
+| `dense`    | local x global            | any           | the reference; fastest for small batches                 |
+| `chunked`  | chunk x global            | any           | rows of the matrix, computed again in the backward pass  |
+| `streamed` | chunk x global            | of `STREAMS`  | one pass over tiles for both directions                  |
+| `fused`    | a chunk of 16-bit weights | of `STREAMS`  | the same in Triton kernels                               |
+
+`auto` takes `dense` for small matrices, `fused` where the kernels run, `streamed` where they do not, and `chunked` for
+an objective that has no stream, and says in the log what it took and why.
+"""
+
+import logging
+from functools import cache
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from hf_vse.model.losses_vse import contrastive_loss
+from hf_vse.objectives.exchange import ExchangeName, world_size
+from hf_vse.objectives.gather import gathered_contrastive_loss
+from hf_vse.objectives.kernels import fused_tiles, why_not_fused
+from hf_vse.objectives.streamed import STREAMS, streamed_contrastive_loss
+
+logger = logging.getLogger(__name__)
+
+ExecutionName = Literal["auto", "dense", "chunked", "streamed", "fused"]
+SMALL_MATRIX = 2**21  # similarities; 8 MiB
+DEFAULT_CHUNK = 1024  # anchors, of `chunked`
+
+
+class Execution(NamedTuple):
+    """How a loss is computed.
+
+    name: see above.
+    negatives: of all processes at once (`gather`), one process after the other (`ring`), or only the own (None).
+    chunk_size: anchors compared at once; None for what suits the device.
+    """
+
+    name: ExecutionName = "auto"
+    negatives: ExchangeName | None = "gather"
+    chunk_size: int | None = None
+
+
+def choose_execution(execution: Execution, loss_type: str, pairs: int, device: torch.device) -> tuple[str, str]:
+    """Name of the way that is taken, never `auto`, and why; all processes take the same.
+
+    Args:
+        pairs: of this process. Looked at only where it meets no other.
+
+    Raises:
+        ValueError: the way that was asked for cannot be gone.
+    """
+    name, ring = execution.name, execution.negatives == "ring"
+    if ring and name in ("dense", "chunked"):
+        raise ValueError(f"loss execution {name!r} needs all candidates at once; use streamed or fused for a ring")
+    if name in ("streamed", "fused") and loss_type not in STREAMS:
+        raise ValueError(f"loss_type {loss_type!r} has no stream; use loss execution chunked or dense")
+    why_not = why_not_fused(device)
+    if name == "fused" and why_not:
+        raise ValueError(f"loss execution 'fused' is not possible: {why_not}; use auto or streamed")
+    if name != "auto":
+        return name, "it was asked for"
+    if pairs**2 <= SMALL_MATRIX and (world_size() == 1 or execution.negatives is None):
+        return "dense", "the batch is small"
+    if loss_type not in STREAMS:
+        return "chunked", f"{loss_type} is known only as a row loss"
+    return ("streamed", f"not fused: {why_not}") if why_not else ("fused", "the kernels run here")
+
+
+@cache
+def announce(name: str, reason: str) -> None:
+    """Once for each choice."""
+    logger.info("loss execution: %s (%s)", name, reason)
+
+
+def execute_loss(
+    image_embeds: Tensor,
+    text_embeds: Tensor,
+    *,
+    execution: Execution = Execution(),  # noqa: B008  (immutable)
+    loss_type: str = "nce",
+    **options: float | Tensor | None,
+) -> Tensor:
+    """`contrastive_loss` of the pairs of all processes, computed as `execution` says.
+
+    Args:
+        image_embeds, text_embeds: (local, dim) unit vectors of this process.
+        options: `temperature`, `margin`, `logit_bias`, `image_ids`, as in `contrastive_loss`.
+
+    Returns:
+        A scalar. With negatives of all processes, its mean over them is the loss of the whole batch; gradients that
+        are averaged over the processes are those of the whole batch.
+    """
+    name, reason = choose_execution(execution, loss_type, len(image_embeds), image_embeds.device)
+    announce(name, reason)
+    embeds, options = (image_embeds, text_embeds), {"loss_type": loss_type} | options
+    if name in ("streamed", "fused"):
+        tiles = fused_tiles() if name == "fused" else None
+        negatives, chunk_size = execution.negatives, execution.chunk_size
+        return streamed_contrastive_loss(*embeds, negatives=negatives, chunk_size=chunk_size, tiles=tiles, **options)
+    chunk_size = None if name == "dense" else execution.chunk_size or DEFAULT_CHUNK
+    if name == "dense" and execution.negatives is None:
+        return contrastive_loss(*embeds, **options)
+    return gathered_contrastive_loss(*embeds, gather=execution.negatives is not None, chunk_size=chunk_size, **options)

@@ -1,0 +1,126 @@
+"""Mini-batches with a cached gradient equal the whole batch, dropout, autocast and batch normalisation included."""
+
+from contextlib import contextmanager
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from hf_vse.model.losses_vse import OBJECTIVES, contrastive_loss
+from hf_vse.objectives.grad_cache import RandomState, cached_loss, mini_batches
+
+
+class Encoder(nn.Module):
+    """Two small towers and a learned temperature."""
+
+    def __init__(self, dropout: float = 0.0, norm: bool = False):
+        super().__init__()
+        torch.manual_seed(0)
+        middle = nn.BatchNorm1d(6) if norm else nn.Identity()
+        self.image = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), middle, nn.Dropout(dropout), nn.Linear(6, 4))
+        self.text = nn.Linear(5, 4)
+        self.temperature = nn.Parameter(torch.tensor(0.3))
+
+    def forward(self, inputs):
+        embeds = self.image(inputs["image"]), self.text(inputs["text"])
+        return *(F.normalize(each.float(), dim=1) for each in embeds), self.temperature
+
+
+def inputs(pairs: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return {name: torch.randn(pairs, 5, generator=generator) for name in ("image", "text")}
+
+
+def gradients(model) -> list[torch.Tensor]:
+    found = [parameter.grad.clone() for parameter in model.parameters()]
+    model.zero_grad()
+    assert all(each.abs().max() > 0 for each in found)
+    return found
+
+
+def cached(model, parts, loss_type="clip", **options) -> torch.Tensor:
+    def loss(images, texts, temperature):
+        return contrastive_loss(images, texts, temperature=temperature, loss_type=loss_type)
+
+    value = cached_loss(model, model, parts, loss, torch.Tensor.backward, **options)
+    value.backward()
+    return value.detach()
+
+
+@pytest.mark.parametrize("loss_type", [each for each in OBJECTIVES if not each.startswith("hinge")])
+@pytest.mark.parametrize("size", [1, 4, 13])
+def test_cached_gradient_is_that_of_the_whole_batch(loss_type, size):
+    model, batch = Encoder(), inputs(13)
+    *embeds, temperature = model(batch)
+    whole = contrastive_loss(*embeds, temperature=temperature, loss_type=loss_type)
+    whole.backward()
+    expected = gradients(model)
+    found = cached(model, mini_batches(batch, size), loss_type)
+    torch.testing.assert_close(found, whole.detach())
+    torch.testing.assert_close(gradients(model), expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_dropout_and_autocast_are_replayed(autocast):
+    """Reference: one graph over all mini-batches, drawn from the same random state."""
+    model, batch = Encoder(dropout=0.5), inputs(11)
+    parts = mini_batches(batch, 3)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        torch.manual_seed(5)
+        embedded = [model(part) for part in parts]
+        images, texts = (torch.cat([each[place] for each in embedded]) for place in (0, 1))
+        whole = contrastive_loss(images, texts, temperature=model.temperature, loss_type="clip")
+        whole.backward()
+        afterwards = torch.rand(1)
+        expected = gradients(model)
+        torch.manual_seed(5)
+        found = cached(model, parts)
+    torch.testing.assert_close(found, whole.detach())
+    assert torch.equal(torch.rand(1), afterwards), "the generator goes on as if the batch had been embedded once"
+    tolerance = {"rtol": 2e-2, "atol": 2e-3} if autocast else {"rtol": 1e-4, "atol": 1e-6}
+    torch.testing.assert_close(gradients(model), expected, **tolerance)
+    torch.manual_seed(6)
+    assert not torch.allclose(cached(model, parts), found), "dropout does nothing here"
+
+
+def test_running_statistics_move_once():
+    model, batch = Encoder(norm=True), inputs(12)
+    parts = mini_batches(batch, 4)
+    reference = Encoder(norm=True)
+    for part in parts:
+        reference(part)
+    cached(model, parts)
+    for name in ("running_mean", "running_var"):
+        assert getattr(reference.image[2], name).abs().max() > 0
+        torch.testing.assert_close(getattr(model.image[2], name), getattr(reference.image[2], name))
+
+
+def test_only_the_last_mini_batch_exchanges_gradients():
+    """Everything before it happens inside the context without synchronisation."""
+    model, inside, backwards = Encoder(), [], []
+
+    @contextmanager
+    def unsynchronised():
+        inside.append(True)
+        yield
+        inside.pop()
+
+    model.register_forward_hook(lambda *_: backwards.append((torch.is_grad_enabled(), bool(inside))))
+    cached(model, mini_batches(inputs(12), 4), unsynchronised=unsynchronised)
+    assert backwards == [(False, True)] * 3 + [(True, True)] * 2 + [(True, False)]
+
+
+def test_mini_batches_are_nearly_equal_and_complete():
+    parts = mini_batches(inputs(10), 4)
+    assert [len(part["image"]) for part in parts] == [4, 3, 3]
+    assert torch.equal(torch.cat([part["text"] for part in parts]), inputs(10)["text"])
+
+
+def test_random_state_is_restored_and_left_alone():
+    state = RandomState({"image": torch.zeros(1)})
+    first = torch.rand(3)
+    here = torch.get_rng_state()
+    with state.restored():
+        assert torch.equal(torch.rand(3), first)
+    assert torch.equal(torch.get_rng_state(), here)
