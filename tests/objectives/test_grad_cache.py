@@ -4,10 +4,15 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.nn.parallel import DistributedDataParallel
 
 from hf_vse.model.losses_vse import OBJECTIVES, contrastive_loss
+from hf_vse.objectives.execution import Execution, execute_loss
 from hf_vse.objectives.grad_cache import RandomState, cached_loss, mini_batches
 
 
@@ -124,3 +129,35 @@ def test_random_state_is_restored_and_left_alone():
     with state.restored():
         assert torch.equal(torch.rand(3), first)
     assert torch.equal(torch.get_rng_state(), here)
+
+
+def check_data_parallel(rank: int, meeting_point: str) -> None:
+    """13 pairs, 8 and 5 of them on two processes, in mini-batches of 3."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{meeting_point}", rank=rank, world_size=2)
+    reference, batch = Encoder(norm=False), inputs(13)
+    *embeds, temperature = reference(batch)
+    contrastive_loss(*embeds, temperature=temperature, loss_type="clip").backward()
+    model = DistributedDataParallel(Encoder())
+    exchanges = []
+
+    def counting_hook(state, bucket):
+        exchanges.append(bucket.index())
+        return allreduce_hook(state, bucket)
+
+    model.register_comm_hook(None, counting_hook)
+    local = {name: tensor[:8] if rank == 0 else tensor[8:] for name, tensor in batch.items()}
+    parts = mini_batches(local, 3)
+    assert [len(part["image"]) for part in parts] == ([3, 3, 2] if rank == 0 else [2, 2, 1])
+
+    def loss(images, texts, temperature):
+        return execute_loss(images, texts, temperature=temperature, loss_type="clip", execution=Execution("streamed"))
+
+    cached_loss(model, model, parts, loss, torch.Tensor.backward, model.no_sync).backward()
+    assert len(exchanges) == len(set(exchanges)) == 1, "every bucket of gradients is exchanged once"
+    torch.testing.assert_close(gradients(model), gradients(reference), rtol=1e-4, atol=1e-6)
+    dist.destroy_process_group()
+
+
+def test_data_parallel_exchanges_gradients_once_for_the_whole_batch(tmp_path):
+    mp.spawn(check_data_parallel, args=(str(tmp_path / "meeting"),), nprocs=2)

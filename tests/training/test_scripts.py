@@ -58,11 +58,15 @@ def run(command: list, check: bool = True, **environment) -> subprocess.Complete
     return done
 
 
-def train(data_dir: Path, output: Path, processes: int = 1, **options) -> subprocess.CompletedProcess:
+def train(
+    data_dir: Path, output: Path, processes: int = 1, wrapper: tuple[Path, ...] = (), **options
+) -> subprocess.CompletedProcess:
     launcher = [sys.executable]
     if processes > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    return run([*launcher, SCRIPTS / "train.py", *command_line(data_dir, output, **options)], OMP_NUM_THREADS="1")
+    return run(
+        [*launcher, *wrapper, SCRIPTS / "train.py", *command_line(data_dir, output, **options)], OMP_NUM_THREADS="1"
+    )
 
 
 def logged_losses(output: Path) -> list[float]:
@@ -70,25 +74,42 @@ def logged_losses(output: Path) -> list[float]:
     return [entry["loss"] for entry in log if "loss" in entry]
 
 
-@pytest.mark.parametrize(("loss_type", "frozen"), [("nce", False), ("hinge_max", False), ("nce", True)])
-def test_two_processes_train_as_one_on_the_same_global_batch(loss_type, frozen, data_dir, tmp_path):
+SHARDED = (Path(__file__).with_name("fsdp_on_cpu.py"),)
+CACHED = {"grad_cache_batch_size": 3}
+TWO_PROCESSES = {
+    "gathered": ((), {}),
+    "cached around the ring": ((), CACHED | {"negatives": "ring", "loss_chunk_size": 5}),
+    "sharded model": (SHARDED, {}),
+    "sharded model, cached": (SHARDED, CACHED | {"loss_execution": "dense"}),
+}
+
+
+@pytest.mark.parametrize(
+    ("loss_type", "frozen", "ways"),
+    [("nce", False, list(TWO_PROCESSES)), ("hinge_max", False, ["gathered"]), ("nce", True, ["gathered"])],
+)
+def test_two_processes_train_as_one_on_the_same_global_batch(loss_type, frozen, ways, data_dir, tmp_path):
     # 48 images in batches of 16: the last batch of an epoch is whole, so that both runs see the same pairs
     options = {"loss_type": loss_type, "max_grad_norm": 1.0, "freeze_text_tower": frozen}
-    for name, processes, batch in (("one", 1, 16), ("two", 2, 8)):
-        cache = tmp_path / f"{name}-cache"
-        options |= {"per_device_train_batch_size": batch, "frozen_cache_dir": cache, "projection_type": "residual"}
-        train(data_dir, tmp_path / name, processes, **options)
-        assert len(list(cache.rglob("*.arrow"))) == (2 if frozen else 0)  # training and validation captions
-    metrics = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two")]
-    assert [each["environment"]["processes"] for each in metrics] == [1, 2]
-    one, two = logged_losses(tmp_path / "one"), logged_losses(tmp_path / "two")
+    options |= {"projection_type": "residual"}
+    runs = {"one": (1, 16, (), {})} | {way: (2, 8, *TWO_PROCESSES[way]) for way in ways}
+    for name, (processes, batch, wrapper, execution) in runs.items():
+        own = execution | {"per_device_train_batch_size": batch, "frozen_cache_dir": tmp_path / f"{name}-cache"}
+        train(data_dir, tmp_path / name, processes, wrapper, **options | own)
+        # training and validation captions
+        assert len(list(own["frozen_cache_dir"].rglob("*.arrow"))) == (2 if frozen else 0)
+    metrics = {name: json.loads((tmp_path / name / "metrics.json").read_text()) for name in runs}
+    one = logged_losses(tmp_path / "one")
     assert len(one) == 30 and one[-1] < 0.9 * one[0]
-    assert two == pytest.approx(one, rel=1e-3)
-    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("one", "two")]
-    for name, tensor in weights[0].items():
-        torch.testing.assert_close(weights[1][name], tensor, rtol=1e-2, atol=1e-3)
-    recalls = [each["metrics"]["validation"]["metrics"]["rsum"] for each in metrics]
-    assert recalls[0] == pytest.approx(recalls[1], abs=10)
+    weights = load_file(tmp_path / "one" / "model.safetensors")
+    rsum = metrics["one"]["metrics"]["validation"]["metrics"]["rsum"]
+    for way in ways:
+        assert metrics[way]["environment"]["processes"] == 2
+        assert logged_losses(tmp_path / way) == pytest.approx(one, rel=1e-3), way
+        found = load_file(tmp_path / way / "model.safetensors")
+        for name, tensor in weights.items():
+            torch.testing.assert_close(found[name], tensor, rtol=1e-2, atol=1e-3)
+        assert metrics[way]["metrics"]["validation"]["metrics"]["rsum"] == pytest.approx(rsum, abs=10)
 
 
 def test_killed_and_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(data_dir, tmp_path):
