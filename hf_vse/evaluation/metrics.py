@@ -8,77 +8,15 @@ Conventions of the field (Karpathy & Fei-Fei, arXiv 1412.2306; VSE++, arXiv 1707
 - MedR is the floor of the median rank, MeanR the mean rank, both counted from 1.
 - rsum is the sum of the six recalls at 1, 5 and 10.
 
-Similarities are computed in float64, tile by tile, so that the result depends on the embeddings alone and not on the
-device, the tile size or the order of the candidates.
+Similarities are those of float64; `ranks.py` says how they are had at the price of float32.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
-import torch
 from torch import Tensor
 
+from hf_vse.evaluation.ranks import Array, as_matrix, as_tensor, finite_norms, retrieval_ranks
+
 RECALL_LEVELS = (1, 5, 10)
-# Two float64 dot products of unit vectors that differ by less are the same number, rounded differently.
-TIE_TOLERANCE = 1e-12
-
-Array = Tensor | np.ndarray | Sequence
-
-
-def as_matrix(name: str, embeds: Array) -> Tensor:
-    """Embeddings as a float64 matrix (items, dim)."""
-    matrix = torch.as_tensor(np.asarray(embeds) if isinstance(embeds, list) else embeds).detach().double()
-    if matrix.ndim != 2 or not len(matrix):
-        raise ValueError(f"{name} must be a non-empty (items, dim) matrix, got shape {tuple(matrix.shape)}")
-    if not matrix.isfinite().all():
-        bad = (~matrix.isfinite().all(dim=1)).nonzero()[0].item()
-        raise ValueError(f"{name} row {bad} is not finite; the model diverged, train with a lower learning rate")
-    return matrix
-
-
-def check_correspondence(images: Tensor, texts: Tensor, text_to_image: Tensor) -> None:
-    if images.shape[1] != texts.shape[1]:
-        raise ValueError(f"image_embeds have {images.shape[1]} dimensions and text_embeds {texts.shape[1]}")
-    if text_to_image.shape != (len(texts),):
-        raise ValueError(
-            f"text_to_image must name one image for each of the {len(texts)} texts, got {tuple(text_to_image.shape)}"
-        )
-    if text_to_image.min() < 0 or text_to_image.max() >= len(images):
-        raise ValueError(f"text_to_image must lie in 0 .. {len(images) - 1}, the rows of image_embeds")
-    without = (torch.bincount(text_to_image, minlength=len(images)) == 0).nonzero()
-    if len(without):
-        raise ValueError(f"image {without[0].item()} and {len(without) - 1} more have no text; leave them out")
-
-
-def retrieval_ranks(
-    image_embeds: Array, text_embeds: Array, text_to_image: Array, chunk_size: int = 1024
-) -> tuple[Tensor, Tensor]:
-    """For every query the number of rivals that score at least as high as its best own candidate.
-
-    Args:
-        image_embeds: (images, dim); text_embeds: (texts, dim).
-        text_to_image: (texts,) the row of `image_embeds` that each text describes.
-        chunk_size: texts compared at once; memory is `chunk_size * images`, the result does not depend on it.
-
-    Returns:
-        Image-to-text ranks (images,) and text-to-image ranks (texts,), int64, counted from 0.
-    """
-    images = as_matrix("image_embeds", image_embeds)
-    texts = as_matrix("text_embeds", text_embeds).to(images.device)
-    owner = torch.as_tensor(text_to_image, dtype=torch.int64, device=images.device)
-    check_correspondence(images, texts, owner)
-    tolerance = TIE_TOLERANCE * images.norm(dim=1).max() * texts.norm(dim=1).max()
-    own = (texts * images[owner]).sum(dim=1)
-    best = torch.full((len(images),), -torch.inf, dtype=own.dtype, device=own.device)
-    best = best.scatter_reduce(0, owner, own, "amax")
-    image_ranks = torch.zeros(len(images), dtype=torch.int64, device=images.device)
-    text_ranks = torch.empty(len(texts), dtype=torch.int64, device=images.device)
-    for start in range(0, len(texts), chunk_size):
-        rows = slice(start, start + chunk_size)
-        rivals = (texts[rows] @ images.T).scatter_(1, owner[rows, None], -torch.inf)  # (chunk, images)
-        text_ranks[rows] = (rivals >= own[rows, None] - tolerance).sum(dim=1)
-        image_ranks += (rivals >= best[None, :] - tolerance).sum(dim=0)
-    return image_ranks.cpu(), text_ranks.cpu()
 
 
 def summarize_ranks(image_ranks: Tensor, text_ranks: Tensor) -> dict[str, float]:
@@ -94,19 +32,25 @@ def summarize_ranks(image_ranks: Tensor, text_ranks: Tensor) -> dict[str, float]
 
 
 def retrieval_metrics(
-    image_embeds: Array, text_embeds: Array, text_to_image: Array, chunk_size: int = 1024
+    image_embeds: Array,
+    text_embeds: Array,
+    text_to_image: Array,
+    chunk_size: int = 2000,
+    *,
+    distractors: bool = False,
 ) -> dict[str, float]:
     """Image-to-text and text-to-image retrieval over the whole set.
 
-    Args: see `retrieval_ranks`.
+    Args: see `retrieval_ranks`. With `distractors`, images without text are rivals of the texts' own, but no queries.
 
     Returns:
         `i2t_r1, i2t_r5, i2t_r10` in percent, `i2t_medr, i2t_meanr` counted from 1, the same for `t2i`, and `rsum`.
 
     Raises:
-        ValueError: shapes that do not fit, an image without text, or embeddings that are not finite.
+        ValueError: shapes that do not fit, an unexpected image without text, or embeddings that are not finite.
     """
-    return summarize_ranks(*retrieval_ranks(image_embeds, text_embeds, text_to_image, chunk_size))
+    ranks = retrieval_ranks(image_embeds, text_embeds, text_to_image, chunk_size, distractors=distractors)
+    return summarize_ranks(*ranks)
 
 
 def fold_metrics(
@@ -119,7 +63,9 @@ def fold_metrics(
     """
     images = as_matrix("image_embeds", image_embeds)
     texts = as_matrix("text_embeds", text_embeds)
-    owner = torch.as_tensor(text_to_image, dtype=torch.int64)
+    owner = as_tensor(text_to_image).long()
+    for name, matrix in (("image_embeds", images), ("text_embeds", texts)):
+        finite_norms(name, matrix)  # here, where a row that is not finite has its number in the whole set
     if len(images) % fold_size:
         raise ValueError(f"{len(images)} images cannot be cut into folds of {fold_size}; COCO test has 5,000")
     folds = []

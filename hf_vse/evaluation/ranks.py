@@ -23,6 +23,7 @@ TIE_TOLERANCE = 1e-12
 FLOAT32_NORMS = (1e-9, 1e18)
 # A similarity computed alone takes as long as some hundreds of them in a matrix product.
 UNDECIDED_SHARE = 0.005
+PAIRS_AT_ONCE = 128
 
 Array = Tensor | np.ndarray | Sequence
 
@@ -44,8 +45,8 @@ def as_matrix(name: str, embeds: Array) -> Tensor:
     return matrix
 
 
-def finite_norms(name: str, matrix: Tensor, chunk_size: int) -> Tensor:
-    """The float64 length of each row, (items,)."""
+def finite_norms(name: str, matrix: Tensor, chunk_size: int = 1024) -> Tensor:
+    """The float64 length of each row, (items,); an error names the first that has none."""
     norms = torch.empty(len(matrix), dtype=torch.float64, device=matrix.device)
     for rows, lengths in zip(matrix.split(chunk_size), norms.split(chunk_size), strict=True):
         lengths.copy_(rows.double().norm(dim=1))
@@ -79,7 +80,7 @@ class Bars(NamedTuple):
     low: Tensor  # (queries,) float32
     high: Tensor  # (queries,) float32
 
-    def of(self, rows: slice) -> "Bars":
+    def of(self, rows: slice | Tensor) -> "Bars":
         return Bars(*(bars[rows] for bars in self))
 
 
@@ -89,8 +90,9 @@ def make_bars(best: Tensor, norms: Tensor, rival_norm: Tensor, dim: int, toleran
     A float32 product of vectors a and b, themselves rounded to float32, is off by at most gamma(dim + 2) |a| |b|, in
     whatever order it is summed; one `tolerance` more covers the float64 rounding of the bar itself.
     """
-    unit = (dim + 2) * torch.finfo(torch.float32).eps / 2
-    error = unit / (1 - unit) * norms * rival_norm + tolerance
+    units = (dim + 2) * torch.finfo(torch.float32).eps / 2
+    gamma = units / (1 - units)
+    error = gamma * norms * rival_norm + tolerance
     exact = best - tolerance
     infinity = torch.tensor(torch.inf, device=best.device)
     low = torch.nextafter((exact - error).float(), -infinity)
@@ -121,11 +123,12 @@ def tiles(texts: Tensor, images: Tensor, owner: Tensor, size: int) -> Iterator[t
             yield rows, columns, Tile(texts[rows], images[columns], (mine, owner[rows][mine] - left))
 
 
-def pair_scores(queries: Tensor, candidates: Tensor, pairs: tuple[Tensor, Tensor], chunk_size: int) -> Tensor:
+def pair_scores(queries: Tensor, candidates: Tensor, pairs: tuple[Tensor, Tensor]) -> Tensor:
     """Float64 similarities of chosen pairs, (pairs,), given as rows of `queries` and rows of `candidates`."""
     scores = torch.empty(len(pairs[0]), dtype=torch.float64, device=queries.device)
-    for rows, columns, chunk in zip(*(each.split(chunk_size) for each in (*pairs, scores)), strict=True):
-        chunk.copy_((queries[rows].double() * candidates[columns].double()).sum(dim=1))
+    for rows, columns, chunk in zip(*(each.split(PAIRS_AT_ONCE) for each in (*pairs, scores)), strict=True):
+        products = queries.index_select(0, rows).double().mul_(candidates.index_select(0, columns))
+        chunk.copy_(products.sum(dim=1))
     return scores
 
 
@@ -135,14 +138,22 @@ def reaching(scores: Tensor, bars: Tensor) -> Tensor:
     return torch.ge(scores, bars[:, None], out=torch.empty_like(scores)).sum(dim=1).long()
 
 
-def refine(scores: Tensor, bars: Bars, undecided: Tensor, queries: Tensor, candidates: Tensor) -> Tensor:
-    """How many of the `undecided` (queries,) rivals of each query reach its bar in float64, (queries,) int64."""
-    rows = undecided.nonzero()[:, 0]
-    near = scores[rows]
-    row, column = ((near >= bars.low[rows, None]) & (near < bars.high[rows, None])).nonzero(as_tuple=True)
-    row = rows[row]
-    reached = pair_scores(queries, candidates, (row, column), len(queries)) >= bars.exact[row]
-    return torch.bincount(row[reached], minlength=len(queries))
+def decide(scores: Tensor, bars: Bars) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """What float32 `scores` (queries, candidates) tell: how many reach the bar of each query for sure, (queries,), and
+    the rows and columns of those that may or may not."""
+    asked = (scores.amax(dim=1) >= bars.low).nonzero()[:, 0]  # in most tiles most queries have no such rival
+    scores, bars, surely = scores.index_select(0, asked), bars.of(asked), asked.new_zeros(len(scores))
+    surely[asked] = above = reaching(scores, bars.high)
+    open_rows = (reaching(scores, bars.low) > above).nonzero()[:, 0]
+    scores, bars = scores.index_select(0, open_rows), bars.of(open_rows)
+    row, column = ((scores >= bars.low[:, None]) & (scores < bars.high[:, None])).nonzero(as_tuple=True)
+    return surely, (asked[open_rows[row]], column)
+
+
+def refine(pairs: tuple[Tensor, Tensor], bars: Bars, queries: Tensor, candidates: Tensor) -> Tensor:
+    """How many of the undecided pairs reach the bar of their query in float64, (queries,) int64."""
+    reached = pair_scores(queries, candidates, pairs) >= bars.exact[pairs[0]]
+    return torch.bincount(pairs[0][reached], minlength=len(queries))
 
 
 def count_exactly(tile: Tile, text_bars: Bars, image_bars: Bars) -> tuple[Tensor, Tensor]:
@@ -154,15 +165,12 @@ def count_exactly(tile: Tile, text_bars: Bars, image_bars: Bars) -> tuple[Tensor
 def count_filtered(tile: Tile, text_bars: Bars, image_bars: Bars) -> tuple[Tensor, Tensor]:
     """The same counts, with float64 only for what float32 leaves undecided."""
     scores = tile.scores(torch.float32)
-    for_texts, for_images = reaching(scores, text_bars.high), reaching(scores.T, image_bars.high)
-    near_texts = reaching(scores, text_bars.low) - for_texts
-    near_images = reaching(scores.T, image_bars.low) - for_images
-    undecided = near_texts.sum() + near_images.sum()
-    if undecided > UNDECIDED_SHARE * scores.numel():
+    for_texts, near_texts = decide(scores, text_bars)
+    for_images, near_images = decide(scores.T, image_bars)
+    if len(near_texts[0]) + len(near_images[0]) > UNDECIDED_SHARE * scores.numel():
         return count_exactly(tile, text_bars, image_bars)
-    if undecided:
-        for_texts += refine(scores, text_bars, near_texts, tile.texts, tile.images)
-        for_images += refine(scores.T, image_bars, near_images, tile.images, tile.texts)
+    for_texts += refine(near_texts, text_bars, tile.texts, tile.images)
+    for_images += refine(near_images, image_bars, tile.images, tile.texts)
     return for_texts, for_images
 
 
@@ -181,7 +189,7 @@ def retrieval_ranks(
     image_embeds: Array,
     text_embeds: Array,
     text_to_image: Array,
-    chunk_size: int = 1024,
+    chunk_size: int = 2000,
     *,
     distractors: bool = False,
 ) -> tuple[Tensor, Tensor]:
@@ -190,8 +198,8 @@ def retrieval_ranks(
     Args:
         image_embeds: (images, dim); text_embeds: (texts, dim); of any precision, in memory or memory-mapped.
         text_to_image: (texts,) the row of `image_embeds` that each text describes.
-        chunk_size: texts and images compared at once; beyond the inputs, memory is some `chunk_size` squared numbers.
-            The result does not depend on it.
+        chunk_size: texts and images compared at once. Beyond the inputs, memory is a few numbers for each row and a
+            few matrices of `chunk_size` by `chunk_size` or `dim`; the result does not depend on it.
         distractors: allow images without text: rivals of the texts' own images, but no queries.
 
     Returns:
@@ -206,21 +214,21 @@ def retrieval_ranks(
     longest_image, longest_text = image_norms.max(), text_norms.max()
     tolerance = TIE_TOLERANCE * longest_image * longest_text
 
-    own = pair_scores(texts, images, (torch.arange(len(texts), device=owner.device), owner), chunk_size)
+    own = pair_scores(texts, images, (torch.arange(len(texts), device=owner.device), owner))
     best = torch.full_like(image_norms, -torch.inf).scatter_reduce(0, owner, own, "amax")
-    asked = best > -torch.inf
-    best[~asked] = torch.inf  # no rival reaches the bar of an image that is no query
+    described = best.isfinite()
+    best[~described] = torch.inf  # out of reach: an image without text asks nothing
     text_bars = make_bars(own, text_norms, longest_image, images.shape[1], tolerance)
     image_bars = make_bars(best, image_norms, longest_text, images.shape[1], tolerance)
 
-    # The bound holds where float32 products are float32 products, which on other devices is for the user to configure.
+    # The bound needs true float32 products, which on other devices are for the user to configure (TF32).
     smallest, largest = FLOAT32_NORMS
     bounded = all(smallest < norm < largest for norm in (longest_image, longest_text))
     count = count_filtered if bounded and images.device.type == "cpu" else count_exactly
-    image_ranks, text_ranks = torch.zeros_like(asked, dtype=torch.int64), torch.zeros_like(owner)
+    image_ranks, text_ranks = owner.new_zeros(len(images)), owner.new_zeros(len(texts))
     with true_float32():
         for rows, columns, tile in tiles(texts, images, owner, chunk_size):
             for_texts, for_images = count(tile, text_bars.of(rows), image_bars.of(columns))
             text_ranks[rows] += for_texts
             image_ranks[columns] += for_images
-    return image_ranks[asked].cpu(), text_ranks.cpu()
+    return image_ranks[described].cpu(), text_ranks.cpu()

@@ -1,51 +1,15 @@
 """What an evaluation leaves behind: a record with everything needed to trust the numbers, and a table to read."""
 
-import platform
-import subprocess
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset
 
-import hf_vse
 from hf_vse.data.schema import CAPTIONS, IMAGE_ID, fingerprint
 from hf_vse.evaluation.evaluator import PairEmbeddings
 from hf_vse.evaluation.metrics import chance_recalls, fold_metrics, retrieval_metrics
 
-PACKAGES = ("torch", "transformers", "datasets", "accelerate", "tokenizers", "timm", "torchvision")
 FOLD_SIZE = 1000
-
-
-def environment() -> dict[str, Any]:
-    """Versions, machine, and the commit of hf_vse where it runs from a checkout."""
-    versions = {"hf_vse": hf_vse.__version__, "python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else processor_name()
-    return {"versions": versions, "device": device, "threads": torch.get_num_threads(), "commit": commit()}
-
-
-def processor_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def commit() -> str | None:
-    """The commit of the checkout, with a plus where it was changed; None outside of one."""
-    root = Path(hf_vse.__file__).parents[1]
-    if not (root / ".git").exists():
-        return None
-    git = ["git", "-C", str(root), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
-    found = subprocess.run(git, capture_output=True, text=True, check=False)
-    return found.stdout.strip() or None
 
 
 def split_record(pairs: PairEmbeddings, dataset: Dataset, five_fold: bool = False) -> dict[str, Any]:

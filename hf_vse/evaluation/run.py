@@ -8,8 +8,9 @@ import yaml
 from accelerate import PartialState
 
 from hf_vse.data.sources import DEFAULT_SEED, VALIDATION_SHARE, load_pairs, with_validation
+from hf_vse.evaluation.environment import environment
 from hf_vse.evaluation.evaluator import embed_pairs
-from hf_vse.evaluation.report import FOLD_SIZE, environment, recall_table, split_record
+from hf_vse.evaluation.report import FOLD_SIZE, recall_table, split_record
 from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.model.processing_vse import VSEProcessor
 

@@ -23,8 +23,9 @@ from accelerate import PartialState
 from transformers import set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 
+from hf_vse.evaluation.environment import environment
 from hf_vse.evaluation.evaluator import PairEmbeddings, embed_pairs
-from hf_vse.evaluation.report import FOLD_SIZE, environment, recall_table, split_record
+from hf_vse.evaluation.report import FOLD_SIZE, recall_table, split_record
 from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.model.processing_vse import VSEProcessor
 from hf_vse.training.arguments import VSETrainingArguments

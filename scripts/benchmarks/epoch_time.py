@@ -18,13 +18,13 @@ from statistics import median
 import numpy as np
 import torch
 import torch.nn.functional as F
-from recording import record
+from measuring import matmul_rate, record
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import TrainerCallback
 
 from hf_vse.data.sources import load_pairs
-from hf_vse.evaluation.report import environment
+from hf_vse.evaluation.environment import environment
 from hf_vse.training.build import build_model, build_processor
 from hf_vse.training.recipe import read_recipe
 from hf_vse.training.run import training_arguments
@@ -119,16 +119,6 @@ class StepTimes(TrainerCallback):
         self.start = time.perf_counter()
 
 
-def matmul_rate(dtype: torch.dtype, size: int = 2048, rounds: int = 10) -> float:
-    """GFLOP/s of a large matrix product: what a training step could reach at best."""
-    left, right = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
-    left @ right
-    start = time.perf_counter()
-    for _ in range(rounds):
-        left @ right
-    return 2 * size**3 * rounds / (time.perf_counter() - start) / 1e9
-
-
 def gflop_of_a_step(trainer: VSETrainer) -> float:
     """Arithmetic of the matrix products of one of our steps, forward and backward."""
     batch = next(iter(trainer.get_train_dataloader()))
@@ -164,7 +154,7 @@ def main() -> None:
         trainer.train()
     steps = sum(len(captions) for captions in splits["train"]["captions"][:]) // BATCH
     ours, plain = (median(seconds[warmup:]) for seconds in (times.ours, times.theirs))
-    rates = {str(dtype): round(matmul_rate(dtype)) for dtype in (torch.float32, torch.bfloat16)}
+    rates = {str(dtype): round(matmul_rate(dtype) / 1e9) for dtype in (torch.float32, torch.bfloat16)}
     result = {
         "what": "median seconds of a training step, batch 128, GRU 1024 with heads, Flickr8k features; in turns",
         "hf_vse_step": round(ours, 4),

@@ -13,10 +13,10 @@ from pathlib import Path
 from statistics import median
 
 from datasets import Dataset
-from recording import record
+from measuring import record
 from transformers import TrainerCallback
 
-from hf_vse.evaluation.report import environment
+from hf_vse.evaluation.environment import environment
 from hf_vse.training.build import build_model, build_processor, load_splits
 from hf_vse.training.frozen import cache_frozen_towers
 from hf_vse.training.recipe import Recipe, read_recipe

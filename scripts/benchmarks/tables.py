@@ -94,4 +94,89 @@ def speed_table() -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-TABLES = {"quickstart": quickstart_table, "results": results_table, "grid": grid_section, "speed": speed_table}
+def loss_table() -> str:
+    """Of every recorded device: time against the plain loss at the largest common batch, memory at the largest."""
+    lines = []
+    for name in ("loss_step", "loss_step_gpu"):
+        if (RESULTS / f"{name}.json").is_file():
+            lines += loss_lines(load(name))
+    return "\n".join(lines)
+
+
+def loss_lines(result: dict) -> list[str]:
+    timed = [row for row in result["times"] if "of_plain" in row]
+    batch = max(row["batch"] for row in timed)
+    memory = {(row["contender"], row["batch"]): row for row in result["memory"]}
+    large = max(row["batch"] for row in result["memory"])
+    where = result["environment"]
+    device = f"{where['device']}, {where['threads']} threads, {result['dtype']}"
+    lines = [
+        f"| {device}; 1,024 dimensions | {batch:,} pairs | of plain | MiB at {large:,} | of plain |",
+        "|---|---|---|---|---|",
+    ]
+    for row in (each for each in timed if (each["batch"], each["dim"]) == (batch, 1024)):
+        held = memory[row["contender"], large]
+        scaled = "*" if held.get("scaled") else ""
+        cells = [
+            f"{row['seconds']:.2f} s", f"{row['of_plain']:.2f}", f"{held['peak_mib']:,.0f}{scaled}",
+            f"{100 * held['of_plain']:.1f} %",
+        ]  # fmt: skip
+        lines.append(f"| {row['contender'].replace('_', ' ')} | {' | '.join(cells)} |")
+    return [*lines, "", "\\* does not fit into this machine: scaled up from half the batch.", ""]
+
+
+def evaluation_table() -> str:
+    result = load("evaluation_speed")
+    coco, gallery = result["coco_sized"], result["gallery"]
+    published = coco["published_seconds"]["float64"]
+    rows = [
+        ("", "hf_vse", "a sort for each query in NumPy", "times faster"),
+        ("---",) * 4,
+        (
+            f"recalls of {coco['images']:,} images and {coco['texts']:,} captions",
+            f"{coco['hf_vse_seconds']:.1f} s",
+            f"{published:.0f} s, the same numbers",
+            f"{coco['times_faster']['float64']:.0f}",
+        ),
+        (
+            f"{gallery['texts']:,} captions against {gallery['images']:,} images",
+            f"{gallery['seconds']:.0f} s, {gallery['peak_gib']:.1f} GiB",
+            "",
+            "",
+        ),
+    ]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def cost_table() -> str:
+    result = load("scaling_cost")
+    sizes = list(result["costs"][0]["hours_of_a_pass"])
+    lines = [f"| image tower | GPUs | batch | {' | '.join(sizes)} pairs | busy |", "|---" * (4 + len(sizes)) + "|"]
+    for row in result["costs"]:
+        hours = [duration(row["hours_of_a_pass"][size]) for size in sizes]
+        cells = [
+            row["tower"],
+            str(row["gpus"]),
+            f"{row['global_batch']:,}",
+            *hours,
+            f"{100 * row['efficiency']:.0f} %",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def duration(hours: float) -> str:
+    if hours < 1:
+        return f"{60 * hours:.2g} min"
+    return f"{hours:.2g} h" if hours < 48 else f"{hours / 24:.0f} days"
+
+
+TABLES = {
+    "quickstart": quickstart_table,
+    "results": results_table,
+    "grid": grid_section,
+    "speed": speed_table,
+    "loss": loss_table,
+    "evaluation": evaluation_table,
+    "cost": cost_table,
+}

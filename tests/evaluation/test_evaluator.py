@@ -4,9 +4,10 @@ import torch
 from datasets import Image
 from transformers import CLIPImageProcessorPil
 
+from hf_vse.evaluation.environment import environment
 from hf_vse.evaluation.evaluator import embed_pairs, evaluate_retrieval
 from hf_vse.evaluation.metrics import retrieval_metrics
-from hf_vse.evaluation.report import environment, recall_table, split_record
+from hf_vse.evaluation.report import recall_table, split_record
 from hf_vse.model.configuration_vse import VSEConfig
 from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.model.processing_vse import VSEProcessor

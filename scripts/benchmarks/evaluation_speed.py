@@ -1,0 +1,172 @@
+"""Seconds of an evaluation: `retrieval_metrics` against the published loop over queries, and a gallery of a million.
+
+    python scripts/benchmarks/evaluation_speed.py [--output evaluation_speed.json]
+
+First, 5,000 images and 25,000 captions (COCO's test set) of 1,024 dimensions. The published code (VSE++ and what grew
+from it) loops over the queries in NumPy: similarities to all candidates, a full sort, the position of the best own
+candidate. It holds embeddings in float64, and its recalls must be ours; the loop is timed in float32 as well. All
+queries take minutes: with `--queries 250` the time of the loop is scaled up from 250 images and their captions, and the
+recalls are those of these alone.
+
+Second, a million images in a memory-mapped float16 file, most of which have no text: seconds, and the peak memory of a
+fresh process. Mapped pages of the file count as memory there, though the system may take them back at any time.
+"""
+
+import argparse
+import resource
+import sys
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+from measuring import record
+
+from hf_vse.evaluation.environment import environment
+from hf_vse.evaluation.metrics import RECALL_LEVELS, retrieval_metrics, retrieval_ranks
+
+IMAGES, CAPTIONS, DIM = 5000, 5, 1024
+GALLERY_DIM = 512
+WRITTEN_AT_ONCE = 10_000
+
+
+def unit_vectors(rng: np.random.Generator, count: int, dim: int) -> np.ndarray:
+    vectors = rng.standard_normal((count, dim), dtype=np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def captions_of(rng: np.random.Generator, image_embeds: np.ndarray, noise: float) -> np.ndarray:
+    """Five unit vectors for each image, in a row: the image's own and noise of length `noise`."""
+    own = image_embeds.astype(np.float32).repeat(CAPTIONS, axis=0)
+    texts = own + noise * unit_vectors(rng, *own.shape)
+    return texts / np.linalg.norm(texts, axis=1, keepdims=True)
+
+
+def published_ranks(images: np.ndarray, texts: np.ndarray, queries: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ranks of the first images and of their captions, the published way: one query after the other, fully sorted."""
+    image_ranks = np.zeros(queries, dtype=int)
+    for image in range(queries):
+        order = np.argsort(np.dot(images[image], texts.T))[::-1]
+        mine = range(CAPTIONS * image, CAPTIONS * (image + 1))
+        image_ranks[image] = min(np.where(order == text)[0][0] for text in mine)
+    text_ranks = np.zeros(CAPTIONS * queries, dtype=int)
+    for image in range(queries):
+        scores = np.dot(texts[CAPTIONS * image : CAPTIONS * (image + 1)], images.T)
+        for caption in range(CAPTIONS):
+            order = np.argsort(scores[caption])[::-1]
+            text_ranks[CAPTIONS * image + caption] = np.where(order == image)[0][0]
+    return image_ranks, text_ranks
+
+
+def recalls(image_ranks, text_ranks) -> dict[str, float]:
+    both = {"i2t": np.asarray(image_ranks), "t2i": np.asarray(text_ranks)}
+    return {
+        f"{name}_r{k}": round(100 * float((ranks < k).mean()), 4)
+        for name, ranks in both.items()
+        for k in RECALL_LEVELS
+    }
+
+
+def compare(queries: int, noise: float = 9.0, repeats: int = 5) -> dict:
+    rng = np.random.default_rng(0)
+    images = unit_vectors(rng, IMAGES, DIM)
+    texts = captions_of(rng, images, noise)
+    owner = np.arange(IMAGES).repeat(CAPTIONS)
+    ours = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        retrieval_metrics(images, texts, owner)
+        ours.append(time.perf_counter() - start)
+    image_ranks, text_ranks = retrieval_ranks(images, texts, owner)
+    found = {"hf_vse": recalls(image_ranks[:queries], text_ranks[: CAPTIONS * queries])}
+    published = {}
+    for dtype in (np.float64, np.float32):
+        converted = images.astype(dtype), texts.astype(dtype)
+        start = time.perf_counter()
+        ranks = published_ranks(*converted, queries)
+        published[dtype.__name__] = (time.perf_counter() - start) * IMAGES / queries
+        found[f"published_{dtype.__name__}"] = recalls(*ranks)
+    if found["hf_vse"] != found["published_float64"]:
+        sys.exit(f"the recalls differ: {found}")
+    return {
+        "images": IMAGES,
+        "texts": len(texts),
+        "dim": DIM,
+        "hf_vse_seconds": round(median(ours), 3),
+        "hf_vse_first_seconds": round(ours[0], 3),
+        "published_seconds": {name: round(seconds, 1) for name, seconds in published.items()},
+        "times_faster": {name: round(seconds / median(ours), 1) for name, seconds in published.items()},
+        "images_timed_the_published_way": queries,
+        "recalls_of_these": found,
+    }
+
+
+def write_gallery(folder: Path, images: int, texts: int, noise: float = 4.6) -> None:
+    """Writes images.npy (images, dim) in chunks, without mapping it, and the texts of a few of its images."""
+    rng = np.random.default_rng(0)
+    described = np.sort(rng.choice(images, texts // CAPTIONS, replace=False))
+    header = {"descr": np.dtype(np.float16).str, "fortran_order": False, "shape": (images, GALLERY_DIM)}
+    own = []
+    with open(folder / "images.npy", "wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for first in range(0, images, WRITTEN_AT_ONCE):
+            chunk = unit_vectors(rng, min(WRITTEN_AT_ONCE, images - first), GALLERY_DIM).astype(np.float16)
+            chunk.tofile(file)
+            own.append(chunk[described[(described >= first) & (described < first + len(chunk))] - first])
+    np.save(folder / "texts.npy", captions_of(rng, np.concatenate(own), noise).astype(np.float16))
+    np.save(folder / "owner.npy", described.repeat(CAPTIONS))
+
+
+def peak_gib() -> float:
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def evaluate_gallery(folder: Path) -> dict:
+    """Runs in a process of its own, that its peak memory tells of nothing else."""
+    imports = peak_gib()
+    images, texts, owner = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("images", "texts", "owner"))
+    start = time.perf_counter()
+    metrics = retrieval_metrics(images, texts, owner, distractors=True)
+    seconds = time.perf_counter() - start
+    return {
+        "images": len(images),
+        "texts": len(texts),
+        "dim": images.shape[1],
+        "dtype": str(images.dtype),
+        "file_gib": round(images.nbytes / 2**30, 3),
+        "seconds": round(seconds, 1),
+        "peak_gib": round(peak_gib(), 3),
+        "peak_gib_after_imports": round(imports, 3),
+        "peak_gib_without_imports": round(peak_gib() - imports, 3),
+        "metrics": {name: round(value, 2) for name, value in metrics.items()},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--queries", type=int, default=IMAGES, help="images timed the published way [all 5,000]")
+    parser.add_argument("--gallery", type=int, default=1_000_000, help="images in the mapped file [1,000,000]")
+    parser.add_argument("--texts", type=int, default=5000, help="texts that search them, five for an image [5,000]")
+    parser.add_argument("--output", type=Path, help="write the result as JSON")
+    arguments = parser.parse_args()
+    where = environment()
+    # The gallery first: a new process starts with the memory of the one that starts it as its peak.
+    with tempfile.TemporaryDirectory() as folder:
+        write_gallery(Path(folder), arguments.gallery, arguments.texts)
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
+            gallery = fresh.submit(evaluate_gallery, Path(folder)).result()
+    result = {
+        "what": "retrieval_metrics against a loop over queries that sorts; a memory-mapped gallery with few texts",
+        "coco_sized": compare(min(arguments.queries, IMAGES)),
+        "gallery": gallery,
+        "environment": where,
+    }
+    record(result, arguments.output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""A whole training step, in images a second: towers, loss, backward pass, optimizer; no reading of data.
+
+    python scripts/benchmarks/train_step.py --output scripts/benchmarks/results/train_step.json
+    python scripts/benchmarks/train_step.py --towers resnet50 resnet152 vit_b_16 --batch_size 512 --compile   # GPU
+
+Image tower with random weights, text tower the paper's GRU, objective `nce`, AdamW; bfloat16 autocast on a GPU,
+float32 on a CPU. Each tower is measured plain and with a gradient cache in mini-batches (and both again compiled with
+`--compile`), in turns. The arithmetic of a step is counted, so that the table of costs can be made from the record.
+"""
+
+import argparse
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import torch
+from measuring import device, matmul_rate, peak_bytes_of, record, seconds_of
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm.auto import tqdm
+
+from hf_vse.evaluation.environment import environment
+from hf_vse.model.configuration_vse import VSEConfig
+from hf_vse.model.modeling_vse import VSEModel
+from hf_vse.objectives.execution import execute_loss
+from hf_vse.objectives.grad_cache import cached_loss, mini_batches
+
+TOWERS = {
+    "resnet50": {"model_type": "resnet", "depths": [3, 4, 6, 3]},
+    "resnet152": {"model_type": "resnet", "depths": [3, 8, 36, 3]},
+    "vit_b_16": {"model_type": "vit", "image_size": 224, "patch_size": 16},
+}
+WORDS, VOCABULARY = 14, 10_000
+
+
+def build(tower: str) -> VSEModel:
+    torch.manual_seed(0)
+    text = {"model_type": "vse_gru_text", "vocab_size": VOCABULARY}
+    model = VSEModel(VSEConfig(vision_config=TOWERS[tower], text_config=text, projection_dim=1024))
+    return model.to(device()).train()
+
+
+def batch_of(pairs: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    batch = {
+        "pixel_values": torch.randn(pairs, 3, 224, 224, generator=generator),
+        "input_ids": torch.randint(1, VOCABULARY, (pairs, WORDS), generator=generator),
+        "attention_mask": torch.ones(pairs, WORDS, dtype=torch.int64),
+    }
+    return {name: tensor.to(device()) for name, tensor in batch.items()}
+
+
+def autocast():
+    return torch.autocast("cuda", dtype=torch.bfloat16) if device().type == "cuda" else nullcontext()
+
+
+class Step:
+    """Embeds, contrasts, goes back and updates.
+
+    Args:
+        model: the dual encoder.
+        run: the model or a compiled form of it.
+        mini_batch: pairs embedded at once by the gradient cache; None for no cache.
+    """
+
+    def __init__(self, model: VSEModel, run: Callable, mini_batch: int | None):
+        self.model, self.run, self.mini_batch = model, run, mini_batch
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(parameters, lr=1e-6, fused=True)
+
+    def embed(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        with autocast():
+            outputs = self.run(**batch, return_logits=False)
+        return outputs.image_embeds, outputs.text_embeds
+
+    def loss(self, batch: dict[str, Tensor]) -> Tensor:
+        contrast = partial(execute_loss, loss_type="nce")
+        if self.mini_batch is None:
+            return contrast(*self.embed(batch))
+        parts = mini_batches(batch, self.mini_batch)
+        return cached_loss(self.model, self.embed, parts, contrast, Tensor.backward)
+
+    def __call__(self, batch: dict[str, Tensor]) -> None:
+        self.loss(batch).backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+def ways(model: VSEModel, mini_batch: int, compiled: bool) -> dict[str, Step]:
+    found = {"plain": Step(model, model, None), "gradient cache": Step(model, model, mini_batch)}
+    if compiled:
+        fast = torch.compile(model)
+        found |= {"compiled": Step(model, fast, None), "compiled, gradient cache": Step(model, fast, mini_batch)}
+    return found
+
+
+def gflop_of(step: Step, batch: dict[str, Tensor]) -> float:
+    """Arithmetic of one pair, forward and backward."""
+    with FlopCounterMode(display=False) as counter:
+        step.loss(batch).backward()
+    step.optimizer.zero_grad()
+    return counter.get_total_flops() / len(batch["input_ids"]) / 1e9
+
+
+def measure(tower: str, arguments: argparse.Namespace, rate: float) -> list[dict]:
+    model, batch = build(tower), batch_of(arguments.batch_size)
+    steps = ways(model, arguments.mini_batch, arguments.compile)
+    gflop = gflop_of(steps["plain"], batch)
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in tqdm(range(arguments.warmup + arguments.rounds), tower):
+        for name, step in steps.items():
+            seconds[name].append(seconds_of(partial(step, batch)))
+    rows = []
+    for name, each in seconds.items():
+        taken = median(each[arguments.warmup :])
+        rows.append(
+            {
+                "tower": tower,
+                "way": name,
+                "batch": arguments.batch_size,
+                "mini_batch": arguments.mini_batch if "cache" in name else arguments.batch_size,
+                "seconds": round(taken, 4),
+                "images_per_second": round(arguments.batch_size / taken, 2),
+                "of_plain": round(taken / median(seconds["plain"][arguments.warmup :]), 3),
+                "peak_mib": round(peak_bytes_of(partial(steps[name], batch)) / 2**20),
+                "weights": sum(each.numel() for each in model.parameters() if each.requires_grad),
+                "gflop_of_a_pair": round(gflop, 2),
+                "of_matmul_rate": round(arguments.batch_size * gflop * 1e9 / taken / rate, 3),
+            }
+        )
+    return rows
+
+
+def main() -> None:
+    gpu = device().type == "cuda"
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    towers = list(TOWERS) if gpu else ["resnet50"]
+    parser.add_argument("--towers", nargs="+", choices=TOWERS, default=towers, help=f"image towers {towers}")
+    parser.add_argument("--batch_size", type=int, default=512 if gpu else 32, help="pairs in a step [512, CPU: 32]")
+    parser.add_argument("--mini_batch", type=int, default=128 if gpu else 8, help="of the gradient cache [128, 8]")
+    parser.add_argument("--compile", action="store_true", help="also compiled by torch.compile")
+    parser.add_argument("--warmup", type=int, default=3 if gpu else 1, help="rounds before the timed ones [3, CPU: 1]")
+    parser.add_argument("--rounds", type=int, default=10 if gpu else 3, help="timed rounds; the median counts")
+    parser.add_argument("--output", type=Path, help="write the result as JSON")
+    arguments = parser.parse_args()
+    where = environment()
+    rate = matmul_rate(torch.bfloat16 if gpu else torch.float32)
+    rows = [row for tower in arguments.towers for row in measure(tower, arguments, rate)]
+    result = {
+        "what": "whole training step: image tower at 224 pixels, GRU of 1,024, nce, AdamW; in turns",
+        "autocast": "bfloat16" if gpu else "none",
+        "matmul_gflops": round(rate / 1e9),
+        "steps": rows,
+        "environment": where,
+    }
+    record(result, arguments.output)
+
+
+if __name__ == "__main__":
+    main()
