@@ -23,7 +23,8 @@ TIE_TOLERANCE = 1e-12
 FLOAT32_NORMS = (1e-9, 1e18)
 # A similarity computed alone takes as long as some hundreds of them in a matrix product.
 UNDECIDED_SHARE = 0.005
-PAIRS_AT_ONCE = 128
+# Rows converted to float64 at once: these stay in the cache of a CPU.
+ROWS_AT_ONCE = 256
 
 Array = Tensor | np.ndarray | Sequence
 
@@ -45,10 +46,10 @@ def as_matrix(name: str, embeds: Array) -> Tensor:
     return matrix
 
 
-def finite_norms(name: str, matrix: Tensor, chunk_size: int = 1024) -> Tensor:
+def finite_norms(name: str, matrix: Tensor) -> Tensor:
     """The float64 length of each row, (items,); an error names the first that has none."""
     norms = torch.empty(len(matrix), dtype=torch.float64, device=matrix.device)
-    for rows, lengths in zip(matrix.split(chunk_size), norms.split(chunk_size), strict=True):
+    for rows, lengths in zip(matrix.split(ROWS_AT_ONCE), norms.split(ROWS_AT_ONCE), strict=True):
         lengths.copy_(rows.double().norm(dim=1))
     if not norms.isfinite().all():
         bad = (~norms.isfinite()).nonzero()[0].item()
@@ -126,7 +127,7 @@ def tiles(texts: Tensor, images: Tensor, owner: Tensor, size: int) -> Iterator[t
 def pair_scores(queries: Tensor, candidates: Tensor, pairs: tuple[Tensor, Tensor]) -> Tensor:
     """Float64 similarities of chosen pairs, (pairs,), given as rows of `queries` and rows of `candidates`."""
     scores = torch.empty(len(pairs[0]), dtype=torch.float64, device=queries.device)
-    for rows, columns, chunk in zip(*(each.split(PAIRS_AT_ONCE) for each in (*pairs, scores)), strict=True):
+    for rows, columns, chunk in zip(*(each.split(ROWS_AT_ONCE) for each in (*pairs, scores)), strict=True):
         products = queries.index_select(0, rows).double().mul_(candidates.index_select(0, columns))
         chunk.copy_(products.sum(dim=1))
     return scores
@@ -139,8 +140,15 @@ def reaching(scores: Tensor, bars: Tensor) -> Tensor:
 
 
 def decide(scores: Tensor, bars: Bars) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """What float32 `scores` (queries, candidates) tell: how many reach the bar of each query for sure, (queries,), and
-    the rows and columns of those that may or may not."""
+    """What float32 can tell of a tile.
+
+    Args:
+        scores: (queries, candidates) float32, as seen from the queries.
+
+    Returns:
+        How many scores reach the bar of their query for sure, (queries,) int64, and the rows and columns of those that
+        float64 has to decide.
+    """
     asked = (scores.amax(dim=1) >= bars.low).nonzero()[:, 0]  # in most tiles most queries have no such rival
     scores, bars, surely = scores.index_select(0, asked), bars.of(asked), asked.new_zeros(len(scores))
     surely[asked] = above = reaching(scores, bars.high)
@@ -199,7 +207,8 @@ def retrieval_ranks(
         image_embeds: (images, dim); text_embeds: (texts, dim); of any precision, in memory or memory-mapped.
         text_to_image: (texts,) the row of `image_embeds` that each text describes.
         chunk_size: texts and images compared at once. Beyond the inputs, memory is a few numbers for each row and a
-            few matrices of `chunk_size` by `chunk_size` or `dim`; the result does not depend on it.
+            few matrices of `chunk_size` by `chunk_size` or `dim`; the result does not depend on it. (Powers of two are
+            no good choice: the columns of such a tile compete for the same lines of the cache.)
         distractors: allow images without text: rivals of the texts' own images, but no queries.
 
     Returns:
@@ -209,8 +218,8 @@ def retrieval_ranks(
     texts = as_matrix("text_embeds", text_embeds).to(images.device)
     owner = as_tensor(text_to_image).to(images.device, torch.int64)
     check_correspondence(images, texts, owner, distractors)
-    image_norms = finite_norms("image_embeds", images, chunk_size)
-    text_norms = finite_norms("text_embeds", texts, chunk_size)
+    image_norms = finite_norms("image_embeds", images)
+    text_norms = finite_norms("text_embeds", texts)
     longest_image, longest_text = image_norms.max(), text_norms.max()
     tolerance = TIE_TOLERANCE * longest_image * longest_text
 

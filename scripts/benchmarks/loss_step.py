@@ -95,10 +95,10 @@ def fits(name: str, batch: int) -> bool:
     return name not in (PLAIN, OPEN_CLIP) or DENSE_MATRICES * 4 * batch**2 < 0.9 * free
 
 
-def times(batch: int, dim: int, rounds: int, rate: float) -> list[dict]:
+def times(names: list[str], batch: int, dim: int, rounds: int, rate: float) -> list[dict]:
     """Median seconds of each contender; the first round warms up."""
     images, texts = embeddings(batch, dim)
-    losses = {name: loss for name, loss in contenders().items() if fits(name, batch)}
+    losses = {name: loss for name, loss in contenders().items() if name in names and fits(name, batch)}
     seconds: dict[str, list[float]] = {name: [] for name in losses}
     for _ in tqdm(range(1 + rounds), f"batch {batch:,} x {dim}"):
         for name, loss in losses.items():
@@ -123,10 +123,10 @@ def peak(name: str, batch: int, dim: int) -> int:
     return peak_bytes_of(lambda: step(loss, images, texts))
 
 
-def peaks(sizes: list[int], dim: int) -> list[dict]:
+def peaks(names: list[str], sizes: list[int], dim: int) -> list[dict]:
     """Peak memory of each contender at each size, each in a process of its own; dense beyond the machine: scaled."""
     rows = []
-    for name in tqdm(list(contenders()), "memory"):
+    for name in tqdm(names, "memory"):
         for batch in sizes:
             row = {"batch": batch, "dim": dim, "contender": name}
             if fits(name, batch):
@@ -138,13 +138,14 @@ def peaks(sizes: list[int], dim: int) -> list[dict]:
                 row |= {"peak_mib": round(last["peak_mib"] * (batch / last["batch"]) ** 2, 1), "scaled": True}
             rows.append(row)
     dense = {row["batch"]: row["peak_mib"] for row in rows if row["contender"] == PLAIN}
-    return [row | {"of_plain": round(row["peak_mib"] / dense[row["batch"]], 4)} for row in rows]
+    return [row | {"of_plain": round(row["peak_mib"] / dense[row["batch"]], 4)} for row in rows if dense]
 
 
 def main() -> None:
     gpu = device().type == "cuda"
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     sizes = [2**power for power in range(10, 19)] if gpu else [1024, 4096, 8192]
+    parser.add_argument("--contenders", nargs="+", default=list(contenders()), help="some of the contenders [all]")
     parser.add_argument("--batch_sizes", type=int, nargs="+", default=sizes, help=f"pairs that are timed {sizes}")
     parser.add_argument("--dims", type=int, nargs="+", default=[512, 1024] if gpu else [1024], help="dimensions")
     parser.add_argument("--memory_sizes", type=int, nargs="*", default=list(MEMORY_SIZES), help="of the memory part")
@@ -161,14 +162,14 @@ def main() -> None:
         row
         for dim in arguments.dims
         for batch in arguments.batch_sizes
-        for row in times(batch, dim, arguments.rounds, rate)
+        for row in times(arguments.contenders, batch, dim, arguments.rounds, rate)
     ]
     result = {
         "what": "seconds and peak memory of one loss, forward and backward, beyond the embeddings; in turns",
         "dtype": "bfloat16" if gpu else "float32",
         "matmul_gflops": round(rate / 1e9),
         "times": rows,
-        "memory": peaks(arguments.memory_sizes, 1024) if arguments.memory_sizes else [],
+        "memory": peaks(arguments.contenders, arguments.memory_sizes, 1024) if arguments.memory_sizes else [],
         "not_fused": why_not_fused(device()),
         "environment": where,
     }

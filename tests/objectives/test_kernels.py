@@ -39,10 +39,12 @@ def test_fused_execution_is_taken_where_the_kernels_run(monkeypatch):
     assert why_not_fused(device) is None
     assert choose_execution(Execution(), "nce", 10_000, device) == ("fused", "the kernels run here")
     monkeypatch.setattr("triton.knobs.runtime.interpret", False)
+    why_not_fused.cache_clear()
     name, reason = choose_execution(Execution(), "nce", 10_000, device)
     assert name == "streamed" and reason == "not fused: the embeddings are on cpu and the kernels need a GPU"
     with pytest.raises(ValueError, match="'fused' is not possible: the embeddings are on cpu.*use auto or streamed"):
         choose_execution(Execution("fused"), "nce", 10_000, device)
+    why_not_fused.cache_clear()
 
 
 def test_kernels_compile_for_ampere_and_hopper():

@@ -3,6 +3,7 @@
 They are an engine of `hf_vse.objectives.statistics`, and equal to its reference `TorchTiles`.
 """
 
+from functools import cache
 from importlib.util import find_spec
 
 import torch
@@ -10,6 +11,7 @@ import torch
 from hf_vse.objectives.statistics import Tiles
 
 
+@cache
 def why_not_fused(device: torch.device) -> str | None:
     """Why the kernels cannot run on a device; None where they can."""
     if find_spec("triton") is None:
