@@ -44,6 +44,9 @@ class Execution(NamedTuple):
     chunk_size: int | None = None
 
 
+AUTO = Execution()
+
+
 def choose_execution(execution: Execution, loss_type: str, pairs: int, device: torch.device) -> tuple[str, str]:
     """Name of the way that is taken, never `auto`, and why; all processes take the same.
 
@@ -80,7 +83,7 @@ def execute_loss(
     image_embeds: Tensor,
     text_embeds: Tensor,
     *,
-    execution: Execution = Execution(),  # noqa: B008  (immutable)
+    execution: Execution = AUTO,
     loss_type: str = "nce",
     **options: float | Tensor | None,
 ) -> Tensor:

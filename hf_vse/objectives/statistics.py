@@ -75,17 +75,17 @@ class TorchTiles:
 
     def reduce(self, name: str, block: Block) -> tuple[State, State]:
         reduction, logits = REDUCTIONS[name], masked_logits(block)
-        of_rows, of_columns = both_directions(logits, block)
-        return reduction.reduce(of_rows, 1, block.first_column), reduction.reduce(of_columns, 0, block.first_row)
+        of_rows = reduction.reduce(shifted(logits, block.row_offsets, 1), 1, block.first_column)
+        of_columns = reduction.reduce(shifted(logits, block.column_offsets, 0), 0, block.first_row)
+        return of_rows, of_columns
 
     def weights(
         self, name: str, block: Block, states: tuple[State, State], gradients: tuple[Tensor, Tensor]
     ) -> Tensor:
-        reduction = REDUCTIONS[name]
-        of_rows, of_columns = both_directions(masked_logits(block), block)
-        weights = reduction.slopes(of_rows, states[0], 1).mul_(gradients[0][:, None])
-        weights += reduction.slopes(of_columns, states[1], 0).mul_(gradients[1][None, :])
-        return weights.mul_(block.scale)
+        reduction, logits = REDUCTIONS[name], masked_logits(block)
+        weights = reduction.slopes(shifted(logits, block.row_offsets, 1), states[0], 1).mul_(gradients[0][:, None])
+        of_columns = reduction.slopes(shifted(logits, block.column_offsets, 0), states[1], 0)
+        return weights.addcmul_(of_columns, gradients[1][None, :]).mul_(block.scale)
 
 
 def masked_logits(block: Block) -> Tensor:
@@ -98,14 +98,11 @@ def masked_logits(block: Block) -> Tensor:
     return logits
 
 
-def both_directions(logits: Tensor, block: Block) -> tuple[Tensor, Tensor]:
-    """The logits with the offsets of the anchors in the rows, and with those of the anchors in the columns."""
-    if block.row_offsets is None:
-        return logits, logits
-    if block.row_offsets.ndim == 0:
-        shifted = logits.add_(block.row_offsets)
-        return shifted, shifted
-    return logits + block.row_offsets[:, None], logits + block.column_offsets[None, :]
+def shifted(logits: Tensor, offsets: Tensor | None, dim: int) -> Tensor:
+    """The logits of the anchors whose candidates lie along `dim`, with the offsets of these anchors."""
+    if offsets is None:
+        return logits
+    return logits + (offsets if offsets.ndim == 0 else offsets.unsqueeze(dim))
 
 
 def reduce_block(tiles: Tiles, name: str, block: Block, chunk_size: int | None) -> tuple[State, State]:

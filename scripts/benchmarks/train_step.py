@@ -9,6 +9,8 @@ float32 on a CPU. Each tower is measured plain and with a gradient cache in mini
 """
 
 import argparse
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -104,6 +106,20 @@ def gflop_of(step: Step, batch: dict[str, Tensor]) -> float:
     return counter.get_total_flops() / len(batch["input_ids"]) / 1e9
 
 
+def peak(tower: str, way: str, arguments: argparse.Namespace) -> int:
+    """Peak bytes of a step beyond weights, optimizer and batch, in this process."""
+    step = ways(build(tower), arguments.mini_batch, arguments.compile)[way]
+    step(batch_of(2))
+    batch = batch_of(arguments.batch_size)
+    return peak_bytes_of(partial(step, batch))
+
+
+def peak_in_own_process(tower: str, way: str, arguments: argparse.Namespace) -> int:
+    command = [sys.executable, __file__, "--peak_of", tower, way, "--batch_size", str(arguments.batch_size)]
+    command += ["--mini_batch", str(arguments.mini_batch), *(["--compile"] if arguments.compile else [])]
+    return int(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+
+
 def measure(tower: str, arguments: argparse.Namespace, rate: float) -> list[dict]:
     model, batch = build(tower), batch_of(arguments.batch_size)
     steps = ways(model, arguments.mini_batch, arguments.compile)
@@ -124,7 +140,7 @@ def measure(tower: str, arguments: argparse.Namespace, rate: float) -> list[dict
                 "seconds": round(taken, 4),
                 "images_per_second": round(arguments.batch_size / taken, 2),
                 "of_plain": round(taken / median(seconds["plain"][arguments.warmup :]), 3),
-                "peak_mib": round(peak_bytes_of(partial(steps[name], batch)) / 2**20),
+                "peak_mib": round(peak_in_own_process(tower, name, arguments) / 2**20),
                 "weights": sum(each.numel() for each in model.parameters() if each.requires_grad),
                 "gflop_of_a_pair": round(gflop, 2),
                 "of_matmul_rate": round(arguments.batch_size * gflop * 1e9 / taken / rate, 3),
@@ -144,7 +160,11 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=3 if gpu else 1, help="rounds before the timed ones [3, CPU: 1]")
     parser.add_argument("--rounds", type=int, default=10 if gpu else 3, help="timed rounds; the median counts")
     parser.add_argument("--output", type=Path, help="write the result as JSON")
+    parser.add_argument("--peak_of", nargs=2, metavar=("TOWER", "WAY"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.peak_of:
+        print(peak(*arguments.peak_of, arguments))
+        return
     where = environment()
     rate = matmul_rate(torch.bfloat16 if gpu else torch.float32)
     rows = [row for tower in arguments.towers for row in measure(tower, arguments, rate)]

@@ -1,5 +1,7 @@
 """Processes on parts of a batch equal one process on the whole, uneven parts included."""
 
+from importlib.util import find_spec
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -20,6 +22,16 @@ WAYS = (
 )
 
 
+def ways(ids: bool) -> list:
+    """Fused ones too where Triton is installed: with ids only, because its interpreter takes its time."""
+    if not ids or find_spec("triton") is None:
+        return list(WAYS)
+    from hf_vse.objectives.kernels.tiles import TritonTiles
+
+    tiles = {"tiles": TritonTiles((16, 16, 16))}
+    return [*WAYS, (streamed_contrastive_loss, tiles), (streamed_contrastive_loss, tiles | {"negatives": "ring"})]
+
+
 def check_processes(rank: int, world: int, meeting_point: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{meeting_point}", rank=rank, world_size=world)
@@ -35,7 +47,7 @@ def check_processes(rank: int, world: int, meeting_point: str) -> None:
 def check_split(local: slice, loss_type: str, ids: bool) -> None:
     batch = Batch(PAIRS, ids)
     expected = batch.reference(loss_type=loss_type)
-    for loss, options in WAYS:
+    for loss, options in ways(ids):
         found = batch.loss_and_gradients(loss, local, loss_type=loss_type, **options)
         for tensor in found:
             dist.all_reduce(tensor)
