@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 ExecutionName = Literal["auto", "dense", "chunked", "streamed", "fused"]
 SMALL_MATRIX = 2**21  # similarities; 8 MiB
-DEFAULT_CHUNK = 1024  # anchors, of `chunked`
+DEFAULT_CHUNK = 512  # anchors, of `chunked`
 
 
 class Execution(NamedTuple):

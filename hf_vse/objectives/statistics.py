@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 from hf_vse.objectives.exchange import Alone, total
 from hf_vse.objectives.reductions import REDUCTIONS, Hardest, State
 
-CPU_TILE, GPU_TILE = 2**23, 2**26  # elements: 32 MiB stay near the cache, 256 MiB keep a GPU busy
+CPU_TILE, GPU_TILE = 2**22, 2**26  # elements: 16 MiB stay near the cache, 256 MiB keep a GPU busy
 
 
 class Block(NamedTuple):
