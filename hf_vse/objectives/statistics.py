@@ -57,8 +57,11 @@ def part_of(values: Tensor | None, rows: slice) -> Tensor | None:
 class Tiles(Protocol):
     """How the tiles of some rows are computed; `TorchTiles` is the reference."""
 
-    def chunk_size(self, block: Block) -> int:
-        """Rows to compare at once where nobody says so: a tile of constant memory."""
+    def rows_to_reduce(self, block: Block) -> int:
+        """Rows to compare at once in the forward pass, where nobody says so."""
+
+    def rows_to_weigh(self, block: Block) -> int:
+        """The same in the backward pass."""
 
     def reduce(self, name: str, block: Block) -> tuple[State, State]:
         """States of the anchors of a block: those of its rows and those of its columns."""
@@ -70,8 +73,11 @@ class Tiles(Protocol):
 class TorchTiles:
     """Plain torch, in float32."""
 
-    def chunk_size(self, block: Block) -> int:
+    def rows_to_reduce(self, block: Block) -> int:
+        """A tile of constant memory."""
         return max(64, (CPU_TILE if block.rows.device.type == "cpu" else GPU_TILE) // max(1, len(block.columns)))
+
+    rows_to_weigh = rows_to_reduce
 
     def reduce(self, name: str, block: Block) -> tuple[State, State]:
         reduction, logits = REDUCTIONS[name], masked_logits(block)
@@ -85,12 +91,16 @@ class TorchTiles:
         reduction, logits = REDUCTIONS[name], masked_logits(block)
         weights = reduction.slopes(shifted(logits, block.row_offsets, 1), states[0], 1).mul_(gradients[0][:, None])
         of_columns = reduction.slopes(shifted(logits, block.column_offsets, 0), states[1], 0)
-        return weights.addcmul_(of_columns, gradients[1][None, :]).mul_(block.scale)
+        weights = weights.addcmul_(of_columns, gradients[1][None, :]).mul_(block.scale)
+        return weights.to(block.rows.dtype) if by_tensor_cores(block.rows) else weights
 
 
 def masked_logits(block: Block) -> Tensor:
     """k s_ij, and minus infinity where text j is no negative of image i: (a, b) float32."""
-    logits = (block.rows.float() * block.scale) @ block.columns.float().T
+    if by_tensor_cores(block.rows):
+        logits = product(block.rows, block.columns.T).mul_(block.scale)
+    else:
+        logits = (block.rows.float() * block.scale) @ block.columns.float().T
     if block.row_ids is None:
         logits.diagonal(block.first_row - block.first_column).fill_(float("-inf"))
     else:
@@ -108,7 +118,7 @@ def shifted(logits: Tensor, offsets: Tensor | None, dim: int) -> Tensor:
 def reduce_block(tiles: Tiles, name: str, block: Block, chunk_size: int | None) -> tuple[State, State]:
     """States of all anchors of a block, chunk by chunk."""
     row_states, column_state = [], None
-    for _, part in block.parts(chunk_size or tiles.chunk_size(block)):
+    for _, part in block.parts(chunk_size or tiles.rows_to_reduce(block)):
         row_state, seen = tiles.reduce(name, part)
         row_states.append(row_state)
         column_state = seen if column_state is None else REDUCTIONS[name].merge(column_state, seen)
@@ -138,22 +148,27 @@ def gradient_of_block(
     """Gradients by the rows and the columns of a block, float32, chunk by chunk."""
     of_columns = torch.zeros_like(block.columns, dtype=torch.float32)
     of_rows = torch.zeros_like(block.rows, dtype=torch.float32)
-    for rows, part in block.parts(chunk_size or tiles.chunk_size(block)):
+    for rows, part in block.parts(chunk_size or tiles.rows_to_weigh(block)):
         part_states = [each[rows] for each in states[0]], states[1]
         weights = tiles.weights(name, part, part_states, (gradients[0][rows], gradients[1]))
         of_rows[rows] = product(weights, block.columns)
         if weights.dtype == torch.float32:
             of_columns.addmm_(weights.T, part.rows.float())
-        else:
-            of_columns += product(weights.T, part.rows)
+        else:  # a few columns at a time, because the products are not added in place
+            for some, total_of_some in zip(weights.split(8192, dim=1), of_columns.split(8192), strict=True):
+                total_of_some += product(some.T, part.rows)
     return of_rows, of_columns
 
 
+def by_tensor_cores(factor: Tensor) -> bool:
+    return factor.is_cuda and factor.dtype != torch.float32
+
+
 def product(one: Tensor, other: Tensor) -> Tensor:
-    """A matrix product with a float32 result, by the tensor cores where both factors are of 16 bits."""
-    if one.dtype == torch.float32:
-        return one @ other.float()
-    return torch.mm(one, other, out_dtype=torch.float32) if one.is_cuda else one.float() @ other.float()
+    """A matrix product that is added up in float32."""
+    if by_tensor_cores(one):
+        return torch.mm(one, other, out_dtype=torch.float32)
+    return one.float() @ other.float()
 
 
 def gradient_of_winners(
