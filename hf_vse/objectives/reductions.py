@@ -55,7 +55,7 @@ class HingeSum:
         return logits.clamp(min=0)
 
     def slope(self, logits: Tensor) -> Tensor:
-        return (logits > 0).to(logits.dtype)
+        return logits.sign().clamp_(min=0)
 
 
 class SoftplusSum(HingeSum):

@@ -19,7 +19,9 @@ from torch.autograd.function import once_differentiable
 from hf_vse.objectives.exchange import Alone, total
 from hf_vse.objectives.reductions import REDUCTIONS, Hardest, State
 
-CPU_TILE, GPU_TILE = 2**22, 2**26  # elements: 16 MiB stay near the cache, 256 MiB keep a GPU busy
+# Elements of a tile. 32 MiB are what the C allocator gives back to the system (smaller blocks fragment its heap) and
+# stay near the cache of a CPU; 256 MiB keep a GPU busy.
+CPU_TILE, GPU_TILE = 2**23, 2**26
 
 
 class Block(NamedTuple):
@@ -117,12 +119,15 @@ def shifted(logits: Tensor, offsets: Tensor | None, dim: int) -> Tensor:
 
 def reduce_block(tiles: Tiles, name: str, block: Block, chunk_size: int | None) -> tuple[State, State]:
     """States of all anchors of a block, chunk by chunk."""
-    row_states, column_state = [], None
-    for _, part in block.parts(chunk_size or tiles.rows_to_reduce(block)):
-        row_state, seen = tiles.reduce(name, part)
-        row_states.append(row_state)
-        column_state = seen if column_state is None else REDUCTIONS[name].merge(column_state, seen)
-    row_state = [torch.cat(each) for each in zip(*row_states, strict=True)]
+    row_state = column_state = None
+    for rows, part in block.parts(chunk_size or tiles.rows_to_reduce(block)):
+        of_rows, of_columns = tiles.reduce(name, part)
+        if column_state is None:
+            row_state, column_state = [each.new_empty(len(block.rows)) for each in of_rows], of_columns
+        else:
+            column_state = REDUCTIONS[name].merge(column_state, of_columns)
+        for whole, each in zip(row_state, of_rows, strict=True):
+            whole[rows] = each
     if isinstance(REDUCTIONS[name], Hardest):
         row_state[0] = winning_scores(block.rows, block.columns, row_state[1] - block.first_column)
         column_state[0] = winning_scores(block.columns, block.rows, column_state[1] - block.first_row)

@@ -32,9 +32,9 @@ from hf_vse.objectives.kernels import why_not_fused
 TEMPERATURE = 0.07
 PLAIN, OPEN_CLIP = "plain torch nce", "open_clip ClipLoss"
 LOSSES = ("nce", "hardnce", "siglip", "hinge_sum")
-DENSE_MATRICES = 4.5  # of float32 that a dense loss holds at its peak; four were measured
+DENSE_MATRICES = 6  # of float32 that a dense loss needs room for; four were measured
 USEFUL_PRODUCTS = {"hardnce": 1}  # of 2 n^2 dim operations each; every other loss needs three
-MEMORY_SIZES = (4096, 8192, 16384, 32768)
+MEMORY_SIZES = (8192, 16384, 32768)
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
