@@ -121,8 +121,8 @@ def loss_lines(result: dict) -> list[str]:
             f"{row['seconds']:.2f} s", f"{row['of_plain']:.2f}", f"{held['peak_mib']:,.0f}{scaled}",
             f"{100 * held['of_plain']:.1f} %",
         ]  # fmt: skip
-        lines.append(f"| {row['contender'].replace('_', ' ')} | {' | '.join(cells)} |")
-    return [*lines, "", "\\* does not fit into this machine: scaled up from half the batch.", ""]
+        lines.append(f"| {row['contender']} | {' | '.join(cells)} |")
+    return [*lines, "", "\\* scaled up from half the batch, because it comes close to the memory of this machine.", ""]
 
 
 def evaluation_table() -> str:
