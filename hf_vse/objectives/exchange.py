@@ -19,6 +19,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from hf_vse.objectives.reductions import total
+
 Rows = Sequence[Tensor | None]
 Step = Callable[[Rows, int], Sequence[Tensor]]
 Merge = Callable[[Sequence[Tensor], Sequence[Tensor]], Sequence[Tensor]]
@@ -46,11 +48,6 @@ def gathered_parts(local: Tensor, counts: list[int]) -> list[Tensor]:
     parts = [torch.empty_like(padded) for _ in counts]
     dist.all_gather(parts, padded)
     return [part[:count] for part, count in zip(parts, counts, strict=True)]
-
-
-def total(one: Sequence[Tensor], other: Sequence[Tensor]) -> list[Tensor]:
-    """The merge of sums."""
-    return [a + b for a, b in zip(one, other, strict=True)]
 
 
 class Alone:

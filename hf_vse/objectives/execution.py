@@ -105,6 +105,6 @@ def execute_loss(
         negatives, chunk_size = execution.negatives, execution.chunk_size
         return streamed_contrastive_loss(*embeds, negatives=negatives, chunk_size=chunk_size, tiles=tiles, **options)
     chunk_size = None if name == "dense" else execution.chunk_size or DEFAULT_CHUNK
-    if name == "dense" and execution.negatives is None:
+    if name == "dense" and (execution.negatives is None or world_size() == 1):
         return contrastive_loss(*embeds, **options)
     return gathered_contrastive_loss(*embeds, gather=execution.negatives is not None, chunk_size=chunk_size, **options)

@@ -23,6 +23,11 @@ State = list[Tensor]
 ReductionName = Literal["logsumexp", "hardest", "hinge_sum", "softplus_sum"]
 
 
+def total(one: State, other: State) -> State:
+    """The merge of sums."""
+    return [a + b for a, b in zip(one, other, strict=True)]
+
+
 class LogSumExp:
     """State: [log sum e^x]."""
 
@@ -42,11 +47,10 @@ class LogSumExp:
 class HingeSum:
     """State: [sum of max(0, x), sum of the slopes]."""
 
+    merge = staticmethod(total)
+
     def reduce(self, logits: Tensor, dim: int, first: int) -> State:
         return [self.term(logits).sum(dim), self.slope(logits).sum(dim)]
-
-    def merge(self, one: State, other: State) -> State:
-        return [a + b for a, b in zip(one, other, strict=True)]
 
     def slopes(self, logits: Tensor, state: State, dim: int) -> Tensor:
         return self.slope(logits)

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hf_vse.objectives.exchange import Alone, total
-from hf_vse.objectives.reductions import REDUCTIONS, Hardest, State
+from hf_vse.objectives.exchange import Alone
+from hf_vse.objectives.reductions import REDUCTIONS, Hardest, State, total
 
 # Elements of a tile. 32 MiB are what the C allocator gives back to the system (smaller blocks fragment its heap) and
 # stay near the cache of a CPU; 256 MiB keep a GPU busy.
@@ -202,62 +202,65 @@ class Plan(NamedTuple):
     exchange: Alone
     tiles: Tiles
     chunk_size: int | None
-    dtype: torch.dtype = torch.float32  # of the factors of the matrix products, which add up in float32
+    dtype: torch.dtype  # of the factors of the matrix products, which add up in float32
+
+    def visit(self, meet, images, texts, scale, offsets, image_ids, merge, *more: Tensor):
+        """Shows the own images a block of texts at a time; `more` has a row for each text and travels with it."""
+        per_pair = offsets is not None and offsets.ndim == 1
+
+        def step(rows, first: int):
+            columns, ids, column_offsets, *travelled = rows
+            shared = column_offsets if per_pair else offsets
+            return meet(
+                Block(images, columns, self.exchange.first, first, scale, offsets, shared, image_ids, ids), *travelled
+            )
+
+        with torch.autocast(images.device.type, enabled=False):
+            return self.exchange.visit(step, [texts, image_ids, offsets if per_pair else None, *more], merge)
 
 
 class _NegativeStatistics(torch.autograd.Function):
     @staticmethod
     def forward(ctx, images, texts, scale, offsets, image_ids, plan: Plan):
-        per_pair = offsets is not None and offsets.ndim == 1
+        given = images.to(plan.dtype), texts.to(plan.dtype), scale, offsets, image_ids
+        merge = REDUCTIONS[plan.name].merge
         row_state: State | None = None
-        images, texts = images.to(plan.dtype), texts.to(plan.dtype)
 
-        def step(rows, first: int) -> State:
+        def meet(block: Block) -> State:
             nonlocal row_state
-            columns, ids, column_offsets = rows
-            shared = column_offsets if per_pair else offsets
-            block = Block(images, columns, plan.exchange.first, first, scale, offsets, shared, image_ids, ids)
             seen, column_state = reduce_block(plan.tiles, plan.name, block, plan.chunk_size)
-            row_state = seen if row_state is None else REDUCTIONS[plan.name].merge(row_state, seen)
+            row_state = seen if row_state is None else merge(row_state, seen)
             return column_state
 
-        with torch.autocast(images.device.type, enabled=False):
-            travelling = [texts, image_ids, offsets if per_pair else None]
-            column_state = plan.exchange.visit(step, travelling, REDUCTIONS[plan.name].merge)
-        ctx.plan, ctx.per_pair, ctx.width = plan, per_pair, len(row_state)
-        ctx.save_for_backward(images, texts, scale, offsets, image_ids, *row_state, *column_state)
+        column_state = plan.visit(meet, *given, merge)
+        ctx.plan, ctx.width = plan, len(row_state)
+        ctx.save_for_backward(*given, *row_state, *column_state)
         return row_state[0].clone(), column_state[0].clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx, of_image_numbers, of_text_numbers):
-        images, texts, scale, offsets, image_ids, *saved = ctx.saved_tensors
-        plan, row_state, column_state = ctx.plan, saved[: ctx.width], saved[ctx.width :]
+        plan, given, saved = ctx.plan, ctx.saved_tensors[:5], ctx.saved_tensors[5:]
+        images, _, scale, offsets, _ = given
+        row_state, column_state = saved[: ctx.width], saved[ctx.width :]
         of_images = torch.zeros_like(images, dtype=torch.float32)
 
-        def step(rows, first: int) -> list[Tensor]:
-            columns, ids, column_offsets, gradient, *state = rows
-            shared = column_offsets if ctx.per_pair else offsets
-            block = Block(images, columns, plan.exchange.first, first, scale, offsets, shared, image_ids, ids)
-            states, gradients = (row_state, state), (of_image_numbers, gradient)
+        def meet(block: Block, of_columns: Tensor, *state: Tensor) -> list[Tensor]:
+            states, gradients = (row_state, state), (of_image_numbers, of_columns)
             if isinstance(REDUCTIONS[plan.name], Hardest):
-                of_rows, of_columns = gradient_of_winners(block, states, gradients)
+                of_block = gradient_of_winners(block, states, gradients)
             else:
-                of_rows, of_columns = gradient_of_block(
-                    plan.tiles, plan.name, block, states, gradients, plan.chunk_size
-                )
-            of_images.add_(of_rows)
-            return [of_columns]
+                of_block = gradient_of_block(plan.tiles, plan.name, block, states, gradients, plan.chunk_size)
+            of_images.add_(of_block[0])
+            return [of_block[1]]
 
-        with torch.autocast(images.device.type, enabled=False):
-            travelling = [texts, image_ids, offsets if ctx.per_pair else None, of_text_numbers, *column_state]
-            (of_texts,) = plan.exchange.visit(step, travelling, total)
+        (of_texts,) = plan.visit(meet, *given, total, of_text_numbers, *column_state)
         of_scale = of_offsets = None
         if ctx.needs_input_grad[2]:
             of_scale = (of_images * images).sum() / scale
         if ctx.needs_input_grad[3]:
             of_offsets = of_image_numbers * row_state[1] + of_text_numbers * column_state[1]
-            of_offsets = of_offsets if ctx.per_pair else of_offsets.sum()
+            of_offsets = of_offsets if offsets.ndim else of_offsets.sum()
         return of_images, of_texts, of_scale, of_offsets, None, None
 
 

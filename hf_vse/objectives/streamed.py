@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hf_vse.model import losses_vse
 from hf_vse.model.losses_vse import Scalar, objective, reduce_rows
 from hf_vse.objectives.exchange import ExchangeName, exchange
 from hf_vse.objectives.reductions import ReductionName
@@ -61,16 +62,14 @@ def nce(logsumexp: Tensor, own: Tensor, settings: Settings) -> Tensor:
     return F.softplus(logsumexp - own / settings.temperature)
 
 
-def hinge_max(hardest: Tensor, own: Tensor, settings: Settings) -> Tensor:
-    return (settings.margin + hardest - own).clamp(min=0)
+def against_hardest(row_loss: Callable[..., Tensor]) -> Callable[[Tensor, Tensor, Settings], Tensor]:
+    """The row loss itself, on an anchor's own candidate and its hardest negative alone."""
 
+    def loss(hardest: Tensor, own: Tensor, settings: Settings) -> Tensor:
+        scores = torch.stack([own, hardest], dim=1)
+        return row_loss(scores, scores.new_zeros(len(scores), dtype=torch.int64), None, **settings._asdict())
 
-def hardnce(hardest: Tensor, own: Tensor, settings: Settings) -> Tensor:
-    return hinge_max(hardest, own, settings) / settings.temperature
-
-
-def hardnce_smooth(hardest: Tensor, own: Tensor, settings: Settings) -> Tensor:
-    return F.softplus((hardest + settings.margin - own) / settings.temperature)
+    return loss
 
 
 def hinge_sum(total: Tensor, own: Tensor, settings: Settings) -> Tensor:
@@ -83,10 +82,10 @@ def siglip(total: Tensor, own: Tensor, settings: Settings) -> Tensor:
 
 STREAMS: dict[str, Stream] = {
     "nce": Stream("logsumexp", by_temperature, nce),
-    "hardnce": Stream("hardest", plain_similarities, hardnce),
-    "hardnce_smooth": Stream("hardest", plain_similarities, hardnce_smooth),
+    "hardnce": Stream("hardest", plain_similarities, against_hardest(losses_vse.hardnce)),
+    "hardnce_smooth": Stream("hardest", plain_similarities, against_hardest(losses_vse.hardnce_smooth)),
     "hinge_sum": Stream("hinge_sum", violations, hinge_sum),
-    "hinge_max": Stream("hardest", plain_similarities, hinge_max),
+    "hinge_max": Stream("hardest", plain_similarities, against_hardest(losses_vse.hinge_max)),
     "clip": Stream("logsumexp", by_temperature, nce),
     "siglip": Stream("softplus_sum", by_temperature_and_bias, siglip),
 }

@@ -18,9 +18,8 @@ from statistics import median
 import numpy as np
 import torch
 import torch.nn.functional as F
-from measuring import matmul_rate, record
+from measuring import matmul_rate, operations_of, record
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import TrainerCallback
 
 from hf_vse.data.sources import load_pairs
@@ -120,12 +119,11 @@ class StepTimes(TrainerCallback):
 
 
 def gflop_of_a_step(trainer: VSETrainer) -> float:
-    """Arithmetic of the matrix products of one of our steps, forward and backward."""
+    """Arithmetic of one of our steps, forward and backward."""
     batch = next(iter(trainer.get_train_dataloader()))
-    with FlopCounterMode(display=False) as counter:
-        trainer.compute_loss(trainer.model, batch).backward()
+    operations = operations_of(lambda: trainer.compute_loss(trainer.model, batch).backward())
     trainer.model.zero_grad()
-    return counter.get_total_flops() / 1e9
+    return operations / 1e9
 
 
 def main() -> None:

@@ -13,7 +13,6 @@ fresh process. Mapped pages of the file count as memory there, though the system
 """
 
 import argparse
-import resource
 import sys
 import tempfile
 import time
@@ -23,7 +22,7 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-from measuring import record
+from measuring import record, status_bytes
 
 from hf_vse.evaluation.environment import environment
 from hf_vse.evaluation.metrics import RECALL_LEVELS, retrieval_metrics, retrieval_ranks
@@ -126,8 +125,7 @@ def write_gallery(folder: Path, images: int, texts: int, noise: float = 4.6) -> 
 
 
 def peak_gib() -> float:
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+    return status_bytes("VmHWM") / 2**30
 
 
 def evaluate_gallery(folder: Path) -> dict:

@@ -21,7 +21,7 @@ from statistics import median
 
 import torch
 import torch.nn.functional as F
-from measuring import device, matmul_rate, peak_bytes_of, record, seconds_of
+from measuring import device, free_bytes, matmul_rate, peak_bytes_of, record, seconds_of
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -87,12 +87,7 @@ def embeddings(batch: int, dim: int) -> tuple[Tensor, Tensor]:
 
 
 def fits(name: str, batch: int) -> bool:
-    free = (
-        torch.cuda.mem_get_info()[0]
-        if torch.cuda.is_available()
-        else int(next(line for line in Path("/proc/meminfo").open() if "MemAvailable" in line).split()[1]) * 1024
-    )
-    return name not in (PLAIN, OPEN_CLIP) or DENSE_MATRICES * 4 * batch**2 < 0.9 * free
+    return name not in (PLAIN, OPEN_CLIP) or DENSE_MATRICES * 4 * batch**2 < 0.9 * free_bytes()
 
 
 def times(names: list[str], batch: int, dim: int, rounds: int, rate: float) -> list[dict]:
@@ -108,6 +103,7 @@ def times(names: list[str], batch: int, dim: int, rounds: int, rate: float) -> l
         products = USEFUL_PRODUCTS.get(name.split()[0], 3)
         taken = median(each[1:])
         row = {"batch": batch, "dim": dim, "contender": name, "seconds": round(taken, 5)}
+        row["of_rounds"] = [round(seconds, 5) for seconds in each[1:]]
         if PLAIN in seconds:
             row["of_plain"] = round(taken / median(seconds[PLAIN][1:]), 4)
         row["of_matmul_rate"] = round(products * 2 * batch**2 * dim / taken / rate, 4)

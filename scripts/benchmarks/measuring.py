@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 
 def device() -> torch.device:
@@ -55,9 +56,21 @@ def peak_bytes_of(step: Callable[[], Any]) -> int:
     return status_bytes("VmHWM") - before
 
 
-def status_bytes(field: str) -> int:
-    """A memory figure of this process (Linux)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+def operations_of(step: Callable[[], Any]) -> int:
+    """Floating-point operations of the matrix products and convolutions of one call."""
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return counter.get_total_flops()
+
+
+def free_bytes() -> int:
+    """Memory of the device that nobody holds."""
+    return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else status_bytes("MemAvailable", "/proc/meminfo")
+
+
+def status_bytes(field: str, file: str = "/proc/self/status") -> int:
+    """A memory figure of this process, or of the machine (Linux)."""
+    lines = Path(file).read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
 
 

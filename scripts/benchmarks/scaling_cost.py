@@ -10,7 +10,7 @@ Of a step with b pairs on each of P GPUs, D-dimensional float32 embeddings and W
 - texts: gathered twice, their gradient reduced once, each GPU sends about (P - 1) b D 4 bytes three times.
 
 Nothing is taken to overlap, reading of images is taken to keep up. Where no step has been recorded on a GPU, its speed
-is the measured rate of a matrix product times an assumed share, and the record says so.
+is a stated rate of matrix products times an assumed share, and the record says so.
 """
 
 import argparse
@@ -21,8 +21,8 @@ from typing import NamedTuple
 from measuring import record
 
 RESULTS = Path(__file__).parent / "results"
-# One H200: matrix products of bfloat16, measured. Share of it that a whole training step reaches: assumed, and low for
-# convolutions, which wait for memory.
+# One H200: matrix products of bfloat16, stated, without a record here. Share of it that a whole training step reaches:
+# assumed, and low for convolutions, which wait for memory.
 MATMUL_RATE = 790e12
 ASSUMED_SHARE = {"resnet50": 0.1, "resnet152": 0.1, "vit_b_16": 0.35}
 # Bytes a second that one GPU sends: NVLink in a machine of 8; between machines one 400 Gbit/s adapter for each GPU.
@@ -93,9 +93,7 @@ def main() -> None:
     found = towers()
     result = {
         "what": "hours of one pass over the pairs, computed; nothing overlaps",
-        "speed_of_a_gpu": "measured"
-        if found[0].measured
-        else "assumed share of the measured rate of a matrix product",
+        "speed_of_a_gpu": "measured" if found[0].measured else "assumed share of the stated rate of matrix products",
         "matmul_tflops": MATMUL_RATE / 1e12,
         "assumed_share": None if found[0].measured else ASSUMED_SHARE,
         "gigabytes_per_second": {"within a machine": WITHIN_MACHINE / 1e9, "between": BETWEEN_MACHINES / 1e9},

@@ -18,9 +18,8 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from measuring import device, matmul_rate, peak_bytes_of, record, seconds_of
+from measuring import device, matmul_rate, operations_of, peak_bytes_of, record, seconds_of
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 
 from hf_vse.evaluation.environment import environment
@@ -98,14 +97,6 @@ def ways(model: VSEModel, mini_batch: int, compiled: bool) -> dict[str, Step]:
     return found
 
 
-def gflop_of(step: Step, batch: dict[str, Tensor]) -> float:
-    """Arithmetic of one pair, forward and backward."""
-    with FlopCounterMode(display=False) as counter:
-        step.loss(batch).backward()
-    step.optimizer.zero_grad()
-    return counter.get_total_flops() / len(batch["input_ids"]) / 1e9
-
-
 def peak(tower: str, way: str, arguments: argparse.Namespace) -> int:
     """Peak bytes of a step beyond weights, optimizer and batch, in this process."""
     step = ways(build(tower), arguments.mini_batch, arguments.compile)[way]
@@ -123,7 +114,7 @@ def peak_in_own_process(tower: str, way: str, arguments: argparse.Namespace) -> 
 def measure(tower: str, arguments: argparse.Namespace, rate: float) -> list[dict]:
     model, batch = build(tower), batch_of(arguments.batch_size)
     steps = ways(model, arguments.mini_batch, arguments.compile)
-    gflop = gflop_of(steps["plain"], batch)
+    gflop = operations_of(partial(steps["plain"], batch)) / arguments.batch_size / 1e9
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for _ in tqdm(range(arguments.warmup + arguments.rounds), tower):
         for name, step in steps.items():

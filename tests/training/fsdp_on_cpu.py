@@ -33,6 +33,9 @@ class Sharded(TrainerCallback):
     def on_step_end(self, args, state, control, model=None, **kwargs):
         assert all(isinstance(parameter, DTensor) for parameter in model.parameters()), "the model is not sharded"
 
+    def on_train_end(self, args, state, control, **kwargs):
+        print(f"sharded in {state.global_step} steps")
+
 
 class ShardedTrainer(trainer.VSETrainer):
     def __init__(self, *args, **kwargs):

@@ -95,7 +95,8 @@ def test_two_processes_train_as_one_on_the_same_global_batch(loss_type, frozen, 
     runs = {"one": (1, 16, (), {})} | {way: (2, 8, *TWO_PROCESSES[way]) for way in ways}
     for name, (processes, batch, wrapper, execution) in runs.items():
         own = execution | {"per_device_train_batch_size": batch, "frozen_cache_dir": tmp_path / f"{name}-cache"}
-        train(data_dir, tmp_path / name, processes, wrapper, **options | own)
+        done = train(data_dir, tmp_path / name, processes, wrapper, **options | own)
+        assert ("sharded in 30 steps" in done.stdout) == (wrapper == SHARDED)
         # training and validation captions
         assert len(list(own["frozen_cache_dir"].rglob("*.arrow"))) == (2 if frozen else 0)
     metrics = {name: json.loads((tmp_path / name / "metrics.json").read_text()) for name in runs}

@@ -63,6 +63,24 @@ def tile_of_logits(
 
 
 @triton.jit
+def tile_of_program(
+    rows, columns, row_ids, column_ids, scale, n_rows, n_columns, dim, shift,
+    HAS_IDS: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, BLOCK_DIM: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
+    """What a program works on: its block row and column, their rows and columns, and the tile of logits."""
+    row_blocks, column_blocks = tl.cdiv(n_rows, BLOCK_ROWS), tl.cdiv(n_columns, BLOCK_COLUMNS)
+    row_block, column_block = place_of_program(row_blocks, column_blocks, GROUP)
+    i = row_block * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    j = column_block * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
+    tile = tile_of_logits(
+        rows, columns, row_ids, column_ids, scale, i, j, n_rows, n_columns, dim, shift,
+        HAS_IDS, PRECISION, WIDEN, BLOCK_ROWS, BLOCK_COLUMNS, BLOCK_DIM,
+    )  # fmt: skip
+    return row_block, column_block, i, j, tile
+
+
+@triton.jit
 def with_offsets(tile, offsets, places, n, AXIS: tl.constexpr, OFFSETS: tl.constexpr):
     """Logits with the offsets of the anchors, which lie along `AXIS`."""
     if OFFSETS == SHARED_OFFSET:
@@ -112,13 +130,9 @@ def reduce_kernel(
     CODE: tl.constexpr, OFFSETS: tl.constexpr, HAS_IDS: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, BLOCK_DIM: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    row_blocks, column_blocks = tl.cdiv(n_rows, BLOCK_ROWS), tl.cdiv(n_columns, BLOCK_COLUMNS)
-    row_block, column_block = place_of_program(row_blocks, column_blocks, GROUP)
-    i = row_block * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    j = column_block * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
-    tile = tile_of_logits(
-        rows, columns, row_ids, column_ids, scale, i, j, n_rows, n_columns, dim, shift,
-        HAS_IDS, PRECISION, WIDEN, BLOCK_ROWS, BLOCK_COLUMNS, BLOCK_DIM,
+    row_block, column_block, i, j, tile = tile_of_program(
+        rows, columns, row_ids, column_ids, scale, n_rows, n_columns, dim, shift,
+        HAS_IDS, PRECISION, WIDEN, BLOCK_ROWS, BLOCK_COLUMNS, BLOCK_DIM, GROUP,
     )  # fmt: skip
     of_rows = with_offsets(tile, row_offsets, i, n_rows, 0, OFFSETS)
     store_state(of_rows, row_first, row_second, column_block, i, column_block * BLOCK_COLUMNS, n_rows, 1, CODE)
@@ -133,13 +147,9 @@ def weights_kernel(
     CODE: tl.constexpr, OFFSETS: tl.constexpr, HAS_IDS: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, BLOCK_DIM: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    row_blocks, column_blocks = tl.cdiv(n_rows, BLOCK_ROWS), tl.cdiv(n_columns, BLOCK_COLUMNS)
-    row_block, column_block = place_of_program(row_blocks, column_blocks, GROUP)
-    i = row_block * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    j = column_block * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
-    tile = tile_of_logits(
-        rows, columns, row_ids, column_ids, scale, i, j, n_rows, n_columns, dim, shift,
-        HAS_IDS, PRECISION, WIDEN, BLOCK_ROWS, BLOCK_COLUMNS, BLOCK_DIM,
+    row_block, column_block, i, j, tile = tile_of_program(
+        rows, columns, row_ids, column_ids, scale, n_rows, n_columns, dim, shift,
+        HAS_IDS, PRECISION, WIDEN, BLOCK_ROWS, BLOCK_COLUMNS, BLOCK_DIM, GROUP,
     )  # fmt: skip
     of_rows = slopes(with_offsets(tile, row_offsets, i, n_rows, 0, OFFSETS), row_state, i, n_rows, 0, CODE)
     of_columns = slopes(
@@ -187,11 +197,9 @@ class TritonTiles:
         numbers = (state[0].masked_fill(state[0].isneginf(), 0.0) for state in states)
         of_anchors = [each.contiguous() for each in (*numbers, *gradients)]
         weights = block.rows.new_empty(len(block.rows), len(block.columns))
-        blocks = (
-            triton.cdiv(len(block.rows), options["BLOCK_ROWS"]),
-            triton.cdiv(len(block.columns), options["BLOCK_COLUMNS"]),
-        )
-        weights_kernel[(blocks[0] * blocks[1],)](*inputs(block), *of_anchors, weights, *sizes(block), **options)
+        row_blocks, column_blocks = count_blocks(block, options)
+        grid = (row_blocks * column_blocks,)
+        weights_kernel[grid](*inputs(block), *of_anchors, weights, *sizes(block), **options)
         return weights
 
     def options(self, name: str, block: Block, tiles: dict[str, tuple[int, int, int]]) -> dict:
