@@ -40,7 +40,7 @@ test-timm: .venv-timm/installed
 
 $(VENV)/installed: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install -q -c $(CONSTRAINTS) -e '.[test,plots,index,eval,minilm,kernels]'
+	$(VENV)/bin/pip install -q -c $(CONSTRAINTS) -e '.[test,plots,index,eval,minilm,kernels,demo,onnx,sentence,browser]'
 	touch $@
 
 .venv-timm/installed: pyproject.toml
