@@ -16,12 +16,17 @@ def raised_here(error: BaseException) -> bool:
     return frame is not None and Path(frame.tb_frame.f_code.co_filename).is_relative_to(PACKAGE)
 
 
+def is_refusal(error: BaseException) -> bool:
+    """Whether the package refused its input, or lacks an optional one: something a person can mend."""
+    return isinstance(error, ValueError | OSError | ImportError) and raised_here(error)
+
+
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """Around a script: ends it with `error: ...` where the package refused its input."""
     try:
         yield
-    except (ValueError, OSError) as error:
-        if not raised_here(error):
+    except Exception as error:
+        if not is_refusal(error):
             raise
         sys.exit(f"error: {error}")

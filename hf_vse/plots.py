@@ -217,6 +217,29 @@ def plot_retrieval_grid(
     return _save(figure, path)
 
 
+def plot_contact_sheet(
+    title: str, images: Sequence[Image.Image], labels: Sequence[str], path: str | Path, columns: int = 5
+) -> Path:
+    """The pictures found for one query, best first, in rows of `columns`, with a line below each.
+
+    Raises:
+        ValueError: if there is no picture, or not one label for each.
+    """
+    if not images or len(images) != len(labels):
+        raise ValueError(f"there are {len(images)} images and {len(labels)} labels: give one label for each image")
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    figure = _figure(2.0 * columns, 0.5 + 2.2 * rows)
+    _take_literally([figure.suptitle(textwrap.fill(title, 24 * columns), x=0.02, ha="left", fontsize=12)])
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for axes, image, label in zip(grid.flat, images, labels, strict=False):
+        _draw_found(axes, image, right=False, score=None)
+        _take_literally([axes.set_xlabel(textwrap.shorten(label, 30, placeholder="..."), fontsize=8, color=_QUIET)])
+    return _save(figure, path)
+
+
 def _check_grid(queries: Sequence[str], images: Sequence, correct: Sequence, scores: Sequence | None) -> None:
     if not queries or not any(images):
         raise ValueError(f"queries has {len(queries)} sentences and images nothing to show: give at least one of each")

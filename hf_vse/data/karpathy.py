@@ -104,6 +104,17 @@ def load_karpathy(
     return DatasetDict({split: whole.select([entry.row for entry in group]) for split, group in groups.items()})
 
 
+def image_files(name: str, data_dir: str | Path, split_file: str | Path | None = None) -> list[str]:
+    """The file of every image of the split JSON in its order, also where there is none: `--features` has such rows."""
+    data_dir = Path(data_dir).absolute()
+    entries, num_rows = read_split_file(_find_split_file(name, data_dir, split_file))
+    found = _find_images(data_dir, entries)
+    files = [""] * num_rows
+    for entry in entries:
+        files[entry.row] = found.get(entry.filename, str(data_dir / entry.filename))
+    return files
+
+
 def _find_split_file(name: str, data_dir: Path, split_file: str | Path | None) -> Path:
     if split_file is not None:
         for path in (Path(split_file), data_dir / split_file):

@@ -4,7 +4,6 @@ Every image is encoded once, however many captions it has, and sentences are enc
 several processes each one encodes its share. An image that cannot be read is left out with its captions, and counted.
 """
 
-from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,18 +12,14 @@ from accelerate import PartialState
 from accelerate.utils import gather
 from datasets import Dataset
 from torch import Tensor
-from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 
-from hf_vse.data.collator import VSECollator
+from hf_vse.data.encoding import UNREAD, batches_of, encode_images, encode_texts
 from hf_vse.data.features import FeatureRows
 from hf_vse.data.pairs import undecoded_images
-from hf_vse.data.schema import CAPTION_FEATURES, CAPTIONS, IMAGE, flatten_captions
+from hf_vse.data.schema import CAPTION_FEATURES, CAPTIONS, flatten_captions
 from hf_vse.evaluation.metrics import fold_metrics, retrieval_metrics
 from hf_vse.model.modeling_vse import VSEModel
-from hf_vse.model.processing_vse import VSEFeatureProcessor, VSEProcessor
-
-UNREAD = float("inf")  # fills the row of an image that cannot be read; a diverged model gives NaN, never this
+from hf_vse.model.processing_vse import VSEProcessor
 
 
 class PairEmbeddings(NamedTuple):
@@ -53,46 +48,6 @@ def gather_shares(share: Tensor, total: int) -> Tensor:
 
 
 @torch.no_grad()
-def encode_images(
-    model: VSEModel, processor: VSEProcessor, images: Dataset, batch_size: int, num_workers: int, progress: bool
-) -> Tensor:
-    """Unit vectors of the images, (images, dim) float32 on the CPU; `UNREAD` where one cannot be read."""
-    reader = VSECollator(processor, max_broken_share=1.0)
-    from_pixels = IMAGE in images.column_names
-    prepare = processor.image_processor if from_pixels else VSEFeatureProcessor()
-
-    def collate(rows: list[dict]) -> tuple[list[bool], dict[str, Tensor]]:
-        values = [next(iter(row.values())) for row in rows]
-        decoded = [reader.read(value) for value in values] if from_pixels else values
-        readable = [image for image in decoded if image is not None]
-        inputs = dict(prepare(readable, return_tensors="pt")) if readable else {}
-        return [image is not None for image in decoded], inputs
-
-    embeds = torch.full((len(images), model.config.projection_dim), UNREAD)
-    loader = DataLoader(images, batch_size=batch_size, collate_fn=collate, num_workers=num_workers)
-    first = 0
-    for readable, inputs in tqdm(loader, "encoding images", leave=False, disable=not progress):
-        rows = torch.arange(first, first + len(readable))[torch.tensor(readable)]
-        first += len(readable)
-        if inputs:
-            embeds[rows] = model(**to_device(inputs, model)).image_embeds.float().cpu()
-    return embeds
-
-
-@torch.no_grad()
-def encode_texts(
-    model: VSEModel, processor: VSEProcessor, texts: Sequence[str], batch_size: int, progress: bool
-) -> Tensor:
-    """Unit vectors of the sentences, (texts, dim) float32 on the CPU, encoded shortest first."""
-    embeds = torch.empty(len(texts), model.config.projection_dim)
-    by_length = sorted(range(len(texts)), key=lambda place: len(texts[place]))
-    for places in tqdm(list(batches_of(by_length, batch_size)), "encoding texts", leave=False, disable=not progress):
-        inputs = processor(text=[texts[place] for place in places])
-        embeds[places] = model(**to_device(inputs, model)).text_embeds.float().cpu()
-    return embeds
-
-
-@torch.no_grad()
 def embed_caption_features(model: VSEModel, features: FeatureRows, batch_size: int) -> Tensor:
     """The same for sentences whose text tower has been run: all processes compute the little that is left."""
     embeds = []
@@ -100,14 +55,6 @@ def embed_caption_features(model: VSEModel, features: FeatureRows, batch_size: i
         pooled = torch.from_numpy(np.concatenate([features[row] for row in rows])).to(model.device)
         embeds.append(model(text_features=pooled).text_embeds.float().cpu())
     return torch.cat(embeds)
-
-
-def batches_of(places: list[int], batch_size: int) -> Iterator[list[int]]:
-    return (places[start : start + batch_size] for start in range(0, len(places), batch_size))
-
-
-def to_device(inputs: dict[str, Tensor], model: VSEModel) -> dict[str, Tensor]:
-    return {name: tensor.to(model.device) for name, tensor in inputs.items()}
 
 
 def embed_pairs(

@@ -160,6 +160,19 @@ def build_model(model: ModelArguments, processor: VSEProcessor, train: Dataset |
         return VSEModel.from_towers(image, text, **{"text_pooling": "last" if recurrent else "mean"} | options)
 
 
+def build_image_side(model: ModelArguments) -> tuple[VSEModel, VSEProcessor]:
+    """A pretrained image tower inside a model whose text side is a stub, to run the tower alone."""
+    given = model.image_tower if model.image_tower_weights is None else None
+    tower = given or timm_tower(model.image_tower, model.image_tower_weights)
+    with loading("image_tower", model.image_tower):
+        if model.image_tower.startswith("timm/"):
+            image_processor = default_image_processor(model)
+        else:
+            image_processor = AutoImageProcessor.from_pretrained(model.image_tower)
+        stub = {"model_type": GRU_MODEL_TYPE, "vocab_size": 8, "word_dim": 8, "hidden_size": 8}
+        return VSEModel.from_towers(tower, stub, projection_dim=8), VSEProcessor(image_processor)
+
+
 def timm_tower(name: str | None, weights: str) -> PreTrainedModel:
     """A timm network without its classifier, its weights from a local safetensors file.
 

@@ -23,14 +23,14 @@ from datasets.table import InMemoryTable
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import PreTrainedTokenizerBase
 
 from hf_vse.data.collator import VSECollator
+from hf_vse.data.digests import images_digest, tokenizer_digest, weights_digest
+from hf_vse.data.encoding import batches_of, to_device
 from hf_vse.data.images import check_broken_share
 from hf_vse.data.pairs import undecoded_images
 from hf_vse.data.schema import CAPTION_FEATURES, CAPTIONS, IMAGE, flatten_captions, view_column
 from hf_vse.data.transforms import Augmentation
-from hf_vse.evaluation.evaluator import batches_of, to_device
 from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.model.processing_vse import VSEProcessor
 from hf_vse.training.arguments import VSETrainingArguments
@@ -179,35 +179,6 @@ def cache_folder(root: Path, kind: str, tower: nn.Module, described: dict[str, A
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "described.json").write_text(text, encoding="utf-8")
     return folder
-
-
-def weights_digest(tower: nn.Module) -> str:
-    """Sixteen bytes, in hexadecimal, that change with any weight or statistic of the tower."""
-    digest = blake2b(digest_size=16)
-    for name, tensor in sorted(tower.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Of the vocabulary and the rules, without the padding and truncation of the latest call."""
-    rules = json.loads(tokenizer.backend_tokenizer.to_str()) | {"padding": None, "truncation": None}
-    return blake2b(json.dumps(rules, sort_keys=True).encode(), digest_size=16).hexdigest()
-
-
-def images_digest(images: Dataset) -> str:
-    """Of the contents of embedded images; of files by name, size and time of their last change."""
-    digest = blake2b(digest_size=16)
-    for row in images:
-        value = row[IMAGE]
-        if value["bytes"] is not None:
-            digest.update(value["bytes"])
-        else:
-            path = Path(value["path"])
-            there = path.stat() if path.is_file() else None
-            digest.update(f"{path.name} {there and (there.st_size, there.st_mtime_ns)}".encode())
-    return digest.hexdigest()
 
 
 def compute(folder: Path, total: int, encode: Callable[[range], pa.Table], title: str) -> pa.Table:

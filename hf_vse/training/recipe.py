@@ -158,7 +158,7 @@ def check_key(key: str, where: str) -> None:
     if name in known and (not parts or name in ("vision_config", "text_config")):
         return
     near = get_close_matches(name, [*known, "stages"], n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else "see `scripts/train.py --help` for the keys there are"
+    hint = f"did you mean {near[0]!r}?" if near else "see `hf-vse train --fields` for the keys there are"
     raise ValueError(f"{where}: unknown key {key!r}; {hint}")
 
 

@@ -64,7 +64,7 @@ def test_stages_override_and_the_command_line_overrides_them(tmp_path):
         ("seed: 1", ["--los_type", "nce"], "command line: unknown key 'los_type'; did you mean 'loss_type'"),
         ("stages: [{name: a, tempreture: 1}]", [], "stage 'a': unknown key 'tempreture'; did you mean 'temperature'"),
         ("stages: [{name: a}, {loss_type: nce}]", [], "every entry of stages needs a `name`"),
-        ("zzzzqqqq: 1", [], "unknown key 'zzzzqqqq'; see `scripts/train.py --help`"),
+        ("zzzzqqqq: 1", [], "unknown key 'zzzzqqqq'; see `hf-vse train --fields`"),
         ("[1, 2]", [], "must hold `key: value` lines, got a list"),
         ("a: b: c", [], "is not valid YAML"),
         ("seed: 1", ["stray"], "'stray' belongs to no field; write --field value"),

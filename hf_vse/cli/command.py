@@ -1,0 +1,62 @@
+"""What the commands have in common."""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hf_vse
+
+PACKAGE = Path(hf_vse.__file__).parent
+DATA_OPTIONS = ("data_dir", "split_file", "features", "image_column", "caption_column")
+
+
+@dataclass
+class Result:
+    """What a command gives: `record` for programs, `text` for people."""
+
+    record: Any
+    text: str
+
+
+def command_parser(name: str, description: str, examples: str) -> argparse.ArgumentParser:
+    """A parser whose help ends with examples, with the options that every command takes."""
+    parser = argparse.ArgumentParser(
+        prog=f"hf-vse {name}",
+        description=description,
+        epilog="examples:\n" + examples.strip("\n"),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as JSON, errors too")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars, no remarks")
+    return parser
+
+
+def add_data_options(parser: argparse.ArgumentParser, dataset: str | None, note: str) -> None:
+    """The options of `load_pairs`."""
+    group = parser.add_argument_group("data")
+    group.add_argument(
+        "--dataset", default=dataset, metavar="NAME", help=f"scenes, coco, flickr30k, flickr8k, ...{note}"
+    )
+    group.add_argument("--data_dir", metavar="DIR", help="folder with the images and the captions file")
+    group.add_argument("--split_file", metavar="FILE", help="Karpathy's split JSON, where it is not in data_dir")
+    group.add_argument(
+        "--features", metavar="FILE", help="array (npy, safetensors) that takes the place of the images"
+    )
+    group.add_argument("--image_column", metavar="NAME", help="column of the images, where its name does not tell")
+    group.add_argument("--caption_column", metavar="NAME", help="column of the captions, where its name does not tell")
+
+
+def data_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Those given, for `load_pairs`."""
+    return {name: value for name in DATA_OPTIONS if (value := getattr(arguments, name)) is not None}
+
+
+def bundled(name: str) -> Path:
+    """A folder that comes with the package: in an installed one beside the modules, in a checkout where it is kept.
+
+    `recipes` is `scripts/recipes` of the checkout, `spaces_demo` has the same name.
+    """
+    in_checkout = {"recipes": PACKAGE.parent / "scripts" / "recipes", "spaces_demo": PACKAGE.parent / "spaces_demo"}
+    installed = PACKAGE / "bundled" / name
+    return installed if installed.is_dir() else in_checkout[name]

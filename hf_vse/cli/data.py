@@ -1,0 +1,70 @@
+"""`hf-vse data`."""
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from hf_vse.cli.command import Result, add_data_options, command_parser, data_options
+
+DESCRIPTION = """show: what a data set holds, as training will see it. push: the same as parquet shards on the Hub, the
+images in them, with a card. Publish only what you may: the photographs of COCO and Flickr belong to their authors."""
+EXAMPLES = """
+  hf-vse data show --dataset coco --data_dir DIR
+  hf-vse data show --dataset imagefolder --data_dir my_photos --json
+  hf-vse data push org/my-photos --dataset imagefolder --data_dir my_photos --private"""
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = command_parser("data", DESCRIPTION, EXAMPLES)
+    parser.add_argument("action", choices=["show", "push"])
+    parser.add_argument("repo_id", nargs="?", help="push: organisation/name on the Hub")
+    add_data_options(parser, "scenes", " [scenes]")
+    parser.add_argument("--private", action="store_true", default=None, help="push: visible to you alone")
+    parser.add_argument("--license", help="push: of the data, such as cc-by-4.0; goes into the card")
+    parser.add_argument("--token", help="push: access token [the one of `hf auth login`]")
+    arguments = parser.parse_args(argv)
+    if (arguments.action == "push") != (arguments.repo_id is not None):
+        parser.error("push needs organisation/name, show takes none")
+    return arguments
+
+
+def run(arguments: argparse.Namespace) -> Result:
+    from hf_vse.data.sources import load_pairs
+
+    splits = load_pairs(arguments.dataset, **data_options(arguments))
+    if arguments.action == "show":
+        record = {name: describe(split) for name, split in splits.items()}
+        return Result(record, table(record))
+    from hf_vse.hub.data import push_data
+
+    options = {"private": arguments.private, "license": arguments.license, "token": arguments.token}
+    url = push_data(splits, arguments.repo_id, source=arguments.dataset, **options)
+    return Result({"dataset": url}, f"dataset   {url}\nread it   load_pairs({arguments.repo_id!r})")
+
+
+def describe(split: Any) -> dict[str, Any]:
+    from hf_vse.data.schema import CAPTIONS, IMAGE_ID, fingerprint
+
+    plain = split.with_format(None)
+    captions = plain[CAPTIONS][:]
+    words = [len(caption.split()) for of_image in captions for caption in of_image]
+    return {
+        "images": len(captions),
+        "captions": len(words),
+        "captions_per_image": round(len(words) / max(1, len(captions)), 2),
+        "words_per_caption": round(sum(words) / max(1, len(words)), 1),
+        "fingerprint": fingerprint(plain[IMAGE_ID][:], captions),
+        "columns": split.column_names,
+        "example": captions[0][0] if words else "",
+    }
+
+
+def table(record: dict[str, dict[str, Any]]) -> str:
+    lines = [f"{'':<12}{'images':>10}{'captions':>10}{'per image':>11}{'words':>7}  fingerprint"]
+    for name, facts in record.items():
+        lines.append(
+            f"{name:<12}{facts['images']:>10,}{facts['captions']:>10,}{facts['captions_per_image']:>11}"
+            f"{facts['words_per_caption']:>7}  {facts['fingerprint']}"
+        )
+    first = next(iter(record.values()))
+    return "\n".join([*lines, f"columns     {', '.join(first['columns'])}", f"such as     {first['example']}"])

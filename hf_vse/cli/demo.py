@@ -1,0 +1,146 @@
+"""`hf-vse demo`."""
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hf_vse.cli.command import Result, add_data_options, bundled, command_parser, data_options
+
+DESCRIPTION = """Opens the demo page with a model: type a sentence and see photographs, drop a photograph and see
+sentences, label photographs, add your own. Without --model it takes runs/quickstart, or trains a small model first
+(once, under a minute). Without --dataset it shows what the model was trained on."""
+EXAMPLES = """
+  hf-vse demo                                                generated scenes, nothing to download
+  hf-vse demo --model runs/flickr8k_photos --data_dir DIR    the photographs of its validation split
+  hf-vse demo --model org/vse-flickr8k --dataset org/my-photos
+  hf-vse demo --model DIR --compare OTHER_DIR --port 7861"""
+QUICKSTART = Path("runs/quickstart")
+SMALL_RUN = ("--difficulty", "easy", "--num_train", "1200", "--num_eval", "300", "--num_train_epochs", "4")
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = command_parser("demo", DESCRIPTION, EXAMPLES)
+    parser.add_argument("--model", help="model folder or Hub id [runs/quickstart]")
+    parser.add_argument("--compare", help="a second model, to see both side by side")
+    add_data_options(parser, None, "; a Hub id, parquet file or image folder is read by the page itself")
+    parser.add_argument("--split", help="split to show [validation, else test, else train]")
+    parser.add_argument("--max_images", type=int, help="photographs in the gallery at most [5000]")
+    parser.add_argument("--title", help="heading of the page")
+    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 to be reached from other machines [127.0.0.1]")
+    parser.add_argument("--port", type=int, help="[7860, or the next that is free]")
+    return parser.parse_args(argv)
+
+
+def run(arguments: argparse.Namespace) -> Result | None:
+    require_gradio()
+    model = arguments.model or default_model(arguments.quiet)
+    settings = {
+        "VSE_MODEL": model,
+        "VSE_COMPARE": arguments.compare,
+        "VSE_DATASET": photographs(arguments, model),
+        "VSE_SPLIT": arguments.split,
+        "VSE_MAX_IMAGES": arguments.max_images,
+        "VSE_TITLE": arguments.title,
+        "GRADIO_SERVER_NAME": arguments.host,
+        "GRADIO_SERVER_PORT": arguments.port,
+    }
+    given = {name: str(value) for name, value in settings.items() if value is not None}
+    for name in ("VSE_MODEL", "VSE_COMPARE", "VSE_DATASET"):  # the page runs in its own folder
+        if name in given and Path(given[name]).exists():
+            given[name] = str(Path(given[name]).absolute())
+    done = subprocess.run([sys.executable, "app.py"], cwd=bundled("spaces_demo"), env=os.environ | given, check=False)
+    if done.returncode not in (0, -2, 130):
+        raise ValueError(f"the page ended with exit code {done.returncode}; its last lines say why")
+    return None
+
+
+def require_gradio() -> None:
+    from importlib.util import find_spec
+
+    if not find_spec("gradio"):
+        raise ImportError("the demo needs gradio: pip install 'hf_vse[demo]'")
+
+
+def cache() -> Path:
+    from huggingface_hub.constants import HF_HOME
+
+    return Path(HF_HOME) / "hf_vse_demo"
+
+
+def default_model(quiet: bool) -> str:
+    """The model of the quickstart, or a small one that is trained now and kept."""
+    if (QUICKSTART / "model.safetensors").is_file():
+        return str(QUICKSTART)
+    folder = cache() / "model"
+    if not (folder / "model.safetensors").is_file():
+        print("no model yet: training a small one on generated scenes, once", file=sys.stderr)
+        command = [sys.executable, "-m", "hf_vse.cli", "train", "quickstart", *SMALL_RUN, "--output_dir", str(folder)]
+        subprocess.run([*command, *(["--quiet"] if quiet else [])], check=True, stdout=sys.stderr)
+    return str(folder)
+
+
+def photographs(arguments: argparse.Namespace, model: str) -> str:
+    """What the page reads: a path or Hub id as given, or a parquet file of a data set that `load_pairs` knows."""
+    from hf_vse.data.sources import SOURCES
+
+    given = data_options(arguments)
+    if arguments.dataset is not None and arguments.dataset not in SOURCES and not given:
+        return arguments.dataset
+    from hf_vse.evaluation.run import data_settings, held_out
+
+    settings = data_settings(model, arguments.dataset, given)
+    return str(write_parquet(settings.pop("dataset"), arguments.split, settings, held_out(model)))
+
+
+def write_parquet(dataset: str, split: str | None, settings: dict[str, Any], held_out: dict[str, float]) -> Path:
+    """One split with its photographs in one file, in the cache, named after its content."""
+    from hf_vse.data.schema import CAPTIONS, IMAGE, IMAGE_ID, fingerprint
+    from hf_vse.data.sources import load_pairs, with_validation
+
+    splits = load_pairs(dataset, **settings)
+    if split in (None, "validation") and "test" not in splits and "train" in splits:
+        splits = with_validation(splits, **held_out)
+    names = [split] if split else ["validation", "test", "train"]
+    chosen = next((splits[name] for name in names if name in splits), None)
+    if chosen is None:
+        raise ValueError(f"{dataset} has no split {split!r}; choose with --split: {', '.join(splits)}")
+    if IMAGE not in chosen.column_names:
+        raise ValueError(f"{dataset} was read as features: the page needs photographs; leave out --features")
+    plain = chosen.with_format(None)
+    name = fingerprint(plain[IMAGE_ID][:], plain[CAPTIONS][:])
+    path = cache() / "galleries" / f"{dataset.replace('/', '-')}-{name}.parquet"
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(".new")
+        with_bytes(chosen.select_columns([IMAGE, IMAGE_ID, CAPTIONS])).to_parquet(str(unfinished))
+        unfinished.replace(path)
+    return path
+
+
+def with_bytes(split: Any) -> Any:
+    """The split with the contents of its image files in it, those that cannot be read left out."""
+    from datasets import Image
+
+    from hf_vse.data.images import BrokenImageError, decode_image
+    from hf_vse.data.schema import IMAGE
+
+    def embed(row: dict[str, Any]) -> dict[str, Any]:
+        value = row[IMAGE]
+        if value["bytes"] is None:
+            path = Path(value["path"])
+            value = {"bytes": path.read_bytes() if path.is_file() else b"", "path": path.name}
+        return {IMAGE: value}
+
+    def sound(row: dict[str, Any]) -> bool:
+        try:
+            decode_image(row[IMAGE])
+        except BrokenImageError:
+            return False
+        return True
+
+    raw = split.cast_column(IMAGE, Image(decode=False))
+    return raw.map(embed, desc="reading images").filter(sound, desc="checking images").cast_column(IMAGE, Image())

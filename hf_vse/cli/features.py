@@ -1,0 +1,114 @@
+"""`hf-vse features`."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hf_vse.cli.command import Result, add_data_options, command_parser, data_options
+
+DESCRIPTION = """Runs a frozen image tower over a data set once and keeps its outputs, so that many trainings can read
+them instead of the photographs. For coco, flickr30k and flickr8k OUTPUT is a .npy file with a row for each image of
+the split file, as --features takes it; for other data a folder that --dataset OUTPUT opens. Interrupted, the same
+command goes on."""
+EXAMPLES = """
+  hf-vse features --dataset flickr8k --data_dir DIR --image_tower timm/resnet152.a1_in1k --output DIR/resnet152.npy
+  hf-vse train flickr8k_features_nce --data_dir DIR --features resnet152.npy
+  hf-vse features --dataset imagefolder --data_dir my_photos --model org/vse-hardnce --output my_features"""
+KARPATHY = ("coco", "flickr30k", "flickr8k")
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = command_parser("features", DESCRIPTION, EXAMPLES)
+    tower = parser.add_mutually_exclusive_group(required=True)
+    tower.add_argument("--image_tower", help="pretrained image tower: folder or Hub id, timm/NAME for one of timm")
+    tower.add_argument("--model", help="take the image tower of this model")
+    parser.add_argument("--image_tower_weights", metavar="FILE", help="safetensors file, for a timm tower")
+    parser.add_argument("--resize", type=int, default=256, help="shorter side before the crop [256]")
+    parser.add_argument("--crop", type=int, default=224, help="side of the square that the tower sees [224]")
+    parser.add_argument("--image_mean", type=float, nargs=3, help="three numbers [those of ImageNet]")
+    parser.add_argument("--image_std", type=float, nargs=3, help="three numbers [those of ImageNet]")
+    parser.add_argument("--regions", action="store_true", help="all positions instead of one pooled vector")
+    parser.add_argument("--output", type=Path, required=True, help="file .npy, or folder")
+    parser.add_argument("--batch_size", type=int, default=64, help="images at once [64]")
+    parser.add_argument("--num_workers", type=int, default=0, help="processes that decode images [0]")
+    add_data_options(parser, "scenes", " [scenes]")
+    return parser.parse_args(argv)
+
+
+def run(arguments: argparse.Namespace) -> Result:
+    from hf_vse.data.backbone import extract_features
+
+    model, processor = load_tower(arguments)
+    options: dict[str, Any] = {name: getattr(arguments, name) for name in ("regions", "batch_size", "num_workers")}
+    options["progress"] = not arguments.quiet
+    if arguments.dataset in KARPATHY and arguments.data_dir is not None:
+        from hf_vse.data.karpathy import image_files
+
+        files = image_files(arguments.dataset, arguments.data_dir, arguments.split_file)
+        array = extract_features(model, processor, files, arguments.output, **options)
+        shape = list(array.shape)
+        text = f"{shape} in {arguments.output}\ntry   hf-vse train flickr8k_features_nce --features {arguments.output}"
+        return Result({"output": str(arguments.output), "shape": shape}, text)
+    rows = save_with_features(arguments, model, processor, options)
+    text = (
+        f"{sum(rows.values()):,} images in {arguments.output}\ntry   hf-vse train RECIPE --dataset {arguments.output}"
+    )
+    return Result({"output": str(arguments.output), "rows": rows}, text)
+
+
+def load_tower(arguments: argparse.Namespace) -> tuple[Any, Any]:
+    """A model whose image tower is the one asked for, on the accelerator there is, and a processor that fits."""
+    import torch
+
+    from hf_vse.search.encoder import Encoder
+
+    if arguments.model is not None:
+        encoder = Encoder.from_pretrained(arguments.model)
+        if not encoder.reads_photographs:
+            raise ValueError(f"--model {arguments.model} was trained on precomputed features and has no image tower")
+        return encoder.model, encoder.processor
+    from hf_vse.training.build import build_image_side
+    from hf_vse.training.recipe import ModelArguments
+
+    names = ("image_tower", "image_tower_weights", "resize", "crop", "image_mean", "image_std")
+    model, processor = build_image_side(ModelArguments(**{name: getattr(arguments, name) for name in names}))
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+    return model.to(device).eval(), processor
+
+
+def save_with_features(arguments: argparse.Namespace, model: Any, processor: Any, options: dict) -> dict[str, int]:
+    """The splits with features instead of photographs, saved where `load_pairs` opens them."""
+    from datasets import DatasetDict
+
+    from hf_vse.data.backbone import extract_features
+    from hf_vse.data.features import features_dataset
+    from hf_vse.data.pairs import undecoded_images
+    from hf_vse.data.schema import CAPTION_IDS, CAPTIONS, IMAGE, IMAGE_ID
+    from hf_vse.data.sources import load_pairs
+
+    splits = {}
+    for name, split in load_pairs(arguments.dataset, **data_options(arguments)).items():
+        if IMAGE not in split.column_names:
+            raise ValueError(f"{arguments.dataset} has no photographs but features already")
+        images = RowsOfImages(undecoded_images(split))
+        array = extract_features(model, processor, images, arguments.output.with_suffix(f".{name}.npy"), **options)
+        plain = split.with_format(None)
+        splits[name] = features_dataset(array, plain[IMAGE_ID][:], plain[CAPTIONS][:], plain[CAPTION_IDS][:])
+    DatasetDict(splits).save_to_disk(str(arguments.output))
+    for name in splits:
+        arguments.output.with_suffix(f".{name}.npy").unlink()
+    return {name: len(split) for name, split in splits.items()}
+
+
+class RowsOfImages:
+    """The values of an image column, read one at a time."""
+
+    def __init__(self, images: Any):
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, row: int) -> Any:
+        return self.images[row]["image"]

@@ -1,0 +1,97 @@
+"""`hf-vse index`."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hf_vse.cli.command import Result, add_data_options, command_parser, data_options
+
+DESCRIPTION = """Encodes photographs once, so that they can be searched often. The same command again encodes only what
+is new or changed, and continues where it was interrupted. How the gallery is searched (exactly, or by an approximate
+index with measured recall) is chosen from its size and said."""
+EXAMPLES = """
+  hf-vse index my_photos my_index --model org/vse-hardnce
+  hf-vse index my_index --dataset flickr8k --data_dir DIR --split validation --model runs/flickr8k_photos
+  hf-vse index embeddings.npy my_index --model org/vse-hardnce --items items.jsonl
+  hf-vse index my_photos my_index --model DIR --kind hnsw --recall 0.99
+  accelerate launch --num_processes 8 -m hf_vse.cli index my_photos my_index --model DIR"""
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = command_parser("index", DESCRIPTION, EXAMPLES)
+    parser.add_argument("source", nargs="?", help="folder of images, or array of embeddings; or give --dataset")
+    parser.add_argument("index", type=Path, help="folder to write")
+    parser.add_argument("--model", required=True, help="model folder or Hub id")
+    parser.add_argument("--items", type=Path, help="for an array: JSON lines, what each row stands for")
+    parser.add_argument("--split", default="test", help="of the data set [test]")
+    parser.add_argument("--kind", default="auto", help="auto, exact, ivf, hnsw or pq [auto]")
+    parser.add_argument("--recall", type=float, default=0.95, help="of an approximate index, to be reached [0.95]")
+    parser.add_argument("--batch_size", type=int, default=64, help="images encoded at once [64]")
+    parser.add_argument("--num_workers", type=int, default=0, help="processes that decode images [0]")
+    parser.add_argument("--max_broken_share", type=float, default=0.01, help="unreadable images tolerated [0.01]")
+    add_data_options(parser, None, "")
+    arguments = parser.parse_args(argv)
+    if (arguments.source is None) == (arguments.dataset is None):
+        parser.error("give either a folder (or an array) or --dataset")
+    return arguments
+
+
+def run(arguments: argparse.Namespace) -> Result | None:
+    from accelerate import PartialState
+
+    from hf_vse.search.encoder import Encoder
+    from hf_vse.search.gallery import GalleryIndex
+
+    options: dict[str, Any] = {"kind": arguments.kind, "recall": arguments.recall, "progress": not arguments.quiet}
+    encoder = Encoder.from_pretrained(arguments.model)
+    if Path(arguments.source or "").suffix in (".npy", ".safetensors"):
+        gallery = from_array(arguments, encoder, options)
+    else:
+        options |= {name: getattr(arguments, name) for name in ("batch_size", "num_workers", "max_broken_share")}
+        source, options["origin"] = arguments.source, None
+        if source is None:
+            source, options["origin"] = load_split(arguments)
+        gallery = GalleryIndex.build(source, encoder, arguments.index, **options)
+    if not PartialState().is_main_process:
+        return None
+    record = {"index": str(arguments.index), "items": len(gallery), "plan": gallery.plan.to_dict()}
+    record |= {"broken": gallery.facts.get("broken", [])}
+    text = f"{len(gallery):,} items in {arguments.index}\nsearch    {gallery.plan}"
+    return Result(record, f'{text}\ntry       hf-vse search {arguments.index} "two dogs in the snow"')
+
+
+def load_split(arguments: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
+    """The data set, and how to find its photographs again."""
+    from hf_vse.data.sources import load_pairs, with_validation
+
+    options = data_options(arguments)
+    splits = load_pairs(arguments.dataset, **options)
+    if arguments.split == "validation" and "train" in splits:
+        splits = with_validation(splits)
+    if arguments.split not in splits:
+        raise ValueError(
+            f"{arguments.dataset} has no split {arguments.split!r}; choose with --split: {', '.join(splits)}"
+        )
+    if "data_dir" in options:
+        options["data_dir"] = str(Path(options["data_dir"]).absolute())
+    return splits[arguments.split], {"dataset": arguments.dataset, "split": arguments.split} | options
+
+
+def from_array(arguments: argparse.Namespace, encoder: Any, options: dict[str, Any]) -> Any:
+    """A gallery of vectors that were computed elsewhere, with the model that queries will use."""
+    import json
+
+    from hf_vse.data.features import read_array
+    from hf_vse.search.gallery import GalleryIndex
+
+    embeds = read_array(arguments.source, "embeds")
+    if embeds.shape[1] != encoder.dim:
+        raise ValueError(f"{arguments.source} has vectors of {embeds.shape[1]}, {encoder.name} makes {encoder.dim}")
+    items = None
+    if arguments.items is not None:
+        items = [json.loads(line) for line in arguments.items.read_text(encoding="utf-8").splitlines()]
+    gallery = GalleryIndex(embeds, items, encoder.name, **options)
+    gallery.facts["digest"] = encoder.digest
+    gallery.save(arguments.index)
+    return gallery

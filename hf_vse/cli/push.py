@@ -1,0 +1,47 @@
+"""`hf-vse push`."""
+
+import argparse
+from collections.abc import Sequence
+
+from hf_vse.cli.command import Result, bundled, command_parser
+
+DESCRIPTION = """Publishes a model directory on the Hub: weights (safetensors), its code, processor, and a model card
+made from what happened: recalls, curves, settings, how to load it. With --space also a page in the browser that shows
+it. A push that was interrupted can be repeated. Log in first with `hf auth login`."""
+EXAMPLES = """
+  hf-vse push runs/quickstart org/vse-scenes
+  hf-vse push DIR org/vse-flickr8k --private --license apache-2.0
+  hf-vse push DIR org/vse-flickr8k --space org/try-vse --dataset org/my-photos"""
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = command_parser("push", DESCRIPTION, EXAMPLES)
+    parser.add_argument("directory", help="what a run has written, or `save_pretrained`")
+    parser.add_argument("repo_id", help="organisation/name on the Hub")
+    parser.add_argument("--private", action="store_true", default=None, help="visible to you alone")
+    parser.add_argument("--license", help="of the weights, such as apache-2.0; goes into the card")
+    parser.add_argument("--revision", help="branch [main]")
+    parser.add_argument("--create_pr", action="store_true", help="open a pull request instead of committing")
+    parser.add_argument("--token", help="access token [the one of `hf auth login`]")
+    parser.add_argument("--space", metavar="ORG/NAME", help="also publish the demo page for this model")
+    parser.add_argument("--dataset", metavar="ORG/NAME", help="data set on the Hub whose photographs the page shows")
+    arguments = parser.parse_args(argv)
+    if (arguments.space is None) != (arguments.dataset is None):
+        parser.error("--space and --dataset go together: the page needs photographs to show")
+    return arguments
+
+
+def run(arguments: argparse.Namespace) -> Result:
+    from hf_vse.hub.push import push_model
+
+    names = ("private", "license", "revision", "create_pr", "token")
+    url = push_model(arguments.directory, arguments.repo_id, **{name: getattr(arguments, name) for name in names})
+    record, text = {"model": url}, f"model   {url}"
+    if arguments.space is not None:
+        from hf_vse.hub.space import push_space
+
+        settings = {"model": arguments.repo_id, "dataset": arguments.dataset}
+        settings |= {"private": arguments.private, "token": arguments.token}
+        record["space"] = push_space(bundled("spaces_demo"), arguments.space, **settings)
+        text += f"\nspace   {record['space']}"
+    return Result(record, text)

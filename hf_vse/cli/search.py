@@ -1,0 +1,136 @@
+"""`hf-vse search`."""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from hf_vse.cli.command import Result, command_parser
+
+DESCRIPTION = """Finds the photographs of a gallery that fit a sentence, a photograph, or both. Without either it asks
+for sentences, line by line; `-` reads them from the standard input, all at once."""
+EXAMPLES = """
+  hf-vse search my_index "two dogs in the snow"
+  hf-vse search my_index "two dogs in the snow" "a red kite" -k 5 --json
+  hf-vse search my_index --image beach.jpg --sheet similar.png --open
+  hf-vse search my_index "at night" --image beach.jpg --image_weight 0.7
+  hf-vse search my_index "a birthday" --where "year>=2020" --where "place~lake"
+  hf-vse search my_index - < sentences.txt --json"""
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = command_parser("search", DESCRIPTION, EXAMPLES)
+    parser.add_argument("index", type=Path, help="folder that `hf-vse index` has written")
+    parser.add_argument("text", nargs="*", help="one sentence or several")
+    parser.add_argument("--image", help="photograph to search with")
+    parser.add_argument(
+        "--image_weight", type=float, default=0.5, help="its share where there is a sentence too [0.5]"
+    )
+    parser.add_argument("-k", type=int, default=10, help="results for each query [10]")
+    parser.add_argument("--where", action="append", default=[], help="condition, FIELD OP VALUE, OP = != < <= > >= ~")
+    parser.add_argument("--model", help="model folder or Hub id [the one the gallery names]")
+    parser.add_argument("--sheet", type=Path, help="PNG file: contact sheet of what was found for the first query")
+    parser.add_argument("--open", action="store_true", help="show the contact sheet")
+    return parser.parse_args(argv)
+
+
+def run(arguments: argparse.Namespace) -> Result | None:
+    from hf_vse.search.gallery import GalleryIndex
+
+    gallery = GalleryIndex.load(arguments.index)
+    sentences = arguments.text
+    if sentences == ["-"]:
+        sentences = [line.strip() for line in sys.stdin if line.strip()]
+    if not sentences and arguments.image is None and not sys.stdin.isatty():
+        raise ValueError("nothing to search for: give a sentence, --image FILE, or - to read sentences from the input")
+    if gallery.model is None and arguments.model is None:
+        raise ValueError(f"{arguments.index} does not say which model made it: give --model")
+    encoder = load_encoder(arguments.model or gallery.model)
+    if not sentences and arguments.image is None:
+        for sentence in asked():
+            print(table(answer(gallery, encoder, [sentence], arguments)), file=sys.__stdout__)
+        return None
+    found = answer(gallery, encoder, sentences, arguments)
+    if arguments.sheet or arguments.open:
+        draw(gallery, found[0], arguments)
+    return Result(found, table(found))
+
+
+def load_encoder(name: str) -> Any:
+    from hf_vse.search.encoder import Encoder
+
+    return Encoder.from_pretrained(name)
+
+
+def asked() -> Iterator[str]:
+    """Sentences that a person types, until an empty line."""
+    while True:
+        print("search> ", end="", file=sys.stderr, flush=True)
+        sentence = sys.stdin.readline().strip()
+        if not sentence:
+            return
+        yield sentence
+
+
+def answer(gallery: Any, encoder: Any, sentences: list[str], arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """For every query what it was and its results."""
+    queries = encoder.query(sentences or None, arguments.image, arguments.image_weight)
+    scores, items = gallery.search(queries, arguments.k, encoder, arguments.where)
+    image = {} if arguments.image is None else {"image": arguments.image}
+    return [
+        ({"text": sentence} if sentence else {})
+        | image
+        | {"results": [{"score": round(float(s), 4), "item": item} for s, item in zip(of, found, strict=True)]}
+        for sentence, of, found in zip(sentences or [None], scores, items, strict=True)
+    ]
+
+
+def table(found: list[dict[str, Any]]) -> str:
+    """A line for each result: rank, score, what it is, its first caption."""
+    from shutil import get_terminal_size
+
+    lines = []
+    for query in found:
+        lines.append(" + ".join(str(query[part]) for part in ("text", "image") if part in query))
+        names = [label(result["item"]) for result in query["results"]]
+        width = max((len(name) for name in names), default=0)
+        for rank, (result, name) in enumerate(zip(query["results"], names, strict=True), start=1):
+            line = f"{rank:>4}  {result['score']:6.3f}  {name:<{width}}  {caption(result['item'])}"
+            lines.append(line[: max(60, get_terminal_size((120, 24)).columns)].rstrip())
+        if not names:
+            lines.append("      nothing fulfils the conditions")
+    return "\n".join(lines)
+
+
+def label(item: Any) -> str:
+    """How a person would name an item: by its file, its id, its row."""
+    if not isinstance(item, dict):
+        return str(item)
+    name = next((str(item[field]) for field in ("file", "image_id", "id", "row") if field in item), str(item))
+    return Path(name).name if "file" in item and Path(name).is_absolute() else name
+
+
+def caption(item: Any) -> str:
+    captions = item.get("captions") or [] if isinstance(item, dict) else []
+    return str(captions[0]) if captions else ""
+
+
+def draw(gallery: Any, query: dict[str, Any], arguments: argparse.Namespace) -> None:
+    """Writes the contact sheet, and shows it on request."""
+    import tempfile
+    import webbrowser
+
+    from hf_vse.plots import plot_contact_sheet
+    from hf_vse.search.pictures import find_photographs
+
+    if not query["results"]:
+        raise ValueError("there is nothing to draw: nothing fulfils the conditions")
+    path = arguments.sheet or Path(tempfile.mkdtemp()) / "found.png"
+    title = " + ".join(str(query[part]) for part in ("text", "image") if part in query)
+    items = [result["item"] for result in query["results"]]
+    labels = [f"{result['score']:.2f}  {label(result['item'])}" for result in query["results"]]
+    plot_contact_sheet(title, find_photographs(gallery, items), labels, path)
+    print(f"contact sheet   {path}", file=sys.stderr)
+    if arguments.open:
+        webbrowser.open(path.absolute().as_uri())

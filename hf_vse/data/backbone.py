@@ -1,0 +1,93 @@
+"""Runs an image tower over photographs once and keeps its outputs, in the form that `--features` reads."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from hf_vse.data.collator import VSECollator
+from hf_vse.data.encoding import to_device
+from hf_vse.data.images import check_broken_share
+from hf_vse.model.modeling_vse import VSEModel
+from hf_vse.model.processing_vse import VSEProcessor
+from hf_vse.model.towers_vse import state_sequence
+
+logger = logging.getLogger(__name__)
+
+
+@torch.no_grad()
+def extract_features(
+    model: VSEModel,
+    processor: VSEProcessor,
+    images: Sequence[Any],
+    path: str | Path,
+    *,
+    regions: bool = False,
+    batch_size: int = 64,
+    num_workers: int = 0,
+    max_broken_share: float = 0.01,
+    progress: bool = True,
+) -> np.ndarray:
+    """Writes the outputs of the image tower as a float16 .npy file; interrupted, the same call goes on.
+
+    Args:
+        images: what `decode_image` reads; row i of the file is for `images[i]`, zero where it cannot be read.
+        regions: all states (images, regions, dim) instead of the pooled vector (images, dim).
+
+    Returns:
+        The array, memory-mapped.
+    """
+    path = Path(path)
+    if path.suffix != ".npy":
+        raise ValueError(f"output {path} must end in .npy")
+    reader = VSECollator(processor, max_broken_share=1.0)
+
+    def collate(rows: list[int]) -> tuple[list[int], list[int], dict[str, torch.Tensor]]:
+        decoded = [reader.read(images[row]) for row in rows]
+        good = [row for row, image in zip(rows, decoded, strict=True) if image is not None]
+        kept = [image for image in decoded if image is not None]
+        inputs = dict(processor.image_processor(kept, return_tensors="pt")) if kept else {}
+        return good, [row for row in rows if row not in good], inputs
+
+    def run(inputs: dict[str, torch.Tensor]) -> np.ndarray:
+        states, pooled = model.pool_images(**to_device(inputs, model))
+        return (state_sequence(states) if regions else pooled).float().cpu().numpy()
+
+    first = next((image for image in map(reader.read, images) if image is not None), None)
+    if first is None:
+        raise ValueError(f"none of the {len(images)} images can be read")
+    shape = run(dict(processor.image_processor([first], return_tensors="pt")))[0].shape
+    array, unfinished = open_unfinished(path, (len(images), *shape))
+    missing = np.flatnonzero(np.isnan(array.reshape(len(images), -1)[:, 0])).tolist()
+    broken: dict[str | Path, str] = {}
+    loader = DataLoader(missing, batch_size, collate_fn=collate, num_workers=num_workers)
+    with tqdm(total=len(images), initial=len(images) - len(missing), desc="image tower", disable=not progress) as bar:
+        for good, bad, inputs in loader:
+            if good:
+                array[good] = run(inputs)
+            array[bad] = 0
+            broken |= {f"image {row}": "cannot be read" for row in bad}
+            bar.update(len(good) + len(bad))
+    array.flush()
+    check_broken_share(broken, len(images), max_broken_share)
+    unfinished.replace(path)
+    return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+def open_unfinished(path: Path, shape: tuple[int, ...]) -> tuple[np.memmap, Path]:
+    """The array that is being filled, not a number where it is not yet; that of an interrupted call if there is."""
+    unfinished = path.with_suffix(".unfinished.npy")
+    if unfinished.is_file():
+        array = np.lib.format.open_memmap(unfinished, mode="r+")
+        if array.shape == shape:
+            logger.info("continuing with %s", unfinished)
+            return array, unfinished
+    path.parent.mkdir(parents=True, exist_ok=True)
+    array = np.lib.format.open_memmap(unfinished, mode="w+", dtype=np.float16, shape=shape)
+    array[:] = np.nan
+    return array, unfinished

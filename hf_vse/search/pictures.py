@@ -1,0 +1,31 @@
+"""The photographs behind the items of a gallery, to show them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+
+from hf_vse.data.images import decode_image
+from hf_vse.data.schema import IMAGE
+from hf_vse.data.sources import load_pairs, with_validation
+from hf_vse.search.gallery import GalleryIndex
+
+
+def find_photographs(gallery: GalleryIndex, items: Sequence[Any]) -> list[PIL.Image.Image]:
+    """The images of some items, from the folder or the data set that the gallery was made of.
+
+    Raises:
+        ValueError: the gallery was made of vectors alone, or an image is gone or broken.
+    """
+    root, origin = gallery.facts.get("root"), gallery.facts.get("origin")
+    if items and all(isinstance(item, dict) and "file" in item for item in items):
+        return [decode_image(str(Path(root or "") / item["file"])) for item in items]
+    if origin is None:
+        raise ValueError("the gallery does not say where its photographs are: make it from a folder or a data set")
+    options = {name: value for name, value in origin.items() if name not in ("dataset", "split")}
+    splits = load_pairs(origin["dataset"], **options)
+    split = (with_validation(splits) if origin["split"] == "validation" else splits)[origin["split"]]
+    if IMAGE not in split.column_names:
+        raise ValueError(f"{origin['dataset']} was read as features: there are no photographs to show")
+    return [decode_image(split[item["row"]][IMAGE]) for item in items]

@@ -1,0 +1,102 @@
+"""Which kind of index serves a gallery: decided from its size and the memory there is, and said in words.
+
+    exact   every vector is compared; up to `EXACT_VALUES` numbers, where a query takes some milliseconds
+    ivf     vectors in cells around centroids, of which a query visits the nearest (Sivic & Zisserman, ICCV 2003)
+    hnsw    a graph of neighbours that a query walks along (Malkov & Yashunin, arXiv 1603.09320); the fastest to query,
+            the slowest to build, so only on request
+    pq      cells of product-quantised vectors (Jegou et al., TPAMI 2011), the best compared again with the exact ones,
+            which stay on disk: where the vectors do not fit into memory
+
+All but `exact` miss some neighbours; how many is measured when the index is built.
+"""
+
+import math
+import os
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, get_args
+
+IndexKind = Literal["exact", "ivf", "hnsw", "pq"]
+
+EXACT_VALUES = 32_000_000  # 62,500 vectors of 512
+MEMORY_SHARE = 0.5
+NEIGHBOURS = 32
+CODES = 256  # values of a byte
+CODE_VALUES = 8  # values of a vector that share one byte of its code
+RERANK = 20  # candidates compared exactly for every result of a quantised index
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a gallery is searched.
+
+    Args:
+        kind: see above.
+        factory: what `faiss.index_factory` makes of it; empty for `exact`.
+        reason: why this kind.
+        effort: cells a query visits (`ivf`, `pq`), or nodes it keeps (`hnsw`); found by measuring.
+        recall: share of the ten exact nearest neighbours that are found, measured.
+        measured_on: on which queries.
+    """
+
+    kind: IndexKind
+    factory: str
+    reason: str
+    effort: int = 0
+    recall: float | None = None
+    measured_on: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def measured(self, effort: int, recall: float, measured_on: str) -> "Plan":
+        return replace(self, effort=effort, recall=round(recall, 4), measured_on=measured_on)
+
+    def __str__(self) -> str:
+        found = "" if self.recall is None else f", recall@10 {self.recall:.3f} on {self.measured_on}"
+        return f"{self.kind}{f' ({self.factory}, effort {self.effort})' if self.factory else ''}: {self.reason}{found}"
+
+
+def choose_plan(count: int, dim: int, kind: str = "auto", memory: int | None = None) -> Plan:
+    """The plan for `count` vectors of `dim`.
+
+    Args:
+        kind: `auto`, or one of `IndexKind`.
+        memory: bytes that the index may take; default: half of this machine's.
+    """
+    if kind not in ("auto", *get_args(IndexKind)):
+        raise ValueError(f"index kind must be auto, {', '.join(get_args(IndexKind))}; got {kind!r}")
+    memory = int(MEMORY_SHARE * physical_memory()) if memory is None else memory
+    reason = "asked for"
+    if kind == "auto":
+        size = f"{count:,} vectors of {dim}"
+        if count * dim <= EXACT_VALUES:
+            kind, reason = "exact", f"{size} are compared in milliseconds"
+        elif 4 * count * dim <= memory:
+            kind, reason = "ivf", f"{size} are many and fit into memory"
+        else:
+            kind, reason = "pq", f"{size} take {4 * count * dim / 2**30:.1f} GiB, more than {memory / 2**30:.1f}"
+    if kind == "pq" and count < CODES:
+        raise ValueError(f"index kind 'pq' needs at least {CODES} vectors to learn from, got {count}: use 'exact'")
+    cells = 2 ** round(math.log2(max(4.0, 4 * math.sqrt(count))))
+    lists = f"IVF{cells}" + ("_HNSW32" if cells > 2**14 else "")
+    factory = {
+        "exact": "",
+        "ivf": f"{lists},Flat",
+        "hnsw": f"HNSW{NEIGHBOURS},Flat",
+        "pq": f"{lists},PQ{code_bytes(dim)}",
+    }
+    return Plan(kind, factory[kind], reason)
+
+
+def code_bytes(dim: int) -> int:
+    """Bytes of a code: the divisor of `dim` nearest to an eighth of it, since each byte stands for equally many."""
+    divisors = [size for size in range(1, dim + 1) if dim % size == 0]
+    return min(divisors, key=lambda size: abs(size - dim / CODE_VALUES))
+
+
+def physical_memory() -> int:
+    """Bytes of memory of this machine; 8 GiB where it does not tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return 8 * 2**30

@@ -1,0 +1,192 @@
+"""Nearest neighbours among unit vectors, by FAISS as a `Plan` says; rows and scores only.
+
+Exact search needs no FAISS: a matrix product gives the same answer.
+"""
+
+import logging
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from hf_vse.search.plan import RERANK, Plan
+
+logger = logging.getLogger(__name__)
+
+TARGET_RECALL = 0.95
+MEASURED_QUERIES = 256
+NEIGHBOURS_MEASURED = 10
+BLOCK = 65_536  # vectors added, or compared, at once
+TRAINING_VECTORS = 64  # for each cell
+BUILD_EFFORT = 80  # nodes kept while a graph is built
+EFFORT_STEP = 1.3
+SMALL_SUBSET = 50_000  # allowed vectors that are compared one by one instead of filtered
+
+
+class VectorIndex:
+    """Unit vectors (items, dim), searched by inner product.
+
+    Args:
+        embeds: (items, dim) float32; may be memory-mapped.
+        plan: how; `build` makes it true, `load` finds what was made.
+    """
+
+    def __init__(self, embeds: np.ndarray, plan: Plan):
+        self.embeds = embeds
+        self.plan = plan
+        self.faiss = None
+        if plan.kind == "exact" and find_spec("faiss"):
+            import faiss
+
+            self.faiss = faiss.IndexFlatIP(embeds.shape[1])
+            self.faiss.add(np.ascontiguousarray(embeds))
+        elif plan.kind != "exact":
+            require_faiss(plan)
+
+    def build(self, queries: np.ndarray | None = None, recall: float = TARGET_RECALL, progress: bool = True) -> None:
+        """Trains and fills the index, then finds the least effort that reaches `recall`.
+
+        Args:
+            queries: (queries, dim) such as will be asked, to measure with; default: vectors of the gallery itself.
+        """
+        if self.plan.kind == "exact":
+            return
+        import faiss
+
+        count, dim = self.embeds.shape
+        rng = np.random.default_rng(0)
+        self.faiss = faiss.index_factory(dim, self.plan.factory, faiss.METRIC_INNER_PRODUCT)
+        if self.plan.kind == "hnsw":
+            self.faiss.hnsw.efConstruction = BUILD_EFFORT
+        else:
+            chosen = np.sort(rng.permutation(count)[: max(TRAINING_VECTORS * self.faiss.nlist, 2**16)])
+            self.faiss.cp.min_points_per_centroid = 1  # no warning on small galleries
+            if self.plan.kind == "pq":
+                self.faiss.pq.cp.min_points_per_centroid = 1
+            self.faiss.train(np.ascontiguousarray(self.embeds[chosen]))
+        for start in tqdm(range(0, count, BLOCK), f"indexing ({self.plan.kind})", disable=not progress, leave=False):
+            self.faiss.add(np.ascontiguousarray(self.embeds[start : start + BLOCK]))
+        measured_on = "given queries" if queries is not None else "vectors of the gallery"
+        if queries is None:
+            queries = self.embeds[rng.permutation(count)[:MEASURED_QUERIES]]
+        self.tune(np.ascontiguousarray(queries[:MEASURED_QUERIES], np.float32), recall, measured_on)
+
+    def tune(self, queries: np.ndarray, recall: float, measured_on: str) -> None:
+        """Raises the effort until `recall` of the exact neighbours are found."""
+        exact = exact_search(self.embeds, queries, NEIGHBOURS_MEASURED)[1]
+        effort, most = 1.0, len(self.embeds) if self.plan.kind == "hnsw" else self.faiss.nlist
+        while True:
+            tried = min(most, round(effort))
+            self.plan = self.plan.measured(tried, 0.0, measured_on)
+            found = self.search(queries, exact.shape[1])[1]
+            hits = [np.isin(of_exact, of_found) for of_exact, of_found in zip(exact, found, strict=True)]
+            reached = float(np.mean(hits))
+            if reached >= recall or tried == most:
+                break
+            effort = max(effort * EFFORT_STEP, effort + 1)
+        self.plan = self.plan.measured(tried, reached, f"{len(queries)} {measured_on}")
+        if reached < recall:
+            logger.warning("recall@10 of the index is %.3f and does not reach %.3f at any effort", reached, recall)
+
+    def search(self, queries: np.ndarray, k: int, allowed: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """The `k` best rows for every query, best first.
+
+        Args:
+            queries: (queries, dim) contiguous float32.
+            allowed: (items,) booleans, which rows may be found.
+
+        Returns:
+            `scores` and `rows`, both (queries, min(k, allowed rows)).
+        """
+        k = min(k, len(self.embeds) if allowed is None else int(allowed.sum()))
+        if allowed is not None and (self.faiss is None or allowed.sum() <= SMALL_SUBSET):
+            rows = np.flatnonzero(allowed)
+            scores, places = exact_search(self.embeds[rows], queries, k)
+            return scores, rows[places]
+        if self.faiss is None:
+            return exact_search(self.embeds, queries, k)
+        wanted = k * RERANK if self.plan.kind == "pq" else k
+        parameters = self.parameters(wanted, allowed)
+        scores, rows = self.faiss.search(queries, min(wanted, len(self.embeds)), params=parameters)
+        if self.plan.kind == "pq":
+            scores, rows = self.compare_again(queries, rows, k)
+        short = np.flatnonzero((rows[:, :k] < 0).any(axis=1))  # too few in the cells that were visited
+        if len(short):
+            scores[short], rows[short] = self.exactly(queries[short], k, allowed)
+        return scores, rows
+
+    def parameters(self, wanted: int, allowed: np.ndarray | None):
+        """What FAISS is told: the effort, raised where a filter leaves little of every cell, and the filter."""
+        import faiss
+
+        options = {}
+        if allowed is not None:
+            options["sel"] = faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
+        effort = self.plan.effort if allowed is None else round(self.plan.effort / max(allowed.mean(), 1e-3))
+        if self.plan.kind == "hnsw":
+            return faiss.SearchParametersHNSW(efSearch=max(effort, wanted), **options)
+        if self.plan.kind == "ivf":
+            return faiss.SearchParametersIVF(nprobe=min(effort, self.faiss.nlist), **options)
+        if self.plan.kind == "pq":
+            return faiss.IVFPQSearchParameters(nprobe=min(effort, self.faiss.nlist), **options)
+        return faiss.SearchParameters(**options) if options else None
+
+    def compare_again(self, queries: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Of the candidates `rows` the `k` best by their exact vectors; -1 stays last."""
+        scores = np.empty(rows.shape, np.float32)
+        for query, candidates, of_query in zip(queries, rows, scores, strict=True):
+            of_query[:] = np.where(candidates < 0, -np.inf, self.embeds[candidates] @ query)
+        best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        return np.take_along_axis(scores, best, axis=1), np.take_along_axis(rows, best, axis=1)
+
+    def exactly(self, queries: np.ndarray, k: int, allowed: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        rows = np.arange(len(self.embeds)) if allowed is None else np.flatnonzero(allowed)
+        scores, places = exact_search(self.embeds, queries, k, rows)
+        return scores, rows[places]
+
+    def save(self, path: Path) -> None:
+        import faiss
+
+        if self.plan.kind != "exact":
+            faiss.write_index(self.faiss, str(path))
+
+    def load(self, path: Path) -> None:
+        """Reads what `save` wrote."""
+        import faiss
+
+        if self.plan.kind != "exact":
+            self.faiss = faiss.read_index(str(path))
+            if (self.faiss.ntotal, self.faiss.d) != self.embeds.shape:
+                raise ValueError(
+                    f"{path} holds {self.faiss.ntotal} vectors of {self.faiss.d}, the gallery {self.embeds.shape}: "
+                    "build the gallery again"
+                )
+
+
+def exact_search(
+    embeds: np.ndarray, queries: np.ndarray, k: int, rows: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scores and places of the `k` best of `embeds` (or of its `rows`) for every query: the reference of all kinds.
+
+    A block of vectors at a time, so that they may lie on disk.
+    """
+    total = len(embeds) if rows is None else len(rows)
+    scores = np.empty((len(queries), 0), np.float32)
+    places = np.empty((len(queries), 0), np.int64)
+    for start in range(0, total, BLOCK):
+        block = embeds[start : start + BLOCK] if rows is None else embeds[rows[start : start + BLOCK]]
+        of_block = queries @ block.T
+        scores = np.concatenate([scores, of_block], axis=1)
+        own = np.broadcast_to(np.arange(start, start + len(block)), of_block.shape)
+        places = np.concatenate([places, own], axis=1)
+        if scores.shape[1] > k:
+            few = np.sort(np.argpartition(-scores, k - 1, axis=1)[:, :k], axis=1)
+            scores, places = np.take_along_axis(scores, few, axis=1), np.take_along_axis(places, few, axis=1)
+    best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(scores, best, axis=1), np.take_along_axis(places, best, axis=1)
+
+
+def require_faiss(plan: Plan) -> None:
+    if not find_spec("faiss"):
+        raise ImportError(f"an index of kind {plan.kind!r} needs FAISS: pip install 'hf_vse[index]', or kind='exact'")
