@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 if shutil.which("nvidia-smi") is None:
@@ -12,8 +13,12 @@ import PIL.Image
 import pytest
 import torch
 from datasets import Dataset, Features, Image, List, Value
+from transformers import CLIPImageProcessorPil
 
 from hf_vse.data.tokenization import train_word_tokenizer
+from hf_vse.model.configuration_vse import VSEConfig
+from hf_vse.model.modeling_vse import VSEModel
+from hf_vse.model.processing_vse import VSEProcessor
 
 WORDS = "red green blue yellow circle square star ring small large left right above below".split()
 
@@ -64,3 +69,30 @@ def tiny_resnet() -> dict:
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory, tokenizer, tiny_resnet) -> Path:
+    """A saved model of 16 dimensions that reads photographs of 32 pixels; its weights are random."""
+    torch.manual_seed(0)
+    text = {"vocab_size": len(tokenizer), "word_dim": 8, "hidden_size": 16}
+    sides = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+    folder = tmp_path_factory.mktemp("tiny_model")
+    VSEModel(VSEConfig(vision_config=tiny_resnet, text_config=text, projection_dim=16)).save_pretrained(folder)
+    VSEProcessor(CLIPImageProcessorPil(**sides), tokenizer).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def photographs(tmp_path) -> Path:
+    """A folder of twelve pictures with subfolders, metadata for some, and a file that is no picture."""
+    folder = tmp_path / "photographs"
+    lines = []
+    for row, picture in enumerate(make_pairs(12)["image"]):
+        name = f"{'lake' if row % 2 else 'city'}/{row:02d}.png"
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        picture.save(folder / name)
+        lines.append(f'{{"file_name": "{name}", "captions": ["{make_captions(row)[0]}"], "year": {2000 + row}}}')
+    (folder / "metadata.jsonl").write_text("\n".join(lines[:10]), encoding="utf-8")
+    (folder / "notes.txt").write_text("no picture")
+    return folder

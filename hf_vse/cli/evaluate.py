@@ -42,6 +42,7 @@ def run(arguments: argparse.Namespace) -> Result | None:
         arguments.split,
         arguments.batch_size,
         arguments.num_workers,
+        not arguments.quiet,
         **data_options(arguments),
     )
     if record is None:  # not the main process

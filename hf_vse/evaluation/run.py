@@ -53,6 +53,7 @@ def evaluate_model(
     split: str = "test",
     batch_size: int = 128,
     num_workers: int = 0,
+    progress: bool = True,
     **data: Any,
 ) -> tuple[dict[str, Any] | None, str]:
     """Retrieval of a model folder or Hub id on a split.
@@ -73,9 +74,8 @@ def evaluate_model(
     if split not in splits:
         raise ValueError(f"{source} has no split {split!r}; choose one of {', '.join(splits)} with --split")
     loaded = VSEModel.from_pretrained(model).to(state.device)
-    pairs = embed_pairs(
-        loaded, VSEProcessor.from_pretrained(model), splits[split], batch_size=batch_size, num_workers=num_workers
-    )
+    options = {"batch_size": batch_size, "num_workers": num_workers, "progress": progress}
+    pairs = embed_pairs(loaded, VSEProcessor.from_pretrained(model), splits[split], **options)
     five_fold = source == "coco" and len(pairs.image_embeds) == 5 * FOLD_SIZE
     record = split_record(pairs, splits[split], five_fold)
     if not state.is_main_process:

@@ -81,7 +81,7 @@ def build_gallery(
         The gallery, saved. Run by several processes, each encodes a share.
     """
     folder = Path(folder)
-    photographs = of_dataset(source) if isinstance(source, Dataset) else of_folder(Path(source))
+    photographs = of_dataset(source, encoder) if isinstance(source, Dataset) else of_folder(Path(source))
     state = PartialState()
     known = list(known_vectors(folder, encoder))
     there = set().union(*(vectors.rows for vectors in known))
@@ -144,11 +144,16 @@ class DatasetImage:
         return next(iter(self.images[self.row].values()))
 
 
-def of_dataset(dataset: Dataset) -> list[Photograph]:
+def of_dataset(dataset: Dataset, encoder: Encoder) -> list[Photograph]:
     """The rows of a data set; they keep their other columns, as far as JSON can hold them."""
     column = next((name for name in (IMAGE_FEATURES, IMAGE) if name in dataset.column_names), None)
     if column is None:
         raise ValueError(f"the data set has no column image among {', '.join(dataset.column_names)}")
+    if (column == IMAGE) != encoder.reads_photographs:
+        reads = "photographs" if encoder.reads_photographs else "precomputed features"
+        raise ValueError(
+            f"{encoder.name} reads {reads}, the data set has {column}: use a model or a data set that fits"
+        )
     images = undecoded_images(dataset)
     plain = dataset.with_format(None)
     simple = [

@@ -77,13 +77,13 @@ def choose_plan(count: int, dim: int, kind: str = "auto", memory: int | None = N
             kind, reason = "pq", f"{size} take {4 * count * dim / 2**30:.1f} GiB, more than {memory / 2**30:.1f}"
     if kind == "pq" and count < CODES:
         raise ValueError(f"index kind 'pq' needs at least {CODES} vectors to learn from, got {count}: use 'exact'")
-    cells = 2 ** round(math.log2(max(4.0, 4 * math.sqrt(count))))
+    cells = max(1, min(2 ** round(math.log2(4 * math.sqrt(count))), count // 4))
     lists = f"IVF{cells}" + ("_HNSW32" if cells > 2**14 else "")
     factory = {
         "exact": "",
         "ivf": f"{lists},Flat",
         "hnsw": f"HNSW{NEIGHBOURS},Flat",
-        "pq": f"{lists},PQ{code_bytes(dim)}",
+        "pq": f"{lists},PQ{code_bytes(dim)}np",  # no polysemous codes, which are slow to train and not used
     }
     return Plan(kind, factory[kind], reason)
 

@@ -19,6 +19,7 @@ MEASURED_QUERIES = 256
 NEIGHBOURS_MEASURED = 10
 BLOCK = 65_536  # vectors added, or compared, at once
 TRAINING_VECTORS = 64  # for each cell
+ITERATIONS = 10  # of k-means
 BUILD_EFFORT = 80  # nodes kept while a graph is built
 EFFORT_STEP = 1.3
 SMALL_SUBSET = 50_000  # allowed vectors that are compared one by one instead of filtered
@@ -61,9 +62,11 @@ class VectorIndex:
             self.faiss.hnsw.efConstruction = BUILD_EFFORT
         else:
             chosen = np.sort(rng.permutation(count)[: max(TRAINING_VECTORS * self.faiss.nlist, 2**16)])
+            self.faiss.cp.niter = ITERATIONS
             self.faiss.cp.min_points_per_centroid = 1  # no warning on small galleries
             if self.plan.kind == "pq":
                 self.faiss.pq.cp.min_points_per_centroid = 1
+                self.faiss.pq.cp.niter = ITERATIONS
             self.faiss.train(np.ascontiguousarray(self.embeds[chosen]))
         for start in tqdm(range(0, count, BLOCK), f"indexing ({self.plan.kind})", disable=not progress, leave=False):
             self.faiss.add(np.ascontiguousarray(self.embeds[start : start + BLOCK]))

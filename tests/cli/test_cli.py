@@ -1,0 +1,124 @@
+"""The command as people and programs use it."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from datasets import DatasetDict
+
+from hf_vse.cli.main import COMMANDS, main
+from tests.conftest import make_pairs
+
+
+def result(capsys, *argv) -> dict:
+    """What a command gives with --json."""
+    code = main([*map(str, argv), "--json", "--quiet"])
+    printed = capsys.readouterr()
+    assert code == 0, printed.err
+    return json.loads(printed.out)
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved") / "pairs"
+    DatasetDict({"train": make_pairs(8), "test": make_pairs(12)}).save_to_disk(str(folder))
+    return folder
+
+
+def test_help_needs_no_heavy_library():
+    code = f"""
+import sys
+from hf_vse.cli.main import main
+for words in (["--help"], *([name, "--help"] for name in {list(COMMANDS)!r})):
+    assert main(words) == 0, words
+heavy = {{"torch", "transformers", "datasets", "numpy", "faiss", "gradio", "huggingface_hub"}} & set(sys.modules)
+sys.exit(f"imported: {{heavy}}" if heavy else 0)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for name in COMMANDS:
+        of_command = done.stdout.split(f"usage: hf-vse {name} ")[1].split("usage:")[0]
+        assert f"hf-vse {name}" in of_command.split("examples:")[1]
+
+
+def test_misuse_has_its_own_exit_code(capsys):
+    for words, message in (
+        ([], ""),
+        (["serach"], "there is no command 'serach'"),
+        (["index", "a"], "--model"),
+        (["push", "only_one"], "repo_id"),
+        (["data", "push"], "push needs organisation/name"),
+        (["evaluate"], "give one model"),
+    ):
+        assert main(words) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_index_and_search(capsys, tiny_model, photographs, tmp_path, monkeypatch):
+    index = tmp_path / "index"
+    made = result(capsys, "index", photographs, index, "--model", tiny_model)
+    assert made["items"] == 12 and made["plan"]["kind"] == "exact" and made["broken"] == []
+    by_image = ["search", index, "--image", photographs / "city/02.png", "-k", 4]
+    [found] = result(capsys, *by_image)
+    assert found["results"][0] == {"score": pytest.approx(1, abs=1e-4), "item": found["results"][0]["item"]}
+    assert found["results"][0]["item"]["file"] == "city/02.png" and len(found["results"]) == 4
+    two = result(capsys, "search", index, "a red circle", "a blue star", "-k", 2, "--where", "year>=2006")
+    assert [query["text"] for query in two] == ["a red circle", "a blue star"]
+    assert all(each["item"]["year"] >= 2006 for query in two for each in query["results"])
+
+    assert main(["search", str(index), "a red circle", "-k", "3", "--sheet", str(tmp_path / "sheet.png")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "a red circle" and len(lines) == 4 and ".png" in lines[1]
+    assert (tmp_path / "sheet.png").stat().st_size > 3000
+
+    monkeypatch.setattr("sys.stdin", iter(["a red circle\n", "\n", "a blue star\n"]))
+    assert [query["text"] for query in result(capsys, "search", index, "-")] == ["a red circle", "a blue star"]
+
+
+def test_an_array_of_embeddings_is_indexed(capsys, tiny_model, tmp_path):
+    embeds = np.eye(16, dtype=np.float32)
+    np.save(tmp_path / "embeds.npy", embeds)
+    (tmp_path / "items.jsonl").write_text("\n".join(json.dumps({"file": f"{row}.jpg"}) for row in range(16)))
+    options = ["--model", tiny_model, "--items", tmp_path / "items.jsonl"]
+    made = result(capsys, "index", tmp_path / "embeds.npy", tmp_path / "index", *options)
+    assert made["items"] == 16
+    [found] = result(capsys, "search", tmp_path / "index", "red", "-k", 16)
+    scores = {each["item"]["file"]: each["score"] for each in found["results"]}
+    assert sum(score**2 for score in scores.values()) == pytest.approx(1, abs=1e-3)
+    assert main(["search", str(tmp_path / "index"), "red", "--sheet", "x.png"]) == 1
+
+
+def test_a_data_set_is_shown_evaluated_indexed_and_turned_into_features(capsys, tiny_model, pairs, tmp_path):
+    shown = result(capsys, "data", "show", "--dataset", pairs)
+    assert shown["test"]["images"] == 12 and shown["train"]["captions"] == 40
+
+    record = result(capsys, "evaluate", tiny_model, "--dataset", pairs, "--output", tmp_path / "metrics.json")
+    assert record["images"] == 12 and json.loads((tmp_path / "metrics.json").read_text()) == record
+
+    assert result(capsys, "index", tmp_path / "index", "--dataset", pairs, "--model", tiny_model)["items"] == 12
+    sheet = ["--sheet", tmp_path / "sheet.png"]
+    [found] = result(capsys, "search", tmp_path / "index", "a red circle", *sheet)
+    assert found["results"][0]["item"]["captions"] and (tmp_path / "sheet.png").is_file()
+
+    written = result(capsys, "features", "--dataset", pairs, "--model", tiny_model, "--output", tmp_path / "features")
+    assert written["rows"] == {"train": 8, "test": 12}
+    again = result(capsys, "data", "show", "--dataset", tmp_path / "features")
+    assert again["test"]["fingerprint"] == shown["test"]["fingerprint"]
+    assert "image_features" in again["test"]["columns"] and "image" not in again["test"]["columns"]
+
+
+def test_refusals_are_one_line_and_json(capsys, tiny_model, tmp_path):
+    for words, message in (
+        (["search", tmp_path, "x"], "holds no gallery"),
+        (["index", tmp_path / "none", tmp_path / "i", "--model", tiny_model], "is no folder"),
+        (["evaluate", tiny_model, "--dataset", "coco", "--data_dir", tmp_path / "none"], "does not exist"),
+        (["train", "--loss_tpye", "nce"], "did you mean 'loss_type'?"),
+        (["train", "nonsense.yaml"], "recipe nonsense.yaml does not exist"),
+        (["push", tmp_path, "org/name"], str(tmp_path)),
+    ):
+        assert main([*map(str, words), "--json"]) == 1
+        printed = capsys.readouterr()
+        assert message in json.loads(printed.out)["error"]
+        assert printed.err.strip().splitlines()[-1].startswith("error: ") and "Traceback" not in printed.err

@@ -1,0 +1,133 @@
+"""Galleries from photographs: what is encoded, and when again."""
+
+import os
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from hf_vse.data.pairs import undecoded_images
+from hf_vse.search import build
+from hf_vse.search.build import build_gallery
+from hf_vse.search.encoder import Encoder
+from hf_vse.search.gallery import GalleryIndex
+from tests.conftest import make_feature_pairs, make_pairs
+
+
+@pytest.fixture
+def encoder(tiny_model, monkeypatch):
+    """An encoder that counts the images it is given."""
+    monkeypatch.setattr(build, "PART", 5)
+    encoder = Encoder.from_pretrained(str(tiny_model))
+    encoder.seen = 0
+    images = encoder.images
+
+    def counting(values, *arguments):
+        encoder.seen += len(values)
+        return images(values, *arguments)
+
+    encoder.images = counting
+    return encoder
+
+
+def test_a_folder_becomes_a_gallery_and_only_changes_are_encoded_again(encoder, photographs, tmp_path):
+    first = build_gallery(photographs, encoder, tmp_path / "index", progress=False)
+    assert (len(first), encoder.seen) == (12, 12)
+    assert first.items[1] == {"file": "city/02.png", **first.items[1]} and first.items[1]["year"] == 2002
+    assert "year" not in first.items[-1]  # the last two have no line in metadata.jsonl
+    files = [str(photographs / item["file"]) for item in first.items]
+    np.testing.assert_allclose(first.embeds, encoder.images(files), atol=1e-6)
+
+    encoder.seen = 0
+    shutil.copy(photographs / "city/00.png", photographs / "city/new.png")
+    (photographs / "lake/01.png").unlink()
+    shutil.copy(photographs / "city/04.png", photographs / "lake/03.png")
+    os.utime(photographs / "lake/03.png", (1, 1))
+    second = build_gallery(photographs, encoder, tmp_path / "index", progress=False)
+    assert (len(second), encoder.seen) == (12, 2)
+    rows = {item["file"]: row for row, item in enumerate(second.items)}
+    np.testing.assert_allclose(second.embeds[rows["lake/03.png"]], second.embeds[rows["city/04.png"]], atol=1e-6)
+    assert sorted(path.name for path in (tmp_path / "index").iterdir()) == [
+        "gallery.json", "gallery.safetensors", "items.jsonl", "keys.json"
+    ]  # fmt: skip
+
+    encoder.seen = 0
+    with torch.no_grad():
+        encoder.model.visual_projection.weight.add_(1.0)
+    del encoder.digest
+    build_gallery(photographs, encoder, tmp_path / "index", progress=False)
+    assert encoder.seen == 12
+
+
+def test_an_interrupted_build_continues(encoder, photographs, tmp_path):
+    counting = encoder.images
+
+    def failing(values, *arguments):
+        if encoder.seen >= 5:
+            raise KeyboardInterrupt
+        return counting(values, *arguments)
+
+    encoder.images = failing
+    with pytest.raises(KeyboardInterrupt):
+        build_gallery(photographs, encoder, tmp_path / "index", progress=False)
+    with pytest.raises(FileNotFoundError, match="holds no gallery"):
+        GalleryIndex.load(tmp_path / "index")
+    encoder.images, encoder.seen = counting, 0
+    assert len(build_gallery(photographs, encoder, tmp_path / "index", progress=False)) == 12
+    assert encoder.seen == 7
+
+
+def test_broken_images_are_left_out_and_named(encoder, photographs, tmp_path):
+    (photographs / "city/00.png").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"1 of 12 images are missing or broken \(first: city/00.png"):
+        build_gallery(photographs, encoder, tmp_path / "index", progress=False)
+    index = build_gallery(photographs, encoder, tmp_path / "index", max_broken_share=0.1, progress=False)
+    assert len(index) == 11 and index.facts["broken"] == ["city/00.png"]
+    assert "city/00.png" not in [item["file"] for item in index.items]
+
+
+def test_a_data_set_keeps_its_other_columns(encoder, tmp_path):
+    pairs = make_pairs(12)
+    index = GalleryIndex.build(pairs, encoder, tmp_path / "index", kind="ivf", progress=False)
+    assert index.items[3] == {"row": 3, "image_id": 3, **{key: pairs[3][key] for key in ("captions", "caption_ids")}}
+    assert index.plan.kind == "ivf" and index.plan.measured_on == "12 given queries"
+    values = [row["image"] for row in undecoded_images(pairs)]
+    np.testing.assert_allclose(index.embeds, encoder.images(values), atol=1e-6)
+    with pytest.raises(ValueError, match="no column image among captions"):
+        build_gallery(pairs.select_columns(["captions"]), encoder, tmp_path / "other")
+    with pytest.raises(ValueError, match="reads photographs, the data set has image_features"):
+        build_gallery(make_feature_pairs(4), encoder, tmp_path / "other", progress=False)
+
+
+def test_queries_by_sentence_by_image_and_by_both(encoder, photographs, tmp_path):
+    index = build_gallery(photographs, encoder, tmp_path / "index", progress=False)
+    file = photographs / index.items[4]["file"]
+    scores, found = index.search(encoder.query(image=str(file)), k=3, model=encoder)
+    assert found[0][0] == index.items[4] and scores[0, 0] == pytest.approx(1, abs=1e-5)
+    of_text, of_image = encoder.query("a red circle"), encoder.query(image=str(file))
+    for weight in (0.0, 0.3, 1.0):
+        both = weight * of_image + (1 - weight) * of_text
+        np.testing.assert_allclose(
+            encoder.query("a red circle", str(file), weight), both / np.linalg.norm(both), atol=1e-6
+        )
+    assert encoder.query(["a", "b red"]).shape == (2, 16)
+    for options, message in (
+        ({}, "nothing to search for"),
+        ({"text": " "}, "a query is empty"),
+        ({"image": str(tmp_path / "none.png")}, "query image .*none.png: file does not exist"),
+        ({"text": "a", "image": str(file), "image_weight": 2}, "image_weight must lie between 0 and 1, got 2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            encoder.query(**options)
+
+
+def test_a_gallery_refuses_other_weights_of_the_same_name(encoder, photographs, tmp_path):
+    index = build_gallery(photographs, encoder, tmp_path / "index", progress=False)
+    moved = Encoder(encoder.model, encoder.processor, name="the same weights elsewhere")
+    index.search(moved.query("red"), model=moved)
+    with torch.no_grad():
+        moved.model.visual_projection.weight.add_(1.0)
+    other = Encoder(moved.model, moved.processor, name=encoder.name)
+    with pytest.raises(ValueError, match="with other weights; use one model for both"):
+        index.search(other.query("red"), model=other)
