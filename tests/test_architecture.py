@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ MAY_IMPORT = {
     "plots": set(),
     "errors": set(),
     "training": {"model", "objectives", "data", "evaluation", "hub", "plots"},
-    "cli": {"model", "objectives", "data", "evaluation", "hub", "plots", "search", "training"},
+    "cli": {"model", "objectives", "data", "evaluation", "hub", "plots", "search", "training", "errors"},
 }
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
@@ -96,3 +97,12 @@ def test_public_names_exist():
 def test_scripts_are_short():
     for path in (PACKAGE.parent / "scripts").glob("*.py"):
         assert len(path.read_text(encoding="utf-8").splitlines()) <= 80, path
+
+
+def test_every_package_is_installed():
+    """`pyproject.toml` names them, because recipes and the demo come from beside the package."""
+    described = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    found = {".".join(path.parent.relative_to(PACKAGE.parent).parts) for path in PACKAGE.rglob("__init__.py")}
+    assert found <= set(described["packages"])
+    for name, folder in described["package-dir"].items():
+        assert name in described["packages"] and any((PACKAGE.parent / folder).iterdir())

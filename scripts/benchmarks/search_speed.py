@@ -1,0 +1,147 @@
+"""Search in galleries of up to a million vectors: milliseconds a query, recall against exact, what we add to FAISS.
+
+    python scripts/benchmarks/search_speed.py --model DIR --dataset flickr8k --data_dir DIR [--output FILE]
+
+A model embeds the photographs and captions of a validation split. The gallery grows from the photographs: each vector
+is a photograph's plus noise with the covariance of all, so that it lies as a model's vectors lie. Queries are
+captions: sentences lie apart from photographs in such a space, which makes approximate search harder than looking for
+vectors of the gallery itself. One half of them tunes the index, recall is of the other half. Without --model both
+sides are drawn from made clusters.
+
+    single     one query at a time, milliseconds at the median and the 95th percentile
+    overhead   a batch of 1,000 queries by `GalleryIndex.search`, divided by the same FAISS index called bare, median
+               over rounds in which the two take turns
+"""
+
+import argparse
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from measuring import record, status_bytes
+
+from hf_vse.evaluation.environment import environment
+from hf_vse.search.encoder import Encoder
+from hf_vse.search.gallery import GalleryIndex
+from hf_vse.search.vectors import exact_search
+
+DIM = 512
+NOISE = 0.7  # of the spread of the photographs
+BLOCK = 50_000
+SINGLE_QUERIES = 300
+BATCH = 1000
+K = 10
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def seeds(arguments: argparse.Namespace, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors of photographs, and of captions in random order."""
+    if arguments.model is None:
+        centres = rng.normal(size=(500, DIM))
+        made = [centres[rng.integers(500, size=count)] + rng.normal(size=(count, DIM)) for count in (2000, 4000)]
+        return unit(made[0]), unit(made[1] + 0.5)
+    from hf_vse.data.pairs import undecoded_images
+    from hf_vse.data.schema import CAPTIONS, flatten_captions
+    from hf_vse.data.sources import load_pairs
+
+    encoder = Encoder.from_pretrained(arguments.model)
+    split = load_pairs(arguments.dataset, data_dir=arguments.data_dir)[arguments.split]
+    images = encoder.images([next(iter(row.values())) for row in undecoded_images(split)])
+    texts = encoder.texts(flatten_captions(split[CAPTIONS])[0], progress=True)
+    return images, texts[rng.permutation(len(texts))]
+
+
+def grown(photographs: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """(count, dim) unit vectors that lie like the photographs."""
+    centred = photographs - photographs.mean(axis=0)
+    spread = np.linalg.svd(centred / np.sqrt(len(centred)), full_matrices=False)
+    shape = (spread.S[:, None] * spread.Vh).astype(np.float32)
+    vectors = np.empty((count, photographs.shape[1]), np.float32)
+    for start in range(0, count, BLOCK):
+        size = min(BLOCK, count - start)
+        noise = rng.standard_normal((size, len(shape)), dtype=np.float32) @ shape
+        vectors[start : start + size] = unit(photographs[rng.integers(len(photographs), size=size)] + NOISE * noise)
+    return vectors
+
+
+def milliseconds(search: Any, queries: np.ndarray) -> list[float]:
+    taken = []
+    for query in queries:
+        start = time.perf_counter()
+        search(query[None])
+        taken.append(1000 * (time.perf_counter() - start))
+    return taken
+
+
+def overhead(index: GalleryIndex, queries: np.ndarray, rounds: int) -> float:
+    """Seconds of our search divided by those of FAISS, each with the same parameters."""
+    parameters = index.vectors.parameters(K, None)
+    ratios = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        index.vectors.faiss.search(queries, K, params=parameters)
+        bare = time.perf_counter() - start
+        start = time.perf_counter()
+        index.search(queries, K)
+        ratios.append((time.perf_counter() - start) / bare)
+    return median(ratios)
+
+
+def measure(vectors: np.ndarray, kind: str, queries: np.ndarray, rounds: int) -> dict[str, Any]:
+    tuning, asked = np.array_split(queries, 2)
+    before, start = status_bytes("VmRSS"), time.perf_counter()
+    items = [{"file": f"{row:08d}.jpg"} for row in range(len(vectors))]
+    index = GalleryIndex(vectors, items, kind=kind, queries=tuning)
+    built = time.perf_counter() - start
+    memory = status_bytes("VmRSS") - before
+    taken = milliseconds(lambda query: index.search(query, K), asked[:SINGLE_QUERIES])
+    found = index.vectors.search(asked[:SINGLE_QUERIES], K)[1]
+    exact = exact_search(vectors, asked[:SINGLE_QUERIES], K)[1]
+    hits = [np.isin(of_exact, of_found).mean() for of_exact, of_found in zip(exact, found, strict=True)]
+    result = {
+        "vectors": len(vectors),
+        "dim": vectors.shape[1],
+        "plan": index.plan.to_dict(),
+        "build_s": round(built, 1),
+        "memory_mib": round(memory / 2**20),
+        "single_ms": {"p50": round(median(taken), 2), "p95": round(float(np.percentile(taken, 95)), 2)},
+        "recall_at_10": round(float(np.mean(hits)), 4),
+    }
+    if kind != "pq":  # compared again with the exact vectors, which FAISS alone does not do
+        batch = np.ascontiguousarray(np.resize(asked, (BATCH, asked.shape[1])))
+        result["overhead"] = round(overhead(index, batch, rounds), 3)
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="model whose space is searched [made clusters]")
+    parser.add_argument("--dataset", default="flickr8k")
+    parser.add_argument("--data_dir")
+    parser.add_argument("--split", default="validation")
+    parser.add_argument("--exact_sizes", type=int, nargs="*", default=[5000, 50_000], help="[5000 50000]")
+    parser.add_argument("--size", type=int, default=1_000_000, help="of the approximate indexes [1000000]")
+    parser.add_argument("--kinds", nargs="*", default=["ivf", "pq"], help="[ivf pq]; hnsw takes long to build")
+    parser.add_argument("--hnsw_size", type=int, default=100_000, help="[100000]")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--output", type=Path)
+    arguments = parser.parse_args()
+    rng = np.random.default_rng(0)
+    photographs, captions = seeds(arguments, rng)
+    sizes = [(size, "exact") for size in arguments.exact_sizes]
+    sizes += [(arguments.hnsw_size if kind == "hnsw" else arguments.size, kind) for kind in arguments.kinds]
+    measured = []
+    for size, kind in sizes:
+        measured.append(measure(grown(photographs, size, rng), kind, captions, arguments.rounds))
+        print(measured[-1], flush=True)
+    space = "made clusters" if arguments.model is None else f"captions and photographs of {arguments.dataset}"
+    record({"space": space, "measured": measured, "environment": environment()}, arguments.output)
+
+
+if __name__ == "__main__":
+    main()
