@@ -20,6 +20,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("repo_id", help="organisation/name on the Hub")
     parser.add_argument("--private", action="store_true", default=None, help="visible to you alone")
     parser.add_argument("--license", help="of the weights, such as apache-2.0; goes into the card")
+    parser.add_argument(
+        "--photographs", action="store_true", help="the retrieval picture too, if it shows photographs"
+    )
     parser.add_argument("--revision", help="branch [main]")
     parser.add_argument("--create_pr", action="store_true", help="open a pull request instead of committing")
     parser.add_argument("--token", help="access token [the one of `hf auth login`]")
@@ -34,7 +37,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def run(arguments: argparse.Namespace) -> Result:
     from hf_vse.hub.push import push_model
 
-    names = ("private", "license", "revision", "create_pr", "token")
+    names = ("private", "license", "revision", "create_pr", "token", "photographs")
     url = push_model(arguments.directory, arguments.repo_id, **{name: getattr(arguments, name) for name in names})
     record, text = {"model": url}, f"model   {url}"
     if arguments.space is not None:

@@ -7,6 +7,7 @@ test time. Both towers, their pooling, what lies between and the objective are c
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,8 @@ from transformers.utils.generic import can_return_tuple
 from .configuration_vse import GRU_MODEL_TYPE, VSEConfig
 from .losses_vse import contrastive_loss
 from .pooling_vse import Pooling
+from .publish_vse import upload_model
+from .sentence_transformers_vse import write_sentence_files
 from .towers_vse import (
     PrecomputedFeatures,
     build_text_tower,
@@ -31,6 +34,7 @@ from .towers_vse import (
 LEARNED_TEMPERATURE = ("clip", "siglip")
 MAX_LOGIT_SCALE = 100.0
 SMALLEST_FEATURE = 1e-6  # the slope of a root is infinite at zero
+ZERO_SHOT_CLASS = "AutoModelForZeroShotImageClassification"  # what the pipeline of that name loads
 FEATURES_INSTEAD = "give pixel_values, or image_features to a model of precomputed features"
 
 
@@ -146,6 +150,10 @@ class VSEPreTrainedModel(PreTrainedModel):
             if module.logit_bias is not None:
                 init.constant_(module.logit_bias, self.config.logit_bias_init)
 
+    def _upload_modified_files(self, working_dir: str | Path, repo_id: str, files_timestamps: dict, **kwargs):
+        """Where `push_to_hub` uploads: the model with its own card, and the record of the run that made it."""
+        return upload_model(self, Path(working_dir), repo_id, **kwargs)
+
 
 class VSEModel(VSEPreTrainedModel):
     """Image-text dual encoder.
@@ -217,6 +225,15 @@ class VSEModel(VSEPreTrainedModel):
             if trainable and not any(trainable):
                 module.eval()
         return self
+
+    def save_pretrained(self, save_directory: str | Path, is_main_process: bool = True, **kwargs) -> None:
+        """As in transformers; the folder also serves its pipelines and sentence-transformers."""
+        own_class = f"{Path(__file__).stem}.{VSEModel.__name__}"
+        known = getattr(self.config, "auto_map", None) or {}
+        self.config.auto_map = known | dict.fromkeys(("AutoModel", ZERO_SHOT_CLASS), own_class)
+        if is_main_process:
+            write_sentence_files(save_directory)
+        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
 
     def get_input_embeddings(self) -> nn.Module:
         direct = self.config.text_config.model_type == GRU_MODEL_TYPE
@@ -332,30 +349,38 @@ class VSEModel(VSEPreTrainedModel):
             return_logits: False leaves out the (images, texts) matrices.
         """
         temperature, bias = self.scaling()
-        output = VSEOutput(temperature=temperature, logit_bias=bias)
+        image_embeds = text_embeds = logits = loss = None
         if pixel_values is not None or image_features is not None:
-            output.image_embeds = self.get_image_features(pixel_values, image_features, image_mask).pooler_output
+            image_embeds = self.get_image_features(pixel_values, image_features, image_mask).pooler_output
         if input_ids is not None or text_features is not None:
-            text = self.get_text_features(input_ids, attention_mask, token_type_ids, text_features)
-            output.text_embeds = text.pooler_output
-        both = output.image_embeds is not None and output.text_embeds is not None
+            text_embeds = self.get_text_features(
+                input_ids, attention_mask, token_type_ids, text_features
+            ).pooler_output
+        both = image_embeds is not None and text_embeds is not None
         if both and return_logits:
             with torch.autocast(bias.device.type, enabled=False):
-                output.logits_per_text = output.text_embeds @ output.image_embeds.T / temperature + bias
-            output.logits_per_image = output.logits_per_text.T
+                logits = text_embeds @ image_embeds.T / temperature + bias
         if return_loss:
             if not both:
                 raise ValueError(f"return_loss=True needs both sides: give input_ids and {FEATURES_INSTEAD}")
-            output.loss = contrastive_loss(
-                output.image_embeds,
-                output.text_embeds,
+            loss = contrastive_loss(
+                image_embeds,
+                text_embeds,
                 loss_type=self.config.loss_type,
                 temperature=temperature,
                 margin=self.config.margin,
                 logit_bias=bias,
                 image_ids=image_ids,
             )
-        return output
+        return VSEOutput(
+            loss=loss,
+            logits_per_image=None if logits is None else logits.T,
+            logits_per_text=logits,
+            image_embeds=image_embeds,
+            text_embeds=text_embeds,
+            temperature=temperature,
+            logit_bias=bias,
+        )
 
 
 VSEModel.register_for_auto_class("AutoModel")

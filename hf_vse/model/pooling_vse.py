@@ -36,12 +36,12 @@ def max_pool(states: Tensor, mask: Tensor) -> Tensor:
 def last_pool(states: Tensor, mask: Tensor) -> Tensor:
     positions = torch.arange(states.shape[1], device=states.device)
     last = (positions * mask).argmax(dim=1)
-    return states[torch.arange(len(states), device=states.device), last]
+    return states[torch.arange(states.shape[0], device=states.device), last]
 
 
 def cls_pool(states: Tensor, mask: Tensor) -> Tensor:
     first = mask.int().argmax(dim=1)
-    return states[torch.arange(len(states), device=states.device), first]
+    return states[torch.arange(states.shape[0], device=states.device), first]
 
 
 class GeneralizedPooling(nn.Module):
@@ -63,7 +63,7 @@ class GeneralizedPooling(nn.Module):
         """Weights of the ranks for every set size of the batch, zero beyond it: (B, L) bool -> (B, L)."""
         lengths = mask.sum(dim=1).clamp(min=1)
         ranks = torch.arange(mask.shape[1], device=mask.device)[None, :] < lengths[:, None]
-        encoding = self.rank_encoding(mask.shape[1], like).expand(len(mask), -1, -1)
+        encoding = self.rank_encoding(mask.shape[1], like).expand(mask.shape[0], -1, -1)
         ahead = self.forward_gru(encoding)[0]
         behind = reverse_valid(self.backward_gru(reverse_valid(encoding, lengths))[0], lengths)
         scores = self.score((ahead + behind) / 2).squeeze(2).float()

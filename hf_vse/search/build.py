@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate import PartialState
 from datasets import Dataset
 from safetensors.numpy import save_file
@@ -82,7 +83,7 @@ def build_gallery(
     """
     folder = Path(folder)
     photographs = of_dataset(source, encoder) if isinstance(source, Dataset) else of_folder(Path(source))
-    state = PartialState()
+    state = PartialState(cpu=not torch.accelerator.is_available())
     known = list(known_vectors(folder, encoder))
     there = set().union(*(vectors.rows for vectors in known))
     missing = [photograph for photograph in photographs if photograph.key not in there]

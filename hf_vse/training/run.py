@@ -5,6 +5,7 @@
         metrics.json           recalls, data fingerprints, versions, times
         training_curves.png    loss and validation recall
         retrieval.png          what the model finds for some sentences
+        README.md              the model card, for `hf upload` and `hf-vse push`
         stages/NAME/           checkpoints of a stage and, when it is done, its model
 
 The same recipe in the same directory continues where it stopped.
@@ -26,6 +27,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from hf_vse.evaluation.environment import environment
 from hf_vse.evaluation.evaluator import PairEmbeddings, embed_pairs
 from hf_vse.evaluation.report import FOLD_SIZE, recall_table, split_record
+from hf_vse.hub.push import leave_card, push_model
 from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.model.processing_vse import VSEProcessor
 from hf_vse.training.arguments import VSETrainingArguments
@@ -62,7 +64,22 @@ def run_recipe(recipe: Recipe) -> dict[str, Any]:
     if PartialState().is_main_process:
         model.save_pretrained(recipe.output_dir)
         processor.save_pretrained(recipe.output_dir)
-    return report(recipe, model, processor, splits, records, where)
+    result = report(recipe, model, processor, splits, records, where)
+    if common.push_to_hub and PartialState().is_main_process:
+        publish(common)
+    return result
+
+
+def publish(args: VSETrainingArguments) -> None:
+    """The finished run in the place of what its stages pushed while they trained."""
+    address = push_model(
+        args.output_dir,
+        args.hub_model_id,
+        private=args.hub_private_repo,
+        token=args.hub_token,
+        revision=args.hub_revision,
+    )
+    print(f"published {address}")
 
 
 def use_all_cores() -> None:
@@ -74,8 +91,9 @@ def use_all_cores() -> None:
 
 
 def training_arguments(recipe: Recipe, output_dir: Path) -> VSETrainingArguments:
+    named = {"hub_model_id": recipe.output_dir.resolve().name}  # not the name of a stage
     try:
-        return VSETrainingArguments(**recipe.section("training") | {"output_dir": str(output_dir)})
+        return VSETrainingArguments(**named | recipe.section("training") | {"output_dir": str(output_dir)})
     except (ValueError, TypeError) as error:
         raise ValueError(f"training arguments: {' '.join(str(error).split())}") from error
 
@@ -159,7 +177,7 @@ def report(
     stages: list[dict[str, Any]],
     where: dict[str, Any],
 ) -> dict[str, Any]:
-    """Evaluates the finished model, writes numbers and pictures, and prints the table."""
+    """Evaluates the finished model, writes numbers, pictures and the card."""
     main = PartialState().is_main_process
     model.to(PartialState().device)
     embedded: dict[str, PairEmbeddings] = {}
@@ -178,19 +196,21 @@ def report(
     }
     if main:
         (recipe.output_dir / "metrics.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
-        pictures = draw_pictures(recipe.output_dir, stages, splits, embedded)
-        print_summary(recipe.output_dir, model.config.loss_type, records, pictures)
+        draw_pictures(recipe.output_dir, stages, splits, embedded)
+        leave_card(recipe.output_dir)
     return result
 
 
-def print_summary(output_dir: Path, loss_type: str, records: dict[str, Any], pictures: list[Path]) -> None:
+def run_summary(output_dir: Path, result: dict[str, Any]) -> str:
+    """What a person wants to know at the end of a run: the table of recalls, and where everything is."""
+    records = result["metrics"]
     rows = {name: record["metrics"] for name, record in records.items()}
     for name, record in records.items():
         rows |= {f"{name} 5x1K": record["metrics_1k_folds"]} if "metrics_1k_folds" in record else {}
+    lines = []
     if records:
         rows["chance"] = next(iter(records.values()))["chance"]
-        print(f"\n{loss_type}\n{recall_table(rows)}")
-    print(f"\nnumbers   {output_dir / 'metrics.json'}")
-    for picture in pictures:
-        print(f"picture   {picture}")
-    print(f'model     AutoModel.from_pretrained("{output_dir}", trust_remote_code=True)')
+        lines = ["", result["loss_type"], recall_table(rows), ""]
+    lines += [f"numbers   {output_dir / 'metrics.json'}", f"card      {output_dir / 'README.md'}"]
+    lines += [f"picture   {picture}" for picture in sorted(output_dir.glob("*.png"))]
+    return "\n".join([*lines, f'model     AutoModel.from_pretrained("{output_dir}", trust_remote_code=True)'])

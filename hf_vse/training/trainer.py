@@ -1,4 +1,4 @@
-"""`transformers.Trainer` for image-text pairs; five of its methods are replaced at their named hooks."""
+"""`transformers.Trainer` for image-text pairs; its methods are replaced at their named hooks."""
 
 import logging
 import time
@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset, IterableDataset
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import ProgressCallback, Trainer
+from transformers import ProgressCallback
 
 from hf_vse.data.collator import VSECollator
 from hf_vse.data.pairs import Pair, PairDataset, StreamedPairs
@@ -22,13 +22,14 @@ from hf_vse.objectives.execution import execute_loss
 from hf_vse.objectives.grad_cache import cached_loss, mini_batches
 from hf_vse.training.arguments import VSETrainingArguments
 from hf_vse.training.callbacks import CollapseAlarm, RecallProgress, StepDecay
+from hf_vse.training.publish import PublishingTrainer, check_hub_strategy
 
 logger = logging.getLogger(__name__)
 
 WARMED_UP = ("hardnce", "hardnce_smooth", "hinge_max", "hinge_sum")
 
 
-class VSETrainer(Trainer):
+class VSETrainer(PublishingTrainer):
     """Trains a `VSEModel` and keeps the checkpoint that retrieves best.
 
     Args:
@@ -53,6 +54,7 @@ class VSETrainer(Trainer):
         **kwargs: Any,
     ):
         check_warmup(model.config.loss_type, args)
+        check_hub_strategy(args)
         freeze(model, args)
         pairs = None
         if train_dataset is not None:

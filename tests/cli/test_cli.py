@@ -1,6 +1,7 @@
 """The command as people and programs use it."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import pytest
 from datasets import DatasetDict
 
 from hf_vse.cli.main import COMMANDS, main
+from hf_vse.search.gallery import GalleryIndex
 from tests.conftest import make_pairs
 
 
@@ -122,3 +124,18 @@ def test_refusals_are_one_line_and_json(capsys, tiny_model, tmp_path):
         printed = capsys.readouterr()
         assert message in json.loads(printed.out)["error"]
         assert printed.err.strip().splitlines()[-1].startswith("error: ") and "Traceback" not in printed.err
+
+
+def test_two_processes_build_the_gallery_of_one(capsys, tiny_model, photographs, tmp_path):
+    result(capsys, "index", photographs, tmp_path / "one", "--model", tiny_model)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = ["-m", "hf_vse.cli", "index", photographs, tmp_path / "two", "--model", tiny_model, "--json"]
+    done = subprocess.run(
+        [*launcher, *command], capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads(done.stdout)["items"] == 12  # one line, of the first process
+    assert "6/6" in done.stderr, "every process encodes a half"
+    one, two = GalleryIndex.load(tmp_path / "one"), GalleryIndex.load(tmp_path / "two")
+    assert one.items == two.items
+    np.testing.assert_allclose(one.embeds, two.embeds, atol=1e-6)

@@ -74,4 +74,8 @@ def test_saved_directory_holds_safetensors_and_no_pickle(tokenizer, tmp_path):
     endings = {path.suffix for path in tmp_path.iterdir()}
     assert endings == {".json", ".py", ".safetensors"}
     auto_map = json.loads((tmp_path / "config.json").read_text())["auto_map"]
-    assert auto_map == {"AutoConfig": "configuration_vse.VSEConfig", "AutoModel": "modeling_vse.VSEModel"}
+    assert auto_map == {
+        "AutoConfig": "configuration_vse.VSEConfig",
+        "AutoModel": "modeling_vse.VSEModel",
+        "AutoModelForZeroShotImageClassification": "modeling_vse.VSEModel",
+    }

@@ -1,0 +1,52 @@
+"""What may go wrong between here and the Hub, each in one line with its remedy."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from huggingface_hub import constants
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+
+LOG_IN = "log in with `hf auth login`, or set HF_TOKEN, with a token that may write"
+
+
+@contextmanager
+def hub_errors(repo_id: str) -> Iterator[None]:
+    """Turns what the Hub or the line refuses into one line.
+
+    Raises:
+        ValueError: no token, one that may not write there, or a name the Hub does not take.
+        ConnectionError: everything that a repetition may cure.
+    """
+    try:
+        yield
+    except Exception as error:
+        clear = in_one_line(repo_id, error)
+        if clear is None:
+            raise
+        raise clear from error
+
+
+def in_one_line(repo_id: str, error: Exception) -> Exception | None:
+    """The error to raise in its place; None for one that has nothing to do with the Hub."""
+    if isinstance(error, HFValidationError):
+        return ValueError(f"repo_id={repo_id!r} is no name for a repository, write org/name: {reason(error)}")
+    if isinstance(error, LocalTokenNotFoundError):
+        return ValueError(f"cannot publish {repo_id}: nobody is logged in; {LOG_IN}")
+    failed = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error  # of an upload's thread
+    if isinstance(failed, HfHubHTTPError) and failed.response is not None:
+        if failed.response.status_code == 401:
+            return ValueError(f"the Hub takes no token from here for {repo_id} (401); {LOG_IN}")
+        if failed.response.status_code == 403:
+            return ValueError(f"this token may not write to {repo_id} (403): check the organisation; {LOG_IN}")
+    # httpx, under whichever name: the client of this version of huggingface_hub
+    of_the_line = isinstance(failed, HfHubHTTPError | ConnectionError) or type(failed).__module__.startswith("httpx")
+    if not of_the_line:
+        return None
+    return ConnectionError(
+        f"publishing {repo_id} at {constants.ENDPOINT} did not finish ({reason(failed)}); the same command continues, "
+        "what was sent is not sent again"
+    )
+
+
+def reason(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

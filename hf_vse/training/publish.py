@@ -1,0 +1,155 @@
+"""The part of the trainer that talks to the Hub: it publishes a model, never a checkpoint.
+
+transformers uploads the whole output directory, with pickled arguments and the folders of other stages in it. Here
+the same calls upload what `push_model` uploads, with the card of the model and the record of the training.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, ModelCard
+from transformers import Trainer
+from transformers.utils import PushInProgress
+
+from hf_vse.evaluation.environment import environment
+from hf_vse.evaluation.metrics import chance_recalls
+from hf_vse.hub.push import push_model
+from hf_vse.model.card_vse import is_ours
+from hf_vse.model.publish_vse import CARD, METRICS, MODEL_FILES, files_in, write_card
+from hf_vse.training.arguments import VSETrainingArguments
+
+OF_METRICS = ("i2t_", "t2i_", "rsum")
+TOLD = ("learning_rate", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps",
+        "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "seed", "bf16", "fp16",
+        "mask_same_image", "unique_images", "hard_negative_warmup_epochs", "word_dropout")  # fmt: skip
+
+
+def check_hub_strategy(args: VSETrainingArguments) -> None:
+    if args.push_to_hub and args.hub_strategy not in ("end", "every_save"):
+        raise ValueError(
+            f"hub_strategy={str(args.hub_strategy.value)!r} would upload the pickled states of the optimizer; "
+            "choose 'every_save' or 'end'"
+        )
+
+
+class PublishingTrainer(Trainer):
+    """`push_to_hub`, the pushes while training, and `create_model_card`, for a `VSEModel`."""
+
+    args: VSETrainingArguments
+
+    def record(self) -> dict[str, Any]:
+        """What is known of this training, in the form of a run's `metrics.json`."""
+        measured = [entry for entry in self.state.log_history if "eval_rsum" in entry]
+        best = max(measured, key=lambda entry: entry["eval_rsum"], default=None)
+        if not self.args.load_best_model_at_end and measured:
+            best = measured[-1]
+        record: dict[str, Any] = {"loss_type": self.model.config.loss_type, "metrics": {}}
+        if best is not None:
+            metrics = {key.removeprefix("eval_"): value for key, value in best.items() if key.startswith("eval_")}
+            images, captions = metrics["images"], metrics["texts"]
+            record["metrics"]["validation"] = {
+                "images": images,
+                "captions": captions,
+                "broken_images": metrics["broken_images"],
+                "metrics": {key: value for key, value in metrics.items() if key.startswith(OF_METRICS)},
+                "chance": chance_recalls(images, captions),
+            }
+        seconds = next((e["train_runtime"] for e in reversed(self.state.log_history) if "train_runtime" in e), 0.0)
+        stage = {"name": "train", "loss_type": self.model.config.loss_type, "seconds": seconds}
+        record["stages"] = [stage | {"steps": self.state.global_step, "epochs": self.state.epoch}]
+        record["environment"] = environment() | {"processes": self.accelerator.num_processes}
+        told = self.args.to_dict()
+        record["recipe"] = {key: told[key] for key in TOLD}
+        return record
+
+    def create_model_card(
+        self,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        model_name: str | None = None,
+        dataset: str | list[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Writes the card, and the record and curves it shows, into the output directory.
+
+        Args:
+            dataset: the name or Hub id of the training data; other arguments of transformers are not used.
+        """
+        if not self.is_world_process_zero():
+            return
+        output = Path(self.args.output_dir)
+        record = self.record() | ({"dataset": dataset} if isinstance(dataset, str) else {})
+        (output / METRICS).write_text(json.dumps(record, indent=1), encoding="utf-8")
+        draw_curves(self.state.log_history, output / "training_curves.png")
+        repo_id = self.hub_model_id or self.args.hub_model_id or f"your-name/{model_name or output.resolve().name}"
+        card = output / CARD
+        there = card.read_text(encoding="utf-8") if card.is_file() else None
+        if there is None or is_ours(there):
+            more = [tags] if isinstance(tags, str) else tags or []
+            text = write_card(output, output, repo_id, license=license or licence_of(there), tags=more)
+            card.write_text(text, encoding="utf-8")
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Publishes model, processor, card, record and curves; returns the address, or a future of it.
+
+        Args:
+            kwargs: for `create_model_card`.
+        """
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token, private=private)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        self.create_model_card(**kwargs)
+        self._finish_current_push()
+        options = {"token": token or self.args.hub_token, "revision": revision or self.args.hub_revision}
+        options |= {"commit_message": commit_message, "license": kwargs.get("license")}
+        if blocking:
+            return push_model(self.args.output_dir, self.hub_model_id, **options)
+        return HfApi().run_as_future(push_model, self.args.output_dir, self.hub_model_id, **options)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """After a checkpoint was written: its model becomes that of the output directory and is sent meanwhile."""
+        busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
+        if not self.is_world_process_zero() or self.args.hub_strategy == "end" or busy:
+            return
+        for name, path in files_in(Path(checkpoint_folder), MODEL_FILES).items():
+            target = Path(self.args.output_dir, name)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+        self.create_model_card()
+        job = HfApi().run_as_future(
+            push_model,
+            self.args.output_dir,
+            self.hub_model_id,
+            token=self.args.hub_token,
+            revision=self.args.hub_revision,
+            commit_message=f"Training in progress, step {self.state.global_step}",
+        )
+        self.push_in_progress = PushInProgress([job])
+
+
+def draw_curves(log: list[dict[str, Any]], path: Path) -> None:
+    """Draws them where there is something to draw, and something to draw with."""
+    try:
+        from hf_vse.plots import plot_training_curves
+
+        if any("loss" in entry for entry in log):
+            plot_training_curves(log, path)
+    except ImportError:
+        return
+
+
+def licence_of(card: str | None) -> str | None:
+    return None if card is None else ModelCard(card, ignore_metadata_errors=True).data.license
