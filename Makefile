@@ -6,6 +6,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+WORKERS ?= 2
 CONSTRAINTS := .ci/constraints.txt
 
 # Without a GPU the CPU build of torch is taken from PyTorch's own index, unless a folder of wheels is given.
@@ -25,7 +26,7 @@ quickstart: $(VENV)/installed
 		scripts/train.py
 
 test: $(VENV)/installed check
-	$(VENV)/bin/python -m pytest -q
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n $(WORKERS) --dist loadfile
 
 check: $(VENV)/installed
 	$(VENV)/bin/ruff check .

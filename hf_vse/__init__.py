@@ -24,6 +24,7 @@ _HOME = {
     "retrieval_metrics": "hf_vse.evaluation.metrics",
     "evaluate_retrieval": "hf_vse.evaluation.evaluator",
     "GalleryIndex": "hf_vse.search.gallery",
+    "Encoder": "hf_vse.search.encoder",
     "VSETrainer": "hf_vse.training.trainer",
     "VSETrainingArguments": "hf_vse.training.arguments",
     "read_recipe": "hf_vse.training.recipe",

@@ -148,6 +148,45 @@ def evaluation_table() -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
+def search_table() -> str:
+    names = {
+        "exact": "exact",
+        "ivf": "cells (IVF)",
+        "hnsw": "graph (HNSW)",
+        "pq": "cells of codes (IVF-PQ), compared again",
+    }
+    lines = [
+        "| vectors of 512 | index | a query, median (95 %) | recall@10 | GiB held | built in | of bare FAISS, batch |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in load("search_speed")["measured"]:
+        single = row["single_ms"]
+        cells = [
+            f"{row['vectors']:,}",
+            names[row["plan"]["kind"]],
+            f"{single['p50']:.1f} ms ({single['p95']:.1f})",
+            f"{row['recall_at_10']:.3f}",
+            f"{row['memory_mib'] / 1024:.1f}",
+            f"{row['build_s'] / 60:.1f} min" if row["build_s"] > 60 else f"{row['build_s']:.1f} s",
+            f"{row['overhead']:.2f}" if "overhead" in row else "",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def compression_table() -> str:
+    result = load("compression")
+    rows = [row for row in result["rows"] if row["way"] == "rotated" and row["precision"] != "float16"]
+    full = max(row["dim"] for row in rows)
+    precisions = list(dict.fromkeys(row["precision"] for row in rows))
+    lines = [f"| rsum (bytes a vector) | {' | '.join(precisions)} |", "|---" * (1 + len(precisions)) + "|"]
+    for dim in sorted({row["dim"] for row in rows}, reverse=True):
+        of_dim = {row["precision"]: row for row in rows if row["dim"] == dim}
+        cells = [f"{of_dim[each]['rsum']:.1f} ({of_dim[each]['bytes']:,})" for each in precisions]
+        lines.append(f"| {dim} dimensions{' (all)' if dim == full else ''} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def cost_table() -> str:
     result = load("scaling_cost")
     sizes = list(result["costs"][0]["hours_of_a_pass"])
@@ -179,4 +218,6 @@ TABLES = {
     "loss": loss_table,
     "evaluation": evaluation_table,
     "cost": cost_table,
+    "search": search_table,
+    "compression": compression_table,
 }
