@@ -1,0 +1,90 @@
+"""A published model behind two calls: sentences or photographs in, unit vectors out.
+
+It is loaded as anyone would load it, with AutoModel and AutoProcessor, so CLIP-like models of transformers work too.
+"""
+
+import json
+from collections.abc import Sequence
+from hashlib import blake2b
+from threading import Lock
+
+import numpy as np
+import PIL.Image
+import torch
+from settings import SettingsError
+from transformers import AutoModel, AutoProcessor
+
+
+class Encoder:
+    """Safe to call from several threads.
+
+    Args:
+        name: Hub id or directory of the model.
+        variable: the setting it comes from, for the error if it cannot be loaded.
+    """
+
+    def __init__(self, name: str, variable: str = "VSE_MODEL"):
+        self.name = name
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            self.model = AutoModel.from_pretrained(name, trust_remote_code=True).eval().to(self.device)
+            self.processor = AutoProcessor.from_pretrained(name, trust_remote_code=True)
+        except Exception as error:  # OSError, ValueError, ImportError, whatever the code of a model raises
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise SettingsError(
+                f"{variable}={name!r} cannot be loaded ({reason}); give the Hub id of a model, or a directory with "
+                "its config.json, weights and processor files"
+            ) from error
+        self.config = self.model.config
+        if getattr(getattr(self.config, "vision_config", None), "model_type", None) == "vse_features":
+            raise SettingsError(f"{variable}={name!r} takes precomputed features; give a model that takes photographs")
+        # Fast tokenizers must not be used by two threads at once, and one call at a time keeps all cores busy.
+        self._lock = Lock()
+
+    def digest(self) -> str:
+        """Changes with weights, configuration and processor."""
+        digest = blake2b(digest_size=12)
+        config = self.config.to_dict() | {"_name_or_path": ""}
+        settings = [config, self.processor.image_processor.to_dict(), len(self.processor.tokenizer)]
+        digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
+        for name, tensor in self.model.state_dict().items():
+            digest.update(name.encode())
+            digest.update(np.ascontiguousarray(tensor.cpu().float().numpy()))
+        return digest.hexdigest()
+
+    def encode_sentences(self, sentences: Sequence[str]) -> np.ndarray:
+        """Unit vectors (sentences, dim), float32."""
+        with self._lock, torch.inference_mode():
+            inputs = self._process(text=list(sentences))
+            return _unit_vectors(self.model.get_text_features(**inputs))
+
+    def encode_photographs(self, images: Sequence[PIL.Image.Image]) -> np.ndarray:
+        """Unit vectors (images, dim), float32."""
+        with self._lock, torch.inference_mode():
+            return _unit_vectors(self.model.get_image_features(**self._process(images=list(images))))
+
+    def judge_labels(self, image: PIL.Image.Image, prompts: Sequence[str]) -> np.ndarray:
+        """Probabilities (prompts,) that add up to one, at the model's own temperature."""
+        with self._lock, torch.inference_mode():
+            outputs = self.model(**self._process(images=[image], text=list(prompts)))
+            return outputs.logits_per_image[0].float().softmax(-1).cpu().numpy()
+
+    def unknown_words(self, sentence: str) -> list[str]:
+        """Words of the sentence that the tokenizer has no entry for."""
+        tokenizer = self.processor.tokenizer
+        unknown = getattr(tokenizer, "unk_token_id", None)
+        if unknown is None or unknown in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+            return []
+        words = list(dict.fromkeys(filter(None, (word.strip(".,;:!?\"'()") for word in sentence.split()))))
+        with self._lock:
+            return [word for word in words if unknown in tokenizer(word, add_special_tokens=False)["input_ids"]]
+
+    def _process(self, **inputs) -> dict[str, torch.Tensor]:
+        if "text" in inputs:
+            inputs |= {"padding": True, "truncation": True}
+        return self.processor(**inputs, return_tensors="pt").to(self.device)
+
+
+def _unit_vectors(output) -> np.ndarray:
+    embeds = getattr(output, "pooler_output", output)
+    return torch.nn.functional.normalize(embeds.float(), dim=-1).cpu().numpy()

@@ -1,0 +1,172 @@
+"""What the page and its API answer, without a page: every check of an input and every search."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import PIL.Image
+from gallery import Gallery
+from limits import MAX_RESULTS, RefusedError, read_labels, read_sentence, read_template
+from photographs import thumbnail
+from visitors import Picture
+
+TEMPLATES = ("{}", "a {}", "a photo of a {}", "a picture of a {} in the background")
+_EXAMPLE_CHARACTERS = 60  # longer examples are cut on the page
+# Words that stand before or after the name of a thing, and are none.
+_FUNCTION_WORDS = set(
+    "a above against an and appears are as at be behind below beneath beside between by can contains each for from "
+    "has have he her his holds in into is it its lies looks near next of off on one or other over she shows sits "
+    "some standing stands that the their them there these they this three to two under up very was wearing wears "
+    "were which while who with air area back backdrop background bottom center centre corner drawing edge front group "
+    "image left lower middle object objects photo photograph picture right row shape shapes side something top "
+    "upper".split()
+)
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A photograph that was found.
+
+    Args:
+        score: cosine similarity to the query.
+        row: its place in the album, or among the visitor's own pictures.
+        is_own: a picture of the visitor.
+        is_described: the query is a caption of this photograph.
+    """
+
+    score: float
+    row: int
+    is_own: bool = False
+    is_described: bool = False
+
+
+class Search:
+    """Answers for one model and its gallery."""
+
+    def __init__(self, gallery: Gallery):
+        self.gallery = gallery
+        self.album = gallery.album
+        self.encoder = gallery.encoder
+
+    def sentence(self, text: object) -> np.ndarray:
+        """Unit vector (dim,) of a visitor's sentence."""
+        return self.encoder.encode_sentences([read_sentence(text)])[0]
+
+    def photograph(self, image: PIL.Image.Image | None) -> np.ndarray:
+        """Unit vector (dim,) of a visitor's photograph."""
+        return self.encoder.encode_photographs([_given(image)])[0]
+
+    def both(self, text: object, image: PIL.Image.Image | None, weight: float) -> np.ndarray:
+        """Weighted sum of sentence (`weight`) and photograph (1 - `weight`); one of them will do."""
+        if not (isinstance(text, str) and text.strip()):
+            return self.photograph(image)
+        if image is None:
+            return self.sentence(text)
+        weight = min(1.0, max(0.0, float(weight)))
+        query = weight * self.sentence(text) + (1 - weight) * self.photograph(image)
+        return query / max(float(np.linalg.norm(query)), 1e-12)
+
+    def photographs(
+        self, query: np.ndarray, count: float, own: Sequence[Picture] = (), sentence: object = None
+    ) -> list[Hit]:
+        """The nearest photographs of album and visitor together, best first."""
+        count = how_many(count)
+        described = self.album.described_by.get(sentence, ()) if isinstance(sentence, str) else ()
+        hits = [
+            Hit(score, row, is_described=row in described)
+            for score, row in self.gallery.nearest_photographs(query, count)
+        ]
+        hits += [Hit(float(each.embed @ query), row, is_own=True) for row, each in enumerate(own)]
+        return sorted(hits, key=lambda hit: -hit.score)[:count]
+
+    def sentences(self, query: np.ndarray, count: float) -> list[tuple[float, str]]:
+        return self.gallery.nearest_sentences(query, how_many(count))
+
+    def labels(self, image: PIL.Image.Image | None, labels: object, template: object) -> dict[str, float]:
+        """Probability of each label of a comma-separated list, in the template's words."""
+        image, wanted, frame = _given(image), read_labels(labels), read_template(template)
+        shares = self.encoder.judge_labels(image, [frame.replace("{}", label) for label in wanted])
+        return {label: float(share) for label, share in zip(wanted, shares, strict=True)}
+
+    def picture(self, image: PIL.Image.Image) -> Picture:
+        """An own picture of a visitor, as it is kept: small, with its vector."""
+        return Picture(thumbnail(image), self.photograph(image))
+
+    def as_json(self, hits: Sequence[Hit]) -> list[dict[str, Any]]:
+        """Photographs of the album for a program: number, score, captions."""
+        return [
+            {"photograph": hit.row, "score": round(hit.score, 4), "captions": self.album.captions[hit.row]}
+            for hit in hits
+        ]
+
+    def spread_rows(self, count: int) -> list[int]:
+        """Rows evenly spread over the album."""
+        count = min(count, len(self.album))
+        return [int((number + 0.5) * len(self.album) / count) for number in range(count)]
+
+    def example_sentences(self, count: int) -> list[str]:
+        """Captions evenly spread over the album: of a photograph the longest that is not too long."""
+        found: list[str] = []
+        for row in self.spread_rows(8 * count):
+            captions = self.album.captions[row]
+            short = [caption for caption in captions if len(caption) <= _EXAMPLE_CHARACTERS]
+            found.append(max(short, key=len) if short else min(captions, key=len))
+        found = [each for each in dict.fromkeys(found) if len(each) <= _EXAMPLE_CHARACTERS] or found
+        return found[:: max(1, len(found) // count)][:count]
+
+    def frequent_words(self, count: int) -> list[str]:
+        """Names of things in the captions, most frequent first: labels to begin with.
+
+        A name is taken to be what a phrase ends with, as "dog" and "grass" in "a brown dog in the grass".
+        """
+        names: Counter[str] = Counter()
+        for captions in self.album.captions:
+            words: set[str] = set()
+            for caption in captions:
+                words.update(_phrase_ends(caption))
+            names.update(words)
+        return [name for name, _ in names.most_common(count)]
+
+    def note(self, sentence: str, query: np.ndarray) -> str:
+        """One line on a sentence query: how well its own photograph is found, and words the model does not know."""
+        parts = []
+        rank = self.gallery.rank_of_own(query, sentence)
+        if rank is not None:
+            place = "first" if rank == 1 else f"number {rank:,}"
+            parts.append(f"A caption of the gallery: its own photograph (✓) is {place} of {len(self.album):,}.")
+        unknown = self.encoder.unknown_words(sentence)
+        if unknown:
+            parts.append(f"Words this model has never seen: {', '.join(unknown[:8])}.")
+        return " ".join(parts)
+
+
+def how_many(count: object) -> int:
+    """Number of results, within the limits."""
+    if not isinstance(count, int | float) or count != count:
+        raise RefusedError("The number of results must be a number.")
+    return int(min(MAX_RESULTS, max(1, count)))
+
+
+def _given(image: PIL.Image.Image | None) -> PIL.Image.Image:
+    if image is None:
+        raise RefusedError("There is no photograph yet: drop one, or take one of the gallery's.")
+    return image
+
+
+def _phrase_ends(caption: str) -> list[str]:
+    found = []
+    tokens = caption.lower().split()
+    for token, following in zip(tokens, [*tokens[1:], "."], strict=True):
+        word = token.strip(".,;:!?\"'()")
+        ends = word != token.rstrip() or following.strip(".,;:!?") in _FUNCTION_WORDS | {""}
+        if (
+            ends
+            and len(word) > 2
+            and word.isalpha()
+            and word not in _FUNCTION_WORDS
+            and not word.endswith(("ing", "ly"))
+        ):
+            found.append(word)
+    return found

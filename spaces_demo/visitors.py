@@ -1,0 +1,71 @@
+"""Pictures that visitors add for themselves.
+
+They lie in memory only, those of each visitor apart, and are forgotten when the visitor leaves.
+"""
+
+import time
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from threading import Lock
+
+import numpy as np
+from limits import MAX_PICTURES, RefusedError
+
+MAX_VISITORS = 500  # who keep pictures at the same time; beyond it the one who waited longest is forgotten
+SECONDS_TO_KEEP = 3600
+
+
+@dataclass(frozen=True)
+class Picture:
+    thumbnail: bytes
+    embed: np.ndarray = field(repr=False)
+
+
+class Visitors:
+    """Pictures by session. A session is a random name that only the visitor's browser knows."""
+
+    def __init__(self, clock=time.monotonic):
+        self._pictures: OrderedDict[str, tuple[float, list[Picture]]] = OrderedDict()
+        self._lock = Lock()
+        self._clock = clock
+
+    def pictures(self, session: str | None) -> list[Picture]:
+        with self._lock:
+            self._forget_old()
+            if session not in self._pictures:
+                return []
+            _, mine = self._pictures[session]
+            self._keep(session, mine)
+            return list(mine)
+
+    def room(self, session: str | None) -> int:
+        """How many pictures the visitor may still add."""
+        return MAX_PICTURES - len(self.pictures(session))
+
+    def add(self, session: str | None, pictures: list[Picture]) -> list[Picture]:
+        """All pictures of the visitor; RefusedError if they would be too many."""
+        if session is None:
+            raise RefusedError("Pictures can only be added in a browser.")
+        with self._lock:
+            self._forget_old()
+            mine = [*self._pictures.get(session, (0, []))[1], *pictures]
+            if len(mine) > MAX_PICTURES:
+                raise RefusedError(f"{len(mine)} pictures are too many: at most {MAX_PICTURES}, please.")
+            self._keep(session, mine)
+            while len(self._pictures) > MAX_VISITORS:
+                self._pictures.popitem(last=False)
+            return list(mine)
+
+    def forget(self, session: str | None) -> int:
+        """How many pictures were forgotten."""
+        with self._lock:
+            return len(self._pictures.pop(session, (0, []))[1])
+
+    def _keep(self, session: str, pictures: list[Picture]) -> None:
+        self._pictures[session] = (self._clock(), pictures)
+        self._pictures.move_to_end(session)
+
+    def _forget_old(self) -> None:
+        oldest = self._clock() - SECONDS_TO_KEEP
+        while self._pictures and next(iter(self._pictures.values()))[0] < oldest:
+            self._pictures.popitem(last=False)
