@@ -159,7 +159,7 @@ def eval_results(record: dict[str, Any]) -> list[EvalResult]:
             for level in LEVELS:
                 found.append(
                     EvalResult(
-                        metric_type=f"{side}_recall_at_{level[1:]}",
+                        metric_type=f"{side}_{level}",
                         metric_name=f"{direction} R@{level[1:]}",
                         metric_value=round(metrics[f"{side}_{level}"], 4),
                         **where,

@@ -20,6 +20,7 @@ import torch
 
 from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.model.processing_vse import VSEProcessor
+from tests.hub.fake_hub import FakeHub, Repository
 from tests.spaces_demo.conftest import DEMO, PHOTOGRAPHS, png, save_model
 from tests.spaces_demo.test_parts import bomb
 
@@ -28,6 +29,7 @@ gradio_client = pytest.importorskip("gradio_client")
 pytest.importorskip("gradio")
 pytest.importorskip("faiss")
 
+RECALLS = ("i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10", "rsum")
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
@@ -47,24 +49,51 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory, model_folder, parquet, tokenizer, tiny_resnet) -> Iterator[Server]:
+def published(tmp_path_factory, model_folder, parquet) -> Iterator[FakeHub]:
+    """A Hub with the model, its page, and the photographs; the first two as `hf-vse push` leaves them."""
+    record = {"dataset": "somebody/photographs", "loss_type": "nce", "stages": [], "environment": {}, "recipe": {}}
+    metrics = {f"{side}_{level}": 12.34 for side in ("i2t", "t2i") for level in ("r1", "r5", "r10", "medr", "meanr")}
+    split = {"images": 11, "captions": 55, "broken_images": 0, "metrics": metrics | {"rsum": 345.6}, "chance": {}}
+    (model_folder / "metrics.json").write_text(json.dumps(record | {"metrics": {"test": split}}))
+    with FakeHub() as hub:
+        command = [sys.executable, "-m", "hf_vse.cli", "push", str(model_folder), "org/vse-tiny", "--json"]
+        command += ["--space", "org/page", "--dataset", "org/photographs"]
+        environment = os.environ | hub.environment(tmp_path_factory.mktemp("publisher"))
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert json.loads(done.stdout) == {
+            "model": f"{hub.url}/org/vse-tiny", "space": f"{hub.url}/spaces/org/page"
+        }  # fmt: skip
+        photographs = hub.repositories.setdefault("datasets/org/photographs", Repository({}))
+        photographs.files["data/test-00000-of-00001.parquet"] = parquet.read_bytes()
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory, published, model_folder, parquet, tokenizer, tiny_resnet) -> Iterator[Server]:
+    """The published page, running from its repository as a Space does."""
     folder = tmp_path_factory.mktemp("server")
     other = save_model(folder / "vse-other", tokenizer, tiny_resnet, seed=1)
     (folder / "tmp").mkdir()
-    (model_folder / "metrics.json").write_text('{"metrics": {"test": {"metrics": {"i2t_r1": 12.34, "rsum": 345.6}}}}')
+    space = published.repositories["spaces/org/page"]
+    for name, content in space.files.items():
+        (folder / "space" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "space" / name).write_bytes(content)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    variables = {"VSE_MODEL": model_folder, "VSE_DATASET": parquet, "VSE_COMPARE": other, "HF_HOME": folder / "hf"}
-    variables |= {"GRADIO_SERVER_PORT": port, "TMPDIR": folder / "tmp", "OMP_NUM_THREADS": 1, "HF_HUB_OFFLINE": 1}
-    environment = os.environ | {name: str(value) for name, value in variables.items()}
+    environment = os.environ | published.environment(folder / "hf") | space.variables
+    environment |= {"VSE_COMPARE": str(other), "GRADIO_SERVER_PORT": str(port), "TMPDIR": str(folder / "tmp")}
+    environment |= {"OMP_NUM_THREADS": "1"}
     with open(folder / "log", "w") as log:
         process = subprocess.Popen(
-            [sys.executable, "app.py"], cwd=DEMO, env=environment, stdout=log, stderr=subprocess.STDOUT
+            [sys.executable, "app.py"], cwd=folder / "space", env=environment, stdout=log, stderr=subprocess.STDOUT
         )
         try:
             server = Server(
-                f"http://127.0.0.1:{port}", folder, [model_folder / "config.json", parquet, DEMO / "app.py"]
+                f"http://127.0.0.1:{port}",
+                folder,
+                [model_folder / "config.json", parquet, folder / "space" / "app.py"],
             )
             wait_until(lambda: process.poll() is not None or "Running on" in server.log, 120)
             assert process.poll() is None, server.log[-3000:]
@@ -135,9 +164,9 @@ def test_api_answers_as_the_model_does(client, reference, tmp_path):
 
 def test_api_describes_model_and_itself(client, server):
     about = client.predict(api_name="/about")
-    assert about["model"] == "vse-tiny" and about["text_tower"] == "GRU" and about["loss"] == "nce"
+    assert about["model"] == "org/vse-tiny" and about["text_tower"] == "GRU" and about["loss"] == "nce"
     assert about["photographs"] == PHOTOGRAPHS and about["broken_photographs"] == 1
-    assert about["recalls"] == {"test": {"i2t_r1": 12.34, "rsum": 345.6}}
+    assert about["recalls"]["test"] == dict.fromkeys(RECALLS[:-1], 12.34) | {"rsum": 345.6}
     assert str(server.folder.parent) not in json.dumps(about)
     documented = set(re.findall(r"^\| `(/\w+)`", (DEMO / "README.md").read_text(), flags=re.MULTILINE))
     assert set(client.view_api(return_format="dict")["named_endpoints"]) == documented
