@@ -12,7 +12,7 @@ from hf_vse.cli.command import Result, add_data_options, bundled, command_parser
 
 DESCRIPTION = """Opens the demo page with a model: type a sentence and see photographs, drop a photograph and see
 sentences, label photographs, add your own. Without --model it takes runs/quickstart, or trains a small model first
-(once, under a minute). Without --dataset it shows what the model was trained on."""
+(once, about a minute). Without --dataset it shows what the model was trained on."""
 EXAMPLES = """
   hf-vse demo                                                generated scenes, nothing to download
   hf-vse demo --model runs/flickr8k_photos --data_dir DIR    the photographs of its validation split
