@@ -1,9 +1,9 @@
 """Which kind of index serves a gallery: decided from its size and the memory there is, and said in words.
 
     exact   every vector is compared; up to `EXACT_VALUES` numbers, where a query takes some milliseconds
-    ivf     vectors in cells around centroids, of which a query visits the nearest (Sivic & Zisserman, ICCV 2003)
-    hnsw    a graph of neighbours that a query walks along (Malkov & Yashunin, arXiv 1603.09320); the fastest to query,
-            the slowest to build, so only on request
+    hnsw    a graph of neighbours that a query walks along (Malkov & Yashunin, arXiv 1603.09320); up to `GRAPH_VECTORS`,
+            where it is the fastest to build and to query
+    ivf     vectors in cells around centroids, of which a query visits the nearest (Sivic & Zisserman, ICCV 2003); above
     pq      cells of product-quantised vectors (Jegou et al., TPAMI 2011), the best compared again with the exact ones,
             which stay on disk: where the vectors do not fit into memory
 
@@ -18,6 +18,7 @@ from typing import Any, Literal, get_args
 IndexKind = Literal["exact", "ivf", "hnsw", "pq"]
 
 EXACT_VALUES = 32_000_000  # 62,500 vectors of 512
+GRAPH_VECTORS = 500_000
 MEMORY_SHARE = 0.5
 NEIGHBOURS = 32
 CODES = 256  # values of a byte
@@ -71,10 +72,12 @@ def choose_plan(count: int, dim: int, kind: str = "auto", memory: int | None = N
         size = f"{count:,} vectors of {dim}"
         if count * dim <= EXACT_VALUES:
             kind, reason = "exact", f"{size} are compared in milliseconds"
-        elif 4 * count * dim <= memory:
-            kind, reason = "ivf", f"{size} are many and fit into memory"
-        else:
+        elif 4 * count * dim > memory:
             kind, reason = "pq", f"{size} take {4 * count * dim / 2**30:.1f} GiB, more than {memory / 2**30:.1f}"
+        elif count <= GRAPH_VECTORS:
+            kind, reason = "hnsw", f"{size} are too many to compare all"
+        else:
+            kind, reason = "ivf", f"{size} are too many for a graph, and fit into memory"
     if kind == "pq" and count < CODES:
         raise ValueError(f"index kind 'pq' needs at least {CODES} vectors to learn from, got {count}: use 'exact'")
     cells = max(1, min(2 ** round(math.log2(4 * math.sqrt(count))), count // 4))

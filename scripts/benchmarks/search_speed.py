@@ -126,7 +126,7 @@ def main() -> None:
     parser.add_argument("--split", default="validation")
     parser.add_argument("--exact_sizes", type=int, nargs="*", default=[5000, 50_000], help="[5000 50000]")
     parser.add_argument("--size", type=int, default=1_000_000, help="of the approximate indexes [1000000]")
-    parser.add_argument("--kinds", nargs="*", default=["ivf", "pq"], help="[ivf pq]; hnsw takes long to build")
+    parser.add_argument("--kinds", nargs="*", default=["hnsw", "ivf", "pq"], help="[hnsw ivf pq]")
     parser.add_argument("--hnsw_size", type=int, default=100_000, help="[100000]")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--output", type=Path)

@@ -84,6 +84,7 @@ def test_exact_search_in_blocks_equals_a_full_sort(made, monkeypatch):
 
 def test_the_plan_follows_size_and_memory():
     assert choose_plan(50_000, 512).kind == "exact"
+    assert choose_plan(200_000, 512, memory=2**33).kind == "hnsw"
     assert choose_plan(1_000_000, 512, memory=2**33).kind == "ivf"
     large = choose_plan(1_000_000, 512, memory=2**30)
     assert (large.kind, large.factory) == ("pq", "IVF4096,PQ64np") and "1.9 GiB, more than 1.0" in large.reason
