@@ -1,9 +1,9 @@
 """Which kind of index serves a gallery: decided from its size and the memory there is, and said in words.
 
     exact   every vector is compared; up to `EXACT_VALUES` numbers, where a query takes some milliseconds
-    hnsw    a graph of neighbours that a query walks along (Malkov & Yashunin, arXiv 1603.09320); up to `GRAPH_VECTORS`,
-            where it is the fastest to build and to query
-    ivf     vectors in cells around centroids, of which a query visits the nearest (Sivic & Zisserman, ICCV 2003); above
+    hnsw    a graph of neighbours that a query walks along (Malkov & Yashunin, arXiv 1603.09320); up to
+            `GRAPH_VECTORS`, where it is the fastest to build and to query
+    ivf     vectors in cells around centroids, of which a query visits the nearest (Sivic & Zisserman, ICCV 2003)
     pq      cells of product-quantised vectors (Jegou et al., TPAMI 2011), the best compared again with the exact ones,
             which stay on disk: where the vectors do not fit into memory
 
