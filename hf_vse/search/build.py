@@ -215,7 +215,9 @@ def encode_missing(
 ) -> None:
     """Writes parts: vectors, and beside them, last, their keys. What cannot be read has no vector."""
     parts = folder / PARTS_FOLDER / encoder.digest
-    with tqdm(total=len(photographs), desc="encoding images", unit="image", disable=not progress) as bar:
+    with tqdm(
+        total=len(photographs), desc="encoding images", unit="image", disable=not (photographs and progress)
+    ) as bar:
         for start in range(0, len(photographs), PART):
             part = photographs[start : start + PART]
             values = [each.value.read() if isinstance(each.value, DatasetImage) else each.value for each in part]

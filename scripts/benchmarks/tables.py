@@ -187,6 +187,17 @@ def compression_table() -> str:
     return "\n".join(lines)
 
 
+def visitors_sentence() -> str:
+    result = load("space_load")
+    slowest = max(times["p95_ms"] for times in result["endpoints"].values()) / 1000
+    return (
+        f"{result['visitors']} visitors who ask without a pause, for {result['seconds']:.0f} s, on "
+        f"{result['environment']['threads']} CPU cores and {result['demo']['photographs']:,} photographs of Flickr8k: "
+        f"{result['answers']:,} answers, {result['errors']} errors, 95 % of each kind within {slowest:.1f} s "
+        "(`scripts/benchmarks/space_load.py`)."
+    )
+
+
 def cost_table() -> str:
     result = load("scaling_cost")
     sizes = list(result["costs"][0]["hours_of_a_pass"])
@@ -220,4 +231,5 @@ TABLES = {
     "cost": cost_table,
     "search": search_table,
     "compression": compression_table,
+    "visitors": visitors_sentence,
 }
