@@ -13,6 +13,7 @@ All but `exact` miss some neighbours; how many is measured when the index is bui
 import math
 import os
 from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
 from typing import Any, Literal, get_args
 
 IndexKind = Literal["exact", "ivf", "hnsw", "pq"]
@@ -72,6 +73,8 @@ def choose_plan(count: int, dim: int, kind: str = "auto", memory: int | None = N
         size = f"{count:,} vectors of {dim}"
         if count * dim <= EXACT_VALUES:
             kind, reason = "exact", f"{size} are compared in milliseconds"
+        elif not find_spec("faiss"):
+            kind, reason = "exact", f"{size} would be found faster with FAISS: pip install 'hf_vse[index]'"
         elif 4 * count * dim > memory:
             kind, reason = "pq", f"{size} take {4 * count * dim / 2**30:.1f} GiB, more than {memory / 2**30:.1f}"
         elif count <= GRAPH_VECTORS:

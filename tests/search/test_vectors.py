@@ -82,6 +82,12 @@ def test_exact_search_in_blocks_equals_a_full_sort(made, monkeypatch):
     np.testing.assert_allclose(scores, np.sort(queries @ gallery.T, axis=1)[:, :-13:-1], atol=1e-6)
 
 
+def test_without_faiss_everything_is_compared(monkeypatch):
+    monkeypatch.setattr("hf_vse.search.plan.find_spec", lambda name: None)
+    plan = choose_plan(1_000_000, 512)
+    assert plan.kind == "exact" and "pip install 'hf_vse[index]'" in plan.reason
+
+
 def test_the_plan_follows_size_and_memory():
     assert choose_plan(50_000, 512).kind == "exact"
     assert choose_plan(200_000, 512, memory=2**33).kind == "hnsw"
