@@ -39,18 +39,18 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def run(arguments: argparse.Namespace) -> Result:
     from hf_vse.data.backbone import extract_features
 
-    model, processor = load_tower(arguments)
+    model, image_processor = load_tower(arguments)
     options: dict[str, Any] = {name: getattr(arguments, name) for name in ("regions", "batch_size", "num_workers")}
     options["progress"] = not arguments.quiet
     if arguments.dataset in KARPATHY and arguments.data_dir is not None:
         from hf_vse.data.karpathy import image_files
 
         files = image_files(arguments.dataset, arguments.data_dir, arguments.split_file)
-        array = extract_features(model, processor, files, arguments.output, **options)
+        array = extract_features(model, image_processor, files, arguments.output, **options)
         shape = list(array.shape)
         text = f"{shape} in {arguments.output}\ntry   hf-vse train flickr8k_features_nce --features {arguments.output}"
         return Result({"output": str(arguments.output), "shape": shape}, text)
-    rows = save_with_features(arguments, model, processor, options)
+    rows = save_with_features(arguments, model, image_processor, options)
     text = (
         f"{sum(rows.values()):,} images in {arguments.output}\ntry   hf-vse train RECIPE --dataset {arguments.output}"
     )
@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> Result:
 
 
 def load_tower(arguments: argparse.Namespace) -> tuple[Any, Any]:
-    """A model whose image tower is the one asked for, on the accelerator there is, and a processor that fits."""
+    """A model whose image tower is the one asked for, on the accelerator there is, and what prepares images for it."""
     import torch
 
     from hf_vse.search.encoder import Encoder
@@ -67,17 +67,19 @@ def load_tower(arguments: argparse.Namespace) -> tuple[Any, Any]:
         encoder = Encoder.from_pretrained(arguments.model)
         if not encoder.reads_photographs:
             raise ValueError(f"--model {arguments.model} was trained on precomputed features and has no image tower")
-        return encoder.model, encoder.processor
+        return encoder.model, encoder.processor.image_processor
     from hf_vse.training.build import build_image_side
     from hf_vse.training.recipe import ModelArguments
 
     names = ("image_tower", "image_tower_weights", "resize", "crop", "image_mean", "image_std")
-    model, processor = build_image_side(ModelArguments(**{name: getattr(arguments, name) for name in names}))
+    model, image_processor = build_image_side(ModelArguments(**{name: getattr(arguments, name) for name in names}))
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
-    return model.to(device).eval(), processor
+    return model.to(device).eval(), image_processor
 
 
-def save_with_features(arguments: argparse.Namespace, model: Any, processor: Any, options: dict) -> dict[str, int]:
+def save_with_features(
+    arguments: argparse.Namespace, model: Any, image_processor: Any, options: dict
+) -> dict[str, int]:
     """The splits with features instead of photographs, saved where `load_pairs` opens them."""
     from datasets import DatasetDict
 
@@ -92,7 +94,9 @@ def save_with_features(arguments: argparse.Namespace, model: Any, processor: Any
         if IMAGE not in split.column_names:
             raise ValueError(f"{arguments.dataset} has no photographs but features already")
         images = RowsOfImages(undecoded_images(split))
-        array = extract_features(model, processor, images, arguments.output.with_suffix(f".{name}.npy"), **options)
+        array = extract_features(
+            model, image_processor, images, arguments.output.with_suffix(f".{name}.npy"), **options
+        )
         plain = split.with_format(None)
         splits[name] = features_dataset(array, plain[IMAGE_ID][:], plain[CAPTIONS][:], plain[CAPTION_IDS][:])
     DatasetDict(splits).save_to_disk(str(arguments.output))

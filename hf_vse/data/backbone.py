@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import torch
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
+from transformers.image_processing_utils import BaseImageProcessor
 
-from hf_vse.data.collator import VSECollator
 from hf_vse.data.encoding import to_device
-from hf_vse.data.images import check_broken_share
+from hf_vse.data.images import BrokenImageError, BrokenImages, check_broken_share, decode_image
 from hf_vse.model.modeling_vse import VSEModel
-from hf_vse.model.processing_vse import VSEProcessor
 from hf_vse.model.towers_vse import state_sequence
 
 logger = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 @torch.no_grad()
 def extract_features(
     model: VSEModel,
-    processor: VSEProcessor,
+    image_processor: BaseImageProcessor,
     images: Sequence[Any],
     path: str | Path,
     *,
@@ -45,23 +45,30 @@ def extract_features(
     path = Path(path)
     if path.suffix != ".npy":
         raise ValueError(f"output {path} must end in .npy")
-    reader = VSECollator(processor, max_broken_share=1.0)
+    seen = BrokenImages(max_share=1.0)  # warns; how many are too many is judged at the end
+
+    def read(value: Any) -> PIL.Image.Image | None:
+        try:
+            return decode_image(value)
+        except BrokenImageError as error:
+            seen.seen_broken(error)
+            return None
 
     def collate(rows: list[int]) -> tuple[list[int], list[int], dict[str, torch.Tensor]]:
-        decoded = [reader.read(images[row]) for row in rows]
+        decoded = [read(images[row]) for row in rows]
         good = [row for row, image in zip(rows, decoded, strict=True) if image is not None]
         kept = [image for image in decoded if image is not None]
-        inputs = dict(processor.image_processor(kept, return_tensors="pt")) if kept else {}
+        inputs = dict(image_processor(kept, return_tensors="pt")) if kept else {}
         return good, [row for row in rows if row not in good], inputs
 
     def run(inputs: dict[str, torch.Tensor]) -> np.ndarray:
         states, pooled = model.pool_images(**to_device(inputs, model))
         return (state_sequence(states) if regions else pooled).float().cpu().numpy()
 
-    first = next((image for image in map(reader.read, images) if image is not None), None)
+    first = next((image for image in map(read, images) if image is not None), None)
     if first is None:
         raise ValueError(f"none of the {len(images)} images can be read")
-    shape = run(dict(processor.image_processor([first], return_tensors="pt")))[0].shape
+    shape = run(dict(image_processor([first], return_tensors="pt")))[0].shape
     array, unfinished = open_unfinished(path, (len(images), *shape))
     missing = np.flatnonzero(np.isnan(array.reshape(len(images), -1)[:, 0])).tolist()
     broken: dict[str | Path, str] = {}
@@ -71,12 +78,17 @@ def extract_features(
             if good:
                 array[good] = run(inputs)
             array[bad] = 0
-            broken |= {f"image {row}": "cannot be read" for row in bad}
+            broken |= {name_of(images[row], row): "cannot be read, its row is zero" for row in bad}
             bar.update(len(good) + len(bad))
     array.flush()
     check_broken_share(broken, len(images), max_broken_share)
     unfinished.replace(path)
     return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+def name_of(image: Any, row: int) -> str:
+    path = image.get("path") if isinstance(image, dict) else image
+    return path if isinstance(path, str) and path else f"image {row}"
 
 
 def open_unfinished(path: Path, shape: tuple[int, ...]) -> tuple[np.memmap, Path]:

@@ -20,6 +20,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     TimmWrapperConfig,
 )
+from transformers.image_processing_utils import BaseImageProcessor
 
 from hf_vse.data.schema import CAPTIONS, IMAGE_FEATURES
 from hf_vse.data.sources import load_pairs, with_validation
@@ -160,8 +161,8 @@ def build_model(model: ModelArguments, processor: VSEProcessor, train: Dataset |
         return VSEModel.from_towers(image, text, **{"text_pooling": "last" if recurrent else "mean"} | options)
 
 
-def build_image_side(model: ModelArguments) -> tuple[VSEModel, VSEProcessor]:
-    """A pretrained image tower inside a model whose text side is a stub, to run the tower alone."""
+def build_image_side(model: ModelArguments) -> tuple[VSEModel, BaseImageProcessor]:
+    """A pretrained image tower inside a model whose text side is a stub, to run it alone, and what prepares images."""
     given = model.image_tower if model.image_tower_weights is None else None
     tower = given or timm_tower(model.image_tower, model.image_tower_weights)
     with loading("image_tower", model.image_tower):
@@ -170,7 +171,7 @@ def build_image_side(model: ModelArguments) -> tuple[VSEModel, VSEProcessor]:
         else:
             image_processor = AutoImageProcessor.from_pretrained(model.image_tower)
         stub = {"model_type": GRU_MODEL_TYPE, "vocab_size": 8, "word_dim": 8, "hidden_size": 8}
-        return VSEModel.from_towers(tower, stub, projection_dim=8), VSEProcessor(image_processor)
+        return VSEModel.from_towers(tower, stub, projection_dim=8), image_processor
 
 
 def timm_tower(name: str | None, weights: str) -> PreTrainedModel:

@@ -7,7 +7,9 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from datasets import DatasetDict
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, CLIPImageProcessorPil
 
 from hf_vse.cli.main import COMMANDS, main
 from hf_vse.search.gallery import GalleryIndex
@@ -109,6 +111,31 @@ def test_a_data_set_is_shown_evaluated_indexed_and_turned_into_features(capsys, 
     again = result(capsys, "data", "show", "--dataset", tmp_path / "features")
     assert again["test"]["fingerprint"] == shown["test"]["fingerprint"]
     assert "image_features" in again["test"]["columns"] and "image" not in again["test"]["columns"]
+
+
+def test_features_of_a_pretrained_tower_follow_the_split_file(capsys, tiny_resnet, tmp_path):
+    """A row for every image of the JSON in its order, zero where there is none to read."""
+    tower = AutoModel.from_config(AutoConfig.for_model(**tiny_resnet)).eval()
+    tower.save_pretrained(tmp_path / "tower")
+    CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=32).save_pretrained(tmp_path / "tower")
+    pictures, images = make_pairs(150)["image"][:], []
+    for row in reversed(range(150)):
+        pictures[row].save(tmp_path / f"{row}.png")
+        image = {"filename": f"{row}.png", "split": "test" if row % 2 else "train", "imgid": row, "sentids": [row]}
+        images.append(image | {"sentences": [{"raw": f"picture {row}"}]})
+    (tmp_path / "7.png").write_bytes(b"broken")
+    (tmp_path / "dataset_flickr8k.json").write_text(json.dumps({"images": images}))
+    options = ["--dataset", "flickr8k", "--data_dir", tmp_path, "--output", tmp_path / "features.npy"]
+    made = result(capsys, "features", *options, "--image_tower", tmp_path / "tower")
+    assert made["shape"] == [150, 16]
+    features = np.load(tmp_path / "features.npy")
+    with torch.no_grad():
+        pixels = AutoImageProcessor.from_pretrained(tmp_path / "tower")(pictures, return_tensors="pt")
+        expected = tower(**pixels).pooler_output.flatten(1).numpy()[::-1].copy()
+    expected[150 - 1 - 7] = 0
+    np.testing.assert_allclose(features, expected, atol=2e-3)
+    shown = result(capsys, "data", "show", *options[:4], "--features", tmp_path / "features.npy")
+    assert shown["train"]["images"] == shown["test"]["images"] == 75
 
 
 def test_refusals_are_one_line_and_json(capsys, tiny_model, tmp_path):
