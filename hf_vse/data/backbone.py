@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers.image_processing_utils import BaseImageProcessor
 
+from hf_vse.data.digests import weights_digest
 from hf_vse.data.encoding import to_device
 from hf_vse.data.images import BrokenImageError, BrokenImages, check_broken_share, decode_image
 from hf_vse.model.modeling_vse import VSEModel
@@ -69,7 +71,8 @@ def extract_features(
     if first is None:
         raise ValueError(f"none of the {len(images)} images can be read")
     shape = run(dict(image_processor([first], return_tensors="pt")))[0].shape
-    array, unfinished = open_unfinished(path, (len(images), *shape))
+    made_by = f"{weights_digest(model.vision_model)} {image_processor.to_json_string()}"
+    array, unfinished = open_unfinished(path, (len(images), *shape), made_by)
     missing = np.flatnonzero(np.isnan(array.reshape(len(images), -1)[:, 0])).tolist()
     broken: dict[str | Path, str] = {}
     loader = DataLoader(missing, batch_size, collate_fn=collate, num_workers=num_workers)
@@ -91,9 +94,9 @@ def name_of(image: Any, row: int) -> str:
     return path if isinstance(path, str) and path else f"image {row}"
 
 
-def open_unfinished(path: Path, shape: tuple[int, ...]) -> tuple[np.memmap, Path]:
-    """The array that is being filled, not a number where it is not yet; that of an interrupted call if there is."""
-    unfinished = path.with_suffix(".unfinished.npy")
+def open_unfinished(path: Path, shape: tuple[int, ...], made_by: str) -> tuple[np.memmap, Path]:
+    """The array that is being filled, not a number where it is not yet; that of an interrupted call of the same."""
+    unfinished = path.with_suffix(f".{blake2b(made_by.encode(), digest_size=4).hexdigest()}.unfinished.npy")
     if unfinished.is_file():
         array = np.lib.format.open_memmap(unfinished, mode="r+")
         if array.shape == shape:
