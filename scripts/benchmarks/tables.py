@@ -43,7 +43,7 @@ def results_table() -> str:
     for path in sorted(RESULTS.glob("flickr8k_*-*.json")):
         runs.setdefault(path.stem.rpartition("-")[0], []).append(load(path.stem))
     lines = [
-        "| Flickr8k validation (1,000 images), from features | R@1/5/10 image → text | text → image | rsum | min |",
+        "| Flickr8k validation (1,000 images) | R@1/5/10 image → text | text → image | rsum | min |",
         "|---|---|---|---|---|",
     ]
     for published in load("published_code")["lines"]:
