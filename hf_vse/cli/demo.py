@@ -98,8 +98,11 @@ def photographs(arguments: argparse.Namespace, model: str) -> str:
 
 def write_parquet(dataset: str, split: str | None, settings: dict[str, Any], held_out: dict[str, float]) -> Path:
     """One split with its photographs in one file, in the cache, named after its content."""
+    from datasets.table import embed_table_storage
+
     from hf_vse.data.schema import CAPTIONS, IMAGE, IMAGE_ID, fingerprint
     from hf_vse.data.sources import load_pairs, with_validation
+    from hf_vse.hub.data import without_broken_images
 
     splits = load_pairs(dataset, **settings)
     if split in (None, "validation") and "test" not in splits and "train" in splits:
@@ -116,31 +119,8 @@ def write_parquet(dataset: str, split: str | None, settings: dict[str, Any], hel
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(".new")
-        with_bytes(chosen.select_columns([IMAGE, IMAGE_ID, CAPTIONS])).to_parquet(str(unfinished))
+        sound, _ = without_broken_images(dataset, chosen.select_columns([IMAGE, IMAGE_ID, CAPTIONS]))
+        embedded = sound.with_format("arrow").map(embed_table_storage, batched=True, desc="reading images")
+        embedded.with_format(None).to_parquet(str(unfinished))
         unfinished.replace(path)
     return path
-
-
-def with_bytes(split: Any) -> Any:
-    """The split with the contents of its image files in it, those that cannot be read left out."""
-    from datasets import Image
-
-    from hf_vse.data.images import BrokenImageError, decode_image
-    from hf_vse.data.schema import IMAGE
-
-    def embed(row: dict[str, Any]) -> dict[str, Any]:
-        value = row[IMAGE]
-        if value["bytes"] is None:
-            path = Path(value["path"])
-            value = {"bytes": path.read_bytes() if path.is_file() else b"", "path": path.name}
-        return {IMAGE: value}
-
-    def sound(row: dict[str, Any]) -> bool:
-        try:
-            decode_image(row[IMAGE])
-        except BrokenImageError:
-            return False
-        return True
-
-    raw = split.cast_column(IMAGE, Image(decode=False))
-    return raw.map(embed, desc="reading images").filter(sound, desc="checking images").cast_column(IMAGE, Image())

@@ -46,7 +46,8 @@ def run(arguments: argparse.Namespace) -> Result:
         from hf_vse.data.karpathy import image_files
 
         files = image_files(arguments.dataset, arguments.data_dir, arguments.split_file)
-        array = extract_features(model, image_processor, files, arguments.output, **options)
+        images = [{"image": file} for file in files]
+        array = extract_features(model, image_processor, images, arguments.output, **options)
         shape = list(array.shape)
         text = f"{shape} in {arguments.output}\ntry   hf-vse train flickr8k_features_nce --features {arguments.output}"
         return Result({"output": str(arguments.output), "shape": shape}, text)
@@ -93,7 +94,7 @@ def save_with_features(
     for name, split in load_pairs(arguments.dataset, **data_options(arguments)).items():
         if IMAGE not in split.column_names:
             raise ValueError(f"{arguments.dataset} has no photographs but features already")
-        images = RowsOfImages(undecoded_images(split))
+        images = undecoded_images(split)
         array = extract_features(
             model, image_processor, images, arguments.output.with_suffix(f".{name}.npy"), **options
         )
@@ -103,16 +104,3 @@ def save_with_features(
     for name in splits:
         arguments.output.with_suffix(f".{name}.npy").unlink()
     return {name: len(split) for name, split in splits.items()}
-
-
-class RowsOfImages:
-    """The values of an image column, read one at a time."""
-
-    def __init__(self, images: Any):
-        self.images = images
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, row: int) -> Any:
-        return self.images[row]["image"]

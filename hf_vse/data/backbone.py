@@ -1,21 +1,22 @@
 """Runs an image tower over photographs once and keeps its outputs, in the form that `--features` reads."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL.Image
 import torch
-from torch.utils.data import DataLoader
+from datasets import Dataset
+from torch.utils.data import Subset
 from tqdm.auto import tqdm
 from transformers.image_processing_utils import BaseImageProcessor
 
 from hf_vse.data.digests import weights_digest
-from hf_vse.data.encoding import to_device
-from hf_vse.data.images import BrokenImageError, BrokenImages, check_broken_share, decode_image
+from hf_vse.data.encoding import readable_batches, to_device
+from hf_vse.data.images import check_broken_share
+from hf_vse.data.schema import IMAGE
 from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.model.towers_vse import state_sequence
 
@@ -26,7 +27,7 @@ logger = logging.getLogger(__name__)
 def extract_features(
     model: VSEModel,
     image_processor: BaseImageProcessor,
-    images: Sequence[Any],
+    images: Dataset | Sequence[Mapping[str, Any]],
     path: str | Path,
     *,
     regions: bool = False,
@@ -38,7 +39,8 @@ def extract_features(
     """Writes the outputs of the image tower as a float16 .npy file; interrupted, the same call goes on.
 
     Args:
-        images: what `decode_image` reads; row i of the file is for `images[i]`, zero where it cannot be read.
+        images: rows with a column `image`, see `decode_image`; row i of the file is for `images[i]`, zero where it
+            cannot be read.
         regions: all states (images, regions, dim) instead of the pooled vector (images, dim).
 
     Returns:
@@ -47,42 +49,30 @@ def extract_features(
     path = Path(path)
     if path.suffix != ".npy":
         raise ValueError(f"output {path} must end in .npy")
-    seen = BrokenImages(max_share=1.0)  # warns; how many are too many is judged at the end
-
-    def read(value: Any) -> PIL.Image.Image | None:
-        try:
-            return decode_image(value)
-        except BrokenImageError as error:
-            seen.seen_broken(error)
-            return None
-
-    def collate(rows: list[int]) -> tuple[list[int], list[int], dict[str, torch.Tensor]]:
-        decoded = [read(images[row]) for row in rows]
-        good = [row for row, image in zip(rows, decoded, strict=True) if image is not None]
-        kept = [image for image in decoded if image is not None]
-        inputs = dict(image_processor(kept, return_tensors="pt")) if kept else {}
-        return good, [row for row in rows if row not in good], inputs
 
     def run(inputs: dict[str, torch.Tensor]) -> np.ndarray:
         states, pooled = model.pool_images(**to_device(inputs, model))
         return (state_sequence(states) if regions else pooled).float().cpu().numpy()
 
-    first = next((image for image in map(read, images) if image is not None), None)
+    first = next((inputs for _, inputs in readable_batches(images, image_processor, 1) if inputs), None)
     if first is None:
         raise ValueError(f"none of the {len(images)} images can be read")
-    shape = run(dict(image_processor([first], return_tensors="pt")))[0].shape
     made_by = f"{weights_digest(model.vision_model)} {image_processor.to_json_string()}"
-    array, unfinished = open_unfinished(path, (len(images), *shape), made_by)
-    missing = np.flatnonzero(np.isnan(array.reshape(len(images), -1)[:, 0])).tolist()
+    array, unfinished = open_unfinished(path, (len(images), *run(first)[0].shape), made_by)
+    missing = np.flatnonzero(np.isnan(array.reshape(len(images), -1)[:, 0]))
     broken: dict[str | Path, str] = {}
-    loader = DataLoader(missing, batch_size, collate_fn=collate, num_workers=num_workers)
     with tqdm(total=len(images), initial=len(images) - len(missing), desc="image tower", disable=not progress) as bar:
-        for good, bad, inputs in loader:
-            if good:
-                array[good] = run(inputs)
-            array[bad] = 0
-            broken |= {name_of(images[row], row): "cannot be read, its row is zero" for row in bad}
-            bar.update(len(good) + len(bad))
+        rest = Subset(images, missing.tolist())
+        for readable, inputs in readable_batches(rest, image_processor, batch_size, num_workers):
+            rows, missing = missing[: len(readable)], missing[len(readable) :]
+            good = readable.numpy()
+            if inputs:
+                array[rows[good]] = run(inputs)
+            array[rows[~good]] = 0
+            broken |= {
+                name_of(images[row][IMAGE], row): "cannot be read, its row is zero" for row in rows[~good].tolist()
+            }
+            bar.update(len(rows))
     array.flush()
     check_broken_share(broken, len(images), max_broken_share)
     unfinished.replace(path)

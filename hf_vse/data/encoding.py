@@ -8,13 +8,46 @@ from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
+from transformers.image_processing_utils import BaseImageProcessor
 
-from hf_vse.data.collator import VSECollator
+from hf_vse.data.images import BrokenImageError, BrokenImages, decode_image
 from hf_vse.data.schema import IMAGE
 from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.model.processing_vse import VSEFeatureProcessor, VSEProcessor
 
 UNREAD = float("inf")  # fills the row of an image that cannot be read; a diverged model gives NaN, never this
+
+
+def readable_batches(
+    images: Dataset | Sequence[Mapping[str, Any]],
+    image_processor: BaseImageProcessor,
+    batch_size: int,
+    num_workers: int = 0,
+) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+    """For every batch which of its images can be read, (batch,) booleans, and the model inputs of those.
+
+    Args:
+        images: rows with the one column `image` (see `decode_image`) or `image_features`.
+    """
+    from_pixels = len(images) > 0 and IMAGE in images[0]
+    prepare = image_processor if from_pixels else VSEFeatureProcessor()
+    seen = BrokenImages(max_share=1.0)  # names them; how many are too many is for the caller to say
+
+    def read(value: Any) -> Any:
+        try:
+            return decode_image(value)
+        except BrokenImageError as error:
+            seen.seen_broken(error)
+            return None
+
+    def collate(rows: list[Mapping[str, Any]]) -> tuple[Tensor, dict[str, Tensor]]:
+        values = [next(iter(row.values())) for row in rows]
+        decoded = [read(value) for value in values] if from_pixels else values
+        readable = [image for image in decoded if image is not None]
+        inputs = dict(prepare(readable, return_tensors="pt")) if readable else {}
+        return torch.tensor([image is not None for image in decoded]), inputs
+
+    yield from DataLoader(images, batch_size=batch_size, collate_fn=collate, num_workers=num_workers)
 
 
 @torch.no_grad()
@@ -26,27 +59,13 @@ def encode_images(
     num_workers: int,
     progress: bool,
 ) -> Tensor:
-    """Unit vectors of the images, (images, dim) float32 on the CPU; `UNREAD` where one cannot be read.
-
-    Args:
-        images: rows with the one column `image` (see `decode_image`) or `image_features`.
-    """
-    reader = VSECollator(processor, max_broken_share=1.0)
-    from_pixels = len(images) > 0 and IMAGE in images[0]
-    prepare = processor.image_processor if from_pixels else VSEFeatureProcessor()
-
-    def collate(rows: list[dict]) -> tuple[list[bool], dict[str, Tensor]]:
-        values = [next(iter(row.values())) for row in rows]
-        decoded = [reader.read(value) for value in values] if from_pixels else values
-        readable = [image for image in decoded if image is not None]
-        inputs = dict(prepare(readable, return_tensors="pt")) if readable else {}
-        return [image is not None for image in decoded], inputs
-
+    """Unit vectors of the images, (images, dim) float32 on the CPU; `UNREAD` where one cannot be read."""
     embeds = torch.full((len(images), model.config.projection_dim), UNREAD)
-    loader = DataLoader(images, batch_size=batch_size, collate_fn=collate, num_workers=num_workers)
+    batches = readable_batches(images, processor.image_processor, batch_size, num_workers)
+    total = -(-len(images) // batch_size)
     first = 0
-    for readable, inputs in tqdm(loader, "encoding images", leave=False, disable=not progress):
-        rows = torch.arange(first, first + len(readable))[torch.tensor(readable)]
+    for readable, inputs in tqdm(batches, "encoding images", total, leave=False, disable=not progress):
+        rows = first + readable.nonzero()[:, 0]
         first += len(readable)
         if inputs:
             embeds[rows] = model(**to_device(inputs, model)).image_embeds.float().cpu()

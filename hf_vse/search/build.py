@@ -25,7 +25,7 @@ from hf_vse.data.images import check_broken_share
 from hf_vse.data.pairs import undecoded_images
 from hf_vse.data.schema import CAPTIONS, IMAGE, IMAGE_FEATURES
 from hf_vse.search.encoder import Encoder
-from hf_vse.search.gallery import HEADER_FILE, VECTORS_FILE, GalleryIndex, as_vectors, read_header
+from hf_vse.search.gallery import HEADER_FILE, VECTORS_FILE, GalleryIndex, read_header
 from hf_vse.search.plan import choose_plan
 from hf_vse.search.vectors import MEASURED_QUERIES, TARGET_RECALL
 
@@ -246,14 +246,15 @@ def assemble(
     lost = [photograph.item for photograph in photographs if photograph.key not in place]
     broken = {str(item.get("file", f"row {item.get('row')}")): "cannot be read" for item in lost}
     check_broken_share(broken, len(photographs), max_broken_share)
+    if not found:
+        raise ValueError(f"none of the {len(photographs)} images can be read: there is nothing to search")
     embeds = np.empty((len(found), encoder.dim), np.float32)
     for number, photograph in enumerate(found):
         known, row = place[photograph.key]
         embeds[number] = known.embeds[row]
     facts = {"model": encoder.name, "digest": encoder.digest, "broken": sorted(broken)}
     items = [photograph.item for photograph in found]
-    gallery = GalleryIndex.__new__(GalleryIndex)
-    gallery.take(as_vectors(embeds), items, facts, choose_plan(*embeds.shape, kind))
+    gallery = GalleryIndex.without_index(embeds, items, facts, choose_plan(*embeds.shape, kind))
     return gallery, [photograph.key for photograph in found]
 
 

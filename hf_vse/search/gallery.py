@@ -15,6 +15,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from hf_vse.data.features import read_array
+from hf_vse.search.compression import as_vectors
 from hf_vse.search.filters import matching
 from hf_vse.search.plan import Plan, choose_plan
 from hf_vse.search.vectors import TARGET_RECALL, VectorIndex
@@ -56,7 +57,7 @@ class GalleryIndex:
         recall: float = TARGET_RECALL,
         progress: bool = False,
     ):
-        vectors = as_vectors(embeds)
+        vectors = np.ascontiguousarray(as_vectors("embeds", embeds), np.float32)
         queries = None if queries is None else np.asarray(queries, np.float32)
         self.take(vectors, items, {"model": model}, choose_plan(*vectors.shape, kind))
         self.vectors.build(queries, recall, progress)
@@ -72,6 +73,13 @@ class GalleryIndex:
         self.vectors = VectorIndex(embeds, plan)
         self.masks: dict[tuple[str, ...], np.ndarray] = {}
         return self
+
+    @classmethod
+    def without_index(
+        cls, embeds: np.ndarray, items: Sequence[Any], facts: dict[str, Any], plan: Plan
+    ) -> "GalleryIndex":
+        """A gallery whose `vectors` have yet to be built or loaded."""
+        return cls.__new__(cls).take(embeds, items, facts, plan)
 
     @classmethod
     def build(cls, source: Any, encoder: Any, folder: str | Path, **options: Any) -> "GalleryIndex":
@@ -169,7 +177,7 @@ class GalleryIndex:
         embeds = read_array(folder / VECTORS_FILE, "embeds")
         with (folder / ITEMS_FILE).open(encoding="utf-8") as file:
             items = [json.loads(line) for line in file]
-        index = cls.__new__(cls).take(embeds, items, facts, Plan(**header["plan"]))
+        index = cls.without_index(embeds, items, facts, Plan(**header["plan"]))
         index.vectors.load(folder / FAISS_FILE)
         return index
 
@@ -183,15 +191,3 @@ def read_header(folder: Path) -> dict[str, Any]:
     if header.get("format") != FORMAT:
         raise ValueError(f"{path} is of format {header.get('format')!r}, not {FORMAT}: build the gallery again")
     return header
-
-
-def as_vectors(embeds: Any) -> np.ndarray:
-    """(items, dim) contiguous float32; a memory map stays one."""
-    vectors = np.asanyarray(embeds)
-    if vectors.ndim != 2 or not len(vectors):
-        raise ValueError(f"embeds must be a non-empty (items, dim) matrix, got shape {vectors.shape}")
-    return (
-        vectors
-        if vectors.dtype == np.float32 and vectors.flags.c_contiguous
-        else np.ascontiguousarray(vectors, np.float32)
-    )

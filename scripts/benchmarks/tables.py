@@ -156,7 +156,7 @@ def search_table() -> str:
         "pq": "cells of codes (IVF-PQ), compared again",
     }
     lines = [
-        "| vectors of 512 | index | a query, median (95 %) | recall@10 | GiB held | built in | of bare FAISS, batch |",
+        "| vectors of 512 | index | a query, median (95 %) | recall@10 | index, GiB | built in | of bare FAISS |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in load("search_speed")["measured"]:

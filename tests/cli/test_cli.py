@@ -8,9 +8,10 @@ import sys
 import numpy as np
 import pytest
 import torch
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict, Image
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, CLIPImageProcessorPil
 
+from hf_vse.cli import demo
 from hf_vse.cli.main import COMMANDS, main
 from hf_vse.search.gallery import GalleryIndex
 from tests.conftest import make_pairs
@@ -136,6 +137,19 @@ def test_features_of_a_pretrained_tower_follow_the_split_file(capsys, tiny_resne
     np.testing.assert_allclose(features, expected, atol=2e-3)
     shown = result(capsys, "data", "show", *options[:4], "--features", tmp_path / "features.npy")
     assert shown["train"]["images"] == shown["test"]["images"] == 75
+
+
+def test_the_page_gets_its_photographs_in_one_file(photographs, tmp_path, monkeypatch):
+    """Those of files as well as embedded ones, without the broken one."""
+    monkeypatch.setattr(demo, "cache", lambda: tmp_path)
+    (photographs / "city/00.png").write_bytes(b"broken")
+    of_files = {"data_dir": photographs, "max_broken_share": 0.2}
+    generated = {"num_train": 5, "num_eval": 5, "image_size": 32}
+    for source, split, settings, count in (("imagefolder", "train", of_files, 9), ("scenes", None, generated, 5)):
+        path = demo.write_parquet(source, split, settings, {"share": 0, "seed": 0})
+        rows = Dataset.from_parquet(str(path))
+        assert len(rows) == count and rows[0]["image"].size == (32, 32) and rows[0]["captions"]
+        assert all(row["image"]["bytes"] for row in rows.cast_column("image", Image(decode=False)))
 
 
 def test_refusals_are_one_line_and_json(capsys, tiny_model, tmp_path):

@@ -13,7 +13,7 @@ def encoder(tiny_model):
 
 
 def test_an_interrupted_call_continues_and_another_tower_does_not(encoder, tmp_path, monkeypatch):
-    images, run = make_pairs(10)["image"][:], []
+    images, run = make_pairs(10).select_columns(["image"]), []
     pool_images = encoder.model.pool_images
 
     def counting(**inputs):
@@ -48,7 +48,7 @@ def test_an_interrupted_call_continues_and_another_tower_does_not(encoder, tmp_p
 
 
 def test_regions_are_all_states(encoder, tmp_path):
-    images = make_pairs(3)["image"][:]
+    images = make_pairs(3).select_columns(["image"])
     prepare = encoder.processor.image_processor
     grid = extract_features(encoder.model, prepare, images, tmp_path / "grid.npy", regions=True, progress=False)
     pooled = extract_features(encoder.model, prepare, images, tmp_path / "pooled.npy", progress=False)
@@ -57,4 +57,4 @@ def test_regions_are_all_states(encoder, tmp_path):
     with pytest.raises(ValueError, match="must end in .npy"):
         extract_features(encoder.model, prepare, images, tmp_path / "features.safetensors")
     with pytest.raises(ValueError, match="none of the 1 images can be read"):
-        extract_features(encoder.model, prepare, [str(tmp_path / "none.png")], tmp_path / "features.npy")
+        extract_features(encoder.model, prepare, [{"image": str(tmp_path / "none.png")}], tmp_path / "features.npy")

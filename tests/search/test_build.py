@@ -85,6 +85,10 @@ def test_broken_images_are_left_out_and_named(encoder, photographs, tmp_path):
     index = build_gallery(photographs, encoder, tmp_path / "index", max_broken_share=0.1, progress=False)
     assert len(index) == 11 and index.facts["broken"] == ["city/00.png"]
     assert "city/00.png" not in [item["file"] for item in index.items]
+    for file in photographs.rglob("*.png"):
+        file.write_bytes(b"")
+    with pytest.raises(ValueError, match="none of the 12 images can be read"):
+        build_gallery(photographs, encoder, tmp_path / "empty", max_broken_share=1.0, progress=False)
 
 
 def test_a_data_set_keeps_its_other_columns(encoder, tmp_path):

@@ -2,14 +2,7 @@
 
 import base64
 import json
-import os
 import re
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
@@ -20,8 +13,7 @@ import torch
 
 from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.model.processing_vse import VSEProcessor
-from tests.hub.fake_hub import FakeHub, Repository
-from tests.spaces_demo.conftest import DEMO, PHOTOGRAPHS, png, save_model
+from tests.spaces_demo.conftest import DEMO, PHOTOGRAPHS, png, wait_until
 from tests.spaces_demo.test_parts import bomb
 
 httpx = pytest.importorskip("httpx")
@@ -35,80 +27,6 @@ FLAGS = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync"
 ).split()
-
-
-@dataclass
-class Server:
-    url: str
-    folder: Path  # its temporary files, cache and log
-    secrets: list[Path]
-
-    @property
-    def log(self) -> str:
-        return (self.folder / "log").read_text()
-
-
-@pytest.fixture(scope="module")
-def published(tmp_path_factory, model_folder, parquet) -> Iterator[FakeHub]:
-    """A Hub with the model, its page, and the photographs; the first two as `hf-vse push` leaves them."""
-    record = {"dataset": "somebody/photographs", "loss_type": "nce", "stages": [], "environment": {}, "recipe": {}}
-    metrics = {f"{side}_{level}": 12.34 for side in ("i2t", "t2i") for level in ("r1", "r5", "r10", "medr", "meanr")}
-    split = {"images": 11, "captions": 55, "broken_images": 0, "metrics": metrics | {"rsum": 345.6}, "chance": {}}
-    (model_folder / "metrics.json").write_text(json.dumps(record | {"metrics": {"test": split}}))
-    with FakeHub() as hub:
-        command = [sys.executable, "-m", "hf_vse.cli", "push", str(model_folder), "org/vse-tiny", "--json"]
-        command += ["--space", "org/page", "--dataset", "org/photographs"]
-        environment = os.environ | hub.environment(tmp_path_factory.mktemp("publisher"))
-        done = subprocess.run(command, capture_output=True, text=True, env=environment)
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert json.loads(done.stdout) == {
-            "model": f"{hub.url}/org/vse-tiny", "space": f"{hub.url}/spaces/org/page"
-        }  # fmt: skip
-        photographs = hub.repositories.setdefault("datasets/org/photographs", Repository({}))
-        photographs.files["data/test-00000-of-00001.parquet"] = parquet.read_bytes()
-        yield hub
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory, published, model_folder, parquet, tokenizer, tiny_resnet) -> Iterator[Server]:
-    """The published page, running from its repository as a Space does."""
-    folder = tmp_path_factory.mktemp("server")
-    other = save_model(folder / "vse-other", tokenizer, tiny_resnet, seed=1)
-    (folder / "tmp").mkdir()
-    space = published.repositories["spaces/org/page"]
-    for name, content in space.files.items():
-        (folder / "space" / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / "space" / name).write_bytes(content)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = os.environ | published.environment(folder / "hf") | space.variables
-    environment |= {"VSE_COMPARE": str(other), "GRADIO_SERVER_PORT": str(port), "TMPDIR": str(folder / "tmp")}
-    environment |= {"OMP_NUM_THREADS": "1"}
-    with open(folder / "log", "w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "app.py"], cwd=folder / "space", env=environment, stdout=log, stderr=subprocess.STDOUT
-        )
-        try:
-            server = Server(
-                f"http://127.0.0.1:{port}",
-                folder,
-                [model_folder / "config.json", parquet, folder / "space" / "app.py"],
-            )
-            wait_until(lambda: process.poll() is not None or "Running on" in server.log, 120)
-            assert process.poll() is None, server.log[-3000:]
-            yield server
-        finally:
-            process.terminate()
-            process.wait(30)
-    assert not list((folder / "tmp").glob("vse_demo_*"))  # no upload is left
-
-
-def wait_until(condition, seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.1)
 
 
 @pytest.fixture(scope="module")
