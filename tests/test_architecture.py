@@ -17,13 +17,17 @@ MAY_IMPORT = {
     "model": set(),
     "objectives": {"model"},
     "data": {"model"},
-    "evaluation": {"model", "data"},
-    "search": {"model", "data"},
+    "encoders": {"model", "data"},
+    "search": {"model", "data", "encoders"},
+    "evaluation": {"model", "data", "encoders", "search"},
     "hub": {"model", "data", "evaluation"},
     "plots": set(),
     "errors": set(),
-    "training": {"model", "objectives", "data", "evaluation", "hub", "plots"},
-    "cli": {"model", "objectives", "data", "evaluation", "hub", "plots", "search", "training", "errors"},
+    "report": {"model", "data", "encoders", "evaluation", "plots"},
+    "training": {"model", "objectives", "data", "encoders", "evaluation", "hub", "plots"},
+    "cli": {
+        "model", "objectives", "data", "encoders", "evaluation", "hub", "plots", "report", "search", "training", "errors",
+    },
 }
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 

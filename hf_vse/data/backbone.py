@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from hf_vse.data.digests import weights_digest
 from hf_vse.data.encoding import readable_batches, to_device
 from hf_vse.data.images import check_broken_share
 from hf_vse.data.schema import IMAGE
+from hf_vse.data.unfinished import missing_rows, open_unfinished
 from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.model.towers_vse import state_sequence
 
@@ -54,16 +54,19 @@ def extract_features(
         states, pooled = model.pool_images(**to_device(inputs, model))
         return (state_sequence(states) if regions else pooled).float().cpu().numpy()
 
-    first = next((inputs for _, inputs in readable_batches(images, image_processor, 1) if inputs), None)
+    def prepare(readable: list[Any]) -> dict[str, torch.Tensor]:
+        return dict(image_processor(readable, return_tensors="pt"))
+
+    first = next((inputs for _, inputs in readable_batches(images, prepare, 1) if inputs), None)
     if first is None:
         raise ValueError(f"none of the {len(images)} images can be read")
     made_by = f"{weights_digest(model.vision_model)} {image_processor.to_json_string()}"
-    array, unfinished = open_unfinished(path, (len(images), *run(first)[0].shape), made_by)
-    missing = np.flatnonzero(np.isnan(array.reshape(len(images), -1)[:, 0]))
+    array, unfinished = open_unfinished(path, (len(images), *run(first)[0].shape), made_by, np.float16)
+    missing = missing_rows(array)
     broken: dict[str | Path, str] = {}
     with tqdm(total=len(images), initial=len(images) - len(missing), desc="image tower", disable=not progress) as bar:
         rest = Subset(images, missing.tolist())
-        for readable, inputs in readable_batches(rest, image_processor, batch_size, num_workers):
+        for readable, inputs in readable_batches(rest, prepare, batch_size, num_workers):
             rows, missing = missing[: len(readable)], missing[len(readable) :]
             good = readable.numpy()
             if inputs:
@@ -82,17 +85,3 @@ def extract_features(
 def name_of(image: Any, row: int) -> str:
     path = image.get("path") if isinstance(image, dict) else image
     return path if isinstance(path, str) and path else f"image {row}"
-
-
-def open_unfinished(path: Path, shape: tuple[int, ...], made_by: str) -> tuple[np.memmap, Path]:
-    """The array that is being filled, not a number where it is not yet; that of an interrupted call of the same."""
-    unfinished = path.with_suffix(f".{blake2b(made_by.encode(), digest_size=4).hexdigest()}.unfinished.npy")
-    if unfinished.is_file():
-        array = np.lib.format.open_memmap(unfinished, mode="r+")
-        if array.shape == shape:
-            logger.info("continuing with %s", unfinished)
-            return array, unfinished
-    path.parent.mkdir(parents=True, exist_ok=True)
-    array = np.lib.format.open_memmap(unfinished, mode="w+", dtype=np.float16, shape=shape)
-    array[:] = np.nan
-    return array, unfinished

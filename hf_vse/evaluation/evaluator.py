@@ -4,6 +4,8 @@ Every image is encoded once, however many captions it has, and sentences are enc
 several processes each one encodes its share. An image that cannot be read is left out with its captions, and counted.
 """
 
+from hashlib import blake2b
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -13,10 +15,13 @@ from accelerate.utils import gather
 from datasets import Dataset
 from torch import Tensor
 
-from hf_vse.data.encoding import UNREAD, batches_of, encode_images, encode_texts
+from hf_vse.data.encoding import UNREAD, batches_of
 from hf_vse.data.features import FeatureRows
 from hf_vse.data.pairs import undecoded_images
-from hf_vse.data.schema import CAPTION_FEATURES, CAPTIONS, flatten_captions
+from hf_vse.data.schema import CAPTION_FEATURES, CAPTIONS, IMAGE_ID, fingerprint, flatten_captions
+from hf_vse.encoders.encode import encode_images, encode_texts
+from hf_vse.encoders.protocol import DualEncoder
+from hf_vse.encoders.vse import VSEEncoder
 from hf_vse.evaluation.metrics import fold_metrics, retrieval_metrics
 from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.model.processing_vse import VSEProcessor
@@ -41,56 +46,79 @@ def gather_shares(share: Tensor, total: int) -> Tensor:
     state = PartialState()
     if state.num_processes == 1:
         return share
-    padded = share.new_full((-(-total // state.num_processes), share.shape[1]), UNREAD)
-    padded[: len(share)] = share
+    width = int(gather(torch.tensor([share.shape[1]], device=state.device)).max())  # less where nothing can be read
+    padded = share.new_full((-(-total // state.num_processes), width), UNREAD)
+    padded[: len(share), : share.shape[1]] = share
     shares = gather(padded.to(state.device)).cpu().view(state.num_processes, *padded.shape)
-    return shares.transpose(0, 1).reshape(-1, share.shape[1])[:total]
+    return shares.transpose(0, 1).reshape(-1, width)[:total]
 
 
 @torch.no_grad()
-def embed_caption_features(model: VSEModel, features: FeatureRows, batch_size: int) -> Tensor:
+def embed_caption_features(encoder: VSEEncoder, features: FeatureRows, batch_size: int) -> Tensor:
     """The same for sentences whose text tower has been run: all processes compute the little that is left."""
     embeds = []
     for rows in batches_of(list(range(len(features))), batch_size):
-        pooled = torch.from_numpy(np.concatenate([features[row] for row in rows])).to(model.device)
-        embeds.append(model(text_features=pooled).text_embeds.float().cpu())
+        pooled = torch.from_numpy(np.concatenate([features[row] for row in rows]))
+        embeds.append(encoder.encode_text_features(pooled).float().cpu())
     return torch.cat(embeds)
 
 
 def embed_pairs(
-    model: VSEModel,
-    processor: VSEProcessor,
+    encoder: DualEncoder,
     dataset: Dataset,
     *,
     batch_size: int = 128,
     num_workers: int = 0,
     progress: bool = True,
+    keep: Path | None = None,
 ) -> PairEmbeddings:
-    """Embeds a split as `load_pairs` returns it, on all processes together; every process gets the whole result."""
+    """Embeds a split as `load_pairs` returns it, on all processes together; every process gets the whole result.
+
+    Args:
+        keep: folder for the vectors: an interrupted call goes on there, the next one reads them.
+    """
     state = PartialState()
     rank, world = state.process_index, state.num_processes
     progress = progress and state.is_main_process
-    was_training = model.training
-    model.eval()
     images = undecoded_images(dataset)
-    share = images.select(range(rank, len(images), world))
-    image_embeds = gather_shares(
-        encode_images(model, processor, share, batch_size, num_workers, progress), len(images)
-    )
     texts, text_to_image = flatten_captions(dataset.with_format(None)[CAPTIONS][:])
-    if CAPTION_FEATURES in dataset.column_names:
-        text_embeds = embed_caption_features(model, FeatureRows(dataset, CAPTION_FEATURES), batch_size)
+    kept = None if keep is None else keep / made_by(encoder, dataset)
+
+    def path(kind: str) -> Path | None:
+        return None if kept is None else kept / f"{kind}_{rank}_of_{world}.npy"
+
+    share = images.select(share_of(len(images)))
+    image_embeds = encode_images(encoder, share, batch_size, num_workers, progress, path("images"))
+    image_embeds = gather_shares(image_embeds, len(images))
+    if CAPTION_FEATURES in dataset.column_names and isinstance(encoder, VSEEncoder):
+        text_embeds = embed_caption_features(encoder, FeatureRows(dataset, CAPTION_FEATURES), batch_size)
     else:
-        share_embeds = encode_texts(model, processor, texts[rank::world], batch_size, progress)
-        text_embeds = gather_shares(share_embeds, len(texts))
-    model.train(was_training)
+        own = [texts[place] for place in share_of(len(texts))]
+        text_embeds = gather_shares(encode_texts(encoder, own, batch_size, progress, path("texts")), len(texts))
     readable = ~image_embeds.isinf().all(dim=1)
     owner = torch.from_numpy(text_to_image)
     place = readable.cumsum(0) - 1
-    kept = readable[owner]
+    sound = readable[owner]
     return PairEmbeddings(
-        image_embeds[readable], text_embeds[kept], place[owner[kept]], readable.nonzero()[:, 0], int((~readable).sum())
+        image_embeds[readable],
+        text_embeds[sound],
+        place[owner[sound]],
+        readable.nonzero()[:, 0],
+        int((~readable).sum()),
     )
+
+
+def share_of(total: int) -> list[int]:
+    """The rows of this process, every so many; all have at least one, so that they know how long a vector is."""
+    state = PartialState()
+    return list(range(state.process_index, total, state.num_processes)) or [0]
+
+
+def made_by(encoder: DualEncoder, dataset: Dataset) -> str:
+    """Names the weights and the data that embeddings depend on."""
+    plain = dataset.with_format(None)
+    data = fingerprint(plain[IMAGE_ID][:], plain[CAPTIONS][:])
+    return blake2b(f"{encoder.digest or encoder.name} {data}".encode(), digest_size=8).hexdigest()
 
 
 def evaluate_retrieval(
@@ -113,7 +141,10 @@ def evaluate_retrieval(
     Returns:
         The metrics of `retrieval_metrics`, and the numbers of `images`, `texts` and `broken_images` left out.
     """
-    pairs = embed_pairs(model, processor, dataset, batch_size=batch_size, num_workers=num_workers, progress=progress)
+    was_training = model.training
+    options = {"batch_size": batch_size, "num_workers": num_workers, "progress": progress}
+    pairs = embed_pairs(VSEEncoder(model, processor), dataset, **options)
+    model.train(was_training)
     if not len(pairs.image_embeds):
         raise ValueError(f"none of the {pairs.broken} images can be read; check the data directory")
     correspondence = pairs.image_embeds, pairs.text_embeds, pairs.text_to_image

@@ -8,6 +8,7 @@ import yaml
 from accelerate import PartialState
 
 from hf_vse.data.sources import DEFAULT_SEED, VALIDATION_SHARE, load_pairs, with_validation
+from hf_vse.encoders.vse import VSEEncoder
 from hf_vse.evaluation.environment import environment
 from hf_vse.evaluation.evaluator import embed_pairs
 from hf_vse.evaluation.report import FOLD_SIZE, recall_table, split_record
@@ -75,7 +76,7 @@ def evaluate_model(
         raise ValueError(f"{source} has no split {split!r}; choose one of {', '.join(splits)} with --split")
     loaded = VSEModel.from_pretrained(model).to(state.device)
     options = {"batch_size": batch_size, "num_workers": num_workers, "progress": progress}
-    pairs = embed_pairs(loaded, VSEProcessor.from_pretrained(model), splits[split], **options)
+    pairs = embed_pairs(VSEEncoder(loaded, VSEProcessor.from_pretrained(model), model), splits[split], **options)
     five_fold = source == "coco" and len(pairs.image_embeds) == 5 * FOLD_SIZE
     record = split_record(pairs, splits[split], five_fold)
     if not state.is_main_process:

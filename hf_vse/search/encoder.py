@@ -1,15 +1,15 @@
 """A model as two functions into one space: photographs to unit vectors, sentences to unit vectors."""
 
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 
-from hf_vse.data.digests import weights_digest
-from hf_vse.data.encoding import UNREAD, encode_images, encode_texts
+from hf_vse.data.encoding import UNREAD
 from hf_vse.data.images import BrokenImageError, decode_image
+from hf_vse.encoders.encode import encode_images, encode_texts
+from hf_vse.encoders.vse import VSEEncoder
 from hf_vse.model.configuration_vse import FEATURES_MODEL_TYPE
 from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.model.processing_vse import VSEProcessor
@@ -30,7 +30,8 @@ class Encoder:
     def __init__(self, model: VSEModel, processor: VSEProcessor, name: str | None = None):
         self.model = model.eval()
         self.processor = processor
-        self.name = name or model.name_or_path or "unnamed model"
+        self.towers = VSEEncoder(model, processor, name)
+        self.name = self.towers.name
 
     @classmethod
     def from_pretrained(cls, name: str, device: str | torch.device | None = None) -> "Encoder":
@@ -39,10 +40,10 @@ class Encoder:
         model = VSEModel.from_pretrained(name).to(device or accelerator)
         return cls(model, VSEProcessor.from_pretrained(name), name)
 
-    @cached_property
+    @property
     def digest(self) -> str:
         """Names the weights, wherever they lie: vectors can be compared only where it is the same."""
-        return weights_digest(self.model)
+        return self.towers.digest
 
     @property
     def dim(self) -> int:
@@ -54,7 +55,7 @@ class Encoder:
 
     def texts(self, sentences: Sequence[str], batch_size: int = 128, progress: bool = False) -> np.ndarray:
         """(sentences, dim) float32."""
-        return encode_texts(self.model, self.processor, sentences, batch_size, progress).numpy()
+        return encode_texts(self.towers, sentences, batch_size, progress).numpy()
 
     def images(self, images: Sequence[Any], batch_size: int = 64, num_workers: int = 0) -> np.ndarray:
         """(images, dim) float32, a row of infinity for each image that cannot be read.
@@ -64,7 +65,8 @@ class Encoder:
         """
         column = "image" if self.reads_photographs else "image_features"
         rows = [{column: image} for image in images]
-        return encode_images(self.model, self.processor, rows, batch_size, num_workers, progress=False).numpy()
+        embeds = encode_images(self.towers, rows, batch_size, num_workers).numpy()
+        return embeds if embeds.shape[1] == self.dim else np.full((len(rows), self.dim), UNREAD, np.float32)
 
     def query(
         self, text: str | Sequence[str] | None = None, image: Any = None, image_weight: float = 0.5

@@ -24,6 +24,7 @@ from accelerate import PartialState
 from transformers import set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 
+from hf_vse.encoders.vse import VSEEncoder
 from hf_vse.evaluation.environment import environment
 from hf_vse.evaluation.evaluator import PairEmbeddings, embed_pairs
 from hf_vse.evaluation.report import FOLD_SIZE, recall_table, split_record
@@ -183,7 +184,7 @@ def report(
     embedded: dict[str, PairEmbeddings] = {}
     records: dict[str, Any] = {}
     for name in (name for name in ("validation", "test") if name in splits):
-        embedded[name] = embed_pairs(model, processor, splits[name], progress=main)
+        embedded[name] = embed_pairs(VSEEncoder(model, processor), splits[name], progress=main)
         five_fold = recipe.data.dataset == "coco" and len(splits[name]) == 5 * FOLD_SIZE
         records[name] = split_record(embedded[name], splits[name], five_fold)
     result = {

@@ -17,6 +17,7 @@ from measuring import record
 
 from hf_vse.data.schema import CAPTIONS, IMAGE_ID, fingerprint
 from hf_vse.data.sources import load_pairs, with_validation
+from hf_vse.encoders.vse import VSEEncoder
 from hf_vse.evaluation.environment import environment
 from hf_vse.evaluation.evaluator import PairEmbeddings, embed_pairs
 from hf_vse.evaluation.metrics import RECALL_LEVELS, retrieval_metrics
@@ -64,7 +65,7 @@ def embed_split(arguments: argparse.Namespace) -> tuple[PairEmbeddings, dict]:
     split = splits[arguments.split]
     model = VSEModel.from_pretrained(arguments.model)
     with torch.no_grad():
-        pairs = embed_pairs(model, VSEProcessor.from_pretrained(arguments.model), split, progress=False)
+        pairs = embed_pairs(VSEEncoder(model, VSEProcessor.from_pretrained(arguments.model)), split, progress=False)
     plain = split.with_format(None)
     return pairs, {
         "dataset": source,

@@ -4,6 +4,7 @@ import torch
 from datasets import Image
 from transformers import CLIPImageProcessorPil
 
+from hf_vse.encoders.vse import VSEEncoder
 from hf_vse.evaluation.environment import environment
 from hf_vse.evaluation.evaluator import embed_pairs, evaluate_retrieval
 from hf_vse.evaluation.metrics import retrieval_metrics
@@ -31,7 +32,7 @@ def one_by_one(model, processor, dataset):
 
 def test_embeddings_equal_those_of_one_item_at_a_time(pixel_model):
     dataset = make_pairs(7)
-    pairs = embed_pairs(*pixel_model, dataset, batch_size=3, progress=False)
+    pairs = embed_pairs(VSEEncoder(*pixel_model), dataset, batch_size=3, progress=False)
     images, texts = one_by_one(*pixel_model, dataset)
     torch.testing.assert_close(pairs.image_embeds, images, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(pairs.text_embeds, texts, rtol=1e-4, atol=1e-5)
@@ -40,13 +41,13 @@ def test_embeddings_equal_those_of_one_item_at_a_time(pixel_model):
 
 def test_broken_images_are_left_out_with_their_captions(pixel_model):
     dataset = make_pairs(6).cast_column("image", Image(decode=False))
-    whole = embed_pairs(*pixel_model, dataset, progress=False)
+    whole = embed_pairs(VSEEncoder(*pixel_model), dataset, progress=False)
     damaged = dataset.map(
         lambda row, index: {"image": {"bytes": b"x" if index in (0, 3) else row["image"]["bytes"], "path": None}},
         with_indices=True,
         features=dataset.features,
     )
-    pairs = embed_pairs(*pixel_model, damaged, batch_size=2, progress=False)
+    pairs = embed_pairs(VSEEncoder(*pixel_model), damaged, batch_size=2, progress=False)
     assert pairs.broken == 2 and pairs.image_rows.tolist() == [1, 2, 4, 5]
     torch.testing.assert_close(pairs.image_embeds, whole.image_embeds[[1, 2, 4, 5]])
     kept = [text for text, image in enumerate(whole.text_to_image.tolist()) if image not in (0, 3)]
@@ -74,7 +75,7 @@ def test_record_holds_numbers_protocol_and_fingerprint(tokenizer):
     vision = {"model_type": "vse_features", "hidden_size": 16}
     model = VSEModel(VSEConfig(vision_config=vision, text_config=text, projection_dim=16))
     dataset = make_feature_pairs(12, captions=3)
-    pairs = embed_pairs(model, VSEProcessor(tokenizer=tokenizer), dataset, progress=False)
+    pairs = embed_pairs(VSEEncoder(model, VSEProcessor(tokenizer=tokenizer)), dataset, progress=False)
     record = split_record(pairs, dataset)
     assert record["metrics"] == retrieval_metrics(pairs.image_embeds, pairs.text_embeds, pairs.text_to_image)
     assert record["protocol"].startswith("12 images, 36 captions")

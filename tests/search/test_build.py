@@ -55,7 +55,7 @@ def test_a_folder_becomes_a_gallery_and_only_changes_are_encoded_again(encoder, 
     encoder.seen = 0
     with torch.no_grad():
         encoder.model.visual_projection.weight.add_(1.0)
-    del encoder.digest
+    del encoder.towers.digest
     build_gallery(photographs, encoder, tmp_path / "index", progress=False)
     assert encoder.seen == 12
 

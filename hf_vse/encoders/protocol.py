@@ -1,0 +1,55 @@
+"""A dual encoder as evaluation and search see it: two functions into one space, whoever wrote the model.
+
+The whole adapter of a new model:
+
+    class MyEncoder(DualEncoder):
+        name = "my model"
+
+        def encode_images(self, images):  # list of RGB PIL images
+            return my_model.images(torch.stack([my_transform(image) for image in images]))
+
+        def encode_texts(self, texts):  # list of strings
+            return my_model.texts(my_tokenizer(texts))
+
+Each returns one vector for each input, of any length and precision, on any device, with or without gradients. Batches,
+broken files, the order of the sentences, several processes, normalisation and resumption are the business of
+`encode.py`. Similarity is the cosine.
+"""
+
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+
+class DualEncoder:
+    """What an adapter inherits from; only the two methods at the end have to be written.
+
+    Attributes:
+        name: what to call the model in a report.
+        digest: names the weights: embeddings kept in files are continued only where it is the same. An encoder
+            without one is known by its name.
+    """
+
+    name: str = "unnamed model"
+    digest: str | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """What a reader of the record should know: family, parameters, image size, templates, ..."""
+        return {}
+
+    def prepare_images(self, images: list[Image.Image]) -> Any:
+        """What worker processes can do for a batch: its result is what `encode_images` gets. By default nothing.
+
+        For data sets of precomputed features the batch holds arrays, which most models cannot read.
+        """
+        return images
+
+    def encode_images(self, images: Any) -> Tensor | np.ndarray:
+        """(images, dim)"""
+        raise NotImplementedError(f"{type(self).__name__} does not say how it encodes images")
+
+    def encode_texts(self, texts: list[str]) -> Tensor | np.ndarray:
+        """(texts, dim)"""
+        raise NotImplementedError(f"{type(self).__name__} does not say how it encodes texts")

@@ -1,0 +1,58 @@
+"""The models of this package as a dual encoder."""
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from hf_vse.data.digests import weights_digest
+from hf_vse.data.encoding import to_device
+from hf_vse.encoders.protocol import DualEncoder
+from hf_vse.model.modeling_vse import VSEModel
+from hf_vse.model.processing_vse import VSEFeatureProcessor, VSEProcessor
+
+
+class VSEEncoder(DualEncoder):
+    """
+    Args:
+        model, processor: the dual encoder, which is put into evaluation mode.
+        name: what to call it; default: the folder or Hub id it was loaded from.
+    """
+
+    def __init__(self, model: VSEModel, processor: VSEProcessor, name: str | None = None):
+        self.model = model.eval()
+        self.processor = processor
+        self.name = name or model.name_or_path or "unnamed model"
+
+    @cached_property
+    def digest(self) -> str:
+        return weights_digest(self.model)
+
+    def facts(self) -> dict[str, Any]:
+        config = self.model.config
+        return {
+            "family": "hf_vse",
+            "loss_type": config.loss_type,
+            "dimensions": config.projection_dim,
+            "image_tower": config.vision_config.model_type,
+            "text_tower": config.text_config.model_type,
+            "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
+        }
+
+    def prepare_images(self, images: list[Any]) -> Mapping[str, Tensor]:
+        """Pixels, or arrays of features where the data have them in place of the photographs."""
+        of_pixels = isinstance(images[0], Image.Image)
+        prepare = self.processor.image_processor if of_pixels else VSEFeatureProcessor()
+        return dict(prepare(images, return_tensors="pt"))
+
+    def encode_images(self, images: Mapping[str, Tensor]) -> Tensor:
+        return self.model(**to_device(images, self.model)).image_embeds
+
+    def encode_texts(self, texts: list[str]) -> Tensor:
+        return self.model(**to_device(self.processor(text=texts), self.model)).text_embeds
+
+    def encode_text_features(self, features: Tensor) -> Tensor:
+        """Sentences whose text tower has been run, (texts, dim): the little that is left."""
+        return self.model(text_features=features.to(self.model.device)).text_embeds
