@@ -26,7 +26,17 @@ MAY_IMPORT = {
     "report": {"model", "data", "encoders", "evaluation", "plots"},
     "training": {"model", "objectives", "data", "encoders", "evaluation", "hub", "plots"},
     "cli": {
-        "model", "objectives", "data", "encoders", "evaluation", "hub", "plots", "report", "search", "training", "errors",
+        "model",
+        "objectives",
+        "data",
+        "encoders",
+        "evaluation",
+        "hub",
+        "plots",
+        "report",
+        "search",
+        "training",
+        "errors",
     },
 }
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
@@ -94,7 +104,7 @@ def test_importing_the_package_imports_no_torch():
 def test_public_names_exist():
     for name in hf_vse.__all__:
         assert getattr(hf_vse, name) is not None
-    with pytest.raises(AttributeError, match="no attribute 'VSEModle'; it has Encoder, Execution, GalleryIndex"):
+    with pytest.raises(AttributeError, match="no attribute 'VSEModle'; it has DualEncoder, Encoder, Execution"):
         _ = hf_vse.VSEModle
 
 

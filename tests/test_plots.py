@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hf_vse import plots
-from hf_vse.plots import RECALLS, plot_recall_bars, plot_retrieval_grid, plot_training_curves
+from hf_vse.plots import RECALLS, plot_recall_bars, plot_retrieval_grid, plot_training_curves, retrieval, runs
 
 QUERIES = ["A small red star on a white background.", "It costs $5 or $6, on the left of a blue circle."]
 
@@ -64,7 +63,7 @@ def test_training_curves_mark_the_best_evaluation(tmp_path, monkeypatch):
     log = training_log(3)
     log[-2]["eval_rsum"] = 1.0  # the last epoch is the worst now
     figures = []
-    monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure) or path)
+    monkeypatch.setattr(runs, "save", lambda figure, path: figures.append(figure) or path)
     plot_training_curves(log, tmp_path / "curves.png")
     _, axes = figures[0].axes
     assert axes.get_title(loc="left") == "Validation recall, best rsum 126.0 at epoch 2"
@@ -88,7 +87,7 @@ def test_recall_bars_are_written(models, tmp_path):
 
 def test_recall_bars_stand_as_high_as_the_recalls(tmp_path, monkeypatch):
     figures = []
-    monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure) or path)
+    monkeypatch.setattr(retrieval, "save", lambda figure, path: figures.append(figure) or path)
     results = {"a": recalls(), "b": recalls(0.5)}
     plot_recall_bars(results, tmp_path / "bars.png", chance=recalls(0.1))
     (axes,) = figures[0].axes

@@ -84,7 +84,13 @@ def encode_images(
     rows = Rows(len(images), unit(encoder.encode_images(first), 1, encoder).shape[1], path)
     missing = rows.missing
     rest = images if len(missing) == len(images) else Subset(images, missing.tolist())
-    bar = tqdm(total=len(images), initial=len(images) - len(missing), desc="encoding images", disable=not progress)
+    bar = tqdm(
+        total=len(images),
+        initial=len(images) - len(missing),
+        desc="encoding images",
+        leave=False,
+        disable=not progress,
+    )
     with bar:
         for readable, ready in readable_batches(rest, encoder.prepare_images, batch_size, num_workers):
             places, missing = missing[: len(readable)], missing[len(readable) :]
@@ -113,7 +119,9 @@ def encode_texts(
         return kept
     rows = Rows(len(texts), unit(encoder.encode_texts([texts[0]]), 1, encoder).shape[1], path)
     by_length = sorted(rows.missing.tolist(), key=lambda place: len(texts[place]))
-    bar = tqdm(total=len(texts), initial=len(texts) - len(by_length), desc="encoding texts", disable=not progress)
+    bar = tqdm(
+        total=len(texts), initial=len(texts) - len(by_length), desc="encoding texts", leave=False, disable=not progress
+    )
     with bar:
         for places in batches_of(by_length, batch_size):
             embeds = encoder.encode_texts([texts[place] for place in places])

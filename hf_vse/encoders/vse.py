@@ -35,6 +35,7 @@ class VSEEncoder(DualEncoder):
         return {
             "family": "hf_vse",
             "loss_type": config.loss_type,
+            "temperature": self.model.scaling()[0].item(),
             "dimensions": config.projection_dim,
             "image_tower": config.vision_config.model_type,
             "text_tower": config.text_config.model_type,

@@ -6,15 +6,20 @@ nearer ones are computed again in float64, pair by pair, or as a whole tile wher
 
 So the ranks are those of float64 and depend on the embeddings alone, not on the device, the tile size or the order of
 the candidates. Embeddings are only ever read a tile at a time: memory-mapped arrays larger than memory will do.
+
+Counts of rivals add up over tiles, so processes may share them: each counts some tiles, and the counts are summed.
 """
 
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from accelerate import PartialState
+from accelerate.utils import reduce
 from torch import Tensor
 
 # Two float64 dot products of unit vectors that differ by less are the same number, rounded differently.
@@ -182,6 +187,23 @@ def count_filtered(tile: Tile, text_bars: Bars, image_bars: Bars) -> tuple[Tenso
     return for_texts, for_images
 
 
+def all_bars(images: Tensor, texts: Tensor, owner: Tensor) -> tuple[Bars, Bars, bool]:
+    """Bars of all texts and of all images, and whether the bound of float32 holds for embeddings of this length."""
+    image_norms = finite_norms("image_embeds", images)
+    text_norms = finite_norms("text_embeds", texts)
+    longest_image, longest_text = image_norms.max(), text_norms.max()
+    tolerance = TIE_TOLERANCE * longest_image * longest_text
+
+    own = pair_scores(texts, images, (torch.arange(len(texts), device=owner.device), owner))
+    best = torch.full_like(image_norms, -torch.inf).scatter_reduce(0, owner, own, "amax")
+    best[best.isinf()] = torch.inf  # out of reach: an image without text asks nothing
+    text_bars = make_bars(own, text_norms, longest_image, images.shape[1], tolerance)
+    image_bars = make_bars(best, image_norms, longest_text, images.shape[1], tolerance)
+
+    smallest, largest = FLOAT32_NORMS
+    return text_bars, image_bars, all(smallest < norm < largest for norm in (longest_image, longest_text))
+
+
 @contextmanager
 def true_float32() -> Iterator[None]:
     """No autocast and no oneDNN, which may compute float32 products in bfloat16 where the user has allowed it."""
@@ -200,6 +222,7 @@ def retrieval_ranks(
     chunk_size: int = 2000,
     *,
     distractors: bool = False,
+    share: tuple[int, int] = (0, 1),
 ) -> tuple[Tensor, Tensor]:
     """For every query the number of rivals that score at least as high as its best own candidate.
 
@@ -210,34 +233,47 @@ def retrieval_ranks(
             few matrices of `chunk_size` by `chunk_size` or `dim`; the result does not depend on it. (Powers of two are
             no good choice: the columns of such a tile compete for the same lines of the cache.)
         distractors: allow images without text: rivals of the texts' own images, but no queries.
+        share: (i, n) counts the rivals in the i-th of n shares of all pairs, i from 0; the ranks are the sum over the
+            n shares, and `distributed_ranks` takes it over processes.
 
     Returns:
         Image-to-text ranks (images that have a text,) and text-to-image ranks (texts,), int64, counted from 0.
     """
+    if not 0 <= share[0] < share[1]:
+        raise ValueError(f"share must be (i, n) with i from 0 to n - 1, got {share}")
     images = as_matrix("image_embeds", image_embeds)
     texts = as_matrix("text_embeds", text_embeds).to(images.device)
     owner = as_tensor(text_to_image).to(images.device, torch.int64)
     check_correspondence(images, texts, owner, distractors)
-    image_norms = finite_norms("image_embeds", images)
-    text_norms = finite_norms("text_embeds", texts)
-    longest_image, longest_text = image_norms.max(), text_norms.max()
-    tolerance = TIE_TOLERANCE * longest_image * longest_text
-
-    own = pair_scores(texts, images, (torch.arange(len(texts), device=owner.device), owner))
-    best = torch.full_like(image_norms, -torch.inf).scatter_reduce(0, owner, own, "amax")
-    described = best.isfinite()
-    best[~described] = torch.inf  # out of reach: an image without text asks nothing
-    text_bars = make_bars(own, text_norms, longest_image, images.shape[1], tolerance)
-    image_bars = make_bars(best, image_norms, longest_text, images.shape[1], tolerance)
-
+    text_bars, image_bars, bounded = all_bars(images, texts, owner)
     # The bound needs true float32 products, which on other devices are for the user to configure (TF32).
-    smallest, largest = FLOAT32_NORMS
-    bounded = all(smallest < norm < largest for norm in (longest_image, longest_text))
     count = count_filtered if bounded and images.device.type == "cpu" else count_exactly
     image_ranks, text_ranks = owner.new_zeros(len(images)), owner.new_zeros(len(texts))
     with true_float32():
-        for rows, columns, tile in tiles(texts, images, owner, chunk_size):
+        for rows, columns, tile in islice(tiles(texts, images, owner, chunk_size), share[0], None, share[1]):
             for_texts, for_images = count(tile, text_bars.of(rows), image_bars.of(columns))
             text_ranks[rows] += for_texts
             image_ranks[columns] += for_images
+    described = image_bars.exact.isfinite()
     return image_ranks[described].cpu(), text_ranks.cpu()
+
+
+def distributed_ranks(
+    image_embeds: Array,
+    text_embeds: Array,
+    text_to_image: Array,
+    chunk_size: int = 2000,
+    *,
+    distractors: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """`retrieval_ranks` by all processes together, with one process by that one.
+
+    Args: see `retrieval_ranks`. Every process has to call this, with the same embeddings, and gets all ranks.
+    """
+    state = PartialState()
+    share = (state.process_index, state.num_processes)
+    ranks = retrieval_ranks(image_embeds, text_embeds, text_to_image, chunk_size, distractors=distractors, share=share)
+    if state.num_processes == 1:
+        return ranks
+    image_ranks, text_ranks = (reduce(counted.to(state.device), "sum").cpu() for counted in ranks)
+    return image_ranks, text_ranks

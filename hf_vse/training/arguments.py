@@ -98,6 +98,10 @@ class VSETrainingArguments(TrainingArguments):
         default=True, metadata={"help": "Mirror every second image; wrong where captions say left and right."}
     )
     max_broken_share: float = field(default=0.01, metadata={"help": "Stop where more images cannot be read."})
+    diagnostics_steps: int = field(
+        default=50,
+        metadata={"help": "Steps between two log lines with alignment, uniformity, modality gap, ... ; 0 for none."},
+    )
     collapse_patience: int = field(default=5, metadata={"help": "Log lines of collapse before the alarm."})
 
     def __post_init__(self):
@@ -120,6 +124,8 @@ class VSETrainingArguments(TrainingArguments):
             raise ValueError(f"lr_decay_epochs is a positive number of epochs or null, got {self.lr_decay_epochs}")
         if self.cached_crops < 0:
             raise ValueError(f"cached_crops is a number of crops from 0 on, got {self.cached_crops}")
+        if self.diagnostics_steps < 0:
+            raise ValueError(f"diagnostics_steps is a number of steps, or 0 for none, got {self.diagnostics_steps}")
         for name in ("negatives", "loss_execution", "loss_dtype"):
             choices = self.__dataclass_fields__[name].metadata["choices"]
             if getattr(self, name) not in choices:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import ProgressCallback, TrainerCallback
 
+from hf_vse.evaluation.diagnostics.diagnose import BATCH_ROWS, quick_diagnostics
 from hf_vse.model.losses_vse import contrastive_loss
 
 logger = logging.getLogger(__name__)
@@ -66,6 +67,31 @@ class CollapseAlarm(TrainerCallback):
                 "the learning rate (warmup_steps=0.1), or lower it.",
                 state.global_step, image_cosine, text_cosine, logs["loss"], self.collapsed_loss(),
             )  # fmt: skip
+
+
+class BatchDiagnostics:
+    """Why training goes as it goes: a few numbers of a training batch, for every so many steps a log line.
+
+    Args:
+        every: steps between two log lines that have them; 0 for none.
+    """
+
+    def __init__(self, every: int):
+        self.every = every
+        self.latest = 0
+        self.embeds: tuple[Tensor, Tensor] | None = None
+
+    def observe(self, image_embeds: Tensor, text_embeds: Tensor) -> None:
+        """Called with every batch, of which it keeps a sample; nothing is computed before the next log line."""
+        if self.every:
+            self.embeds = image_embeds[:BATCH_ROWS].clone(), text_embeds[:BATCH_ROWS].clone()
+
+    def at(self, step: int) -> dict[str, float]:
+        """`batch_alignment`, ... (see `quick_diagnostics`) of the latest batch if it is time, or nothing."""
+        if self.embeds is None or step < self.latest + self.every:
+            return {}
+        self.latest = step
+        return {f"batch_{name}": value for name, value in quick_diagnostics(*self.embeds).items()}
 
 
 class StepDecay(TrainerCallback):

@@ -27,7 +27,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from hf_vse.encoders.vse import VSEEncoder
 from hf_vse.evaluation.environment import environment
 from hf_vse.evaluation.evaluator import PairEmbeddings, embed_pairs
-from hf_vse.evaluation.report import FOLD_SIZE, recall_table, split_record
+from hf_vse.evaluation.record import recall_table, split_record
 from hf_vse.hub.push import leave_card, push_model
 from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.model.processing_vse import VSEProcessor
@@ -185,8 +185,7 @@ def report(
     records: dict[str, Any] = {}
     for name in (name for name in ("validation", "test") if name in splits):
         embedded[name] = embed_pairs(VSEEncoder(model, processor), splits[name], progress=main)
-        five_fold = recipe.data.dataset == "coco" and len(splits[name]) == 5 * FOLD_SIZE
-        records[name] = split_record(embedded[name], splits[name], five_fold)
+        records[name] = split_record(embedded[name], splits[name], recipe.data.dataset, name)
     result = {
         "dataset": recipe.data.dataset,
         "loss_type": model.config.loss_type,

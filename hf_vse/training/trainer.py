@@ -21,7 +21,7 @@ from hf_vse.model.processing_vse import VSEProcessor
 from hf_vse.objectives.execution import execute_loss
 from hf_vse.objectives.grad_cache import cached_loss, mini_batches
 from hf_vse.training.arguments import VSETrainingArguments
-from hf_vse.training.callbacks import CollapseAlarm, RecallProgress, StepDecay
+from hf_vse.training.callbacks import BatchDiagnostics, CollapseAlarm, RecallProgress, StepDecay
 from hf_vse.training.publish import PublishingTrainer, check_hub_strategy
 
 logger = logging.getLogger(__name__)
@@ -80,6 +80,7 @@ class VSETrainer(PublishingTrainer):
             logit_bias=config.logit_bias_init,
         )
         self.add_callback(self.alarm)
+        self.diagnostics = BatchDiagnostics(args.diagnostics_steps)
         if args.lr_decay_epochs is not None:
             self.add_callback(StepDecay(args.lr_decay_epochs, args.lr_decay_factor))
         if self.pop_callback(ProgressCallback) is not None:
@@ -156,8 +157,9 @@ class VSETrainer(PublishingTrainer):
     def contrast(
         self, image_ids: Tensor | None, images: Tensor, texts: Tensor, temperature: Tensor, bias: Tensor
     ) -> Tensor:
-        """The loss of a batch of embeddings, which the alarm looks at too."""
+        """The loss of a batch of embeddings, which alarm and diagnostics look at too."""
         self.alarm.observe(images.detach(), texts.detach())
+        self.diagnostics.observe(images.detach(), texts.detach())
         dtype = getattr(torch, self.args.loss_dtype)
         return execute_loss(
             images.to(dtype),
@@ -185,6 +187,10 @@ class VSETrainer(PublishingTrainer):
             if rate is not None:
                 move_to_own_rate(optimizer, self.model, prefix, rate)
         return optimizer
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As upstream, with the diagnostics of the latest batch beside its loss."""
+        super().log(logs | self.diagnostics.at(self.state.global_step) if "loss" in logs else logs, start_time)
 
     def evaluate(
         self,

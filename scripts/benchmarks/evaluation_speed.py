@@ -10,21 +10,31 @@ only these are compared.
 
 Second, a million images in a memory-mapped float16 file, most of which have no text: seconds, and the peak memory of a
 fresh process. Mapped pages of the file count as memory there, though the system may take them back at any time.
+
+Third, a million texts against a million images, which takes two cores an hour: what all processes have to do, and one
+share of so many, from which the time of the whole is scaled up.
+
+Fourth, everything that a report says of a set of COCO's size, from embeddings that are there already.
 """
 
 import argparse
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 
 import numpy as np
+import torch
 from measuring import record, status_bytes
 
 from hf_vse.evaluation.environment import environment
+from hf_vse.evaluation.evaluator import PairEmbeddings
+from hf_vse.evaluation.judge import Texts, judge_embeddings
 from hf_vse.evaluation.metrics import RECALL_LEVELS, retrieval_metrics, retrieval_ranks
 
 IMAGES, CAPTIONS, DIM = 5000, 5, 1024
@@ -149,23 +159,85 @@ def evaluate_gallery(folder: Path) -> dict:
     }
 
 
+def write_million(folder: Path, count: int) -> None:
+    """One caption for each image, images.npy and texts.npy (count, dim) in chunks."""
+    rng = np.random.default_rng(0)
+    header = {"descr": np.dtype(np.float16).str, "fortran_order": False, "shape": (count, GALLERY_DIM)}
+    with open(folder / "images.npy", "wb") as images, open(folder / "texts.npy", "wb") as texts:
+        for file in (images, texts):
+            np.lib.format.write_array_header_1_0(file, header)
+        for first in range(0, count, WRITTEN_AT_ONCE):
+            own = unit_vectors(rng, min(WRITTEN_AT_ONCE, count - first), GALLERY_DIM)
+            noisy = own + 4.6 * unit_vectors(rng, *own.shape)
+            own.astype(np.float16).tofile(images)
+            (noisy / np.linalg.norm(noisy, axis=1, keepdims=True)).astype(np.float16).tofile(texts)
+
+
+def evaluate_million(folder: Path, shares: int) -> dict:
+    """Runs in a process of its own: the least that every process does, and with it one share of the pairs."""
+    images, texts = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("images", "texts"))
+    owner = np.arange(len(images))
+    seconds = []
+    for share in ((0, len(images) ** 2), (0, shares)):  # the first holds a single tile
+        start = time.perf_counter()
+        retrieval_ranks(images, texts, owner, share=share)
+        seconds.append(time.perf_counter() - start)
+    alone, with_share = seconds
+    return {
+        "images": len(images),
+        "texts": len(texts),
+        "dim": images.shape[1],
+        "shares": shares,
+        "seconds_every_process": round(alone, 1),
+        "seconds_of_a_share": round(with_share - alone, 1),
+        "minutes_scaled_up": round((alone + shares * (with_share - alone)) / 60, 1),
+        "peak_gib": round(peak_gib(), 3),
+    }
+
+
+def judge_everything(noise: float = 9.0) -> dict:
+    """Seconds of every protocol, intervals and diagnostics."""
+    rng = np.random.default_rng(0)
+    images = torch.from_numpy(unit_vectors(rng, IMAGES, DIM))
+    texts = torch.from_numpy(captions_of(rng, images.numpy(), noise))
+    owner = torch.arange(IMAGES).repeat_interleave(CAPTIONS)
+    pairs = PairEmbeddings(images, texts, owner, torch.arange(IMAGES), 0)
+    words = [" ".join(rng.choice(["a", "red", "dog", "runs", "on", "the", "beach"], 9)) for _ in range(len(texts))]
+    start = time.perf_counter()
+    judge_embeddings(pairs, Texts(captions=words), name="noise", facts={}, source="coco", diagnostics=True)
+    return {"images": IMAGES, "texts": len(texts), "dim": DIM, "seconds": round(time.perf_counter() - start, 1)}
+
+
+def in_fresh_process(write: Callable[[Path], None], measure: Callable[[Path], dict]) -> dict:
+    """Files are written here and measured there, since a new process starts with the peak memory of its parent."""
+    with tempfile.TemporaryDirectory() as folder:
+        write(Path(folder))
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
+            return fresh.submit(measure, Path(folder)).result()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--queries", type=int, default=IMAGES, help="images timed the published way [all 5,000]")
     parser.add_argument("--gallery", type=int, default=1_000_000, help="images in the mapped file [1,000,000]")
     parser.add_argument("--texts", type=int, default=5000, help="texts that search them, five for an image [5,000]")
+    parser.add_argument("--shares", type=int, default=250, help="measure one of so many shares of all pairs [250]")
     parser.add_argument("--output", type=Path, help="write the result as JSON")
     arguments = parser.parse_args()
     where = environment()
-    # The gallery first: a new process starts with the memory of the one that starts it as its peak.
-    with tempfile.TemporaryDirectory() as folder:
-        write_gallery(Path(folder), arguments.gallery, arguments.texts)
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
-            gallery = fresh.submit(evaluate_gallery, Path(folder)).result()
+    # These first, while this process is small.
+    gallery = in_fresh_process(
+        partial(write_gallery, images=arguments.gallery, texts=arguments.texts), evaluate_gallery
+    )
+    million = in_fresh_process(
+        partial(write_million, count=arguments.gallery), partial(evaluate_million, shares=arguments.shares)
+    )
     result = {
-        "what": "retrieval_metrics against a loop over queries that sorts; a memory-mapped gallery with few texts",
+        "what": "retrieval_metrics against a loop over queries that sorts; memory-mapped galleries; a whole report",
         "coco_sized": compare(min(arguments.queries, IMAGES)),
         "gallery": gallery,
+        "million": million,
+        "everything": judge_everything(),
         "environment": where,
     }
     record(result, arguments.output)

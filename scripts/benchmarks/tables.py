@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from statistics import mean, median, stdev
 
-from hf_vse.evaluation.report import recall_table
+from hf_vse.evaluation.record import recall_table
 from hf_vse.plots import RECALLS
 from hf_vse.training.grid import grid_table
 

@@ -4,11 +4,12 @@ import torch
 from datasets import Image
 from transformers import CLIPImageProcessorPil
 
+from hf_vse.encoders.protocol import DualEncoder
 from hf_vse.encoders.vse import VSEEncoder
 from hf_vse.evaluation.environment import environment
 from hf_vse.evaluation.evaluator import embed_pairs, evaluate_retrieval
 from hf_vse.evaluation.metrics import retrieval_metrics
-from hf_vse.evaluation.report import recall_table, split_record
+from hf_vse.evaluation.record import recall_table, split_record
 from hf_vse.model.configuration_vse import VSEConfig
 from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.model.processing_vse import VSEProcessor
@@ -83,3 +84,39 @@ def test_record_holds_numbers_protocol_and_fingerprint(tokenizer):
     assert record["fingerprint"] != split_record(pairs, dataset.select(range(11, -1, -1)))["fingerprint"]
     assert f"{record['metrics']['rsum']:.1f}" in recall_table({"test": record["metrics"]})
     assert {"versions", "device", "threads", "commit"} == environment().keys()
+
+
+class Counting(DualEncoder):
+    """Vectors that follow from brightness and length, and a count of what was encoded."""
+
+    name = "counting"
+
+    def __init__(self):
+        self.images = self.texts = 0
+
+    def encode_images(self, images):
+        self.images += len(images)
+        return torch.tensor([[np.asarray(image).mean(), 1.0] for image in images])
+
+    def encode_texts(self, texts):
+        self.texts += len(texts)
+        return np.array([[len(text), 1.0, 0.0][:2] for text in texts])
+
+
+def test_an_encoder_is_two_methods_and_each_image_is_encoded_once():
+    encoder, dataset = Counting(), make_pairs(7, captions=3)
+    pairs = embed_pairs(encoder, dataset, batch_size=3, progress=False)
+    assert (encoder.images, encoder.texts) == (7 + 1, 21 + 1)  # the first of each tells how long a vector is
+    lengths = torch.tensor([[len(text), 1.0] for row in dataset["captions"] for text in row])
+    torch.testing.assert_close(pairs.text_embeds, torch.nn.functional.normalize(lengths))
+
+
+def test_kept_embeddings_are_read_and_those_of_other_data_are_not(tmp_path):
+    encoder, dataset = Counting(), make_pairs(5)
+    first = embed_pairs(encoder, dataset, progress=False, keep=tmp_path)
+    encoder.images = encoder.texts = 0
+    second = embed_pairs(encoder, dataset, progress=False, keep=tmp_path)
+    assert encoder.images == encoder.texts == 0
+    assert all(torch.equal(one, other) for one, other in zip(first[:4], second[:4], strict=True))
+    embed_pairs(encoder, dataset.select(range(4)), progress=False, keep=tmp_path)
+    assert encoder.images == 4 + 1

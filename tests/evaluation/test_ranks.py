@@ -1,5 +1,6 @@
 """Ranks against the whole float64 matrix, and guards that neither the filter nor the refinement is idle."""
 
+import os
 import subprocess
 import sys
 import warnings
@@ -271,3 +272,64 @@ def test_a_row_that_is_not_finite_is_named():
     for broken in (retrieval_ranks, lambda *data: fold_metrics(*data, fold_size=20)):
         with pytest.raises(ValueError, match="image_embeds row 33 is not finite"):
             broken(image_embeds, text_embeds, owner)
+
+
+@pytest.mark.parametrize("shares", [1, 2, 3, 50])
+def test_ranks_add_up_over_shares(shares):
+    data = near_ties(torch.float32)
+    whole = retrieval_ranks(*data, 50)  # 4 by 2 tiles
+    parts = [retrieval_ranks(*data, 50, share=(part, shares)) for part in range(shares)]
+    for direction in (0, 1):
+        assert torch.equal(sum(part[direction] for part in parts), whole[direction])
+    done = sum(bool(image_ranks.any() or text_ranks.any()) for image_ranks, text_ranks in parts)
+    assert done == min(shares, 8)
+
+
+def test_a_share_that_is_none_is_refused():
+    for share in ((2, 2), (-1, 2), (0, 0)):
+        with pytest.raises(ValueError, match="share must be .i, n. with i from 0 to n - 1, got"):
+            retrieval_ranks(*embeddings(), share=share)
+
+
+def test_one_process_has_all_ranks():
+    data = embeddings()
+    assert as_lists(ranks.distributed_ranks(*data, 16)) == reference_ranks(*data)
+    kept = data[2] % 3 == 0
+    some = data[0], data[1][kept], data[2][kept]
+    assert as_lists(ranks.distributed_ranks(*some, 16, distractors=True)) == reference_ranks(*some)
+
+
+SHARED = """
+import sys, numpy as np, torch
+from accelerate import PartialState
+from hf_vse.evaluation import ranks
+state = PartialState(cpu=True)
+data = np.load(sys.argv[1])
+tiles, count = [], ranks.count_filtered
+ranks.count_filtered = lambda *args: tiles.append(1) or count(*args)
+found = ranks.distributed_ranks(data["images"], data["texts"], data["owner"], 32)
+assert state.num_processes == 2
+np.savez(f"{sys.argv[1]}.{state.process_index}.npz", images=found[0], texts=found[1], tiles=len(tiles))
+state.wait_for_everyone()
+state.destroy_process_group()
+"""
+
+
+def test_two_processes_count_half_the_tiles_each_and_get_all_ranks(tmp_path):
+    image_embeds, text_embeds, owner = data = embeddings(noise=3.0)
+    script, path = tmp_path / "shared.py", tmp_path / "data.npz"
+    script.write_text(SHARED, encoding="utf-8")
+    np.savez(path, images=image_embeds, texts=text_embeds, owner=owner)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    run = subprocess.run(
+        [*launcher, script, path],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    for process in (0, 1):
+        with np.load(f"{path}.{process}.npz") as found:
+            assert (found["images"].tolist(), found["texts"].tolist()) == reference_ranks(*data)
+            assert found["tiles"] == 5  # of 2 by 5

@@ -9,7 +9,7 @@ from hf_vse.model.losses_vse import contrastive_loss
 from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.model.processing_vse import VSEProcessor
 from hf_vse.training.arguments import VSETrainingArguments
-from hf_vse.training.callbacks import CollapseAlarm, mean_cosine
+from hf_vse.training.callbacks import BatchDiagnostics, CollapseAlarm, mean_cosine
 from hf_vse.training.trainer import VSETrainer, unused_parameters
 from tests.conftest import make_feature_pairs, make_pairs
 
@@ -211,6 +211,30 @@ def test_collapse_raises_the_alarm_once(tokenizer, tmp_path, caplog):
     assert len(alarms) == 1
     assert alarms[0].startswith("step 3: the model has collapsed: images are alike (mean cosine 1.000)")
     assert "hard_negative_warmup_epochs=1" in alarms[0]
+
+
+def test_diagnostics_stand_beside_the_loss_at_their_interval_and_change_nothing(tokenizer, tmp_path):
+    every = {"diagnostics_steps": 3, "num_train_epochs": 1, "max_steps": 8}
+    trainer = make_trainer(tmp_path / "on", tokenizer, **every)
+    trainer.train()
+    logged = [entry["step"] for entry in trainer.state.log_history if "batch_alignment" in entry]
+    assert logged == [3, 6]
+    quiet = make_trainer(tmp_path / "off", tokenizer, **every | {"diagnostics_steps": 0})
+    quiet.train()
+    assert not any("batch_alignment" in entry for entry in quiet.state.log_history)
+    assert losses(trainer) == losses(quiet)
+
+
+def test_diagnostics_are_those_of_the_latest_batch():
+    images, texts = torch.nn.functional.normalize(torch.randn(2, 6, 4), dim=-1)
+    diagnostics = BatchDiagnostics(2)
+    diagnostics.observe(texts, images)
+    diagnostics.observe(images, texts)
+    assert diagnostics.at(1) == {}
+    found = diagnostics.at(2)
+    assert found["batch_alignment"] == pytest.approx((images - texts).square().sum(dim=1).mean().item(), rel=1e-5)
+    assert found["batch_effective_rank_image"] != pytest.approx(found["batch_effective_rank_text"])
+    assert diagnostics.at(3) == {}
 
 
 def test_evaluation_is_one_line_beside_the_progress_bar(tokenizer, tmp_path, capsys):

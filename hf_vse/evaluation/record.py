@@ -4,36 +4,53 @@ from collections.abc import Mapping
 from typing import Any
 
 from datasets import Dataset
+from torch import Tensor
 
 from hf_vse.data.schema import CAPTIONS, IMAGE_ID, fingerprint
 from hf_vse.evaluation.evaluator import PairEmbeddings
-from hf_vse.evaluation.metrics import chance_recalls, fold_metrics, retrieval_metrics
+from hf_vse.evaluation.metrics import chance_recalls, fold_metrics, summarize_ranks
+from hf_vse.evaluation.protocols import FOLD_SIZE, split_title
+from hf_vse.evaluation.ranks import retrieval_ranks
 
-FOLD_SIZE = 1000
+FOLDED = ("coco", 5 * FOLD_SIZE)  # the data set and the images that are also reported as the mean of five folds
 
 
-def split_record(pairs: PairEmbeddings, dataset: Dataset, five_fold: bool = False) -> dict[str, Any]:
+def split_record(
+    pairs: PairEmbeddings,
+    dataset: Dataset | None,
+    source: str = "",
+    split: str = "",
+    ranks: tuple[Tensor, Tensor] | None = None,
+) -> dict[str, Any]:
     """Metrics of one split with its size and fingerprint.
 
     Args:
         pairs: the embeddings of `dataset`.
-        five_fold: also the mean over consecutive folds of 1,000 images (COCO 1K protocol).
+        source, split: where it comes from; it has the name of an official split only if it has its size.
+        ranks: of `retrieval_ranks`, where they are known already.
     """
-    plain = dataset.with_format(None)
     images, texts = len(pairs.image_embeds), len(pairs.text_embeds)
     correspondence = pairs.image_embeds, pairs.text_embeds, pairs.text_to_image
+    title, official = split_title(source, split, images, texts, pairs.broken)
     record = {
+        "title": title,
+        "official": official,
         "protocol": f"{images:,} images, {texts:,} captions, hit rate, ties against the query",
         "images": images,
         "captions": texts,
         "broken_images": pairs.broken,
-        "fingerprint": fingerprint(plain[IMAGE_ID][:], plain[CAPTIONS][:]),
-        "metrics": retrieval_metrics(*correspondence),
+        "fingerprint": dataset and data_fingerprint(dataset),
+        "metrics": summarize_ranks(*(ranks or retrieval_ranks(*correspondence))),
         "chance": chance_recalls(images, texts),
     }
-    if five_fold:
+    if (source, images) == FOLDED:
         record["metrics_1k_folds"] = fold_metrics(*correspondence, FOLD_SIZE)
     return record
+
+
+def data_fingerprint(dataset: Dataset) -> str:
+    plain = dataset.with_format(None)
+    return fingerprint(plain[IMAGE_ID][:], plain[CAPTIONS][:])
 
 
 def recall_table(rows: Mapping[str, Mapping[str, float]]) -> str:

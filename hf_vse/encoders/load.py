@@ -1,0 +1,194 @@
+"""Any model by its name, as a dual encoder.
+
+| `kind`                  | what `name` may be                                                                   |
+|-------------------------|--------------------------------------------------------------------------------------|
+| `vse`                   | folder or Hub id of a model of this package; the installed code is run, not its own  |
+| `transformers`          | folder or Hub id of CLIP, SigLIP, ALIGN, BLIP, ...: see `transformers_models.py`     |
+| `sentence_transformers` | folder or Hub id with a `modules.json`                                               |
+| `open_clip`             | `open_clip:ViT-B-32/laion2b_s34b_b79k`: see `open_clip_models.py`                    |
+| `onnx`                  | folder with two ONNX files: see `onnx_towers.py`                                     |
+| `python`                | `my_encoder.py:MyEncoder` or `my_package.module:MyEncoder`, a class without arguments |
+
+With `kind="auto"` the name and the files behind it decide.
+"""
+
+import importlib
+import importlib.util
+import json
+import re
+import sys
+from collections.abc import Callable
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from transformers import CONFIG_NAME
+from transformers.utils import cached_file
+
+from hf_vse.encoders.onnx_towers import ONNXEncoder, onnx_files
+from hf_vse.encoders.open_clip_models import PREFIX, OpenCLIPEncoder
+from hf_vse.encoders.protocol import DualEncoder
+from hf_vse.encoders.sentence_models import SentenceTransformersEncoder
+from hf_vse.encoders.transformers_models import FAMILIES, SAFETENSORS_ONLY, TransformersEncoder
+from hf_vse.encoders.vse import VSEEncoder
+from hf_vse.encoders.weights import chosen_device, chosen_precision, one_line
+from hf_vse.model.configuration_vse import VSEConfig
+from hf_vse.model.modeling_vse import VSEModel
+from hf_vse.model.processing_vse import VSEProcessor
+
+Kind = Literal["auto", "vse", "transformers", "sentence_transformers", "open_clip", "onnx", "python"]
+Device = str | torch.device | None
+Precision = str | torch.dtype | None
+
+UNDERSTOOD = (
+    f"understood are models of this package, of transformers ({', '.join(FAMILIES)}), of sentence-transformers, "
+    f"{PREFIX}ARCHITECTURE/WEIGHTS, a folder with two ONNX files, and FILE.py:CLASS, a subclass of "
+    "hf_vse.encoders.protocol.DualEncoder with encode_images(images) and encode_texts(texts)"
+)
+PYTHON_NAME = re.compile(r"(?P<place>.+\.py|[A-Za-z_][\w.]*):(?P<name>[A-Za-z_]\w*)")
+
+
+def load_encoder(
+    name: str,
+    *,
+    device: Device = None,
+    dtype: Precision = None,
+    trust_remote_code: bool = False,
+    kind: Kind = "auto",
+) -> DualEncoder:
+    """Loads what `name` stands for, see above.
+
+    Args:
+        device: default: the accelerator, where there is one.
+        dtype: `float32` (default), `bfloat16` or `float16`.
+        trust_remote_code: run code that comes with a model of transformers or sentence-transformers.
+
+    Raises:
+        ValueError: nothing that is understood, or an option that this kind of model does not have.
+        OSError: nothing there, or weights in another format than safetensors.
+        ImportError: an optional package is missing.
+    """
+    if kind not in get_args(Kind):
+        raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, got {kind!r}")
+    kind = kind_of(name, trust_remote_code) if kind == "auto" else kind
+    return LOADERS[kind](name, device, dtype, trust_remote_code)
+
+
+def kind_of(name: str, trust_remote_code: bool = False) -> Kind:
+    """Decides by the name, and by the files of the folder or of the repository on the Hub."""
+    if name.startswith(PREFIX):
+        return "open_clip"
+    folder = Path(name)
+    if not folder.exists() and PYTHON_NAME.fullmatch(name):
+        return "python"
+    if onnx_files(Path(name.partition("@")[0])) and (
+        not folder.is_dir() or not (folder / "model.safetensors").is_file()
+    ):
+        return "onnx"
+    config = stored_json(name, CONFIG_NAME) or {}
+    if config.get("model_type") == VSEConfig.model_type:
+        return "vse"  # before its own modules.json, which makes it a module of sentence-transformers as well
+    if stored_json(name, "modules.json") is not None:
+        return "sentence_transformers"
+    if config.get("model_type") in FAMILIES or (trust_remote_code and "auto_map" in config):
+        return "transformers"
+    if config:
+        raise ValueError(f"{name} is a model of type {config.get('model_type')!r}; {UNDERSTOOD}")
+    there = (
+        "holds no config.json" if folder.is_dir() else "is no folder, and nothing of that name was found on the Hub"
+    )
+    raise ValueError(f"{name} {there}; {UNDERSTOOD}")
+
+
+def stored_json(name: str, file: str) -> Any:
+    """The contents of a JSON file of a folder or of a repository on the Hub; None if there is none."""
+    quiet = {
+        "_raise_exceptions_for_gated_repo": False,
+        "_raise_exceptions_for_missing_entries": False,
+        "_raise_exceptions_for_connection_errors": False,
+    }
+    try:
+        path = cached_file(name, file, **quiet)
+    except (OSError, ValueError):  # no such repository, or no name for one
+        return None
+    if path is None:
+        return None
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{name}: {file} is no JSON; fetch it again") from error
+
+
+def load_vse(name: str, device: Device, dtype: Precision, trust_remote_code: bool) -> DualEncoder:
+    with one_line(name, SAFETENSORS_ONLY):
+        model = VSEModel.from_pretrained(name, dtype=chosen_precision(dtype), use_safetensors=True)
+        processor = VSEProcessor.from_pretrained(name)
+    return VSEEncoder(model.to(chosen_device(device)), processor, name)
+
+
+def load_open_clip(name: str, device: Device, dtype: Precision, trust_remote_code: bool) -> DualEncoder:
+    return OpenCLIPEncoder.from_pretrained(name, device, dtype)
+
+
+def load_onnx(name: str, device: Device, dtype: Precision, trust_remote_code: bool) -> DualEncoder:
+    if dtype is not None:
+        raise ValueError(
+            f"dtype={dtype!r} has no effect on {name}: ONNX files have a precision of their own; leave it out"
+        )
+    return ONNXEncoder.from_pretrained(name, device)
+
+
+def load_python(name: str, device: Device, dtype: Precision, trust_remote_code: bool) -> DualEncoder:
+    """An instance of a class that a person has written; without a digest it is known by the text of its file."""
+    match = PYTHON_NAME.fullmatch(name)
+    if match is None:
+        raise ValueError(f"{name!r} names no class; write my_encoder.py:MyEncoder")
+    for option, value in (("device", device), ("dtype", dtype)):
+        if value is not None:
+            raise ValueError(f"{option}={value!r} has no effect on {name}: the class chooses it; leave it out")
+    place, class_name = match["place"], match["name"]
+    module = module_of_file(Path(place)) if place.endswith(".py") else installed_module(place)
+    found = vars(module).get(class_name)
+    if not isinstance(found, type) or not issubclass(found, DualEncoder):
+        what = "has no" if found is None else "does not derive from hf_vse.encoders.protocol.DualEncoder:"
+        raise ValueError(f"{place} {what} {class_name}; write class {class_name}(DualEncoder)")
+    encoder = found()
+    if encoder.name == DualEncoder.name:
+        encoder.name = name
+    if encoder.digest is None and place.endswith(".py"):
+        encoder.digest = blake2b(Path(place).read_bytes() + class_name.encode(), digest_size=16).hexdigest()
+    return encoder
+
+
+def installed_module(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise  # it is there, and lacks something
+        raise ImportError(f"there is no module {name}; install it, or write FILE.py:CLASS") from error
+
+
+def module_of_file(path: Path) -> Any:
+    """Runs a file as Python runs a script: what lies beside it can be imported."""
+    if not path.is_file():
+        raise OSError(f"there is no file {path}; write FILE.py:CLASS")
+    beside = str(path.resolve().parent)
+    if beside not in sys.path:
+        sys.path.append(beside)
+    spec = importlib.util.spec_from_file_location(f"hf_vse_encoder_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+LOADERS: dict[str, Callable[[str, Device, Precision, bool], DualEncoder]] = {
+    "vse": load_vse,
+    "transformers": TransformersEncoder.from_pretrained,
+    "sentence_transformers": SentenceTransformersEncoder.from_pretrained,
+    "open_clip": load_open_clip,
+    "onnx": load_onnx,
+    "python": load_python,
+}

@@ -1,0 +1,97 @@
+"""Models of sentence-transformers that embed photographs and sentences (Reimers and Gurevych, arXiv 1908.10084)."""
+
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from huggingface_hub import snapshot_download
+from PIL import Image
+from torch import Tensor
+
+from hf_vse.data.digests import weights_digest
+from hf_vse.encoders.protocol import DualEncoder
+from hf_vse.encoders.weights import chosen_device, chosen_precision, one_line
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+# Weights that have to be unpickled, and copies of the model for other libraries.
+NOT_READ = ["*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.h5", "*.msgpack", "*.onnx*", "openvino/*"]
+
+
+class SentenceTransformersEncoder(DualEncoder):
+    """
+    Args:
+        model: one whose `encode` takes PIL images as well as strings.
+        name: what to call it.
+
+    Raises:
+        ValueError: the model reads no images.
+    """
+
+    def __init__(self, model: "SentenceTransformer", name: str = "unnamed model"):
+        if "image" not in model.modalities:
+            raise ValueError(
+                f"{name} encodes {', '.join(map(str, model.modalities))} but no images; give a CLIP model"
+            )
+        self.model = model.eval()
+        self.name = name
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        trust_remote_code: bool = False,
+    ) -> "SentenceTransformersEncoder":
+        """From a folder or a Hub id; see `TransformersEncoder.from_pretrained`."""
+        if find_spec("sentence_transformers") is None:
+            raise ImportError(f"{name} needs sentence-transformers: pip install 'hf_vse[sentence]'")
+        from sentence_transformers import SentenceTransformer
+
+        with one_line(name, "give a folder or a Hub id"):
+            folder = Path(name if Path(name).is_dir() else snapshot_download(name, ignore_patterns=NOT_READ))
+        refuse_pickles(name, folder)
+        weights = {"torch_dtype": chosen_precision(dtype), "use_safetensors": True}
+        with one_line(name, "every module needs its weights as model.safetensors"):
+            model = SentenceTransformer(
+                str(folder),
+                device=str(chosen_device(device)),
+                trust_remote_code=trust_remote_code,
+                model_kwargs=weights,
+            )
+        return cls(model, name)
+
+    @cached_property
+    def digest(self) -> str:
+        return weights_digest(self.model)
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "family": "sentence-transformers",
+            "dimensions": self.encode_texts(["a"]).shape[1],
+            "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "max_text_length": self.model.max_seq_length,
+        }
+
+    def encode_images(self, images: list[Image.Image]) -> Tensor:
+        return self.encode([{"image": image} for image in images])
+
+    def encode_texts(self, texts: list[str]) -> Tensor:
+        return self.encode([{"text": text} for text in texts])  # a bare "dog.jpg" would be opened
+
+    def encode(self, inputs: list[dict[str, Any]]) -> Tensor:
+        return self.model.encode(inputs, batch_size=len(inputs), convert_to_tensor=True, show_progress_bar=False)
+
+
+def refuse_pickles(name: str, folder: Path) -> None:
+    """A module without safetensors would be read from what lies beside it."""
+    for path in sorted(folder.rglob("pytorch_model*.bin")):
+        if not any(path.parent.glob("*.safetensors")):
+            raise ValueError(
+                f"{name}: {path.relative_to(folder)} may run code when it is read; save the module as safetensors"
+            )

@@ -1,0 +1,158 @@
+"""Everything that can be said of a model on one split: recalls under every protocol, how sure, and why.
+
+    from hf_vse import judge, load_encoder, load_pairs
+    test = load_pairs("flickr30k", data_dir=DIR)["test"]
+    record = judge(load_encoder("openai/clip-vit-base-patch32"), test, source="flickr30k", split="test").record
+
+The model is anything that `load_encoder` opens, or a `DualEncoder` of your own; or there are only arrays of embeddings
+(`judge_embeddings`).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from datasets import Dataset
+from torch import Tensor
+
+from hf_vse.data.schema import CAPTION_IDS, CAPTIONS, IMAGE_ID
+from hf_vse.encoders.protocol import DualEncoder
+from hf_vse.evaluation.diagnostics.diagnose import diagnose
+from hf_vse.evaluation.evaluator import PairEmbeddings, embed_pairs
+from hf_vse.evaluation.intervals import compare_models, recall_intervals
+from hf_vse.evaluation.protocols import protocol_results
+from hf_vse.evaluation.ranks import distributed_ranks
+from hf_vse.evaluation.record import split_record
+
+
+@dataclass
+class Texts:
+    """What is known of the rows of `PairEmbeddings` besides their vectors; None where it is not."""
+
+    captions: list[str] | None = None
+    image_ids: list[int] | None = None
+    caption_ids: list[int] | None = None
+
+
+@dataclass
+class Judgement:
+    """`record` is the result, JSON as it stands; the rest is what pictures and comparisons need."""
+
+    record: dict[str, Any]
+    pairs: PairEmbeddings
+    texts: Texts
+    ranks: tuple[Tensor, Tensor]
+
+
+def texts_of(dataset: Dataset, pairs: PairEmbeddings) -> Texts:
+    """Captions and ids in the order of the embeddings, without those of broken images."""
+    rows = pairs.image_rows.tolist()
+    plain = dataset.with_format(None)
+    captions = plain[CAPTIONS][:]
+    image_ids, caption_ids = plain[IMAGE_ID][:], plain[CAPTION_IDS][:]
+    return Texts(
+        [caption for row in rows for caption in captions[row]],
+        [image_ids[row] for row in rows],
+        [number for row in rows for number in caption_ids[row]],
+    )
+
+
+def judge(
+    encoder: DualEncoder,
+    dataset: Dataset,
+    *,
+    source: str = "",
+    split: str = "",
+    diagnostics: bool = False,
+    train_captions: Sequence[str] | None = None,
+    batch_size: int = 128,
+    num_workers: int = 0,
+    progress: bool = True,
+    keep: Path | None = None,
+) -> Judgement:
+    """Judges a model on one split as `load_pairs` returns it; several processes share the encoding.
+
+    Args:
+        source, split: the names of data set and split, which decide which protocols apply.
+        diagnostics: also look for the reasons, see `hf_vse.evaluation.diagnostics`.
+        train_captions: what word frequencies are counted in; default: the captions of the split.
+        keep: see `embed_pairs`.
+
+    Returns:
+        The whole record on the main process, and recalls and ranks on the others.
+    """
+    options = {"batch_size": batch_size, "num_workers": num_workers, "progress": progress, "keep": keep}
+    pairs = embed_pairs(encoder, dataset, **options)
+    if not len(pairs.image_embeds):
+        raise ValueError(f"none of the {pairs.broken} images can be read; check the data directory")
+    return judge_embeddings(
+        pairs,
+        texts_of(dataset, pairs),
+        dataset,
+        name=encoder.name,
+        facts=encoder.facts(),
+        source=source,
+        split=split,
+        diagnostics=diagnostics,
+        train_captions=train_captions,
+    )
+
+
+def judge_embeddings(
+    pairs: PairEmbeddings,
+    texts: Texts,
+    dataset: Dataset | None = None,
+    *,
+    name: str,
+    facts: Mapping[str, Any],
+    source: str = "",
+    split: str = "",
+    diagnostics: bool = False,
+    train_captions: Sequence[str] | None = None,
+) -> Judgement:
+    """The same for embeddings that are there already."""
+    correspondence = pairs.image_embeds, pairs.text_embeds, pairs.text_to_image
+    ranks = distributed_ranks(*correspondence)
+    record = {"model": name, "model_facts": dict(facts), "dataset": source, "split": split}
+    record |= split_record(pairs, dataset, source, split, ranks)
+    judgement = Judgement(record, pairs, texts, ranks)
+    if not PartialState().is_main_process:
+        return judgement
+    record["intervals"] = recall_intervals(*ranks, pairs.text_to_image)
+    record["protocols"] = protocol_results(
+        *correspondence,
+        source=source,
+        split=split,
+        image_ids=texts.image_ids,
+        caption_ids=texts.caption_ids,
+        broken=pairs.broken,
+    )
+    if diagnostics:
+        known = {"train_captions": train_captions, "temperature": facts.get("temperature")}
+        record["diagnostics"] = diagnose(*correspondence, texts.captions, **known)
+    return judgement
+
+
+def compare(judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
+    """Every two of several models, tested on the same images.
+
+    Raises:
+        ValueError: they were judged on different pairs.
+    """
+    results = []
+    for place, first in enumerate(judgements):
+        for second in judgements[place + 1 :]:
+            check_same_pairs(first, second)
+            tested = compare_models(first.ranks, second.ranks, first.pairs.text_to_image)
+            results.append({"first": first.record["model"], "second": second.record["model"], "metrics": tested})
+    return results
+
+
+def check_same_pairs(first: Judgement, second: Judgement) -> None:
+    same = first.record["fingerprint"] == second.record["fingerprint"]
+    if not same or not torch.equal(first.pairs.text_to_image, second.pairs.text_to_image):
+        names = f"{first.record['model']} and {second.record['model']}"
+        raise ValueError(f"{names} were judged on different images or captions; only results on the same are compared")

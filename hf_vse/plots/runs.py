@@ -1,0 +1,121 @@
+"""Pictures of training: the curves of a run, and the runs of an experiment."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_vse.plots.canvas import DIRECTIONS, PALETTE, RECALLS, new_figure, save, tidy
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+LOSS_COLOUR, BEST_COLOUR = PALETTE[0], PALETTE[5]
+RECALL_COLOURS = {"R@1": PALETTE[0], "R@5": PALETTE[1], "R@10": PALETTE[2]}
+LINE_STYLES = {"i2t": "-", "t2i": "--"}
+
+
+def plot_training_curves(log_history: Sequence[Mapping[str, float]], path: str | Path) -> Path:
+    """The loss over the steps and, where the run was evaluated, the recalls with the best evaluation marked.
+
+    Args:
+        log_history: `TrainerState.log_history`; entries have "step" and "epoch", and "loss" or "eval_...".
+        path: the PNG file to write.
+
+    Raises:
+        ValueError: if nothing was logged that could be drawn.
+    """
+    losses = [entry for entry in log_history if "loss" in entry]
+    evaluations = [entry for entry in log_history if any(f"eval_{name}" in entry for name in RECALLS)]
+    panels = [draw for draw, entries in ((_draw_loss, losses), (_draw_recalls, evaluations)) if entries]
+    if not panels:
+        raise ValueError(
+            f"log_history has {len(log_history)} entries, none with 'loss' or 'eval_i2t_r1': "
+            "give trainer.state.log_history of a run that has logged"
+        )
+    figure = new_figure(5.4 * len(panels), 3.8)
+    for draw, axes in zip(panels, figure.subplots(1, len(panels), squeeze=False)[0], strict=True):
+        draw(axes, log_history)
+    return save(figure, path)
+
+
+def _draw_loss(axes: "Axes", log_history: Sequence[Mapping[str, float]]) -> None:
+    for key, label, colour, marker in (
+        ("loss", "training", LOSS_COLOUR, ""),
+        ("eval_loss", "validation", BEST_COLOUR, "o"),
+    ):
+        entries = [entry for entry in log_history if key in entry]
+        if entries:
+            steps, values = _positions(entries, "step"), [entry[key] for entry in entries]
+            alone = "o" if len(entries) == 1 else marker
+            axes.plot(steps, values, color=colour, label=label, marker=alone, markersize=4, linewidth=1.6)
+    tidy(axes, "Loss", "step")
+    axes.margins(x=0.02)
+    if len(axes.lines) > 1:
+        axes.legend(frameon=False, fontsize=9)
+
+
+def _draw_recalls(axes: "Axes", log_history: Sequence[Mapping[str, float]]) -> None:
+    evaluations = [entry for entry in log_history if any(f"eval_{name}" in entry for name in RECALLS)]
+    unit = "epoch" if all("epoch" in entry for entry in evaluations) else "step"
+    for name, label in RECALLS.items():
+        entries = [entry for entry in evaluations if f"eval_{name}" in entry]
+        direction = name.split("_")[0]
+        axes.plot(
+            _positions(entries, unit),
+            [entry[f"eval_{name}"] for entry in entries],
+            color=RECALL_COLOURS[label],
+            linestyle=LINE_STYLES[direction],
+            marker="o",
+            markersize=3,
+            linewidth=1.6,
+            label=f"{label} {DIRECTIONS[direction]}",
+        )
+    sums = [entry.get("eval_rsum", sum(entry.get(f"eval_{name}", 0.0) for name in RECALLS)) for entry in evaluations]
+    best = max(range(len(sums)), key=sums.__getitem__)
+    where = _positions(evaluations, unit)[best]
+    axes.axvline(where, color=BEST_COLOUR, linewidth=1.2, linestyle=":", zorder=0)
+    tidy(axes, f"Validation recall, best rsum {sums[best]:.1f} at {unit} {where:g}", unit)
+    axes.set_ylabel("%", fontsize=10)
+    axes.set_ylim(0, 102)
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+
+def _positions(entries: Sequence[Mapping[str, float]], unit: str) -> list[float]:
+    """Where the entries lie on the horizontal axis; numbered from one where the log does not say."""
+    return [round(entry.get(unit, number), 2) for number, entry in enumerate(entries, start=1)]
+
+
+def plot_grid(runs: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
+    """The runs of an experiment grid: one panel for each head and treatment of same-image captions, a row for each
+    objective, a point for each run and a bar for their mean.
+
+    Args:
+        runs: entries with "cell", a name like `nce-mlp-masked-cold`, and "metrics" with "rsum".
+        path: the PNG file to write.
+
+    Raises:
+        ValueError: if there is no run.
+    """
+    if not runs:
+        raise ValueError("runs is empty: give the runs of hf_vse.training.grid.run_grid")
+    parts = [(*run["cell"].split("-"), run["metrics"]["rsum"]) for run in runs]
+    panels = list(dict.fromkeys((head, treatment) for _, head, treatment, _, _ in parts))
+    rows = list(dict.fromkeys((loss, start) for loss, _, _, start, _ in parts))[::-1]
+    figure = new_figure(2.2 + 2.5 * len(panels), 1.0 + 0.34 * len(rows))
+    for axes, panel in zip(
+        figure.subplots(1, len(panels), squeeze=False, sharex=True, sharey=True)[0], panels, strict=True
+    ):
+        for place, row in enumerate(rows):
+            values = [
+                rsum
+                for loss, head, treatment, start, rsum in parts
+                if ((loss, start), (head, treatment)) == (row, panel)
+            ]
+            colour = PALETTE[row[1] == "warm"]
+            axes.barh(place, sum(values) / max(1, len(values)), 0.72, color=colour, alpha=0.35)
+            axes.plot(values, [place] * len(values), "o", color=colour, markersize=3.5)
+        tidy(axes, ", ".join(panel), "rsum")
+        axes.grid(axis="y", visible=False)
+        axes.grid(axis="x", color="#E6E6E6", linewidth=0.8)
+        axes.set_yticks(range(len(rows)), [f"{loss}{' after nce' if start == 'warm' else ''}" for loss, start in rows])
+    return save(figure, path)

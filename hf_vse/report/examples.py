@@ -1,0 +1,136 @@
+"""What the models find and what they miss: rows of the page that show photographs beside sentences."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hf_vse.evaluation.judge import Judgement
+from hf_vse.report.thumbnails import Thumbnails
+
+QUERIES = 8  # sentences, evenly spread over the split
+FOUND = 6  # images for each of them
+IMAGES = 4
+CAPTIONS = 5
+WORST = 8
+
+Row = dict[str, Any]
+Judgements = Mapping[str, Judgement]
+
+
+def spread(total: int, count: int) -> list[int]:
+    """`count` of `total` rows, evenly spread, whatever the model finds for them."""
+    return sorted({place * total // count for place in range(count)})
+
+
+def show(
+    judgement: Judgement, thumbnails: Thumbnails, image: int, right: bool = False, score: float | None = None
+) -> Row:
+    """An image of the embeddings as the page shows it."""
+    row = judgement.pairs.image_rows[image].item()
+    return {"src": thumbnails.of(row), "row": row, "right": right, "score": score}
+
+
+def sentence_examples(judgements: Judgements, thumbnails: Thumbnails) -> list[Row]:
+    """For some sentences the images that each model ranks first."""
+    first = next(iter(judgements.values()))
+    return [
+        {
+            "sentence": first.texts.captions[text],
+            "own": show(first, thumbnails, first.pairs.text_to_image[text].item()),
+            "models": {name: found_images(judgement, thumbnails, text) for name, judgement in judgements.items()},
+        }
+        for text in spread(len(first.texts.captions), QUERIES)
+    ]
+
+
+def found_images(judgement: Judgement, thumbnails: Thumbnails, text: int) -> Row:
+    pairs = judgement.pairs
+    best = (pairs.image_embeds @ pairs.text_embeds[text]).topk(min(FOUND, len(pairs.image_embeds)))
+    own = pairs.text_to_image[text].item()
+    found = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    return {
+        "rank": judgement.ranks[1][text].item() + 1,
+        "found": [show(judgement, thumbnails, image, image == own, score) for image, score in found],
+    }
+
+
+def image_examples(judgements: Judgements, thumbnails: Thumbnails) -> list[Row]:
+    """For some images the sentences that each model ranks first."""
+    first = next(iter(judgements.values()))
+    return [
+        {
+            "image": show(first, thumbnails, image),
+            "models": {name: found_texts(judgement, image) for name, judgement in judgements.items()},
+        }
+        for image in spread(len(first.pairs.image_embeds), IMAGES)
+    ]
+
+
+def found_texts(judgement: Judgement, image: int) -> Row:
+    pairs = judgement.pairs
+    best = (pairs.text_embeds @ pairs.image_embeds[image]).topk(min(CAPTIONS, len(pairs.text_embeds)))
+    return {
+        "rank": judgement.ranks[0][image].item() + 1,
+        "found": [
+            {"sentence": judgement.texts.captions[text], "right": owner == image, "score": score}
+            for text, owner, score in zip(
+                best.indices.tolist(), pairs.text_to_image[best.indices].tolist(), best.values.tolist(), strict=True
+            )
+        ],
+    }
+
+
+def failures(judgement: Judgement, thumbnails: Thumbnails) -> Row:
+    """The worst queries, doubtful pairs and double images that the diagnostics name."""
+    suspects = judgement.record["diagnostics"]["suspects"]
+    captions = judgement.texts.captions
+    return {
+        "worst": [
+            {
+                "sentence": captions[row["text"]],
+                "rank": row["rank"],
+                "own": show(judgement, thumbnails, row["image"], True, row["own_score"]),
+                "found": shown_found(judgement, thumbnails, row),
+            }
+            for row in suspects["worst_texts"][:WORST]
+        ],
+        "doubtful": [
+            {
+                "sentence": captions[row["text"]],
+                "rationale": row["rationale"],
+                "own": show(judgement, thumbnails, row["image"], True, row["own_score"]),
+                "found": [show(judgement, thumbnails, row["found"], False, row["found_score"])],
+                "siblings": siblings(judgement, row["image"], row["text"]),
+            }
+            for row in suspects["annotation_errors"]["rows"][:WORST]
+        ],
+        "note": suspects["annotation_errors"]["note"],
+        "double": [
+            {"score": row["score"], "found": [show(judgement, thumbnails, image) for image in row["images"]]}
+            for row in suspects["near_duplicate_images"]["rows"][:WORST]
+        ],
+        "threshold": suspects["near_duplicate_images"]["threshold"],
+        "pairs": suspects["near_duplicate_images"]["pairs"],
+    }
+
+
+def shown_found(judgement: Judgement, thumbnails: Thumbnails, row: Row) -> list[Row]:
+    found = zip(row["found"], row["found_scores"], strict=True)
+    return [show(judgement, thumbnails, image, False, score) for image, score in list(found)[:FOUND]]
+
+
+def siblings(judgement: Judgement, image: int, text: int) -> list[str]:
+    """The other captions of an image."""
+    rows = (judgement.pairs.text_to_image == image).nonzero()[:, 0].tolist()
+    return [judgement.texts.captions[row] for row in rows if row != text]
+
+
+def hubs(judgement: Judgement, thumbnails: Thumbnails, count: int = WORST) -> list[Row]:
+    """The images that stand among the first ten of the most sentences."""
+    largest: Sequence[Row] = judgement.record["diagnostics"]["hubness"]["t2i"]["k10"]["largest"][:count]
+    return [show(judgement, thumbnails, each["row"]) | {"occurrences": each["occurrences"]} for each in largest]
+
+
+def expected_occurrences(judgement: Judgement) -> float:
+    """How often an image would be among the first ten if all were so equally often."""
+    found = judgement.record["diagnostics"]["hubness"]["t2i"]["k10"]
+    return found["k"] * found["queries"] / found["candidates"]

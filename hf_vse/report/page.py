@@ -1,0 +1,143 @@
+"""Writes the page: `index.html`, which needs no network and no other file, and `report.json`, the numbers behind it.
+
+from hf_vse.report.page import write_report
+write_report("report", judgements, dataset)
+"""
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+from hf_vse.data.schema import IMAGE
+from hf_vse.evaluation.judge import Judgement
+from hf_vse.plots.canvas import DIRECTIONS
+from hf_vse.report import examples, figures
+from hf_vse.report.thumbnails import Thumbnails
+
+PAGE_FILE, RECORD_FILE = "index.html", "report.json"
+METRICS = {
+    "medr": "median rank", "meanr": "mean rank", "mrr": "MRR", "map_at_r": "mAP@R", "r_precision": "R-precision",
+    "ndcg_10": "nDCG@10", "rsum": "rsum", "positives_per_query": "positives each",
+}  # fmt: skip
+
+
+def write_report(
+    folder: str | Path,
+    judgements: Sequence[Judgement],
+    record: Mapping[str, Any],
+    pictures: Dataset | None = None,
+) -> Path:
+    """Writes the page of one model or of several on one split.
+
+    Args:
+        judgements: with diagnostics, see `judge`.
+        record: what `evaluate_models` returns, written beside the page and inside it.
+        pictures: the split with its column `image`; without it the page shows no photographs.
+
+    Returns:
+        The file of the page.
+    """
+    if not judgements:
+        raise ValueError("judgements is empty: judge at least one model")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(record, indent=1, ensure_ascii=False)
+    (folder / RECORD_FILE).write_text(text, encoding="utf-8")
+    page = folder / PAGE_FILE
+    page.write_text(render(named(judgements), record, pictures), encoding="utf-8")
+    return page
+
+
+def named(judgements: Sequence[Judgement]) -> dict[str, Judgement]:
+    """By the last part of their names, or by the whole where these are the same."""
+    whole = [judgement.record["model"] for judgement in judgements]
+    short = [Path(name).name or name for name in whole]
+    names = short if len(set(short)) == len(short) else whole
+    return dict(zip(names, judgements, strict=True))
+
+
+def render(judgements: Mapping[str, Judgement], record: Mapping[str, Any], pictures: Dataset | None) -> str:
+    try:
+        from jinja2 import Environment
+    except ImportError as error:
+        raise ImportError('a report needs jinja2 and matplotlib: pip install "hf_vse[report]"') from error
+    source = files("hf_vse.report").joinpath("page.html.j2").read_text(encoding="utf-8")
+    style = files("hf_vse.report").joinpath("page.css").read_text(encoding="utf-8")
+    template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(source)
+    records = {name: judgement.record for name, judgement in judgements.items()}
+    return template.render(
+        style=style,
+        records=records,
+        first=next(iter(records.values())),
+        whole=record,
+        data=for_script(record),
+        figures=drawn(records),
+        seen=seen(judgements, pictures),
+        label=metric_label,
+        rows_of=rows_of,
+        names={judgement.record["model"]: name for name, judgement in judgements.items()},
+    )
+
+
+def metric_label(name: str) -> str:
+    """`t2i_hit_r5` as people read it: text to image hit R@5."""
+    for prefix, words in DIRECTIONS.items():
+        if name.startswith(f"{prefix}_"):
+            return f"{words} {metric_label(name.removeprefix(f'{prefix}_'))}"
+    return METRICS.get(name) or re.sub(r"\br(\d+)$", r"R@\1", name.replace("_", " "))
+
+
+def rows_of(records: Mapping[str, Mapping[str, Any]], section: str, key: str | None = None) -> list[dict[str, Any]]:
+    """Lines of a table: each model, each direction; what belongs to none, the rsum, stands in the first."""
+    rows = []
+    for model, record in records.items():
+        found = record.get(section, {})
+        metrics = (found.get(key, {}) if key else found).get("metrics", {})
+        for prefix, direction in DIRECTIONS.items():
+            numbers = {name[len(prefix) + 1 :]: value for name, value in metrics.items() if name.startswith(prefix)}
+            if prefix == "i2t":
+                numbers |= {name: value for name, value in metrics.items() if name[:3] not in DIRECTIONS}
+            rows += [{"model": model, "direction": direction, "numbers": numbers}] if numbers else []
+    return rows
+
+
+def for_script(record: Mapping[str, Any]) -> str:
+    """JSON that may stand inside a script element: nothing in it can end the element."""
+    return json.dumps(record, ensure_ascii=False).replace("<", "\\u003c")
+
+
+def drawn(records: Mapping[str, Any]) -> dict[str, str]:
+    """The plots for which every record has numbers."""
+    plots: dict[str, tuple[str, Callable]] = {
+        "recall": ("intervals", figures.recall_figure),
+        "similarity": ("diagnostics", figures.similarity_figure),
+        "breakdown": ("diagnostics", figures.breakdown_figure),
+        "calibration": ("diagnostics", figures.calibration_figure),
+        "composition": ("composition", figures.composition_figure),
+    }
+    return {
+        name: figures.to_svg(draw(records))
+        for name, (needed, draw) in plots.items()
+        if all(needed in record and (name != "breakdown" or name in record[needed]) for record in records.values())
+    }
+
+
+def seen(judgements: Mapping[str, Judgement], pictures: Dataset | None) -> dict[str, Any]:
+    """What needs photographs and sentences to look at."""
+    captions = all(judgement.texts.captions for judgement in judgements.values())
+    if pictures is None or IMAGE not in pictures.column_names or not captions:
+        return {}
+    thumbnails = Thumbnails(pictures)
+    shown: dict[str, Any] = {
+        "sentences": examples.sentence_examples(judgements, thumbnails),
+        "images": examples.image_examples(judgements, thumbnails),
+    }
+    diagnosed = {name: each for name, each in judgements.items() if "diagnostics" in each.record}
+    shown["failures"] = {name: examples.failures(each, thumbnails) for name, each in diagnosed.items()}
+    shown["hubs"] = {name: examples.hubs(each, thumbnails) for name, each in diagnosed.items()}
+    return shown

@@ -1,0 +1,34 @@
+"""Photographs of a split as small pictures inside the page."""
+
+from base64 import b64encode
+from functools import lru_cache
+from io import BytesIO
+
+from datasets import Dataset
+from PIL import Image
+
+from hf_vse.data.images import BrokenImageError, decode_image
+from hf_vse.data.pairs import undecoded_images
+from hf_vse.data.schema import IMAGE
+
+SIDE = 144  # pixels of the longer side
+QUALITY = 78  # of the JPEG
+
+
+class Thumbnails:
+    """Args: dataset: the split with its column `image`."""
+
+    def __init__(self, dataset: Dataset):
+        self.images = undecoded_images(dataset)
+        self.of = lru_cache(maxsize=4096)(self.draw)
+
+    def draw(self, row: int) -> str:
+        """The picture in a row of the data set as a `data:` address, empty where it cannot be read."""
+        try:
+            picture = decode_image(self.images[row][IMAGE])
+        except BrokenImageError:
+            return ""
+        picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+        file = BytesIO()
+        picture.save(file, format="JPEG", quality=QUALITY)
+        return f"data:image/jpeg;base64,{b64encode(file.getvalue()).decode()}"
