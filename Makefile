@@ -2,7 +2,7 @@
 #
 #   make quickstart   trains on the built-in scenes and shows what the model finds
 #   make test         quality checks and tests
-#   make test-timm    the timm extra and training from pixels, in an environment of its own (several GB)
+#   make test-timm    the extras timm and open_clip, training from pixels, in an environment of its own (several GB)
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -37,7 +37,7 @@ format: $(VENV)/installed
 	$(VENV)/bin/ruff format .
 
 test-timm: .venv-timm/installed
-	.venv-timm/bin/python -m pytest -q -m timm tests/test_timm.py
+	.venv-timm/bin/python -m pytest -q -m timm tests/test_timm.py tests/test_open_clip.py
 
 $(VENV)/installed: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
@@ -46,7 +46,7 @@ $(VENV)/installed: pyproject.toml $(CONSTRAINTS)
 
 .venv-timm/installed: pyproject.toml
 	$(PYTHON) -m venv .venv-timm
-	.venv-timm/bin/pip install -q -e '.[timm,test]'
+	.venv-timm/bin/pip install -q -e '.[timm,open_clip,test]'
 	touch $@
 
 clean:

@@ -163,7 +163,7 @@ def missing_packages() -> list[str]:
 def export_onnx(
     model: VSEModel, processor: VSEProcessor, folder: str | Path, *, check: bool = True, by_region: bool = False
 ) -> dict[str, Any]:
-    """Writes `image_encoder.onnx`, `text_encoder.onnx` and the record `onnx.json`.
+    """Writes `image_encoder.onnx`, `text_encoder.onnx`, the record `onnx.json`, and the processor beside them.
 
     Args:
         model: any `VSEModel`, on any device; it is not changed.
@@ -200,4 +200,5 @@ def export_onnx(
             raise ValueError(f"{path.name} differs from the model by {found:.1e}; export with other versions of torch")
         record[side] = {"file": path.name, "inputs": list(example), "largest_difference": found}
     (folder / RECORD_FILE).write_text(json.dumps(record, indent=1), encoding="utf-8")
+    processor.save_pretrained(folder)
     return record

@@ -348,7 +348,7 @@ def swapped_adjectives(sentence: Sentence, image: int, known: Captions) -> Itera
             exclude = any(words[other] in group for group in exclusive(words[one]))
             if exclude and known.described[words[other], left] and known.described[words[one], right]:
                 changed = sentence.rewritten({(one, one): words[other], (other, other): words[one]})
-                if changed == with_articles(changed) and not re.search(r"\b(\w+) and \1\b", changed):
+                if changed == with_articles(changed) and not re.search(r"\b(\w+) and \1\b", changed.lower()):
                     yield changed
 
 
