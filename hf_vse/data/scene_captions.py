@@ -22,7 +22,7 @@ _FORMS: dict[str, tuple[str, ...]] = {
 }
 # An empty word leaves an attribute unmentioned. Each attribute takes one draw all the same: wording survives a swap.
 # fmt: off
-_WORDS: dict[str, tuple[str, ...]] = {
+WORDS: dict[str, tuple[str, ...]] = {
     "small": ("small", "little", "tiny", ""), "large": ("large", "big", "large", ""),
     "plain": ("", "", "", "plain", "solid"), "striped": ("striped", "striped", "stripy", ""),
     "dotted": ("dotted", "spotted", "dotted", ""), "outlined": ("outlined", "unfilled", "outlined", ""),
@@ -33,7 +33,7 @@ _WORDS: dict[str, tuple[str, ...]] = {
     "left of": ("to the left of", "left of", "on the left side of"),
     "right of": ("to the right of", "right of", "on the right side of"),
 }
-_PLACES = (  # of the cells, row by row
+PLACES = (  # of the cells, row by row
     ("in the top left corner", "at the upper left"),
     ("at the top", "in the middle of the top row"),
     ("in the top right corner", "at the upper right"),
@@ -45,7 +45,7 @@ _PLACES = (  # of the cells, row by row
     ("in the bottom right corner", "at the lower right"),
 )
 # fmt: on
-_NUMBERS = ("zero", "one", "two", "three", "four")
+NUMBER_WORDS = ("zero", "one", "two", "three", "four")
 
 
 def describe(scene: Scene, rng: random.Random) -> list[str]:
@@ -65,7 +65,7 @@ def describe(scene: Scene, rng: random.Random) -> list[str]:
 
 
 def _word(key: str, rng: random.Random) -> str:
-    return choose(rng, _WORDS.get(key, (key,)))
+    return choose(rng, WORDS.get(key, (key,)))
 
 
 def _with_article(*words: str) -> str:
@@ -73,9 +73,9 @@ def _with_article(*words: str) -> str:
     return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
 
 
-def _counted(count: int, noun: str) -> str:
+def with_number(count: int, noun: str) -> str:
     ending = "" if count == 1 else "es" if noun.endswith(("s", "x")) else "s"
-    return f"{_NUMBERS[count]} {noun}{ending}"
+    return f"{NUMBER_WORDS[count]} {noun}{ending}"
 
 
 def _join(phrases: Sequence[str]) -> str:
@@ -92,7 +92,7 @@ def _objects(scene: Scene, rng: random.Random) -> str:
 
 def _places(scene: Scene, rng: random.Random) -> str:
     order = sample(rng, scene.objects, len(scene.objects))
-    return _join([f"{_object(obj, rng)} {choose(rng, _PLACES[obj.row * CELLS + obj.column])}" for obj in order])
+    return _join([f"{_object(obj, rng)} {choose(rng, PLACES[obj.row * CELLS + obj.column])}" for obj in order])
 
 
 def _relation(scene: Scene, rng: random.Random) -> str:
@@ -110,10 +110,10 @@ def _tally(scene: Scene, rng: random.Random) -> str:
     """By shape or by colour: two stars and one ring; two red shapes and one blue shape."""
     attribute, noun = choose(rng, (("shape", ""), ("colour", " shape"), ("colour", " object")))
     counts = Counter(getattr(obj, attribute) for obj in scene.objects)
-    return _join([_counted(count, _word(value, rng) + noun) for value, count in counts.items()])
+    return _join([with_number(count, _word(value, rng) + noun) for value, count in counts.items()])
 
 
 _SLOTS: dict[str, Callable[[Scene, random.Random], str]]
 _SLOTS = dict(objects=_objects, places=_places, relation=_relation, backdrop=_backdrop, tally=_tally)
 _SLOTS["part"] = lambda scene, rng: _object(choose(rng, scene.objects), rng)
-_SLOTS["count"] = lambda scene, rng: _counted(len(scene.objects), choose(rng, ("shape", "object", "figure")))
+_SLOTS["count"] = lambda scene, rng: with_number(len(scene.objects), choose(rng, ("shape", "object", "figure")))

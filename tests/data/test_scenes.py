@@ -143,7 +143,7 @@ def test_captions_are_english_sentences(difficulty):
             assert not re.search(r"\ba [aeiou]|\ban [^aeiou]", caption.lower()), caption
 
 
-WORDS = scene_captions._WORDS
+WORDS = scene_captions.WORDS
 CANONICAL = {word: key for key in (*SIZES, *TEXTURES, *SHAPES) for word in WORDS.get(key, (key,)) if word}
 OBJECT = re.compile(
     rf"\ban? ((?:(?:{'|'.join(word for word in CANONICAL if CANONICAL[word] not in SHAPES)}) )*)"

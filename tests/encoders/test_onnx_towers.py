@@ -122,7 +122,7 @@ def test_files_that_do_not_fit_are_named(foreign, exported, tiny_model):
     with pytest.raises(OSError, match="text_model.onnx cannot be loaded .*; export it again"):
         load_encoder(f"{foreign}@{tiny_model}")
     with pytest.raises(OSError, match="save its processor into the folder, or name that of the model: FOLDER@MODEL"):
-        load_encoder(str(exported))
+        load_encoder(str(foreign))
     with pytest.raises(ValueError, match="dtype='bfloat16' has no effect on"):
         load_encoder(f"{exported}@{tiny_model}", dtype="bfloat16")
     (foreign / "text_model.onnx").unlink()

@@ -20,255 +20,48 @@ the order of words ARO (Yuksekgonul et al., ICLR 2023, arXiv 2210.01936), which 
 
 import random
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
+from hf_vse.evaluation.composition.caption_reading import (
+    Captions,
+    Phrase,
+    Sentence,
+    article,
+    described_nouns,
+    governor,
+    is_plural,
+    lemma,
+    noun_phrases,
+)
+from hf_vse.evaluation.composition.caption_words import (
+    ADJECTIVES,
+    ANIMALS,
+    ANIMATE,
+    ARTICLES,
+    BOTH_WAYS,
+    BOTH_WAYS_VERBS,
+    CLASSES,
+    DETERMINERS,
+    ENDINGS,
+    FEMALE,
+    FUNCTION,
+    MALE,
+    MINORS,
+    NUMBERS,
+    ONE_WAY,
+    OPPOSITES,
+    OPPOSITES_BEFORE,
+    OTHER_SEX,
+    PEOPLE,
+    RELATIONAL,
+    THINGS,
+    WEARING,
+)
 from hf_vse.evaluation.composition.probe import Foil
 
-# fmt: off
-NUMBERS = set("two three four five six".split())
-ARTICLES = {"a", "an", "the", "another"}
-DETERMINERS = ARTICLES | NUMBERS | set("his her its their my your our this some each one several many all".split())
-PREPOSITIONS = set(
-    "in on at of with by near through into over under from for up down off onto behind along across around above as "
-    "below beside beneath underneath inside outside between towards toward past against next out like about without "
-    "during after before among atop alongside upon".split())
-FUNCTION = DETERMINERS | PREPOSITIONS | set(
-    "and or but while that who which where when is are was were be being been has have had do does it he she they him "
-    "them there not very to also together other others so just himself herself themselves what then than if because "
-    "away back outdoors indoors ahead nearby whilst can will would too only still both every no any".split())
-
-# Words of one class exclude each other, but for those between the same bars, which may be said of the same thing. Of
-# the first after a bar a foil may be made, if it is not in brackets.
-CLASSES = [[group.split() for group in groups.split("|")] for groups in (
-    "red orange pink maroon | blue purple teal navy | green | black | white cream | (grey gray silver "
-    "| yellow gold golden tan beige brown", "small little tiny mini | large big huge giant enormous", "long | short",
-    "tall | short", "young younger teenage | old older elderly", "wooden wood | metal steel iron | plastic | brick "
-    "| stone concrete rock cement | (leather", "striped | plaid checkered | (spotted polka", "sunny | cloudy overcast",
-    "two | three | four | five", "snowy icy | grassy | sandy | rocky | muddy | (paved dirt", "wet | dry",
-    "empty | crowded full busy packed", "open opened | closed shut", "smiling happy laughing | sad crying",
-    "clean | dirty messy muddy", "male | female",
-)]
-ADJECTIVES = {word.strip("(") for groups in CLASSES for group in groups for word in group} - {"rock", "opened", "wood"}
-FIXED = set("white-water orange-juice red-wine white-wine green-light red-light green-beans little-league tall-grass "
-            "open-mouth full-size open-field open-area wet-suit blue-sky old-fashioned big-ben full-of red-bull "
-            "short-sleeved long-haired short-haired long-sleeved dark-haired young-at open-air dry-erase".split())
-NEXT_TO = "far away from"
-OPPOSITES = {
-    "left": "right", "right": "left", "above": "below", "below": "above", "over": "under", "under": "over",
-    "underneath": "above", "beneath": "above", "behind": "in front of", "in front of": "behind",
-    "on top of": "underneath", "inside": "outside", "outside": "inside", "inside of": "outside of",
-    "outside of": "inside of", "onto": "off of", "off of": "onto", "into": "out of", "out of": "into",
-    "toward": "away from", "towards": "away from", "away from": "towards", "next to": NEXT_TO, "beside": NEXT_TO,
-    "near": NEXT_TO, "close to": "far from", "indoors": "outdoors", "outdoors": "indoors",
-}
-ENDINGS = {"inside", "outside", "indoors", "outdoors"}  # may stand without an object
-_SLOPES = set("hill hills stairs steps slope mountain ladder slide staircase".split())
-OPPOSITES_BEFORE = {  # of these only before some nouns
-    "up": ("down", _SLOPES), "down": ("up", _SLOPES),
-    "on": ("under", set("table bed bench couch sofa chair desk shelf counter bridge stool blanket".split())),
-    "in": ("outside", set("room kitchen house building car bathroom bedroom store restaurant box boat train bus tent "
-                          "office airport garage pool stadium barn cage suitcase".split())),
-}
-RELATIONAL = set(  # nouns that say where, when, how many, which part or what in general: no objects
-    "front side top back middle edge group couple pair bunch lot lots end part piece slice row line view picture "
-    "photo photograph image background foreground left right distance day night way kind type variety number air "
-    "one corner center centre bottom set area close time crowd herd pile body inside outside something someone "
-    "order it display thing things scene team base style half each lap shot midair mouth face head hand hands arm "
-    "arms leg legs feet hair eyes paws vehicle vehicles furniture object objects item items food meal structure "
-    "device toy container land stuff appliances".split())
-
-MALE = set("man men boy boys guy guys male males gentleman father dad son he his him himself".split())
-FEMALE = set("woman women girl girls lady ladies female females mother mom daughter she her herself bride".split())
-OTHER_SEX = {"man": "woman", "men": "women", "boy": "girl", "boys": "girls", "guy": "woman", "guys": "women"}
-OTHER_SEX |= {"woman": "man", "women": "men", "girl": "boy", "girls": "boys", "lady": "man", "ladies": "men"}
-MINORS = set("child children kid kids baby babies toddler boy boys girl girls".split())
-PEOPLE = MALE | FEMALE | MINORS | set(
-    "person people player players skier skiers skateboarder skateboarders snowboarder snowboarders surfer surfers "
-    "biker bikers cyclist cyclists rider riders adult adults family individual teenager teenagers worker workers "
-    "chef officer batter catcher umpire pitcher skater skaters friend friends boarder runner runners performer "
-    "climber band climbers swimmer soldier soldiers musician dancer dancers policeman spectators passengers youth "
-    "hiker hikers team student students racer audience crowd couple".split())
-ANIMALS = [set(group.split()) for group in (
-    "dog dogs puppy puppies poodle terrier shepherd greyhound greyhounds retriever", "cat cats kitten kittens",
-    "bird birds duck ducks geese goose seagull seagulls pigeon pigeons parrot", "horse horses pony ponies",
-    "cow cows bull cattle calf", "sheep lamb lambs goat goats", "elephant elephants", "giraffe giraffes",
-    "zebra zebras", "bear bears", "animal animals")]
-ANIMATE = PEOPLE.union(*ANIMALS)
-THINGS = [set(group.split()) for group in (  # what one may call another, in sets too small for the counts to tell
-    "street road sidewalk path track trail pavement highway intersection lot runway way crosswalk city town ground",
-    "field grass lawn yard meadow park dirt pasture hill court garden mountain slope forest woods ground trees tree",
-    "shirt top jersey sweater jacket coat outfit suit uniform clothes clothing vest dress costume skirt gear swimsuit",
-    "pants jeans shorts trousers", "hat cap helmet", "bike bicycle motorcycle scooter motorbike vehicle", "tree bush",
-    "water ocean sea lake river pool wave waves surf beach shore sand stream puddle", "car van truck bus vehicle taxi",
-    "building house store shop church restaurant structure hotel room station city", "couch sofa chair bench seat bed",
-    "boat ship canoe kayak raft", "ball football basketball baseball frisbee toy game racket bat tennis", "desk table",
-    "plate bowl dish tray cup glass mug", "food meal sandwich pizza cake dinner", "bag backpack suitcase luggage box",
-    "rock rocks cliff mountain hill", "fence wall gate railing rail ramp", "kitchen room bathroom bedroom office",
-    "skateboard board snowboard surfboard wave waves", "snow ice slope ski skis", "computer laptop screen television",
-    "camera phone cellphone remote", "floor ground carpet rug", "trick stunt jump flip", "stick branch log pole wood")]
-PLURALS = {"men": "man", "women": "woman", "people": "person", "children": "child", "geese": "goose", "skis": "ski",
-           "leaves": "leaf", "knives": "knife", "feet": "foot", "teeth": "tooth", "cattle": "cow", "mice": "mouse"}
-BOTH_WAYS = set("with next to near beside by alongside and or together along around against like".split())
-BOTH_WAYS_VERBS = tuple("kiss hug fight wrestl talk danc meet rac fac embrac touch spar shak play match".split())
-WEARING = {"in", "wearing", "with"}
-ONE_WAY = set("in on under over above below behind into through inside onto off from at up down beneath".split())
-# fmt: on
-LONGEST_PHRASE = 4  # words between a determiner and its noun
-FEWEST = 4  # times that a noun must be seen
-NOUN_SHARE = 0.35  # of a noun's occurrences that must look like one
 COMMON = 0.005  # share of the nouns after a word that must be the one that is put there
-APART = 0.4  # alternatives share fewer images than this part of what independence predicts
-
-
-class Sentence:
-    """A caption, its words in lower case, where they stand, and after which of them there is punctuation."""
-
-    def __init__(self, text: str):
-        matches = list(re.finditer(r"[A-Za-z0-9]+(?:['-][A-Za-z0-9]+)*", text))
-        self.text = text
-        self.words = [match[0].lower() for match in matches]
-        self.spans = [match.span() for match in matches]
-        ends = [*(start for start, _ in self.spans[1:]), len(text)]
-        self.stops = [bool(text[stop:end].strip()) for (_, stop), end in zip(self.spans, ends, strict=False)]
-
-    def word(self, place: int) -> str:
-        """The word at a place, "" beyond the ends."""
-        return self.words[place] if 0 <= place < len(self.words) else ""
-
-    def piece(self, first: int, last: int) -> str:
-        """The text from one word to another, without the capital of the beginning."""
-        piece = self.text[self.spans[first][0] : self.spans[last][1]]
-        return piece if first or piece[1:2].isupper() else piece[0].lower() + piece[1:]
-
-    def rewritten(self, changes: dict[tuple[int, int], str]) -> str:
-        """The caption with other text from one word to another; a capital at the beginning stays."""
-        text = self.text
-        for (first, last), piece in sorted(changes.items(), reverse=True):
-            text = text[: self.spans[first][0]] + piece + text[self.spans[last][1] :]
-        start = self.spans[0][0]
-        return text[:start] + text[start].upper() + text[start + 1 :] if self.text[start].isupper() else text
-
-    def replaced(self, place: int, word: str) -> str:
-        """The caption with another word at a place, and the article before it as that word wants it."""
-        changes = {(place, place): word}
-        if self.word(place - 1) in ("a", "an"):
-            changes[place - 1, place - 1] = article(word)
-        return self.rewritten(changes)
-
-    def ends_phrase(self, place: int) -> bool:
-        """Whether the noun at a place ends its phrase, as far as the next word tells."""
-        following = self.word(place + 1)
-        return self.stops[place] or not following or following in FUNCTION or following.endswith(("ing", "s", "ed"))
-
-
-class Phrase(NamedTuple):
-    """A noun with its determiner and adjectives: the places of the first word and of the noun."""
-
-    first: int
-    head: int
-
-
-def article(word: str) -> str:
-    vowel = word[:1] in "aeiou" and not word.startswith(("uni", "eu", "one", "use")) or word.startswith("hour")
-    return "an" if vowel else "a"
-
-
-def is_plural(noun: str) -> bool:
-    return noun in PLURALS or noun.endswith("s") and not noun.endswith(("ss", "us", "is"))
-
-
-def lemma(noun: str) -> str:
-    """The singular, well enough to compare with."""
-    if noun in PLURALS or not is_plural(noun):
-        return PLURALS.get(noun, noun)
-    if noun.endswith("ies"):
-        return noun[:-3] + "y"
-    return noun[:-2] if noun.endswith(("ches", "shes", "xes", "sses", "oes")) else noun[:-1]
-
-
-def find_nouns(sentences: Iterable[Sentence]) -> set[str]:
-    """People and animals, and words that mostly stand where a noun ends its phrase."""
-    seen: Counter[str] = Counter()
-    fitting: Counter[str] = Counter()
-    for sentence in sentences:
-        for place, word in enumerate(sentence.words):
-            previous, following = sentence.word(place - 1), sentence.word(place + 1)
-            left = previous in DETERMINERS | ADJECTIVES or previous in PREPOSITIONS and not word.endswith("ing")
-            right = sentence.stops[place] or not following or following in FUNCTION or following.endswith("ing")
-            seen[word] += 1
-            fitting[word] += left and right
-    nouns = {word for word, times in seen.items() if times >= FEWEST and fitting[word] >= NOUN_SHARE * times}
-    return {word for word in nouns | ANIMATE & seen.keys() if word.isalpha()} - FUNCTION - ADJECTIVES
-
-
-def noun_phrases(sentence: Sentence, nouns: set[str]) -> list[Phrase]:
-    """Determiner, at most `LONGEST_PHRASE` words that are no function words, and as many nouns as follow."""
-    phrases = []
-    for first, word in enumerate(sentence.words):
-        head = None
-        for place in range(first + 1, min(first + 2 + LONGEST_PHRASE, len(sentence.words))):
-            current = sentence.words[place]
-            joins = current == "and" and {sentence.word(place - 1), sentence.word(place + 1)} <= ADJECTIVES
-            if word not in DETERMINERS or sentence.stops[place - 1]:
-                break
-            if current in nouns:
-                head = place
-            elif head is not None or current in FUNCTION and not joins:
-                break
-        if head is not None and sentence.ends_phrase(head):
-            phrases.append(Phrase(first, head))
-    return phrases
-
-
-def described_nouns(sentence: Sentence, nouns: set[str]) -> list[tuple[int, int]]:
-    """Places of the adjectives of the closed lists, and of the nouns they belong to."""
-    found = []
-    for place, word in enumerate(sentence.words):
-        if word not in ADJECTIVES or sentence.stops[place] or f"{word}-{sentence.word(place + 1)}" in FIXED:
-            continue
-        for head in range(place + 1, min(place + 1 + LONGEST_PHRASE, len(sentence.words))):
-            if sentence.words[head] in nouns and (sentence.stops[head] or sentence.word(head + 1) not in nouns):
-                found.append((place, head))
-                break
-            if sentence.words[head] in FUNCTION or sentence.stops[head]:
-                break
-    return found
-
-
-def governor(sentence: Sentence, first: int) -> tuple[str, str]:
-    """What stands before a phrase: one word, or two where it is "of"."""
-    previous = sentence.word(first - 1)
-    return (sentence.word(first - 2) if previous == "of" else "", previous)
-
-
-class Captions:
-    """What the rules know of a caption set: its nouns, what stands before them, and what is seen together."""
-
-    def __init__(self, captions: Sequence[Sequence[str]]):
-        self.sentences = [[Sentence(text) for text in texts if re.search("[A-Za-z]", text)] for texts in captions]
-        self.words = [{word for each in sentences for word in each.words} for sentences in self.sentences]
-        self.nouns = find_nouns(sentence for sentences in self.sentences for sentence in sentences)
-        self.images: dict[str, set[int]] = defaultdict(set)  # on which a noun is mentioned
-        self.governed: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)  # nouns after other words
-        self.described: Counter[tuple[str, str]] = Counter()  # adjectives or determiners, and the nouns they go with
-        for image, sentences in enumerate(self.sentences):
-            for word in self.words[image] & self.nouns:
-                self.images[lemma(word)].add(image)
-            for sentence in sentences:
-                for phrase in noun_phrases(sentence, self.nouns):
-                    determiner, noun = sentence.words[phrase.first], sentence.words[phrase.head]
-                    self.governed[governor(sentence, phrase.first)][noun] += 1
-                    self.described["a" if determiner == "an" else determiner, noun] += 1
-                for place, head in described_nouns(sentence, self.nouns):
-                    self.described[sentence.words[place], sentence.words[head]] += 1
-
-    def apart(self, one: str, other: str) -> bool:
-        """Whether two nouns are mentioned of the same image more rarely than by accident."""
-        left, right = self.images[lemma(one)], self.images[lemma(other)]
-        expected = len(left) * len(right) / len(self.sentences)
-        return expected >= 1 and len(left & right) < APART * expected
 
 
 def matters(one: Phrase, other: Phrase, sentence: Sentence, known: Captions) -> bool:

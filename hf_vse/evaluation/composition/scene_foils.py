@@ -18,7 +18,7 @@ from functools import partial
 from itertools import combinations
 from typing import Literal, get_args
 
-from hf_vse.data.scene_captions import _NUMBERS, _PLACES, _WORDS, _counted, describe
+from hf_vse.data.scene_captions import NUMBER_WORDS, PLACES, WORDS, describe, with_number
 from hf_vse.data.scene_truth import (
     CELLS,
     COLOURS,
@@ -46,7 +46,7 @@ _ORDERS_TRIED = 20
 
 def _meanings(values: Iterable[str]) -> dict[str, str]:
     """Every word for one of the values, and the value it stands for."""
-    return {word: value for value in values for word in _WORDS.get(value, (value,)) if word}
+    return {word: value for value in values for word in WORDS.get(value, (value,)) if word}
 
 
 MEANINGS: dict[str, dict[str, str]] = {
@@ -54,7 +54,7 @@ MEANINGS: dict[str, dict[str, str]] = {
     "texture": _meanings(TEXTURES),
     "colour": _meanings(COLOURS),
     "shape": _meanings(SHAPES),
-    "place": {word: str(cell) for cell, words in enumerate(_PLACES) for word in words},
+    "place": {word: str(cell) for cell, words in enumerate(PLACES) for word in words},
     "relation": _meanings(OPPOSITES),
 }
 
@@ -69,7 +69,7 @@ _OBJECT = re.compile(
 )
 _RELATION = re.compile(rf" (?:is|sits|lies) {_SLOT['relation']} ")
 _COUNT = re.compile(
-    rf"\b(?P<number>{_any(_NUMBERS)}) (?:{_SLOT['colour']} )?"
+    rf"\b(?P<number>{_any(NUMBER_WORDS)}) (?:{_SLOT['colour']} )?"
     rf"(?P<noun>{_any((*MEANINGS['shape'], 'shape', 'object', 'figure'))})(?:es|s)?\b"
 )
 
@@ -133,7 +133,7 @@ def is_true(sentence: str, scene: Scene) -> bool:
         true = set(scene.relations())
         if not any((one, kind, other) in true for one in fitting[0] for other in fitting[1]):
             return False
-    return all(counted(match, scene) == _NUMBERS.index(match["number"]) for match in _COUNT.finditer(sentence))
+    return all(counted(match, scene) == NUMBER_WORDS.index(match["number"]) for match in _COUNT.finditer(sentence))
 
 
 def swaps(name: str, sentence: str, scene: Scene) -> Iterator[Edits]:
@@ -174,7 +174,7 @@ def relation_replacements(sentence: str, scene: Scene) -> Iterator[Edits]:
     """Says the opposite of a relation in the same words."""
     if match := _RELATION.search(sentence):
         kind = MEANINGS["relation"][match["relation"]]
-        yield [(match.span("relation"), _WORDS[OPPOSITES[kind]][_WORDS[kind].index(match["relation"])])]
+        yield [(match.span("relation"), WORDS[OPPOSITES[kind]][WORDS[kind].index(match["relation"])])]
 
 
 def count_replacements(sentence: str, scene: Scene) -> Iterator[Edits]:
@@ -182,7 +182,7 @@ def count_replacements(sentence: str, scene: Scene) -> Iterator[Edits]:
     for match in _COUNT.finditer(sentence):
         if match["colour"] or match["noun"] in MEANINGS["shape"]:
             noun = f"{match['colour'] or ''} {match['noun']}".strip()
-            yield from ([(match.span(), _counted(number, noun))] for number in range(1, len(_NUMBERS)))
+            yield from ([(match.span(), with_number(number, noun))] for number in range(1, len(NUMBER_WORDS)))
 
 
 def orders(sentence: str, rng: random.Random) -> Iterator[str]:
