@@ -47,6 +47,13 @@ def add_data_options(parser: argparse.ArgumentParser, dataset: str | None, note:
     group.add_argument("--caption_column", metavar="NAME", help="column of the captions, where its name does not tell")
 
 
+def read_lines(name: str, path: Path) -> list[str]:
+    """The lines of a file that are not empty."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{name} {path} does not exist")
+    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
 def data_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """Those given, for `load_pairs`."""
     return {name: value for name in DATA_OPTIONS if (value := getattr(arguments, name)) is not None}

@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from hf_vse.cli.command import Result, add_data_options, command_parser, data_options
+from hf_vse.cli.command import Result, add_data_options, command_parser, data_options, read_lines
 
 DESCRIPTION = """Judges image-text retrieval of any model and writes the numbers with all that is needed to trust them.
 
@@ -95,7 +95,7 @@ def run(arguments: argparse.Namespace) -> Result | None:
         correction=arguments.correction,
         labelled=arguments.labelled,
         label_column=arguments.label_column,
-        templates=None if arguments.templates is None else read_lines(arguments.templates),
+        templates=None if arguments.templates is None else read_lines("templates", arguments.templates),
         batch_size=arguments.batch_size,
         num_workers=arguments.num_workers,
         keep=arguments.embeddings,
@@ -115,12 +115,6 @@ def run(arguments: argparse.Namespace) -> Result | None:
         page = write_report(arguments.report, evaluation.judgements, evaluation.record, evaluation.pictures)
         text += f"\nreport    {page}"
     return Result(evaluation.record, text)
-
-
-def read_lines(path: Path) -> list[str]:
-    if not path.is_file():
-        raise FileNotFoundError(f"templates {path} does not exist")
-    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
 def default_output(arguments: argparse.Namespace) -> Path:

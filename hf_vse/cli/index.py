@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_vse.cli.command import Result, add_data_options, command_parser, data_options
+from hf_vse.cli.command import Result, add_data_options, command_parser, data_options, read_lines
 
 DESCRIPTION = """Encodes photographs once, so that they can be searched often. The same command again encodes only what
 is new or changed, and continues where it was interrupted. How the gallery is searched (exactly, or by an approximate
@@ -14,6 +14,7 @@ EXAMPLES = """
   hf-vse index my_photos my_index --model org/vse-hardnce
   hf-vse index my_index --dataset flickr8k --data_dir DIR --split validation --model runs/flickr8k_photos
   hf-vse index embeddings.npy my_index --model org/vse-hardnce --items items.jsonl
+  hf-vse index my_photos my_index --model DIR --query_bank sentences.txt      to search with --correction
   hf-vse index my_photos my_index --model DIR --kind hnsw --recall 0.99
   accelerate launch --num_processes 8 -m hf_vse.cli index my_photos my_index --model DIR"""
 
@@ -30,6 +31,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--batch_size", type=int, default=64, help="images encoded at once [64]")
     parser.add_argument("--num_workers", type=int, default=0, help="processes that decode images [0]")
     parser.add_argument("--max_broken_share", type=float, default=0.01, help="unreadable images tolerated [0.01]")
+    parser.add_argument(
+        "--query_bank",
+        type=Path,
+        metavar="FILE",
+        help="sentences such as will be asked, a line each, to learn hubs from",
+    )
     add_data_options(parser, None, "")
     arguments = parser.parse_args(argv)
     if (arguments.source is None) == (arguments.dataset is None):
@@ -45,10 +52,12 @@ def run(arguments: argparse.Namespace) -> Result | None:
 
     options: dict[str, Any] = {"kind": arguments.kind, "recall": arguments.recall, "progress": not arguments.quiet}
     encoder = Encoder.from_pretrained(arguments.model)
+    bank = [] if arguments.query_bank is None else read_lines("query_bank", arguments.query_bank)
     if Path(arguments.source or "").suffix in (".npy", ".safetensors"):
-        gallery = from_array(arguments, encoder, options)
+        gallery = from_array(arguments, encoder, options, bank)
     else:
         options |= {name: getattr(arguments, name) for name in ("batch_size", "num_workers", "max_broken_share")}
+        options["query_bank"] = bank
         source, options["origin"] = arguments.source, None
         if source is None:
             source, options["origin"] = load_split(arguments)
@@ -78,7 +87,7 @@ def load_split(arguments: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     return splits[arguments.split], {"dataset": arguments.dataset, "split": arguments.split} | options
 
 
-def from_array(arguments: argparse.Namespace, encoder: Any, options: dict[str, Any]) -> Any:
+def from_array(arguments: argparse.Namespace, encoder: Any, options: dict[str, Any], bank: list[str]) -> Any:
     """A gallery of vectors that were computed elsewhere, with the model that queries will use."""
     import json
 
@@ -93,5 +102,7 @@ def from_array(arguments: argparse.Namespace, encoder: Any, options: dict[str, A
         items = [json.loads(line) for line in arguments.items.read_text(encoding="utf-8").splitlines()]
     gallery = GalleryIndex(embeds, items, encoder.name, **options)
     gallery.facts["digest"] = encoder.digest
+    if bank:
+        gallery.learn_hubs(encoder.texts(bank))
     gallery.save(arguments.index)
     return gallery

@@ -29,6 +29,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("-k", type=int, default=10, help="results for each query [10]")
     parser.add_argument("--where", action="append", default=[], help="condition, FIELD OP VALUE, OP = != < <= > >= ~")
+    parser.add_argument(
+        "--correction",
+        choices=("qbnorm", "inverted_softmax"),
+        help="take from hubs their unearned places; the index needs a --query_bank",
+    )
     parser.add_argument("--model", help="model folder or Hub id [the one the gallery names]")
     parser.add_argument("--sheet", type=Path, help="PNG file: contact sheet of what was found for the first query")
     parser.add_argument("--open", action="store_true", help="show the contact sheet")
@@ -76,7 +81,7 @@ def asked() -> Iterator[str]:
 def answer(gallery: Any, encoder: Any, sentences: list[str], arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """For every query what it was and its results."""
     queries = encoder.query(sentences or None, arguments.image, arguments.image_weight)
-    scores, items = gallery.search(queries, arguments.k, encoder, arguments.where)
+    scores, items = gallery.search(queries, arguments.k, encoder, arguments.where, arguments.correction)
     image = {} if arguments.image is None else {"image": arguments.image}
     return [
         ({"text": sentence} if sentence else {})

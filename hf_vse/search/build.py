@@ -67,6 +67,7 @@ def build_gallery(
     max_broken_share: float = 0.01,
     progress: bool = True,
     origin: dict[str, Any] | None = None,
+    query_bank: Sequence[str] = (),
 ) -> GalleryIndex:
     """Encodes the images of a source and indexes them in `folder`.
 
@@ -77,6 +78,7 @@ def build_gallery(
         num_workers: processes that decode images.
         max_broken_share: more unreadable images than this share are an error; fewer are left out and recorded.
         origin: how `load_pairs` finds the data set again, to show its photographs.
+        query_bank: sentences such as will be asked, to learn hubs from; see `GalleryIndex.search`.
 
     Returns:
         The gallery, saved. Run by several processes, each encodes a share.
@@ -98,6 +100,8 @@ def build_gallery(
         root = str(Path(source).absolute()) if isinstance(source, str | Path) else None
         gallery.facts |= {"root": root, "origin": origin}
         gallery.vectors.build(sample_queries(gallery.items, encoder), recall, progress)
+        if query_bank:
+            gallery.learn_hubs(encoder.texts(query_bank))
         gallery.save(folder)
         (folder / KEYS_FILE).write_text(json.dumps(keys), encoding="utf-8")
         remove_parts(folder / PARTS_FOLDER)

@@ -4,6 +4,7 @@ INDEX/gallery.json          which model made it, how it is searched and how well
 INDEX/items.jsonl           a line for each vector: what it stands for
 INDEX/gallery.safetensors   the vectors, memory-mapped when loaded
 INDEX/index.faiss           the FAISS index, unless the search is exact
+INDEX/hubs.safetensors      which items are hubs, where a bank of queries has told
 """
 
 import json
@@ -17,6 +18,7 @@ from safetensors.numpy import save_file
 from hf_vse.data.features import read_array
 from hf_vse.search.compression import as_vectors
 from hf_vse.search.filters import matching
+from hf_vse.search.hubness import Correction, QueryBank
 from hf_vse.search.plan import Plan, choose_plan
 from hf_vse.search.vectors import TARGET_RECALL, VectorIndex
 
@@ -25,6 +27,8 @@ HEADER_FILE = "gallery.json"
 ITEMS_FILE = "items.jsonl"
 VECTORS_FILE = "gallery.safetensors"
 FAISS_FILE = "index.faiss"
+HUBS_FILE = "hubs.safetensors"
+CORRECTED = 10  # times as many candidates as results are corrected
 
 Where = Sequence[str] | Callable[[Any], bool]
 
@@ -72,6 +76,7 @@ class GalleryIndex:
         self.facts = facts
         self.vectors = VectorIndex(embeds, plan)
         self.masks: dict[tuple[str, ...], np.ndarray] = {}
+        self.hubs: QueryBank | None = None
         return self
 
     @classmethod
@@ -105,8 +110,17 @@ class GalleryIndex:
         """How it is searched, and the recall that was measured."""
         return self.vectors.plan
 
+    def learn_hubs(self, queries: Any) -> None:
+        """Finds out from typical queries (queries, dim), unit vectors, which items come up too often; see `search`."""
+        self.hubs = QueryBank.fit(self.embeds, queries)
+
     def search(
-        self, queries: Any, k: int = 10, model: Any = None, where: Where = ()
+        self,
+        queries: Any,
+        k: int = 10,
+        model: Any = None,
+        where: Where = (),
+        correction: Correction | None = None,
     ) -> tuple[np.ndarray, list[list[Any]]]:
         """The `k` best items for every query.
 
@@ -114,6 +128,8 @@ class GalleryIndex:
             queries: (queries, dim) unit vectors.
             model: what made them, a name or an `Encoder`; refused if it is not what made the gallery.
             where: conditions that an item must fulfil, such as `["year>=2020"]`, or a function of the item.
+            correction: takes from hubs their unearned places, as `learn_hubs` knows them: `qbnorm` or
+                `inverted_softmax`. Scores are then corrected ones, see `hubness.py`.
 
         Returns:
             `scores` (queries, k), best first, and for every query its items; fewer than `k` where there are no more.
@@ -128,8 +144,24 @@ class GalleryIndex:
         allowed = self.allowed(where)
         if allowed is not None and not allowed.any():
             return np.empty((len(queries), 0), np.float32), [[] for _ in queries]
-        scores, rows = self.vectors.search(queries, k, allowed)
+        if correction is None:
+            scores, rows = self.vectors.search(queries, k, allowed)
+        else:
+            scores, rows = self.corrected(queries, k, allowed, correction)
         return scores, [[self.items[row] for row in found] for found in rows.tolist()]
+
+    def corrected(
+        self, queries: np.ndarray, k: int, allowed: np.ndarray | None, correction: Correction
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Corrects more candidates than are asked for, so that others may come up."""
+        if self.hubs is None:
+            raise ValueError(
+                f"correction={correction!r} needs to know the hubs: build the index with --query_bank FILE"
+            )
+        scores, rows = self.vectors.search(queries, min(CORRECTED * k, len(self)), allowed)
+        scores = self.hubs.rescore_found(scores, rows, correction)
+        best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        return np.take_along_axis(scores, best, axis=1), np.take_along_axis(rows, best, axis=1)
 
     def allowed(self, where: Where) -> np.ndarray | None:
         """(items,) booleans, or None where everything is; conditions are looked up once."""
@@ -164,6 +196,10 @@ class GalleryIndex:
         with (folder / ITEMS_FILE).open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(item, ensure_ascii=False) + "\n" for item in self.items)
         self.vectors.save(folder / FAISS_FILE)
+        if self.hubs is None:
+            (folder / HUBS_FILE).unlink(missing_ok=True)
+        else:
+            self.hubs.save(folder / HUBS_FILE)
         header = {"format": FORMAT, "items": len(self), "dim": self.embeds.shape[1], "plan": self.plan.to_dict()}
         text = json.dumps(header | self.facts, indent=1, ensure_ascii=False)
         (folder / HEADER_FILE).write_text(text, encoding="utf-8")
@@ -179,6 +215,8 @@ class GalleryIndex:
             items = [json.loads(line) for line in file]
         index = cls.without_index(embeds, items, facts, Plan(**header["plan"]))
         index.vectors.load(folder / FAISS_FILE)
+        if (folder / HUBS_FILE).is_file():
+            index.hubs = QueryBank.load(folder / HUBS_FILE)
         return index
 
 

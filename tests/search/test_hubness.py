@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from hf_vse.search import hubness as hubness_module
+from hf_vse.search.gallery import GalleryIndex
 from hf_vse.search.hubness import TEMPERATURE, QueryBank
 from hf_vse.search.vectors import exact_search
 
@@ -126,3 +127,25 @@ def test_bad_input_is_refused(space):
     for call, message in cases:
         with pytest.raises(ValueError, match=message):
             call()
+
+
+def test_gallery_gives_a_hub_its_earned_place(tmp_path):
+    rng = np.random.default_rng(5)
+    items = unit(rng.normal(size=(60, 12)))
+    items[0] = unit(items[1:].mean(axis=0, keepdims=True) + 0.02)[0]  # near to everything
+    queries = unit(items[1:] + 0.6 * unit(rng.normal(size=(59, 12))) + items[0])
+    gallery = GalleryIndex(items.astype(np.float32), model="mine")
+    with pytest.raises(ValueError, match="correction='qbnorm' needs to know the hubs"):
+        gallery.search(queries, correction="qbnorm")
+    gallery.learn_hubs(unit(rng.normal(size=(200, 12)) + 3 * items[0]))
+    gallery.save(tmp_path)
+    gallery = GalleryIndex.load(tmp_path)
+    plain, corrected = (
+        np.array(gallery.search(queries, k=3, correction=kind)[1])[:, 0] for kind in (None, "inverted_softmax")
+    )
+    assert (plain == 0).sum() > 20 and (corrected == 0).sum() < (plain == 0).sum() // 2
+    whole = gallery.hubs.rescore(queries @ items.T, "inverted_softmax")
+    scores, found = gallery.search(queries, k=6, correction="inverted_softmax")
+    assert np.array(found).tolist() == np.argsort(-whole, axis=1)[:, :6].tolist()
+    np.testing.assert_allclose(scores, -np.sort(-whole, axis=1)[:, :6], atol=1e-6)
+    assert len(gallery.search(queries, k=2, correction="qbnorm", where=lambda item: item > 57)[1][0]) == 2
