@@ -1,6 +1,9 @@
 """`hf-vse evaluate` of whatever people have: models, adapters of their own, arrays."""
 
 import json
+import os
+import subprocess
+import sys
 from typing import get_args
 
 import pytest
@@ -89,6 +92,21 @@ def test_classes_and_foils(capsys, tiny_model, tmp_path):
     assert found["zero_shot"]["templates"] == ["a drawing of a {}", "here is a {}"]
     assert set(found["zero_shot"]["per_class"]) == {"red star", "ring"}
     assert found["composition"]["source"] == "scenes" and "swap_colour" in found["composition"]["kinds"]
+
+
+def test_two_processes_judge_as_one_and_leave_one_record(capsys, tiny_model, pairs, tmp_path):
+    asked = [tiny_model, "--dataset", pairs, "--split", "train", "--diagnostics", "--json"]
+    alone = result(capsys, "evaluate", *asked, "--output", tmp_path / "one.json")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = ["-m", "hf_vse.cli", "evaluate", *asked, "--output", tmp_path / "two.json", "--embeddings", tmp_path]
+    quiet = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*launcher, *command], capture_output=True, text=True, check=False, env=quiet)
+    assert done.returncode == 0, done.stderr[-2000:]
+    together = json.loads(done.stdout)
+    assert together["environment"]["processes"] == 2 and alone["environment"]["processes"] == 1
+    for part in ("metrics", "intervals", "protocols", "fingerprint", "images", "captions"):
+        assert together[part] == alone[part], part
+    assert {path.name for path in tmp_path.rglob("texts*.npy")} == {"texts_0_of_2.npy", "texts_1_of_2.npy"}
 
 
 def test_foils_that_can_be_named_are_those_there_are():
