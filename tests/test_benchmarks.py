@@ -41,3 +41,9 @@ def test_train_step_measures_plain_and_cached(tmp_path):
     result = run("train_step", tmp_path / "step.json", *arguments)
     assert [row["way"] for row in result["steps"]] == ["plain", "gradient cache"]
     assert all(20 < row["gflop_of_a_pair"] < 30 and row["images_per_second"] > 0 for row in result["steps"])
+
+
+def test_diagnostics_cost_compares_steps_with_and_without(tmp_path):
+    result = run("diagnostics_cost", tmp_path / "cost.json", "--rounds", "1", "--every", "2")
+    assert result["every"] == 2 and result["ratio_measured"] > 0
+    assert 1 < result["ratio_by_their_own_time"] and result["milliseconds_of_the_diagnostics"] > 0

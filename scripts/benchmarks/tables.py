@@ -147,8 +147,8 @@ def judged_table() -> str:
         [
             *lines,
             "",
-            f"rsum of the second less the first, seed by seed: {differences}. All numbers of all protocols equal those "
-            f"computed by definition (`scripts/benchmarks/judged.py`), the largest difference being {worst:.0e}. The "
+            f"rsum of the second less the first, seed by seed: {differences}. All numbers of all protocols equal "
+            f"those computed by definition (`scripts/benchmarks/judged.py`) to within {worst:.0e}. The "
             f"diagnostics of a batch take {cost['milliseconds_of_the_diagnostics']:.0f} ms, "
             f"{100 * (cost['ratio_by_their_own_time'] - 1):.2f} % of training at every {cost['every']} steps.",
         ]
