@@ -102,7 +102,8 @@ def find_broken_images(paths: Iterable[str | Path], workers: int = 8) -> dict[st
     paths = list(paths)
     with ThreadPoolExecutor(workers) as pool:
         reasons = pool.map(_why_broken, paths)
-        shown = tqdm(reasons, "checking images", total=len(paths), disable=len(paths) <= _PROGRESS_FROM)
+        silent = {"disable": True} if len(paths) <= _PROGRESS_FROM else {}  # else as TQDM_DISABLE says
+        shown = tqdm(reasons, "checking images", total=len(paths), **silent)
         return {path: reason for path, reason in zip(paths, shown, strict=True) if reason}
 
 
