@@ -32,7 +32,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = command_parser("evaluate", DESCRIPTION, EXAMPLES)
     parser.add_argument("names", nargs="*", metavar="model", help="one model, or several to compare")
     parser.add_argument("--model", action="append", default=[], help="the same")
-    add_data_options(parser, None, "; default: as in training")
+    add_data_options(parser, None, "; default: as in training, or scenes")
     parser.add_argument("--split", default="test", help="train, validation or test [test]")
     parser.add_argument("--output", type=Path, help="JSON file to write [metrics_SPLIT.json in the model's folder]")
     parser.add_argument("--report", type=Path, metavar="DIR", help="write a page to read there, with the reasons")

@@ -17,6 +17,7 @@ from torch.utils.data import Subset
 from tqdm.auto import tqdm
 
 from hf_vse.data.encoding import UNREAD, batches_of, readable_batches
+from hf_vse.data.schema import IMAGE
 from hf_vse.data.unfinished import missing_rows, open_unfinished
 from hf_vse.encoders.protocol import DualEncoder
 
@@ -60,6 +61,14 @@ def unit(embeds: Tensor | np.ndarray, count: int, encoder: DualEncoder) -> np.nd
     return normalize(vectors.float(), dim=1).cpu().numpy()
 
 
+def check_readable(encoder: DualEncoder, row: Mapping[str, Any]) -> None:
+    """Raises ValueError where a model of photographs is given features, or the reverse."""
+    of_photographs = IMAGE in row
+    if not (encoder.reads_photographs if of_photographs else encoder.reads_features):
+        reads, has = ("precomputed features", "photographs")[:: 1 if of_photographs else -1]
+        raise ValueError(f"{encoder.name} reads {reads}, the data have {has}: give data or a model that fits")
+
+
 @torch.no_grad()
 def encode_images(
     encoder: DualEncoder,
@@ -77,6 +86,7 @@ def encode_images(
     """
     if (kept := finished_rows(path)) is not None:
         return kept
+    check_readable(encoder, images[0])
     one_by_one = readable_batches(images, encoder.prepare_images, 1)
     first = next((ready for _, ready in one_by_one if ready is not None), None)
     if first is None:

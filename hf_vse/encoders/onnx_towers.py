@@ -55,6 +55,8 @@ class ONNXEncoder(DualEncoder):
         device: default: CUDA where onnxruntime has it.
     """
 
+    reads_features = True  # one exported from a model of features; onnxruntime refuses them otherwise
+
     def __init__(
         self,
         image_file: str | Path,

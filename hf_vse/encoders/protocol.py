@@ -30,20 +30,21 @@ class DualEncoder:
         name: what to call the model in a report.
         digest: names the weights: embeddings kept in files are continued only where it is the same. An encoder
             without one is known by its name.
+        reads_photographs, reads_features: what `encode_images` understands: pictures, or the arrays of a data set of
+            precomputed features.
     """
 
     name: str = "unnamed model"
     digest: str | None = None
+    reads_photographs: bool = True
+    reads_features: bool = False
 
     def facts(self) -> dict[str, Any]:
         """What a reader of the record should know: family, parameters, image size, templates, ..."""
         return {}
 
     def prepare_images(self, images: list[Image.Image]) -> Any:
-        """What worker processes can do for a batch: its result is what `encode_images` gets. By default nothing.
-
-        For data sets of precomputed features the batch holds arrays, which most models cannot read.
-        """
+        """What worker processes can do for a batch: its result is what `encode_images` gets. By default nothing."""
         return images
 
     def encode_images(self, images: Any) -> Tensor | np.ndarray:

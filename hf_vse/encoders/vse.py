@@ -10,6 +10,7 @@ from torch import Tensor
 from hf_vse.data.digests import weights_digest
 from hf_vse.data.encoding import to_device
 from hf_vse.encoders.protocol import DualEncoder
+from hf_vse.model.configuration_vse import FEATURES_MODEL_TYPE
 from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.model.processing_vse import VSEFeatureProcessor, VSEProcessor
 
@@ -21,10 +22,16 @@ class VSEEncoder(DualEncoder):
         name: what to call it; default: the folder or Hub id it was loaded from.
     """
 
+    reads_features = True  # of its own training, or in the place of its frozen tower
+
     def __init__(self, model: VSEModel, processor: VSEProcessor, name: str | None = None):
         self.model = model.eval()
         self.processor = processor
         self.name = name or model.name_or_path or "unnamed model"
+
+    @property
+    def reads_photographs(self) -> bool:
+        return self.model.config.vision_config.model_type != FEATURES_MODEL_TYPE
 
     @cached_property
     def digest(self) -> str:

@@ -10,7 +10,6 @@ from hf_vse.data.encoding import UNREAD
 from hf_vse.data.images import BrokenImageError, decode_image
 from hf_vse.encoders.encode import encode_images, encode_texts
 from hf_vse.encoders.vse import VSEEncoder
-from hf_vse.model.configuration_vse import FEATURES_MODEL_TYPE
 from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.model.processing_vse import VSEProcessor
 
@@ -51,7 +50,7 @@ class Encoder:
 
     @property
     def reads_photographs(self) -> bool:
-        return self.model.config.vision_config.model_type != FEATURES_MODEL_TYPE
+        return self.towers.reads_photographs
 
     def texts(self, sentences: Sequence[str], batch_size: int = 128, progress: bool = False) -> np.ndarray:
         """(sentences, dim) float32."""

@@ -120,3 +120,13 @@ def test_kept_embeddings_are_read_and_those_of_other_data_are_not(tmp_path):
     assert all(torch.equal(one, other) for one, other in zip(first[:4], second[:4], strict=True))
     embed_pairs(encoder, dataset.select(range(4)), progress=False, keep=tmp_path)
     assert encoder.images == 4 + 1
+
+
+def test_data_that_a_model_cannot_read_are_refused(tokenizer):
+    with pytest.raises(ValueError, match="counting reads photographs, the data have precomputed features"):
+        embed_pairs(Counting(), make_feature_pairs(4), progress=False)
+    text = {"vocab_size": len(tokenizer), "word_dim": 8, "hidden_size": 16}
+    config = VSEConfig(vision_config={"model_type": "vse_features", "hidden_size": 16}, text_config=text)
+    of_features = VSEEncoder(VSEModel(config), VSEProcessor(tokenizer=tokenizer), "mine")
+    with pytest.raises(ValueError, match="mine reads precomputed features, the data have photographs"):
+        embed_pairs(of_features, make_pairs(4), progress=False)

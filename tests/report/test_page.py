@@ -12,6 +12,7 @@ from datasets import Image
 
 from hf_vse.encoders.load import load_encoder
 from hf_vse.evaluation.judge import Judgement, compare, judge
+from hf_vse.report import figures
 from hf_vse.report.page import metric_label, named, rows_of, write_report
 from tests.conftest import make_pairs
 
@@ -104,6 +105,13 @@ def test_one_model_without_photographs_or_reasons(tiny_model, dataset, tmp_path)
 def test_models_of_one_name_keep_their_whole_names(judgements):
     assert list(named(judgements)) == ["first/tiny", "second/tiny"]
     assert list(named(judgements[:1])) == ["tiny"]
+
+
+def test_names_of_models_are_text_in_plots_too(judgements):
+    records = {"<b>one</b> $x$": judgements[0].record, "two & three": judgements[1].record}
+    drawn = figures.to_svg(figures.recall_figure(records))
+    assert "<b>" not in drawn and "&lt;b&gt;one&lt;/b&gt; $x$" in drawn
+    assert drawn == figures.to_svg(figures.recall_figure(records))
 
 
 def test_metric_names_are_words():
