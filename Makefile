@@ -46,7 +46,7 @@ $(VENV)/installed: pyproject.toml $(CONSTRAINTS)
 
 .venv-timm/installed: pyproject.toml
 	$(PYTHON) -m venv .venv-timm
-	.venv-timm/bin/pip install -q -e '.[timm,open_clip,test]'
+	.venv-timm/bin/pip install -q -e '.[timm,openclip,test]'
 	touch $@
 
 clean:

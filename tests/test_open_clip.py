@@ -25,7 +25,7 @@ TINY = {
 @pytest.fixture
 def open_clip(tmp_path, monkeypatch):
     """open_clip with a small architecture, and weights that are published nowhere but known by name."""
-    library = pytest.importorskip("open_clip", reason='needs pip install "hf_vse[open_clip]"', exc_type=ImportError)
+    library = pytest.importorskip("open_clip", reason='needs pip install "hf_vse[openclip]"', exc_type=ImportError)
     pytest.importorskip("torchvision", exc_type=Exception)
     (tmp_path / "ViT-tiny.json").write_text(json.dumps(TINY))
     library.add_model_config(tmp_path / "ViT-tiny.json")

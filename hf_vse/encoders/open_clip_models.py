@@ -55,7 +55,7 @@ class OpenCLIPEncoder(DualEncoder):
             OSError: no such file, or weights in another format than safetensors.
         """
         if find_spec("open_clip") is None or find_spec("torchvision") is None:
-            raise ImportError(f"{name} needs open_clip and torchvision: pip install 'hf_vse[open_clip]'")
+            raise ImportError(f"{name} needs open_clip and torchvision: pip install 'hf_vse[openclip]'")
         import open_clip
 
         architecture, published, file = parts_of(name)
