@@ -117,7 +117,8 @@ class Evaluation:
 
     @property
     def table(self) -> str:
-        return evaluation_table(self.judgements)
+        """What a person wants to know first."""
+        return summary(self.judgements, self.record.get("comparisons", []))
 
 
 def evaluate_models(
@@ -230,14 +231,37 @@ def pictures_of(dataset: Dataset, settings: dict[str, Any], questions: Questions
     return found if IMAGE in found.column_names and len(found) == len(dataset) else None
 
 
-def evaluation_table(judgements: Sequence[Judgement]) -> str:
+def distinct_names(judgements: Sequence[Judgement]) -> list[str]:
+    """The last parts of the models' names, or the whole names where these are the same."""
+    whole = [judgement.record["model"] for judgement in judgements]
+    short = [Path(name).name or name for name in whole]
+    return short if len(set(short)) == len(short) else whole
+
+
+def summary(judgements: Sequence[Judgement], comparisons: Sequence[dict[str, Any]]) -> str:
+    """Recalls, how sure they are, and whether the models differ."""
+    names = distinct_names(judgements)
+    lines = [evaluation_table(judgements, names), ""]
+    for name, judgement in zip(names, judgements, strict=True):
+        low, high = judgement.record["intervals"]["rsum"]
+        rsum = judgement.record["metrics"]["rsum"]
+        lines.append(f"{name}: rsum {rsum:.1f}, 95 % interval {low:.1f} to {high:.1f}")
+    called = dict(zip((judgement.record["model"] for judgement in judgements), names, strict=True))
+    for each in comparisons:
+        found = each["metrics"]["rsum"]
+        p_value = "< 0.001" if found["p_value"] < 0.001 else f"= {found['p_value']:.3f}"
+        pair = f"{called[each['second']]} less {called[each['first']]}"
+        lines.append(f"{pair}: rsum {found['difference']:+.1f}, p {p_value}")
+    return "\n".join(lines)
+
+
+def evaluation_table(judgements: Sequence[Judgement], names: Sequence[str]) -> str:
     """A line for each model and protocol of the field, and chance."""
-    several = len(judgements) > 1
     rows = {}
-    for judgement in judgements:
+    for name, judgement in zip(names, judgements, strict=True):
         record = judgement.record
-        name = Path(record["model"]).name if several else record["split"] or "all"
-        rows[name] = record["metrics"]
+        title = name if len(names) > 1 else record["split"] or "all"
+        rows[title] = record["metrics"]
         if "metrics_1k_folds" in record:
-            rows[f"{name} 5x1K"] = record["metrics_1k_folds"]
+            rows[f"{title} 5x1K"] = record["metrics_1k_folds"]
     return f"{record['title']}\n\n{recall_table(rows | {'chance': record['chance']})}"

@@ -15,6 +15,7 @@ from datasets import Dataset
 
 from hf_vse.data.schema import IMAGE
 from hf_vse.evaluation.judge import Judgement
+from hf_vse.evaluation.run import distinct_names
 from hf_vse.plots.canvas import DIRECTIONS
 from hf_vse.report import examples, figures
 from hf_vse.report.thumbnails import Thumbnails
@@ -54,11 +55,7 @@ def write_report(
 
 
 def named(judgements: Sequence[Judgement]) -> dict[str, Judgement]:
-    """By the last part of their names, or by the whole where these are the same."""
-    whole = [judgement.record["model"] for judgement in judgements]
-    short = [Path(name).name or name for name in whole]
-    names = short if len(set(short)) == len(short) else whole
-    return dict(zip(names, judgements, strict=True))
+    return dict(zip(distinct_names(judgements), judgements, strict=True))
 
 
 def render(judgements: Mapping[str, Judgement], record: Mapping[str, Any], pictures: Dataset | None) -> str:
