@@ -11,6 +11,7 @@ import torch
 from huggingface_hub import DatasetCard, ModelCard, SpaceCard
 from safetensors.torch import load_file
 
+from tests.conftest import make_pairs
 from tests.hub.fake_hub import FakeHub
 from tests.hub.records import HOME, coco_record
 
@@ -54,6 +55,21 @@ def test_stranger_computes_the_same_from_what_was_published(published):
     assert local.keys() == strange.keys() and len(local) == 2
     for name, embeds in local.items():
         assert torch.equal(strange[name], embeds), name
+
+
+def test_a_published_model_is_judged_by_its_name(published, tmp_path):
+    hub, _, _ = published
+    make_pairs(8).save_to_disk(str(tmp_path / "pairs"))
+    local = tmp_path / "local"
+    for name, content in files_of(hub, "models/org/methods").items():
+        (local / name).parent.mkdir(parents=True, exist_ok=True)
+        (local / name).write_bytes(content)
+    asked = ["evaluate", "org/methods", local, "--dataset", tmp_path / "pairs", "--split", "train", "--quiet"]
+    environment = os.environ | hub.environment(tmp_path / "home") | {"PYTHONPATH": str(HERE.parents[1])}
+    run(["-m", "hf_vse.cli", *asked, "--output", tmp_path / "metrics.json"], environment)
+    remote, known = json.loads((tmp_path / "metrics.json").read_text())["models"]
+    assert remote["model"] == "org/methods" and remote["model_facts"] == known["model_facts"]
+    assert remote["metrics"] == known["metrics"]
 
 
 def test_broken_push_shows_nothing_and_its_repetition_sends_nothing_twice(published):
