@@ -13,6 +13,7 @@ rivals stay: what is said holds for queries like these against this gallery, sin
 """
 
 from collections.abc import Iterator
+from typing import TypeVar
 
 import numpy as np
 
@@ -30,6 +31,7 @@ BLOCK = 4_000_000
 ROUNDING = 1e-9
 
 Ranks = tuple[Array, Array]
+Name = TypeVar("Name", str, int)
 
 
 def sums_by_image(image_ranks: Array, text_ranks: Array, text_to_image: Array) -> np.ndarray:
@@ -206,12 +208,12 @@ def compare_models(
     }
 
 
-def holm(p_values: dict[str, float]) -> dict[str, float]:
+def holm(p_values: dict[Name, float]) -> dict[Name, float]:
     """The p-values of several comparisons, raised so that a false alarm among all of them is as rare as one claims.
 
     The k-th smallest of m is multiplied by m - k + 1; none may be below a smaller one's, none is above 1.
     """
-    raised: dict[str, float] = {}
+    raised: dict[Name, float] = {}
     largest = 0.0
     for place, name in enumerate(sorted(p_values, key=p_values.__getitem__)):
         largest = max(largest, (len(p_values) - place) * p_values[name])

@@ -22,7 +22,7 @@ from hf_vse.data.schema import CAPTION_IDS, CAPTIONS, IMAGE_ID
 from hf_vse.encoders.protocol import DualEncoder
 from hf_vse.evaluation.diagnostics.diagnose import diagnose
 from hf_vse.evaluation.evaluator import PairEmbeddings, embed_pairs
-from hf_vse.evaluation.intervals import compare_models, recall_intervals
+from hf_vse.evaluation.intervals import compare_models, holm, recall_intervals
 from hf_vse.evaluation.protocols import protocol_results
 from hf_vse.evaluation.ranks import distributed_ranks
 from hf_vse.evaluation.record import split_record
@@ -129,15 +129,19 @@ def judge_embeddings(
         image_ids=texts.image_ids,
         caption_ids=texts.caption_ids,
         broken=pairs.broken,
+        ranks=ranks,
     )
     if diagnostics:
-        known = {"train_captions": train_captions, "temperature": facts.get("temperature")}
+        known = {"train_captions": train_captions, "temperature": facts.get("temperature"), "ranks": ranks}
         record["diagnostics"] = diagnose(*correspondence, texts.captions, **known)
     return judgement
 
 
 def compare(judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
     """Every two of several models, tested on the same images.
+
+    Of many comparisons some seem real by chance: `adjusted_p_value` is what is left of each by Holm's method, over all
+    pairs of models, for each metric.
 
     Raises:
         ValueError: they were judged on different pairs.
@@ -148,6 +152,10 @@ def compare(judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
             check_same_pairs(first, second)
             tested = compare_models(first.ranks, second.ranks, first.pairs.text_to_image)
             results.append({"first": first.record["model"], "second": second.record["model"], "metrics": tested})
+    for name in results[0]["metrics"] if results else ():
+        adjusted = holm({place: each["metrics"][name]["p_value"] for place, each in enumerate(results)})
+        for place, each in enumerate(results):
+            each["metrics"][name]["adjusted_p_value"] = adjusted[place]
     return results
 
 

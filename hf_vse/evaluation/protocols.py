@@ -18,10 +18,10 @@ from torch.nn.functional import normalize
 
 from hf_vse.data.karpathy import CAPTIONS_PER_IMAGE, OFFICIAL_IMAGES
 from hf_vse.evaluation.extended import extended_metrics, extended_positives
-from hf_vse.evaluation.metrics import fold_metrics, retrieval_metrics
+from hf_vse.evaluation.metrics import fold_metrics, retrieval_metrics, summarize_ranks
 from hf_vse.evaluation.positions import standard_positives
 from hf_vse.evaluation.ranking import retrieval_ranking
-from hf_vse.evaluation.ranks import ROWS_AT_ONCE, Array, as_matrix, as_tensor
+from hf_vse.evaluation.ranks import ROWS_AT_ONCE, Array, as_matrix, as_tensor, retrieval_ranks
 
 logger = logging.getLogger(__name__)
 
@@ -146,6 +146,7 @@ def protocol_results(
     caption_ids: Sequence[int] | None = None,
     broken: int = 0,
     extended: bool = True,
+    ranks: tuple[Tensor, Tensor] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """All numbers of a split that have a name, in the order in which they should be read.
 
@@ -154,6 +155,7 @@ def protocol_results(
         source, split, broken: see `split_title`.
         image_ids: (images,); caption_ids: (texts,); the data set's own ids in the order of the embeddings.
         extended: also CxC and ECCV Caption, where the split is COCO's test split with its ids.
+        ranks: of `retrieval_ranks`, where they are known already.
 
     Returns:
         For each name `title`, `note` (a sentence) and `metrics`: `hit_rate` (see `retrieval_metrics`), `ranking` (see
@@ -165,7 +167,9 @@ def protocol_results(
     """
     images, texts = as_matrix("image_embeds", image_embeds), as_matrix("text_embeds", text_embeds)
     owner, count = as_tensor(text_to_image).long(), len(images)
-    metrics: dict[str, dict[str, float | int]] = {"hit_rate": retrieval_metrics(images, texts, owner)}
+    metrics: dict[str, dict[str, float | int]] = {
+        "hit_rate": summarize_ranks(*(ranks or retrieval_ranks(images, texts, owner)))
+    }
     metrics["ranking"] = retrieval_ranking(images, texts, *standard_positives(owner, count))
     if source == "coco" and count == 5 * FOLD_SIZE:
         metrics["folds_1k"] = fold_metrics(images, texts, owner, FOLD_SIZE)

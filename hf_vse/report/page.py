@@ -136,5 +136,6 @@ def seen(judgements: Mapping[str, Judgement], pictures: Dataset | None) -> dict[
     }
     diagnosed = {name: each for name, each in judgements.items() if "diagnostics" in each.record}
     shown["failures"] = {name: examples.failures(each, thumbnails) for name, each in diagnosed.items()}
+    shown["expected"] = {name: examples.expected_occurrences(each) for name, each in diagnosed.items()}
     shown["hubs"] = {name: examples.hubs(each, thumbnails) for name, each in diagnosed.items()}
     return shown

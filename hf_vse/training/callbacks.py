@@ -14,17 +14,10 @@ from torch import Tensor
 from transformers import ProgressCallback, TrainerCallback
 
 from hf_vse.evaluation.diagnostics.diagnose import BATCH_ROWS, quick_diagnostics
+from hf_vse.evaluation.diagnostics.geometry import COLLAPSED_COSINE, mean_cosine
 from hf_vse.model.losses_vse import contrastive_loss
 
 logger = logging.getLogger(__name__)
-
-COLLAPSED_COSINE = 0.98
-
-
-def mean_cosine(embeds: Tensor) -> Tensor:
-    """Mean cosine between different rows of unit vectors: (n, dim), n > 1, -> scalar."""
-    count = len(embeds)
-    return (count * embeds.mean(dim=0).square().sum() - 1) / (count - 1)
 
 
 class CollapseAlarm(TrainerCallback):
@@ -47,7 +40,9 @@ class CollapseAlarm(TrainerCallback):
         """Called with every batch; nothing is read from the device before the next log line."""
         if len(image_embeds) > 1:
             self.batch_size = len(image_embeds)
-            self.cosines = mean_cosine(image_embeds), mean_cosine(text_embeds)
+            self.cosines = tuple(
+                mean_cosine(embeds.mean(dim=0), len(embeds)) for embeds in (image_embeds, text_embeds)
+            )
 
     def collapsed_loss(self) -> float:
         """The loss of a batch whose similarities are all equal."""

@@ -136,9 +136,13 @@ def judged_table() -> str:
         f"| Flickr8k validation 1K, {seeds} seeds | {' | '.join(f'`{name}`' for name in runs)} |",
         f"|---|{'---|' * len(runs)}",
     ]
+    by_chance = {
+        "random": dig(result["models"][0], "diagnostics.hubness.t2i.k10.skewness_at_random"),
+        "chance": dig(result["models"][0], "composition.kinds.replace_object.chance"),
+    }
     for title, path, digits in JUDGED:
         cells = [mean_and_spread([dig(model, path) for model in models], digits) for models in runs.values()]
-        lines.append(f"| {title} | {' | '.join(cells)} |")
+        lines.append(f"| {title.format(**by_chance)} | {' | '.join(cells)} |")
     same_seed = [each for each in result["comparisons"] if each["first"][-2:] == each["second"][-2:]]
     tested = [each["metrics"]["rsum"] for each in same_seed]
     differences = ", ".join(f"{each['difference']:+.1f} (p {p_value(each['p_value'])})" for each in tested)
@@ -167,9 +171,9 @@ JUDGED = (
     ("alignment (less is closer)", "diagnostics.geometry.alignment", 2),
     ("modality gap", "diagnostics.geometry.modality_gap", 2),
     ("effective rank of images", "diagnostics.geometry.effective_rank_image", 0),
-    ("hubness of images (0.14 at random)", "diagnostics.hubness.t2i.k10.skewness", 2),
+    ("hubness of images ({random:.2f} at random)", "diagnostics.hubness.t2i.k10.skewness", 2),
     ("calibration error at its own temperature, %", "diagnostics.calibration.given.ece", 1),
-    ("told from a replaced object, % (chance 50)", "composition.kinds.replace_object.accuracy", 1),
+    ("told from a replaced object, % (chance {chance:.0f})", "composition.kinds.replace_object.accuracy", 1),
     ("told from a replaced attribute", "composition.kinds.replace_attribute.accuracy", 1),
     ("told from a reversed relation", "composition.kinds.replace_relation.accuracy", 1),
     ("told from its words in another order", "composition.kinds.word_order.accuracy", 1),

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import torch
 from datasets import Image
 
 from hf_vse.encoders.load import load_encoder
+from hf_vse.evaluation.composition.probe import Foil, FoilScores, summary, winoground_scores
+from hf_vse.evaluation.intervals import holm
 from hf_vse.evaluation.judge import Judgement, compare, judge
 from hf_vse.report import figures
 from hf_vse.report.page import metric_label, named, rows_of, write_report
@@ -100,6 +103,23 @@ def test_one_model_without_photographs_or_reasons(tiny_model, dataset, tmp_path)
     assert page.elements.count("svg") == 1 and "img" not in page.elements
     with pytest.raises(ValueError, match="judgements is empty"):
         write_report(tmp_path, [], {})
+
+
+def test_many_comparisons_are_adjusted_and_published_foils_have_their_scores(judgements, tmp_path):
+    first, second = judgements
+    third = replace(first, record=first.record | {"model": "third/tiny"})
+    compared = compare([first, second, third])
+    tested = [each["metrics"]["rsum"] for each in compared]
+    plain, adjusted = ([each[key] for each in tested] for key in ("p_value", "adjusted_p_value"))
+    assert adjusted == list(holm(dict(enumerate(plain))).values())
+    assert len(compared) == 3 and all(more >= once for once, more in zip(plain, adjusted, strict=True))
+    scores = winoground_scores(torch.randn(12, 2, 2))
+    items = [(Foil(0, "a", ("b",), "winoground"), FoilScores(1.0, (0.5,), 0.0, (0.0,)))]
+    probed = {"kinds": {"winoground": summary(items) | {"examples": []}}, "note": "", "winoground": scores}
+    found = [replace(each, record=each.record | {"composition": probed}) for each in (first, second, third)]
+    page = write_report(tmp_path, found, {"comparisons": compared}).read_text(encoding="utf-8")
+    assert "p, adjusted" in page and "the 3 pairs of models" in page
+    assert "group score" in page and f"{scores['group']['accuracy']:.1f}" in page
 
 
 def test_models_of_one_name_keep_their_whole_names(judgements):

@@ -4,12 +4,13 @@ import pytest
 import torch
 from transformers import CLIPImageProcessorPil
 
+from hf_vse.evaluation.diagnostics.geometry import mean_cosine
 from hf_vse.model.configuration_vse import VSEConfig
 from hf_vse.model.losses_vse import contrastive_loss
 from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.model.processing_vse import VSEProcessor
 from hf_vse.training.arguments import VSETrainingArguments
-from hf_vse.training.callbacks import BatchDiagnostics, CollapseAlarm, mean_cosine
+from hf_vse.training.callbacks import BatchDiagnostics, CollapseAlarm
 from hf_vse.training.trainer import VSETrainer, unused_parameters
 from tests.conftest import make_feature_pairs, make_pairs
 
@@ -265,7 +266,7 @@ def test_parameters_that_the_loss_does_not_reach_are_found(tokenizer):
 def test_mean_cosine_is_that_of_all_different_pairs():
     embeds = torch.nn.functional.normalize(torch.randn(9, 5), dim=1)
     cosines = (embeds @ embeds.T)[~torch.eye(9, dtype=torch.bool)]
-    torch.testing.assert_close(mean_cosine(embeds), cosines.mean())
+    torch.testing.assert_close(mean_cosine(embeds.mean(dim=0), len(embeds)), cosines.mean())
 
 
 def test_stream_is_trained_on(tokenizer, tmp_path):

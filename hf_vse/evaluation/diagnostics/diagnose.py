@@ -49,6 +49,7 @@ def diagnose(
     *,
     train_captions: Sequence[str] | None = None,
     temperature: float | None = None,
+    ranks: tuple[Tensor, Tensor] | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Everything there is to say about the embeddings of a split.
@@ -61,6 +62,7 @@ def diagnose(
         captions: the texts, in the order of `text_embeds`; without them there is no breakdown.
         train_captions: what the model was trained on, to tell rare words by; default: rare among `captions`.
         temperature: that of the model, to judge its probabilities by.
+        ranks: of `retrieval_ranks`, where they are known already.
         seed: of the samples, which are named in the result.
 
     Returns:
@@ -77,7 +79,7 @@ def diagnose(
         raise ValueError("image_embeds must have two rows at least to be told apart, got 1")
     if captions is not None and len(captions) != len(texts):
         raise ValueError(f"captions must have one text for each row of text_embeds, got {len(captions)}, {len(texts)}")
-    ranks = retrieval_ranks(images, texts, owner)
+    ranks = ranks or retrieval_ranks(images, texts, owner)
     rivals = find_rivals(images, texts, owner)
     found = {
         "geometry": geometry(images, texts, owner, seed=seed),
