@@ -8,8 +8,9 @@ from pathlib import Path
 import gradio as gr
 import PIL.Image
 from components import TRY_AGAIN, sentence_list
-from limits import MAX_FILE_BYTES, MAX_PICTURES, RefusedError, read_image, read_sentence
+from limits import MAX_PICTURES, RefusedError, read_image, read_sentence
 from search import Hit, Search
+from uploads import read_upload
 from visitors import Picture, Visitors
 
 logger = logging.getLogger("demo")
@@ -119,7 +120,7 @@ class Handlers:
             pictures, refused = [], []
             for file in files:
                 try:
-                    pictures.append(self.main.picture(read_image(_content(file))))
+                    pictures.append(self.main.picture(read_image(read_upload(file))))
                 except RefusedError as error:
                     refused.append(f"{file.name}: {error}")
         finally:
@@ -155,11 +156,3 @@ class Handlers:
         many = "1 picture" if len(pictures) == 1 else f"{len(pictures)} pictures"
         note = f"{many} of yours now take part in every search on this page." if pictures else "No pictures yet."
         return [(each.thumbnail, None) for each in pictures], note
-
-
-def _content(file: Path) -> bytes:
-    try:
-        with open(file, "rb") as opened:
-            return opened.read(MAX_FILE_BYTES + 1)
-    except OSError:
-        raise RefusedError("it did not arrive; add it again.") from None
