@@ -5,8 +5,9 @@ ever has an address of its own that someone else could open.
 """
 
 import base64
+import functools
 import html
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,24 @@ import gradio as gr
 import PIL.Image
 from gradio.components.gallery import GalleryData, GalleryImage
 from gradio.data_classes import FileData, ImageData, ListFiles
-from limits import read_image
+from limits import RefusedError, read_image
 from photographs import thumbnail
 from uploads import read_upload, uploaded
 
 TRY_AGAIN = "Please try again"
+
+
+def friendly(function: Callable) -> Callable:
+    """What a visitor can mend becomes one line on the page instead of a failure in the log."""
+
+    @functools.wraps(function)
+    def answer(*args, **kwargs):
+        try:
+            return function(*args, **kwargs)
+        except RefusedError as refused:
+            raise gr.Error(str(refused), title=TRY_AGAIN, print_exception=False) from None
+
+    return answer
 
 
 def data_address(jpeg: bytes) -> str:
@@ -27,12 +41,12 @@ def data_address(jpeg: bytes) -> str:
 
 def photo_input(**options) -> gr.Image:
     """Gives functions an image (PIL, RGB, upright) or None, checked by `limits.read_image`; shows an image or JPEG."""
-    return _adapted(gr.Image(**options), preprocess=_image_of, postprocess=_shown_image)
+    return _adapted(gr.Image(**options), preprocess=friendly(_image_of), postprocess=_shown_image)
 
 
 def files_input(**options) -> gr.File:
     """Gives functions the paths of uploaded files, to be opened by `uploads.read_upload`."""
-    return _adapted(gr.File(**options), preprocess=_paths_of)
+    return _adapted(gr.File(**options), preprocess=friendly(_paths_of))
 
 
 def thumbnails(**options) -> gr.Gallery:

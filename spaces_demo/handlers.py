@@ -1,13 +1,12 @@
 """What happens on the page when a visitor does something: one method for each event."""
 
-import functools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import gradio as gr
 import PIL.Image
-from components import TRY_AGAIN, sentence_list
+from components import friendly, sentence_list
 from limits import MAX_PICTURES, RefusedError, read_image, read_sentence
 from search import Hit, Search
 from uploads import read_upload
@@ -21,19 +20,6 @@ MAX_CAPTIONS = 8  # of one photograph
 # All answers together: the model takes one call at a time while the next picture is decoded; more threads only
 # get in each other's way.
 SHARED_QUEUE = {"concurrency_id": "answers", "concurrency_limit": 2}
-
-
-def friendly(function: Callable) -> Callable:
-    """What a visitor can mend becomes one line on the page instead of a failure in the log."""
-
-    @functools.wraps(function)
-    def answer(*args, **kwargs):
-        try:
-            return function(*args, **kwargs)
-        except RefusedError as refused:
-            raise gr.Error(str(refused), title=TRY_AGAIN, print_exception=False) from None
-
-    return answer
 
 
 class Handlers:

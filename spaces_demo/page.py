@@ -7,8 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import gradio as gr
-from components import TRY_AGAIN
-from limits import RefusedError
+from components import TRY_AGAIN, friendly
 from uploads import delete_old_uploads, judge_files
 
 logger = logging.getLogger("demo")
@@ -28,16 +27,14 @@ class Page(gr.Blocks):
 
     async def preprocess_data(self, block_fn: Any, inputs: list[Any], *args: Any, **kwargs: Any) -> list[Any]:
         try:
-            judge_files(inputs)
+            friendly(judge_files)(inputs)
             return await super().preprocess_data(block_fn, inputs, *args, **kwargs)
         except gr.Error:
             raise
-        except RefusedError as refused:
-            line = str(refused)
         except Exception as error:  # a list for a number, too few of them: gradio has a traceback for each
             logger.info("an input was refused: %s", type(error).__name__)
             line = "This is no input that the demo takes: see its API."
-        raise gr.Error(line, title=TRY_AGAIN, print_exception=False)
+            raise gr.Error(line, title=TRY_AGAIN, print_exception=False) from None
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
