@@ -43,7 +43,7 @@ def remedy_of_machine(error: BaseException) -> str | None:
 
 
 def refusal(error: BaseException) -> str | None:
-    """One line for what the package, or the machine, refused: something a person can mend. None for a fault of ours."""
+    """One line for what the package or the machine refused, which a person can mend; None for a fault of ours."""
     line = " ".join(str(error).split())
     if isinstance(error, ValueError | OSError | ImportError) and raised_here(error):
         return line

@@ -1,6 +1,6 @@
 """Cases of bad input, each through the command in this process, as a person would meet it.
 
-A file `cases_*.py` holds `CASES`, made by rules. What is refused ends with exit code 1 (or 2 for a wrong command line),
+A file `cases_*.py` holds `CASES`, made by rules. What is refused ends with exit code 1 (2 for a wrong command line),
 prints one line that says why and names the remedy, and writes nothing. What is accepted ends with 0.
 """
 

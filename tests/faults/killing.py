@@ -1,7 +1,7 @@
 """Kills a run at each place where it writes, and looks at what is left.
 
-A run is a function. It goes on in a forked process, in which every change of a watched folder is a point: before a file
-is opened for writing, renamed or removed, before a folder is made or removed, and, where the content of a file is
+A run is a function. It goes on in a forked process, in which every change of a watched folder is a point: before a
+file is opened for writing, renamed or removed, before a folder is made or removed, and, where the content of a file is
 written, with half of it on the disk. At the point asked for the process is killed as by `kill -9`, or the disk is full
 from there on. Python tells of its own writes (`sys.addaudithook`); safetensors, FAISS and memory maps are wrapped.
 
