@@ -83,10 +83,9 @@ def tiny_model(tmp_path_factory, tokenizer, tiny_resnet) -> Path:
     return folder
 
 
-@pytest.fixture
-def photographs(tmp_path) -> Path:
+def save_photographs(parent: Path) -> Path:
     """A folder of twelve pictures with subfolders, metadata for some, and a file that is no picture."""
-    folder = tmp_path / "photographs"
+    folder = parent / "photographs"
     lines = []
     for row, picture in enumerate(make_pairs(12)["image"]):
         name = f"{'lake' if row % 2 else 'city'}/{row:02d}.png"
@@ -96,3 +95,14 @@ def photographs(tmp_path) -> Path:
     (folder / "metadata.jsonl").write_text("\n".join(lines[:10]), encoding="utf-8")
     (folder / "notes.txt").write_text("no picture")
     return folder
+
+
+@pytest.fixture(scope="session")
+def make_photographs():
+    return save_photographs
+
+
+@pytest.fixture
+def photographs(tmp_path) -> Path:
+    """See `save_photographs`."""
+    return save_photographs(tmp_path)
