@@ -245,6 +245,7 @@ def main() -> None:
                 run_history=False,
                 ssr_mode=False,
                 share=False,
+                _frontend=False,  # else gradio asks for the page itself, and ends if that takes more than 3 seconds
             )
     except SettingsError as error:
         sys.exit(f"error: {error}")

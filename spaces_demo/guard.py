@@ -6,7 +6,6 @@ here such requests end with one line.
 
 import json
 import logging
-import math
 import re
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -53,14 +52,14 @@ class Guard:
         try:
             _judge_head(scope, path)
             if path == UPLOAD:
-                return await self.app(scope, _counted(receive), send)
-            if scope["method"] in READING:
-                return await self.app(scope, receive, send)
-            body = await _read(receive)
-            if body is None:  # the visitor left
-                return
-            question = json.dumps(self._judge(body)).encode()  # what was judged is what gradio reads
-            await self._pass_on(_with_length(scope, len(question)), _replayed(question, receive), send)
+                receive = _counted(receive)
+            elif scope["method"] not in READING:
+                body = await _read(receive)
+                if body is None:  # the visitor left
+                    return
+                question = json.dumps(self._judge(body)).encode()  # what was judged is what gradio reads
+                scope, receive = _with_length(scope, len(question)), _replayed(question, receive)
+            await self._pass_on(scope, receive, send)
         except RefusedRequestError as refused:
             await _answer(send, refused.status, str(refused).encode())
 
@@ -71,7 +70,7 @@ class Guard:
         return question
 
     async def _pass_on(self, scope: dict, receive: Callable, send: Callable) -> None:
-        """A question that gradio fails at, as one for a function that is not there, has an answer too."""
+        """A request that gradio fails at, as one for a function that is not there, has an answer too."""
         started = False
 
         async def watched(message: dict) -> None:
@@ -85,7 +84,7 @@ class Guard:
             if started:
                 raise
             logger.warning("a request was refused: %s", type(error).__name__)
-            raise RefusedRequestError(400, "This is no question that the demo takes.") from None
+            raise RefusedRequestError(400, "This is no request that the demo takes.") from None
 
 
 def _judge_head(scope: dict, path: str) -> None:
@@ -177,7 +176,7 @@ def _judge_values(question: dict[str, Any]) -> None:
             waiting.extend((each, depth + 1) for each in value)
         elif isinstance(value, str):
             _judge_text(value)
-        elif isinstance(value, int | float) and not (math.isfinite(value) and abs(value) <= MAX_NUMBER):
+        elif isinstance(value, int | float) and not abs(value) <= MAX_NUMBER:
             raise RefusedRequestError(400, "The request has a number that is too large, or none.")
 
 
