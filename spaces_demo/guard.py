@@ -71,20 +71,21 @@ class Guard:
 
     async def _pass_on(self, scope: dict, receive: Callable, send: Callable) -> None:
         """A request that gradio fails at, as one for a function that is not there, has an answer too."""
-        started = False
+        started = ended = False
 
         async def watched(message: dict) -> None:
-            nonlocal started
-            started = True
+            nonlocal started, ended
+            started, ended = True, message["type"] == "http.response.body" and not message.get("more_body", False)
             await send(message)
 
         try:
             await self.app(scope, receive, watched)
         except Exception as error:
-            if started:
-                raise
             logger.warning("a request was refused: %s", type(error).__name__)
-            raise RefusedRequestError(400, "This is no request that the demo takes.") from None
+            if not started:
+                raise RefusedRequestError(400, "This is no request that the demo takes.") from None
+            if not ended:  # a stream of answers, as to a question that nobody asked
+                await send({"type": "http.response.body", "body": b""})
 
 
 def _judge_head(scope: dict, path: str) -> None:
@@ -156,8 +157,8 @@ def read_question(body: bytes) -> dict[str, Any]:
         raise RefusedRequestError(400, "The request is no JSON object.")
     for name in ("session_hash", "event_id"):
         value = question.get(name)
-        if value is not None and not (isinstance(value, str) and len(value) <= MAX_NAME):
-            raise RefusedRequestError(400, f"{name} has at most {MAX_NAME} characters.")
+        if value is not None and not (isinstance(value, str) and 0 < len(value) <= MAX_NAME):
+            raise RefusedRequestError(400, f"{name} has 1 to {MAX_NAME} characters.")
     _judge_values(question)
     return question
 

@@ -29,8 +29,8 @@ class Page(gr.Blocks):
         try:
             friendly(judge_files)(inputs)
             return await super().preprocess_data(block_fn, inputs, *args, **kwargs)
-        except gr.Error:
-            raise
+        except gr.Error as refused:  # as of a slider
+            raise gr.Error(refused.message, title=TRY_AGAIN, print_exception=False) from None
         except Exception as error:  # a list for a number, too few of them: gradio has a traceback for each
             logger.info("an input was refused: %s", type(error).__name__)
             line = "This is no input that the demo takes: see its API."

@@ -288,6 +288,7 @@ def test_gradio_forgets_answers_that_nobody_reads(monkeypatch):
         (b'{"data": ["\\ud800"]}', 400),
         (b'{"\\ud800": []}', 400),
         (b'{"session_hash": 5}', 400),
+        (b'{"session_hash": ""}', 400),
         (b'{"event_id": ["a"]}', 400),
         (b'{"data": [%s1]}' % (b"1," * MAX_VALUES), 400),
         (b'{"data": %s1%s}' % (b"[" * MAX_DEPTH, b"]" * MAX_DEPTH), 400),
@@ -378,6 +379,12 @@ def read_json(text: str) -> dict:
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
+
+
+@pytest.mark.parametrize("number", [None, "1", -1, 2**53, [], True])
+def test_odd_numbers_are_taken_or_refused_in_one_line(web, number):
+    for endpoint, data in (("thumbnail", [number]), ("search_by_text", ["a", number])):
+        assert ask(web, endpoint, data).startswith(("event: complete", 'event: error\ndata: {"error": "'))
 
 
 def test_odd_questions_get_an_answer(server, web):
