@@ -247,6 +247,16 @@ def test_who_does_not_read_answers_has_to_wait(web):
     assert codes == [200] * 32 + [429] * 8 and good_answer(web)
 
 
+def test_memory_does_not_grow_with_visitors(server, web):
+    """Gradio keeps 0.15 MB of each new one: 18 MB of these 120. The bound is far below that and far above noise."""
+    for number in range(40):  # until as many sessions are kept as ever will be
+        ask(web, "about", [], session_hash=f"early{number}")
+    before = resident(server)
+    for number in range(120):
+        ask(web, "about", [], session_hash=f"late{number}")
+    assert resident(server) < before + 8
+
+
 def test_gradio_forgets_answers_that_nobody_reads(monkeypatch):
     import asyncio
 
