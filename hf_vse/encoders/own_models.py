@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.image_processing_utils import BaseImageProcessor
 
 from hf_vse.encoders.sentences import positions_of
-from hf_vse.encoders.stored import StoredTensor, stored_config, stored_tensors, without_remarks
+from hf_vse.encoders.stored import StoredTensor, stored_config, stored_json, stored_tensors, without_remarks
 from hf_vse.encoders.vse import VSEEncoder
 from hf_vse.encoders.weights import chosen_device, chosen_precision, one_line
 from hf_vse.model.configuration_vse import FEATURES_MODEL_TYPE, GRU_MODEL_TYPE, VSEConfig
@@ -31,6 +31,10 @@ CHANGED_BY = {
     "vision_pooling": ("vision_pooling.",),
     "text_pooling": ("text_pooling.",),
 }
+PROCESSOR_FILES = (
+    "processor_config.json", "preprocessor_config.json", "tokenizer_config.json", "tokenizer.json",
+    "special_tokens_map.json", "added_tokens.json",
+)  # fmt: skip
 LONGEST_SIDE = 4096  # of a picture as a tower sees it
 FETCH_AGAIN = "fetch or save the model again"
 OTHER_MODELS = "give a model that `hf-vse train` has made (`hf-vse evaluate` judges others)"
@@ -161,7 +165,10 @@ def load_vse_processor(name: str | Path) -> VSEProcessor:
     """
     name = str(name)
     stored_config(name)
-    with one_line(f"{name}: its processor", FETCH_AGAIN), without_remarks():
+    there = [file for file in PROCESSOR_FILES if stored_json(name, file, dict) is not None]
+    if not any(file in there for file in PROCESSOR_FILES[:2]):
+        raise OSError(f"{name} holds no {PROCESSOR_FILES[0]}, its image processor and tokenizer: {FETCH_AGAIN}")
+    with one_line(f"{name}: its processor ({', '.join(there)})", FETCH_AGAIN), without_remarks():
         processor = VSEProcessor.from_pretrained(name, trust_remote_code=False)
     if not isinstance(processor.tokenizer, PreTrainedTokenizerBase):
         raise OSError(f"{name} has no tokenizer beside its weights: {FETCH_AGAIN}")
@@ -185,19 +192,23 @@ def check_processor(name: str, model: VSEModel, processor: VSEProcessor) -> None
             f"{name}: its tokenizer knows {words:,} words and its text tower {rows:,}: they are of two models: "
             f"{FETCH_AGAIN}"
         )
-    if tokenizer.pad_token is None or tokenizer.model_max_length < 1:
+    longest = tokenizer.model_max_length
+    if tokenizer.pad_token is None or not isinstance(longest, int | float) or longest < 1:
         raise ValueError(
-            f"{name}: its tokenizer has the padding {tokenizer.pad_token!r} and reads "
-            f"{tokenizer.model_max_length} words: {FETCH_AGAIN}"
+            f"{name}: its tokenizer has the padding {tokenizer.pad_token!r} and the model_max_length "
+            f"{longest!r:.40}: {FETCH_AGAIN}"
         )
     positions = positions_of(model.config.text_config)
     if positions is not None:  # of a tokenizer that does not say how much the tower reads
-        tokenizer.model_max_length = min(tokenizer.model_max_length, positions)
+        tokenizer.model_max_length = min(longest, positions)
 
 
 def check_image_processor(name: str, image_processor: BaseImageProcessor) -> None:
-    """Raises ValueError for sizes of pictures that no tower has, before a picture is made so large."""
+    """Raises ValueError for what is no setting, and for sizes that no tower has, before a picture is made so large."""
     settings = image_processor.to_dict()
+    for field, kind in (("resample", int), ("rescale_factor", int | float)):
+        if (value := settings.get(field)) is not None and not isinstance(value, kind):
+            raise ValueError(f"{name}: {field} of its image processor is {value!r:.40}, no number: {FETCH_AGAIN}")
     for field in ("size", "crop_size", "pad_size"):
         sides = settings.get(field) or {}
         for side, value in (sides if isinstance(sides, dict) else {"side": sides}).items():

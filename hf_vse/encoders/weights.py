@@ -53,4 +53,5 @@ def one_line(name: str, remedy: str) -> Iterator[None]:
         yield
     except Exception as error:  # each library has its own
         reason = " ".join(str(error).split())[:300] or type(error).__name__
+        reason = f"unknown: {reason}" if isinstance(error, KeyError) else reason
         raise OSError(f"{name} cannot be loaded ({reason}); {remedy}") from error

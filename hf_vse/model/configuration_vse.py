@@ -50,14 +50,13 @@ SHARE = Number("is a share from 0 to below 1", "0 drops nothing", lambda value: 
 LAYERS = Number(
     f"must be a whole number from 1 to {MOST_LAYERS}", "1 is usual", lambda value: 1 <= value <= MOST_LAYERS, True
 )
-POSITIVE = Number("must be positive", "", lambda value: value > 0)
 NUMBERS = {
     "projection_dim": SIZE,
     "vision_hidden_size": SIZE._replace(optional=True),
-    "vision_power": POSITIVE._replace(hint="1 leaves features as they are"),
+    "vision_power": Number("must be positive and at most 10", "1 leaves features as they are", lambda v: 0 < v <= 10),
     "feature_dropout": SHARE,
     "head_dropout": SHARE,
-    "temperature": POSITIVE._replace(hint="the paper uses 0.1"),
+    "temperature": Number("must be positive", "the paper uses 0.1", lambda value: value > 0),
     "margin": Number("must not be negative", "the paper uses 0.2", lambda value: value >= 0),
     "logit_bias_init": Number("must be a finite number", "SigLIP uses -10"),
 }
