@@ -209,23 +209,21 @@ class GalleryIndex:
                 f"{' with other weights' if name == self.model else ''}; use one model for both"
             )
 
-    def save(self, folder: str | Path, recipe: str | None = None) -> None:
+    def save(self, folder: str | Path) -> None:
         """Writes the gallery; a reader of the folder sees what was there until everything has arrived.
-
-        Args:
-            recipe: names what it is made of, see `unchanged`.
 
         Raises:
             OSError, ValueError: the folder cannot be written, or holds something else, see `check_place`.
         """
         folder = check_place(folder, needed=bytes_on_disk(self.plan, *self.embeds.shape))
         with locked(folder):
-            self.write(folder, recipe)
+            self.write(folder)
 
     def write(self, folder: Path, recipe: str | None = None, keys: Sequence[str] | None = None) -> None:
         """The same for who has checked and locked the folder.
 
         Args:
+            recipe: names all that it is made of, see `unchanged`.
             keys: names what each vector was made of, so that it need not be made again.
         """
         with new_version(folder) as version:
@@ -282,7 +280,7 @@ class GalleryIndex:
 
     @classmethod
     def unchanged(cls, folder: str | Path, recipe: str) -> "GalleryIndex | None":
-        """The gallery in a folder, if it is whole and was saved with that recipe; see `recipe_of`."""
+        """The gallery in a folder, if it is whole and was written with that recipe; see `recipe_of`."""
         try:
             same = read_header(Path(folder)).get("recipe") == recipe
             return cls.load(folder) if same else None

@@ -51,6 +51,12 @@ class DatasetImage:
         return next(iter(self.images[self.row].values()))
 
 
+def check_photographs(root: Path) -> None:
+    """Raises FileNotFoundError unless it is a folder."""
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root} is no folder: give one with images, or an array (.npy, .safetensors)")
+
+
 def of_folder(root: Path) -> tuple[list[Photograph], dict[str, Any]]:
     """The image files under a folder, in the order of their names, and what was left out of it.
 
@@ -58,8 +64,7 @@ def of_folder(root: Path) -> tuple[list[Photograph], dict[str, Any]]:
         OSError: it is no folder, or holds no image.
         ValueError: a line of its metadata is wrong.
     """
-    if not root.is_dir():
-        raise FileNotFoundError(f"{root} is no folder: give one with images")
+    check_photographs(root)
     known = read_metadata(root)
     found, passed_over = [], []
     for path in sorted(path for path in root.rglob("*") if path.is_file()):
