@@ -147,7 +147,7 @@ NEEDS: dict[str, Need] = (
             lambda get: get("eval_strategy") == "steps", "recall is not measured by steps: give eval_strategy: steps"
         ),
         "logging_steps": Need(
-            lambda get: get("logging_strategy") == "steps", "no lines are logged by steps: give logging_strategy: steps"
+            lambda get: get("logging_strategy") == "steps", "lines do not come by steps: give logging_strategy: steps"
         ),
     }
 )  # fmt: skip

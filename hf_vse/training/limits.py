@@ -132,14 +132,21 @@ def check_values(values: dict[str, Any], known: dict[str, Field], where: str) ->
             check_tower(key, value, where)
 
 
-def check_range(key: str, value: Any, limit: Limit, where: str) -> None:
+def check_numbers(values: dict[str, Any]) -> None:
+    """Raises ValueError for a number out of the range of its field; values of other kinds are left to others."""
+    for key, value in values.items():
+        if key in LIMITS:
+            check_range(key, value, LIMITS[key])
+
+
+def check_range(key: str, value: Any, limit: Limit, where: str | None = None) -> None:
     """Raises ValueError for a number that is out of the range; looks into lists and maps for what is not finite."""
     if isinstance(value, dict | list):
         for inner, each in value.items() if isinstance(value, dict) else enumerate(value):
             check_range(f"{key}.{inner}", each, FINITE, where)
     elif isinstance(value, int | float) and not isinstance(value, bool) and not limit.holds(value):
         number = str(value) if len(str(value)) < 40 else f"a number of {len(str(value))} digits"
-        raise ValueError(f"{where}: {key} is a number {limit}, got {number}")
+        raise ValueError(f"{where + ': ' if where else ''}{key} is a number {limit}, got {number}")
 
 
 def check_three(key: str, value: list, where: str) -> None:

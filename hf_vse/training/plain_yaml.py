@@ -12,6 +12,7 @@ from yaml.nodes import MappingNode, Node, ScalarNode
 
 MOST_VALUES = 10_000  # aliases counted as often as they stand there
 MERGE = "tag:yaml.org,2002:merge"
+UNWRITABLE = re.compile("[\0\ud800-\udfff]")
 PLAIN = (str, int, float, bool, type(None))
 
 
@@ -19,9 +20,22 @@ class _Loader(yaml.SafeLoader):
     """YAML in which 2e-4 is a number, as everyone who writes a recipe expects."""
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
+class _Dumper(yaml.SafeDumper):
+    """Writes what `_Loader` reads back as it was, every value where it stands."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+for _kind in (_Loader, _Dumper):
+    _kind.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+    )
+
+
+def to_yaml(values: dict[str, Any]) -> str:
+    """The text of a map, its keys in order; `parse_yaml` gives the map again."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=True, allow_unicode=True)
 
 
 def parse_yaml(text: str, where: str) -> Any:
@@ -103,5 +117,5 @@ def check_plain(value: Any, where: str) -> None:
         raise ValueError(
             f"{where}: {value!r:.60} is a {type(value).__name__}: put it in quotes if it is meant as text"
         )
-    elif isinstance(value, str) and "\0" in value:
-        raise ValueError(f"{where}: {value!r:.60} holds a NUL character: remove it")
+    elif isinstance(value, str) and UNWRITABLE.search(value):
+        raise ValueError(f"{where}: {value!r:.60} holds a character that no name and no text can have: remove it")

@@ -14,15 +14,13 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, ClassVar
 
-import yaml
-
 from hf_vse.data.sources import VALIDATION_SHARE
 from hf_vse.files import read_text
 from hf_vse.model.configuration_vse import VSEConfig
 from hf_vse.training.arguments import VSETrainingArguments
 from hf_vse.training.effects import check_effects, own_images
 from hf_vse.training.limits import TOWERS, check_values
-from hf_vse.training.plain_yaml import parse_yaml
+from hf_vse.training.plain_yaml import parse_yaml, to_yaml
 
 
 def setting(default: Any, text: str) -> Any:
@@ -146,14 +144,7 @@ class Recipe:
         return kept | {"stages": stages}
 
     def to_yaml(self) -> str:
-        return yaml.dump(self.public_values, Dumper=_Dumper, sort_keys=True, allow_unicode=True)
-
-
-class _Dumper(yaml.SafeDumper):
-    """YAML without aliases, which `plain_yaml` reads back as it was."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
+        return to_yaml(self.public_values)
 
 
 def known_keys() -> dict[str, Field]:
