@@ -124,28 +124,32 @@ def refused_by_library(directory: Path, what: str) -> Iterator[None]:
 def check_fit(directory: Path) -> None:
     """Raises ValueError where configuration, weights and tokenizer do not belong together."""
     words = vocabulary = None
+    with refused_by_library(directory, "the model of config.json"):
+        vocabulary = check_tensors(directory)
     with refused_by_library(directory, "the processor"):
         words = len(VSEProcessor.from_pretrained(directory, trust_remote_code=False).tokenizer)
-    with refused_by_library(directory, "the model of config.json"):
-        model, found = VSEModel.from_pretrained(
-            directory,
-            device_map="meta",
-            dtype=torch.float32,
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
-        vocabulary = model.config.text_config.to_dict().get("vocab_size")
-        unlike = [f"{name} is {tuple(stored)}, not {tuple(built)}" for name, stored, built in found["mismatched_keys"]]
-        unlike += [f"{name} is missing" for name in found["missing_keys"]]
-        unlike += [f"{name} is too much" for name in found["unexpected_keys"]]
-        empty = [name for name, tensor in model.named_parameters() if 0 in tensor.shape]
-        unlike += [f"{name} is empty" for name in empty]
-        if unlike:
-            more = f", and {len(unlike) - 1} more differ" if len(unlike) > 1 else ""
-            raise ValueError(f"the weights do not fit: {sorted(unlike)[0]}{more}")
     if words is not None and vocabulary is not None and words > vocabulary:
         raise ValueError(
             f"{directory}: the tokenizer has {words:,} words, text_config.vocab_size is {vocabulary:,}: save the "
             "processor there again"
         )
+
+
+def check_tensors(directory: Path) -> int | None:
+    """Raises ValueError where the weights are not those of the configuration; returns how many words it knows."""
+    model, found = VSEModel.from_pretrained(
+        directory,
+        device_map="meta",
+        dtype=torch.float32,
+        use_safetensors=True,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+    )
+    unlike = [f"{name} is {tuple(stored)}, not {tuple(built)}" for name, stored, built in found["mismatched_keys"]]
+    unlike += [f"{name} is missing" for name in found["missing_keys"]]
+    unlike += [f"{name} is too much" for name in found["unexpected_keys"]]
+    unlike += [f"{name} is empty" for name, tensor in model.named_parameters() if 0 in tensor.shape]
+    if unlike:
+        more = f", and {len(unlike) - 1} more differ" if len(unlike) > 1 else ""
+        raise ValueError(f"the weights do not fit: {sorted(unlike)[0]}{more}")
+    return model.config.text_config.to_dict().get("vocab_size")

@@ -109,13 +109,16 @@ def classes_named(directory: Path) -> set[str]:
     return {each for each in flat if isinstance(each, str)}
 
 
-def modules_imported(path: Path, text: str) -> set[str]:
-    """Modules that a Python file imports from beside it."""
+def parsed_code(path: Path, text: str) -> ast.Module:
     try:
-        parsed = ast.parse(text)
+        return ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise ValueError(f"{path} is no Python code ({error!s:.80}): save the model there again") from error
-    found = [node for node in ast.walk(parsed) if isinstance(node, ast.ImportFrom) and node.level == 1]
+
+
+def modules_imported(code: ast.Module) -> set[str]:
+    """Modules that a Python file imports from beside it."""
+    found = [node for node in ast.walk(code) if isinstance(node, ast.ImportFrom) and node.level == 1]
     return {name.partition(".")[0] for node in found for name in [node.module or node.names[0].name]}
 
 
@@ -123,22 +126,24 @@ def code_in(directory: Path) -> dict[str, Path]:
     """The code of the model: name -> file.
 
     Raises:
-        ValueError: a file is no Python code, or not there.
+        ValueError: a file is no Python code, lacks the class that is looked for, or is not there.
     """
-    named = filter(None, map(CLASS_HERE.fullmatch, sorted(classes_named(directory))))
-    wanted = [(match[1], "a configuration") for match in named]
-    code: dict[str, Path] = {}
+    classes = [each.split(".") for each in sorted(classes_named(directory)) if CLASS_HERE.fullmatch(each)]
+    wanted: list[tuple[str, str, str | None]] = [(module, "a configuration", name) for module, name in classes]
+    code: dict[str, ast.Module] = {}
     while wanted:
-        module, by = wanted.pop()
-        name = f"{module}.py"
-        if name in code:
-            continue
-        text = text_in(directory, name)
-        if text is None:
-            raise ValueError(f"{directory} lacks {name}: save model and processor there again ({by} names it)")
-        code[name] = directory / name
-        wanted += [(each, name) for each in modules_imported(directory / name, text)]
-    return dict(sorted(code.items()))
+        module, by, class_name = wanted.pop()
+        file = f"{module}.py"
+        if file not in code:
+            text = text_in(directory, file)
+            if text is None:
+                raise ValueError(f"{directory} lacks {file}: save model and processor there again ({by} names it)")
+            code[file] = parsed_code(directory / file, text)
+            wanted += [(each, file, None) for each in modules_imported(code[file])]
+        defined = {node.name for node in code[file].body if isinstance(node, ast.ClassDef)}
+        if class_name is not None and class_name not in defined:
+            raise ValueError(f"{directory / file} has no class {class_name}, which {by} names: save the model again")
+    return {file: directory / file for file in sorted(code)}
 
 
 def check_no_secret(name: str, text: str) -> None:

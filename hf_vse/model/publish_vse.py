@@ -97,12 +97,14 @@ def emissions_in(directory: Path) -> float | None:
     text = text_in(directory, EMISSIONS)
     if text is None:
         return None
+    rows = csv.DictReader(text.splitlines())
     try:
-        return sum(1000 * float(row["emissions"]) for row in csv.DictReader(text.splitlines()))
-    except (KeyError, TypeError, ValueError, csv.Error) as error:
-        raise ValueError(
-            f"{directory / EMISSIONS} is not what codecarbon writes ({error!r:.60}): remove it"
-        ) from error
+        if "emissions" not in (rows.fieldnames or ()):
+            raise ValueError("no column emissions")
+        return sum(1000 * float(row["emissions"]) for row in rows)
+    except (TypeError, ValueError, csv.Error) as error:
+        what = f"{directory / EMISSIONS} is not what codecarbon writes"
+        raise ValueError(f"{what} ({error!s:.60}): remove it") from error
 
 
 def published_files(directory: Path, run: Path | None, photographs: bool = False) -> dict[str, Path]:
