@@ -1,11 +1,13 @@
 """What the commands have in common."""
 
 import argparse
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import hf_vse
+from hf_vse.files import numbered_lines
 
 PACKAGE = Path(hf_vse.__file__).parent
 DATA_OPTIONS = ("data_dir", "split_file", "features", "image_column", "caption_column")
@@ -47,11 +49,39 @@ def add_data_options(parser: argparse.ArgumentParser, dataset: str | None, note:
     group.add_argument("--caption_column", metavar="NAME", help="column of the captions, where its name does not tell")
 
 
+def positive(text: str) -> int:
+    """An option that is a whole number from 1 on; `at_least_zero` one from 0 on, `share` a number between 0 and 1."""
+    return whole_number(text, 1)
+
+
+def at_least_zero(text: str) -> int:
+    return whole_number(text, 0)
+
+
+def whole_number(text: str, least: int) -> int:
+    if not text.lstrip("-").isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least} on")
+    return int(text)
+
+
+def share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number between 0 and 1")
+    return value
+
+
 def read_lines(name: str, path: Path) -> list[str]:
-    """The lines of a file that are not empty."""
+    """The lines of a text file that are not empty."""
     if not path.is_file():
-        raise FileNotFoundError(f"{name} {path} does not exist")
-    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        raise FileNotFoundError(f"{name} {path} does not exist: give a text file with a sentence in each line")
+    lines = [line.strip() for _, line in numbered_lines(path)]
+    if not lines:
+        raise ValueError(f"{name} {path} is empty: write a sentence in each line")
+    return lines
 
 
 def data_options(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_vse.cli.command import Result, add_data_options, bundled, command_parser, data_options
+from hf_vse.cli.command import Result, add_data_options, at_least_zero, bundled, command_parser, data_options, positive
 
 DESCRIPTION = """Opens the demo page with a model: type a sentence and see photographs, drop a photograph and see
 sentences, label photographs, add your own. Without --model it takes runs/quickstart, or trains a small model first
@@ -28,10 +28,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--compare", help="a second model, to see both side by side")
     add_data_options(parser, None, "; a Hub id, parquet file or image folder is read by the page itself")
     parser.add_argument("--split", help="split to show [validation, else test, else train]")
-    parser.add_argument("--max_images", type=int, help="photographs in the gallery at most [5000]")
+    parser.add_argument("--max_images", type=positive, help="photographs in the gallery at most [5000]")
     parser.add_argument("--title", help="heading of the page")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 to be reached from other machines [127.0.0.1]")
-    parser.add_argument("--port", type=int, help="[7860, or the next that is free]")
+    parser.add_argument("--port", type=at_least_zero, help="[7860, or the next that is free]")
     return parser.parse_args(argv)
 
 

@@ -5,7 +5,15 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from hf_vse.cli.command import Result, add_data_options, command_parser, data_options, read_lines
+from hf_vse.cli.command import (
+    Result,
+    add_data_options,
+    at_least_zero,
+    command_parser,
+    data_options,
+    positive,
+    read_lines,
+)
 
 DESCRIPTION = """Judges image-text retrieval of any model and writes the numbers with all that is needed to trust them.
 
@@ -70,8 +78,8 @@ def add_questions(parser: argparse.ArgumentParser) -> None:
 
 def add_execution(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("execution")
-    group.add_argument("--batch_size", type=int, default=128, help="images or sentences encoded at once [128]")
-    group.add_argument("--num_workers", type=int, default=0, help="processes that decode images [0]")
+    group.add_argument("--batch_size", type=positive, default=128, help="images or sentences encoded at once [128]")
+    group.add_argument("--num_workers", type=at_least_zero, default=0, help="processes that decode images [0]")
     group.add_argument(
         "--embeddings", type=Path, metavar="DIR", help="keep embeddings there: an interrupted run goes on"
     )

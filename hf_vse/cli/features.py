@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_vse.cli.command import Result, add_data_options, command_parser, data_options
+from hf_vse.cli.command import Result, add_data_options, at_least_zero, command_parser, data_options, positive
 
 DESCRIPTION = """Runs a frozen image tower over a data set once and keeps its outputs, so that many trainings can read
 them instead of the photographs. For coco, flickr30k and flickr8k OUTPUT is a .npy file with a row for each image of
@@ -24,14 +24,14 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     tower.add_argument("--image_tower", help="pretrained image tower: folder or Hub id, timm/NAME for one of timm")
     tower.add_argument("--model", help="take the image tower of this model")
     parser.add_argument("--image_tower_weights", metavar="FILE", help="safetensors file, for a timm tower")
-    parser.add_argument("--resize", type=int, default=256, help="shorter side before the crop [256]")
-    parser.add_argument("--crop", type=int, default=224, help="side of the square that the tower sees [224]")
+    parser.add_argument("--resize", type=positive, default=256, help="shorter side before the crop [256]")
+    parser.add_argument("--crop", type=positive, default=224, help="side of the square that the tower sees [224]")
     parser.add_argument("--image_mean", type=float, nargs=3, help="three numbers [those of ImageNet]")
     parser.add_argument("--image_std", type=float, nargs=3, help="three numbers [those of ImageNet]")
     parser.add_argument("--regions", action="store_true", help="all positions instead of one pooled vector")
     parser.add_argument("--output", type=Path, required=True, help="file .npy, or folder")
-    parser.add_argument("--batch_size", type=int, default=64, help="images at once [64]")
-    parser.add_argument("--num_workers", type=int, default=0, help="processes that decode images [0]")
+    parser.add_argument("--batch_size", type=positive, default=64, help="images at once [64]")
+    parser.add_argument("--num_workers", type=at_least_zero, default=0, help="processes that decode images [0]")
     add_data_options(parser, "scenes", " [scenes]")
     return parser.parse_args(argv)
 

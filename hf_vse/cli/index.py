@@ -5,7 +5,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_vse.cli.command import Result, add_data_options, command_parser, data_options, read_lines
+from hf_vse.cli.command import (
+    Result,
+    add_data_options,
+    at_least_zero,
+    command_parser,
+    data_options,
+    positive,
+    read_lines,
+    share,
+)
 
 DESCRIPTION = """Encodes photographs once, so that they can be searched often. The same command again encodes only what
 is new or changed, and continues where it was interrupted. How the gallery is searched (exactly, or by an approximate
@@ -27,10 +36,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--items", type=Path, help="for an array: JSON lines, what each row stands for")
     parser.add_argument("--split", default="test", help="of the data set [test]")
     parser.add_argument("--kind", default="auto", help="auto, exact, ivf, hnsw or pq [auto]")
-    parser.add_argument("--recall", type=float, default=0.95, help="of an approximate index, to be reached [0.95]")
-    parser.add_argument("--batch_size", type=int, default=64, help="images encoded at once [64]")
-    parser.add_argument("--num_workers", type=int, default=0, help="processes that decode images [0]")
-    parser.add_argument("--max_broken_share", type=float, default=0.01, help="unreadable images tolerated [0.01]")
+    parser.add_argument("--recall", type=share, default=0.95, help="of an approximate index, to be reached [0.95]")
+    parser.add_argument("--batch_size", type=positive, default=64, help="images encoded at once [64]")
+    parser.add_argument("--num_workers", type=at_least_zero, default=0, help="processes that decode images [0]")
+    parser.add_argument("--max_broken_share", type=share, default=0.01, help="unreadable images tolerated [0.01]")
     parser.add_argument(
         "--query_bank",
         type=Path,

@@ -18,7 +18,7 @@ from importlib import import_module
 
 from hf_vse import __version__
 from hf_vse.cli.command import Result
-from hf_vse.errors import is_refusal
+from hf_vse.errors import refusal
 
 COMMANDS = {
     "train": "train a model as a recipe says",
@@ -82,9 +82,9 @@ def execute(run, arguments: Namespace) -> int:
         print("interrupted; the same command goes on from here where it can", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
-        if not is_refusal(error):
+        message = refusal(error)
+        if message is None:
             raise
-        message = " ".join(str(error).split())
         print(f"error: {message}", file=sys.stderr)
         if arguments.json:
             print(json.dumps({"error": message}))

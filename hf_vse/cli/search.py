@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_vse.cli.command import Result, command_parser
+from hf_vse.cli.command import Result, command_parser, positive, share
 
 DESCRIPTION = """Finds the photographs of a gallery that fit a sentence, a photograph, or both. Without either it asks
 for sentences, line by line; `-` reads them from the standard input, all at once."""
@@ -25,9 +25,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("text", nargs="*", help="one sentence or several")
     parser.add_argument("--image", help="photograph to search with")
     parser.add_argument(
-        "--image_weight", type=float, default=0.5, help="its share where there is a sentence too [0.5]"
+        "--image_weight", type=share, default=0.5, help="its share where there is a sentence too [0.5]"
     )
-    parser.add_argument("-k", type=int, default=10, help="results for each query [10]")
+    parser.add_argument("-k", type=positive, default=10, help="results for each query [10]")
     parser.add_argument("--where", action="append", default=[], help="condition, FIELD OP VALUE, OP = != < <= > >= ~")
     parser.add_argument(
         "--correction",

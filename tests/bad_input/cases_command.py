@@ -1,0 +1,16 @@
+"""The command line itself, before anything is read."""
+
+from tests.bad_input.table import Case
+
+
+def words(*given: str):
+    return lambda parts, folder: [word.format(**parts._asdict()) for word in given]
+
+
+CASES = [
+    Case("command/none", words("no-such-command"), "no command 'no-such-command'"),
+    Case("command/option unknown", words("index", "--no_such_option"), "required|unrecognized"),
+    Case("command/index without arguments", words("index"), "required"),
+    Case("command/evaluate number that is none", words("evaluate", "x", "--batch_size", "many"), "batch_size"),
+    Case("command/data push without a name", words("data", "push"), "organisation/name"),
+]
