@@ -73,7 +73,10 @@ class Page(gr.Blocks):
         async def keep_tidy() -> None:
             while True:
                 await asyncio.sleep(SECONDS_BETWEEN_TIDYING)
-                self.tidy()
+                try:
+                    self.tidy()
+                except Exception:  # the next time may go well, and uploads must not stay
+                    logger.exception("the page could not be tidied")
 
         task = asyncio.create_task(keep_tidy())
         try:

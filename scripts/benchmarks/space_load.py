@@ -45,6 +45,7 @@ KINDS = ("search_by_text", "search_by_image", "zero_shot")
 PHOTOGRAPHS = 32  # different ones, 640 x 480
 WARM_UP = 300  # requests until threads, sessions and caches have their size
 BETWEEN_READINGS = 100  # requests
+AT_ONCE = 4  # requests while memory is read
 SECONDS_TO_ANSWER = 60
 
 
@@ -169,10 +170,11 @@ async def measure_memory(url: str, process: int, arguments: argparse.Namespace) 
     """Resident memory in MB every BETWEEN_READINGS requests after the warm-up; each request is a new visitor's."""
     files, readings = photographs(), []
     async with httpx.AsyncClient(base_url=url, timeout=SECONDS_TO_ANSWER) as web:
-        for number in range(-WARM_UP, arguments.requests + 1):
+        for number in range(-WARM_UP, arguments.requests + 1, AT_ONCE):
             if number >= 0 and number % BETWEEN_READINGS == 0:
                 readings.append(round(status_bytes("VmRSS", f"/proc/{process}/status") / 2**20, 1))
-            await ask(web, f"new{number}", random.choices(KINDS, arguments.mix)[0], files)
+            kinds = random.choices(KINDS, arguments.mix, k=AT_ONCE)
+            await asyncio.gather(*(ask(web, f"new{number}-{place}", kind, files) for place, kind in enumerate(kinds)))
     return {
         "warm_up": WARM_UP,
         "requests": arguments.requests,
