@@ -17,6 +17,7 @@ logger = logging.getLogger("demo")
 
 UPLOAD = "/gradio_api/upload"
 QUESTIONS = re.compile(r"/gradio_api/(call/\w{1,64}|queue/join|cancel|reset)/?")
+CANCEL = "/gradio_api/cancel"
 READING = ("GET", "HEAD", "OPTIONS")
 MAX_QUERY_BYTES = 512
 MAX_NAME = 64  # characters of a session or event
@@ -57,15 +58,15 @@ class Guard:
                 body = await _read(receive)
                 if body is None:  # the visitor left
                     return
-                question = json.dumps(self._judge(body)).encode()  # what was judged is what gradio reads
+                question = json.dumps(self._judge(path, body)).encode()  # what was judged is what gradio reads
                 scope, receive = _with_length(scope, len(question)), _replayed(question, receive)
             await self._pass_on(scope, receive, send)
         except RefusedRequestError as refused:
             await _answer(send, refused.status, str(refused).encode())
 
-    def _judge(self, body: bytes) -> dict[str, Any]:
+    def _judge(self, path: str, body: bytes) -> dict[str, Any]:
         question = read_question(body)
-        if not self.admits(question.get("session_hash")):
+        if not path.startswith(CANCEL) and not self.admits(question.get("session_hash")):
             raise RefusedRequestError(429, "Read the answers to your earlier questions first.")
         return question
 
@@ -97,7 +98,8 @@ def _judge_head(scope: dict, path: str) -> None:
         raise RefusedRequestError(414, "The address is too long.")
     length = headers.get(b"content-length", b"0")
     most = MAX_UPLOAD_BYTES if is_upload else MAX_REQUEST_BYTES
-    if not length.isdigit() or int(length) > most or (b"transfer-encoding" in headers and not is_upload):
+    is_long = not length.isdigit() or len(length) > len(str(most)) or int(length) > most
+    if is_long or (b"transfer-encoding" in headers and not is_upload):
         raise RefusedRequestError(413, "The request is too large.")
     if scope["method"] not in READING and not is_upload and not QUESTIONS.fullmatch(path):
         raise RefusedRequestError(404, "There is nothing here.")
