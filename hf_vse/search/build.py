@@ -134,7 +134,7 @@ def vectors_of_gallery(folder: Path, encoder: Encoder) -> Iterator[Vectors]:
     if header.get("digest") != encoder.digest:
         logger.info("%s was made by another model, or with other weights: everything is encoded anew", folder)
     elif KEYS_FILE in header["files"]:
-        check_files(folder, header, whole=True)
+        check_files(folder, header, (VECTORS_FILE, KEYS_FILE), whole=True)
         version = version_folder(folder, header["version"])
         yield Vectors.with_keys(version / VECTORS_FILE, read_json(version / KEYS_FILE, list), encoder.dim)
 

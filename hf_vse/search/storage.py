@@ -12,7 +12,7 @@ names, so that what somebody else has put into the folder stays.
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -153,10 +153,11 @@ def commit(folder: Path, version: Path, facts: dict[str, Any]) -> None:
     write_text(folder / HEADER_FILE, to_json(header, indent=1))
 
 
-def check_files(folder: Path, header: dict[str, Any], whole: bool = False) -> None:
+def check_files(folder: Path, header: dict[str, Any], names: Collection[str], whole: bool = False) -> None:
     """Raises OSError or ValueError where a file is not what `gallery.json` says, by its size and checksum.
 
     Args:
+        names: which.
         whole: also vectors that are so many that they stay on the disk; otherwise these by their size alone.
     """
 
@@ -173,7 +174,7 @@ def check_files(folder: Path, header: dict[str, Any], whole: bool = False) -> No
             raise ValueError(f"{path} is damaged (its checksum differs): {remedy}")
 
     with ThreadPoolExecutor() as pool:
-        list(pool.map(check, header["files"]))
+        list(pool.map(check, names))
 
 
 def remove_leftovers(folder: Path) -> None:
