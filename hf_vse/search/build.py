@@ -156,6 +156,7 @@ def encode_missing(
             values = [each.value.read() if isinstance(each.value, DatasetImage) else each.value for each in part]
             embeds = encoder.images(values, batch_size, num_workers)
             readable = encoder.readable(embeds)
+            check_unit(embeds[readable], f"the vectors that {encoder.name} makes")
             if readable.any():
                 keys = [each.key for each, good in zip(part, readable, strict=True) if good]
                 write_part(folder, encoder.digest, embeds[readable], keys)
@@ -187,7 +188,6 @@ def gathered(keys: Sequence[str], known: Sequence[Vectors], encoder: Encoder) ->
     for number, key in enumerate(keys):
         vectors, row = place[key]
         embeds[number] = vectors.embeds[row]
-    check_unit(embeds, f"the vectors that {encoder.name} makes")
     return embeds
 
 

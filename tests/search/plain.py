@@ -48,5 +48,5 @@ def fill(folder: Path, names: Sequence[str], salt: str = "") -> Path:
     """A folder of files that `PlainEncoder` takes for photographs."""
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(f"picture {name} {salt}")
+        (folder / name).write_bytes(f"picture {name} {salt}".encode(errors="surrogateescape"))
     return folder
