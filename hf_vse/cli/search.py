@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> Result | None:
         raise ValueError("nothing to search for: give a sentence, --image FILE, or - to read sentences from the input")
     if gallery.model is None and arguments.model is None:
         raise ValueError(f"{arguments.index} does not say which model made it: give --model")
-    encoder = load_encoder(arguments.model or gallery.model)
+    encoder = load_encoder(gallery.model if arguments.model is None else arguments.model)
     if not sentences and arguments.image is None:
         for sentence in asked():
             print(table(answer(gallery, encoder, [sentence], arguments)), file=sys.__stdout__)
