@@ -57,8 +57,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if (arguments.source is None) == (arguments.dataset is None):
         parser.error("give either a folder (or an array) or --dataset")
-    if not arguments.model.strip():
-        parser.error("--model is empty: give a model folder or a Hub id")
     if arguments.items is not None and not is_array(arguments):
         parser.error("--items goes with an array of embeddings (.npy, .safetensors)")
     if arguments.dataset is None and (given := data_options(arguments)):

@@ -40,7 +40,7 @@ except ImportError:  # Windows
 
 VERSIONS_FOLDER = "versions"
 UNFINISHED_HEADER = re.compile(r"\.gallery\.\d+\.json")
-SAMPLED_ABOVE = 2**32  # bytes of vectors that are not read as a whole whenever a gallery is loaded
+UNREAD_ABOVE = 2**32  # bytes; more vectors are read as a whole when they are taken over, not whenever they are loaded
 
 
 def version_folder(folder: Path, version: str) -> Path:
@@ -169,7 +169,7 @@ def check_files(folder: Path, header: dict[str, Any], names: Collection[str], wh
         size = path.stat().st_size
         if size != entry["bytes"]:
             raise ValueError(f"{path} is damaged ({size:,} bytes instead of {entry['bytes']:,}): {remedy}")
-        read = whole or name != VECTORS_FILE or size <= SAMPLED_ABOVE
+        read = whole or name != VECTORS_FILE or size <= UNREAD_ABOVE
         if read and file_checksum(path) != entry["checksum"]:
             raise ValueError(f"{path} is damaged (its checksum differs): {remedy}")
 

@@ -84,7 +84,6 @@ QUERIES = [
     ),
     Case("search/correction unknown", search("a dog", "--correction", "x"), "invalid choice"),
     Case("search/correction without hubs", search("a dog", "--correction", "qbnorm"), "--query_bank"),
-    Case("search/model empty", search("a dog", "--model", ""), "--model is empty"),
 ]
 
 

@@ -12,7 +12,8 @@ from datasets import Dataset, DatasetDict, Image
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, CLIPImageProcessorPil
 
 from hf_vse.cli import demo
-from hf_vse.cli.main import COMMANDS, main
+from hf_vse.cli.command import Result
+from hf_vse.cli.main import COMMANDS, main, show
 from hf_vse.search.gallery import GalleryIndex
 from tests.conftest import make_pairs
 
@@ -165,6 +166,14 @@ def test_refusals_are_one_line_and_json(capsys, tiny_model, tmp_path):
         printed = capsys.readouterr()
         assert message in json.loads(printed.out)["error"]
         assert printed.err.strip().splitlines()[-1].startswith("error: ") and "Traceback" not in printed.err
+
+
+def test_names_that_are_no_unicode_are_printed(capsys):
+    name = os.fsdecode(b"caf\xe9.png")
+    show(Result([name, "é"], f"{name} é"), as_json=True)
+    assert json.loads(capsys.readouterr().out) == [name, "é"]
+    show(Result([name], f"{name} é"), as_json=False)
+    assert capsys.readouterr().out == "caf\\udce9.png é\n"
 
 
 def test_two_processes_build_the_gallery_of_one(capsys, tiny_model, photographs, tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hf_vse.search import build
+from hf_vse.search import build, storage
 from hf_vse.search.build import build_gallery
 from hf_vse.search.gallery import GalleryIndex
 from hf_vse.search.header import FORMAT
@@ -204,3 +204,29 @@ def test_a_gallery_that_learns_more_is_not_taken_for_what_it_was(photographs, fo
     gallery.learn_hubs(PlainEncoder().texts(["red"]))
     gallery.save(folder)
     assert index(photographs, folder)[0].hubs is None, "an index without a query bank has no hubs"
+
+
+def test_many_vectors_are_checked_where_they_are_read_anyway(photographs, folder, monkeypatch):
+    """They are not read as a whole to answer one query, but before they are taken into another gallery."""
+    index(photographs, folder)
+    [path] = folder.glob("versions/*/gallery.safetensors")
+    content = bytearray(path.read_bytes())
+    content[-2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="gallery.safetensors is damaged"):
+        GalleryIndex.load(folder)
+    monkeypatch.setattr(storage, "UNREAD_ABOVE", 0)
+    assert len(GalleryIndex.load(folder)) == 12
+    gallery, encoded = index(photographs, folder)
+    assert encoded == 12 and true_vectors(gallery, photographs)
+
+
+def test_a_damaged_bank_or_compression_is_one_line(tmp_path):
+    from hf_vse.search.compression import Compression
+    from hf_vse.search.hubness import QueryBank
+
+    for content in (b"", b"garbage" * 10, b"\x02\0\0\0\0\0\0\0{}"):
+        (tmp_path / "file").write_bytes(content)
+        for kind in (QueryBank, Compression):
+            with pytest.raises(ValueError, match="file is damaged or of another kind"):
+                kind.load(tmp_path / "file")
