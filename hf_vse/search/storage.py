@@ -9,6 +9,7 @@ removed after the rename; who has their files mapped into memory keeps them. Not
 names, so that what somebody else has put into the folder stays.
 """
 
+import errno
 import os
 import re
 import secrets
@@ -39,6 +40,7 @@ except ImportError:  # Windows
     fcntl = None
 
 VERSIONS_FOLDER = "versions"
+FULL = (errno.ENOSPC, errno.EDQUOT)
 UNFINISHED_HEADER = re.compile(r"\.gallery\.\d+\.json")
 UNREAD_ABOVE = 2**32  # bytes; more vectors are read as a whole when they are taken over, not whenever they are loaded
 
@@ -106,6 +108,7 @@ def locked(folder: Path) -> Iterator[None]:
 
     Raises:
         ValueError: another process is writing.
+        OSError: the disk is full.
     """
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = None if fcntl is None else os.open(folder, os.O_RDONLY)
@@ -117,11 +120,26 @@ def locked(folder: Path) -> Iterator[None]:
                 raise ValueError(f"index {folder} is being written by another process: wait for its end") from error
             except OSError:  # a network disk that knows no locks
                 pass
-        yield
+        with full_disk_named(folder):
+            yield
     finally:
         if descriptor is not None:
             os.close(descriptor)
         remove_if_empty(folder)
+
+
+@contextmanager
+def full_disk_named(folder: Path) -> Iterator[None]:
+    """Raises OSError with the place, which not every writer names, where the disk is full."""
+    try:
+        yield
+    except Exception as error:
+        if not any(os.strerror(code) in str(error) for code in FULL):
+            raise
+        raise OSError(
+            f"index {folder}: the disk is full; make room and repeat the command (what was there is whole, what was "
+            "encoded is kept)"
+        ) from error
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -230,3 +231,13 @@ def test_a_damaged_bank_or_compression_is_one_line(tmp_path):
         for kind in (QueryBank, Compression):
             with pytest.raises(ValueError, match="file is damaged or of another kind"):
                 kind.load(tmp_path / "file")
+
+
+def test_too_little_room_is_found_before_the_work(photographs, folder, monkeypatch):
+    monkeypatch.setattr("hf_vse.files.shutil.disk_usage", lambda path: SimpleNamespace(free=12 * 8 * 4 - 1))
+    encoder = PlainEncoder()
+    with pytest.raises(OSError, match=r"index .*the disk has 0 MB free, at least"):
+        build_gallery(photographs, encoder, folder, progress=False)
+    with pytest.raises(OSError, match=r"index .*the disk has 0 MB free, at least"):
+        GalleryIndex(np.eye(100, 16)[:16]).save(folder)
+    assert encoder.seen == 0 and not folder.exists()
