@@ -267,8 +267,8 @@ class GalleryIndex:
                 f"{version / VECTORS_FILE} holds {embeds.dtype} {embeds.shape}, {folder / HEADER_FILE} says "
                 f"{header['items']} items of dim {header['dim']}: build the gallery again"
             )
-        lines = numbered_lines(version / ITEMS_FILE)
-        items = [parse_json(line, f"{version / ITEMS_FILE}, line {number}") for number, line in lines]
+        path = version / ITEMS_FILE
+        items = [parse_json(line, f"{path}, line {number}") for number, line in numbered_lines(path)]
         facts = {name: value for name, value in header.items() if name not in NOT_FACTS}
         index = cls.without_index(embeds, items, facts, header["plan"])
         index.vectors.load(version / FAISS_FILE)
