@@ -26,10 +26,10 @@ from hf_vse.search.header import (
     HEADER_FILE,
     VECTORS_FILE,
     VERSION,
-    check_format,
     checksum_of,
     file_checksum,
     is_count,
+    read_header,
     to_json,
 )
 from hf_vse.search.parts import DIGEST_FOLDER, PART_FILE, PARTS_FOLDER, remove_if_empty, remove_parts
@@ -68,20 +68,22 @@ def check_place(folder: str | Path, photographs: str | Path | None = None, neede
         if source.is_relative_to(index):
             raise ValueError(f"the photographs {photographs} lie in the index {folder}: give another folder for it")
     if (folder / HEADER_FILE).exists():
-        if format_of(folder) > FORMAT:
-            check_format(folder / HEADER_FILE, format_of(folder))
+        check_replaceable(folder)
     elif (foreign := next(not_ours(folder), None)) is not None:
         raise ValueError(f"index {folder} is no gallery and holds {foreign}: give a new or an empty folder")
     return folder
 
 
-def format_of(folder: Path) -> int:
-    """The format of the gallery in a folder, whichever it is; see `read_header` for what it raises."""
-    path = folder / HEADER_FILE
-    number = read_json(path, dict).get("format")
-    if not is_count(number):
-        check_format(path, number)
-    return number
+def check_replaceable(folder: Path) -> None:
+    """Raises ValueError where `gallery.json` is not of this or an earlier version of this program, or is damaged."""
+    if not is_of_old_format(folder):
+        read_header(folder)
+
+
+def is_of_old_format(folder: Path) -> bool:
+    header = read_json(folder / HEADER_FILE, dict)
+    number = header.get("format")
+    return is_count(number) and number < FORMAT and {"items", "dim"} <= header.keys()
 
 
 def not_ours(folder: Path) -> Iterator[str]:
@@ -104,12 +106,13 @@ def is_file_of_version(path: Path) -> bool:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """One writer at a time; the system forgets it with the process. The folder is made, and goes if nothing came.
+    """One writer at a time; the system forgets it with the process. A folder that is made goes again if nothing came.
 
     Raises:
         ValueError: another process is writing.
         OSError: the disk is full.
     """
+    was_there = folder.is_dir()
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = None if fcntl is None else os.open(folder, os.O_RDONLY)
     try:
@@ -125,7 +128,8 @@ def locked(folder: Path) -> Iterator[None]:
     finally:
         if descriptor is not None:
             os.close(descriptor)
-        remove_if_empty(folder)
+        if not was_there:
+            remove_if_empty(folder)
 
 
 @contextmanager
@@ -166,7 +170,7 @@ def commit(folder: Path, version: Path, facts: dict[str, Any]) -> None:
     sync(version.parent)
     header = {"format": FORMAT, "version": version.name, "files": files} | facts
     header["checksum"] = checksum_of(header)
-    if (folder / HEADER_FILE).is_file() and format_of(folder) < FORMAT:
+    if (folder / HEADER_FILE).is_file() and is_of_old_format(folder):
         remove_files_of_old_format(folder)
     write_text(folder / HEADER_FILE, to_json(header, indent=1))
 

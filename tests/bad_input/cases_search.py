@@ -4,6 +4,9 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
+from hf_vse.search.gallery import GalleryIndex
 from tests.bad_input.table import Case, Parts
 
 
@@ -127,5 +130,19 @@ SHEETS = [
 ]
 VALID = ["year==2001", "year=2001.0", "year != 2001", "file~LAKE", "captions~red", "file=https://x.org/?a=b", "file="]
 ACCEPTED = [Case(f"search/valid {each}", where(each), accepted=True) for each in VALID]
+
+
+def odd_items(parts: Parts, folder: Path) -> list[str]:
+    items = [{"captions": captions} for captions in ({"en": "a"}, "a", 7, None, [], [None], [[1]])] + [
+        "a",
+        7,
+        None,
+        [1],
+    ]
+    GalleryIndex(np.eye(len(items), 16), items, model=str(parts.model)).save(folder / "g")
+    return ["search", "g", "a dog", "-k", "20"]
+
+
+ACCEPTED.append(Case("search/valid items of every kind", odd_items, accepted=True))
 ACCEPTED.append(Case("search/valid -k huge", search("a dog", "-k", str(10**20)), accepted=True))
 CASES = CONDITIONS + QUERIES + GALLERIES + SHEETS + ACCEPTED

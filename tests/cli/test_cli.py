@@ -83,6 +83,18 @@ def test_index_and_search(capsys, tiny_model, photographs, tmp_path, monkeypatch
     assert [query["text"] for query in result(capsys, "search", index, "-")] == ["a red circle", "a blue star"]
 
 
+def test_what_an_index_leaves_out_is_said(capsys, caplog, tiny_model, photographs, tmp_path):
+    (photographs / "IMG_1.HEIC").write_bytes(b"heic")
+    with (photographs / "metadata.jsonl").open("a") as file:
+        file.write('\n{"file_name": "none.png"}')
+    words = ["index", str(photographs), str(tmp_path / "index"), "--model", str(tiny_model), "--quiet"]
+    assert main(words) == 0
+    said = "left out  1 pictures of a kind that is not read, the first IMG_1.HEIC"
+    assert said in capsys.readouterr().out and "1 (none.png) name no image in the folder" in caplog.text
+    made = result(capsys, *words)
+    assert made["passed_over"] == {"count": 1, "first": ["IMG_1.HEIC"]} and made["unmatched"]["count"] == 1
+
+
 def test_an_array_of_embeddings_is_indexed(capsys, tiny_model, tmp_path):
     embeds = np.eye(16, dtype=np.float32)
     np.save(tmp_path / "embeds.npy", embeds)
