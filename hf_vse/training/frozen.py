@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from hf_vse.data.collator import VSECollator
-from hf_vse.data.digests import images_digest, tokenizer_digest, weights_digest
+from hf_vse.data.digests import configuration_digest, images_digest, tokenizer_digest, weights_digest
 from hf_vse.data.encoding import batches_of, to_device
 from hf_vse.data.images import check_broken_share
 from hf_vse.data.pairs import undecoded_images
@@ -93,6 +93,7 @@ def with_image_features(
     augmentation = args.augmentation or Augmentation(1.0, False)
     described = {
         "image processor": processor.image_processor.to_dict(),
+        "configuration": configuration_digest(model.config.vision_config),
         "pooling": model.config.vision_pooling,
         "augmentation": repr(augmentation) if views > 1 else None,
         "views": views,
@@ -141,6 +142,7 @@ def with_caption_features(
     described = {
         "tokenizer": tokenizer_digest(tokenizer),
         "max_length": tokenizer.model_max_length,
+        "configuration": configuration_digest(model.config.text_config),
         "pooling": model.config.text_pooling,
         "bf16": args.bf16,
     }
