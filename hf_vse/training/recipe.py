@@ -79,10 +79,10 @@ class ModelArguments:
     logit_bias_init: float | None = setting(None, "Initial bias of siglip.")
     min_word_count: int = setting(4, "Words that occur less often in the training captions are unknown.")
     max_length: int = setting(64, "Words of a caption, start and end included; longer ones are cut.")
-    resize: int = setting(256, "Shorter side of an image before the crop.")
-    crop: int = setting(224, "Side of the square that the image tower sees.")
-    image_mean: list | None = setting(None, "Three numbers; default: those of ImageNet.")
-    image_std: list | None = setting(None, "Three numbers; default: those of ImageNet.")
+    resize: int | None = setting(None, "Shorter side of an image before the crop; default: the tower's own, or 256.")
+    crop: int | None = setting(None, "Side of the square that the image tower sees; default: its own, or 224.")
+    image_mean: list | None = setting(None, "Three numbers; default: those of the tower, or of ImageNet.")
+    image_std: list | None = setting(None, "Three numbers; default: those of the tower, or of ImageNet.")
 
     @property
     def config_options(self) -> dict[str, Any]:
