@@ -22,6 +22,7 @@ from hf_vse.data.digests import (
 from hf_vse.data.encoding import readable_batches, to_device
 from hf_vse.data.images import check_broken_share
 from hf_vse.data.schema import IMAGE
+from hf_vse.data.transforms import needed_side
 from hf_vse.data.unfinished import finish, missing_rows, open_unfinished, zero_rows
 from hf_vse.files import check_output_file
 from hf_vse.model.modeling_vse import VSEModel
@@ -70,7 +71,8 @@ def extract_features(
     def prepare(readable: list[Any]) -> dict[str, torch.Tensor]:
         return dict(image_processor(readable, return_tensors="pt"))
 
-    first = next((inputs for _, inputs in readable_batches(images, prepare, 1) if inputs), None)
+    needed = needed_side(image_processor)
+    first = next((inputs for _, inputs in readable_batches(images, prepare, 1, needed=needed) if inputs), None)
     if first is None:
         raise ValueError(f"none of the {len(images)} images can be read")
     made_by = features_digest(model, image_processor, images, regions)
@@ -78,7 +80,7 @@ def extract_features(
     missing = missing_rows(array)
     with tqdm(total=len(images), initial=len(images) - len(missing), desc="image tower", disable=not progress) as bar:
         rest = Subset(images, missing.tolist())
-        for readable, inputs in readable_batches(rest, prepare, batch_size, num_workers):
+        for readable, inputs in readable_batches(rest, prepare, batch_size, num_workers, needed):
             rows, missing = missing[: len(readable)], missing[len(readable) :]
             good = readable.numpy()
             if inputs:

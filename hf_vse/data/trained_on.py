@@ -5,6 +5,7 @@ share and the seed with which one was held out. Training, evaluation, galleries 
 """
 
 from collections.abc import Mapping
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +61,18 @@ def held_out(model: str | Path) -> dict[str, Any]:
         ValueError: the recipe is damaged.
     """
     recipe = read_recipe_file(model)
-    share, seed = recipe.get("validation_share", VALIDATION_SHARE), recipe.get("seed", DEFAULT_SEED)
+    chosen = {"share": recipe.get("validation_share", VALIDATION_SHARE), "seed": recipe.get("seed", DEFAULT_SEED)}
+    check_held_out(chosen, str(Path(model) / RECIPE_FILE))
+    return chosen | {"share": 0} if recipe.get("streaming") else chosen  # nothing is held out of a stream
+
+
+def check_held_out(chosen: Mapping[str, Any], where: str) -> None:
+    """Raises ValueError where a file says something else than a share and a seed."""
+    share, seed = chosen.get("share", VALIDATION_SHARE), chosen.get("seed", DEFAULT_SEED)
     if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 1:
-        raise ValueError(f"{Path(model) / RECIPE_FILE}: validation_share is {share!r:.60}, no share from 0 to below 1")
+        raise ValueError(f"{where}: validation_share is {share!r:.60}, no share from 0 to below 1: repair it")
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
-        raise ValueError(f"{Path(model) / RECIPE_FILE}: seed is {seed!r:.60}, no whole number from 0 on")
-    return {"share": 0 if recipe.get("streaming") else share, "seed": seed}  # nothing is held out of a stream
+        raise ValueError(f"{where}: seed is {seed!r:.60}, no whole number from 0 on: repair it")
 
 
 def data_settings(model: str | Path, dataset: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -89,6 +96,9 @@ def load_as_trained(settings: Mapping[str, Any], split: str, held_out: Mapping[s
     """
     options = dict(settings)
     source = options.pop("dataset")
+    if unknown := sorted(options.keys() - signature(load_pairs).parameters):
+        raise ValueError(f"{source} has no setting {unknown[0]!r:.60}: leave it out")
+    check_held_out(held_out, str(source))
     splits = load_pairs(source, **options)
     if split == "validation" and "train" in splits:
         splits = DatasetDict(with_validation(splits, **held_out))

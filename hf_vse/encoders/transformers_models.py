@@ -31,6 +31,7 @@ from hf_vse.data.digests import (
     tokenizer_digest,
     weights_digest,
 )
+from hf_vse.data.transforms import needed_side
 from hf_vse.encoders.protocol import DualEncoder
 from hf_vse.encoders.sentences import Reading, SentenceReader, positions_of
 from hf_vse.encoders.stored import SAFETENSORS_ONLY
@@ -174,6 +175,10 @@ class TransformersEncoder(DualEncoder):
             image_processor = AutoImageProcessor.from_pretrained(name, backend="pil", **trust)
             tokenizer = AutoTokenizer.from_pretrained(name, **trust)
         return cls(model.to(chosen_device(device)), image_processor, tokenizer, name)
+
+    @property
+    def needed_side(self) -> int | None:
+        return needed_side(self.image_processor)
 
     @cached_property
     def digest(self) -> str:

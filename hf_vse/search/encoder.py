@@ -106,7 +106,7 @@ class Encoder:
     def one_image(self, image: Any) -> np.ndarray:
         if self.reads_photographs:
             try:
-                image = decode_image(image)
+                image = decode_image(image, needed=self.towers.needed_side)
             except BrokenImageError as error:
                 raise ValueError(f"query image {error}") from error
         elif isinstance(image, str):
