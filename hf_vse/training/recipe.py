@@ -28,6 +28,9 @@ def setting(default: Any, text: str) -> Any:
     return field(default=default, metadata={"help": text})
 
 
+RESIZE, CROP = 256, 224  # of images for a tower that says nothing else: the paper's evaluation transform
+
+
 @dataclass(frozen=True)
 class DataArguments:
     """What to train on; the arguments of `load_pairs`."""
@@ -255,17 +258,25 @@ def check_together(recipe: Recipe, where: str) -> None:
     passed_on = set(ModelArguments.CONFIG_FIELDS)
     of_data = {item.name for item in fields(DataArguments)}
     check_effects(recipe.values, recipe.stages, defaults_of_keys(), passed_on, of_data, where)
-    model = recipe.model
-    if own_images(lambda key: recipe.values.get(key)) and model.crop > model.resize:
-        raise ValueError(
-            f"{where}: crop {model.crop} is larger than resize {model.resize}, which leaves black borders: "
-            "give a resize of at least as many pixels"
-        )
+    if own_images(lambda key: recipe.values.get(key)):
+        check_frame(recipe.model, where)
     for stage in recipe.stages:
         try:
             VSEConfig(**recipe.stage(stage).model.config_options)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{where}, stage {stage['name']!r}: {' '.join(str(error).split()):.300}") from error
+
+
+def check_frame(model: ModelArguments, where: str) -> None:
+    """Raises ValueError for a crop that is larger than the image; what is not given a timm tower knows."""
+    resize, crop = model.resize, model.crop
+    if model.image_tower is None:
+        resize, crop = resize or RESIZE, crop or CROP
+    if None not in (resize, crop) and crop > resize:
+        raise ValueError(
+            f"{where}: crop {crop} is larger than resize {resize}, which leaves black borders: give a resize of at "
+            "least as many pixels"
+        )
 
 
 def defaults_of_keys() -> dict[str, Any]:

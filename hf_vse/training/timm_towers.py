@@ -17,7 +17,7 @@ from transformers import AutoModel, CLIPImageProcessorPil, PreTrainedModel, Timm
 from transformers.utils import CONFIG_NAME
 
 from hf_vse.encoders.stored import stored_json
-from hf_vse.training.recipe import ModelArguments
+from hf_vse.training.recipe import CROP, RESIZE, ModelArguments
 
 logger = logging.getLogger(__name__)
 
@@ -27,13 +27,11 @@ INTERPOLATIONS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box"
 IMAGENET: dict[str, Any] = {
     "mean": [0.485, 0.456, 0.406],
     "std": [0.229, 0.224, 0.225],
-    "input_size": [3, 224, 224],
-    "crop_pct": 0.875,
+    "input_size": [3, CROP, CROP],
+    "crop_pct": CROP / RESIZE,
     "interpolation": "bilinear",
     "crop_mode": "center",
 }
-
-RESIZE = 256
 
 
 def is_timm(name: str | None) -> bool:
@@ -66,6 +64,8 @@ def framed(described: dict[str, Any], model: ModelArguments) -> CLIPImageProcess
             "%s was trained on whole photographs with a border; here their centre is taken", model.image_tower
         )
     if model.resize is not None:
+        if model.resize < max(height, width):
+            raise ValueError(f"resize={model.resize} is less than the {height} x {width} that are seen: give more")
         around = {"shortest_edge": model.resize}
     elif height == width and described["crop_mode"] != "squash":
         around = {"shortest_edge": around["height"]}
