@@ -240,6 +240,10 @@ def _read_rows(name: str, part: Dataset, layout: Layout, broken: Mapping[int, st
         logger.warning("split %s: %s empty captions left out", name, f"{empty:,}")
     if without := sum(not row.captions for row in rows):
         logger.warning("split %s: %s images without any caption left out", name, f"{without:,}")
+    if any(row.captions for row in rows) and not any(row.captions for n, row in enumerate(rows) if n not in broken):
+        raise ValueError(
+            f"split {name}: no image with a caption can be read (row {min(broken)}: {min(broken.items())[1]})"
+        )
     rows = [replace(row, captions=[], caption_ids=[]) if n in broken else row for n, row in enumerate(rows)]
     if not any(row.captions for row in rows):
         where = ", ".join(layout.captions)
