@@ -29,12 +29,9 @@ from hf_vse.data.digests import tokenizer_digest, weights_digest
 from hf_vse.data.transforms import needed_side
 from hf_vse.encoders.protocol import DualEncoder
 from hf_vse.encoders.sentences import Reading, SentenceReader, positions_of
+from hf_vse.encoders.stored import SAFETENSORS_ONLY
 from hf_vse.encoders.weights import chosen_device, chosen_precision, one_line
 
-SAFETENSORS_ONLY = (
-    "only safetensors are read, other formats may run code: where you trust the file, load it yourself and call "
-    "save_pretrained"
-)
 # Of what an image processor does, the part that decides what is seen of a photograph.
 IMAGE_SIZES = ("size", "crop_size", "max_num_patches")
 
