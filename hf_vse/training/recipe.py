@@ -172,9 +172,10 @@ def read_file(path: str | Path) -> dict[str, Any]:
         beside = ", ".join(sorted(each.name for each in path.parent.glob("*.yaml"))) or "none"
         raise FileNotFoundError(f"recipe {path} does not exist; recipes in {path.parent}: {beside:.300}")
     values = parse_yaml(read_text(path), f"recipe {path}")
-    if values is not None and not isinstance(values, dict):
-        raise ValueError(f"recipe {path} must hold `key: value` lines, got a {type(values).__name__}")
-    return values or {}
+    if not isinstance(values, dict):
+        got = "nothing" if values is None else f"a {type(values).__name__}"
+        raise ValueError(f"recipe {path} must hold `key: value` lines, got {got}")
+    return values
 
 
 def check_section(values: dict[str, Any], where: str) -> None:

@@ -13,6 +13,7 @@ The same recipe in the same directory continues where it stopped.
 
 import logging
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +23,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import PartialState
-from safetensors import SafetensorError
 from transformers import set_seed
 from transformers.integrations import get_available_reporting_integrations, get_reporting_integration_callbacks
 
@@ -47,6 +47,7 @@ from hf_vse.training.trainer import VSETrainer, check_warmup
 logger = logging.getLogger(__name__)
 
 STAGE_RECORD = "stage.json"
+HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 ALWAYS_LISTED = ("azure_ml", "flyte")  # transformers does not tell whether they are installed
 
 
@@ -64,6 +65,7 @@ def run_recipe(recipe: Recipe) -> dict[str, Any]:
     common = training_arguments(recipe, recipe.output_dir)
     stages = [Stage(recipe, place) for place in range(len(recipe.stages))]
     PartialState(cpu=common.use_cpu)
+    check_names(recipe)
     for stage in stages:
         check_stage(stage)
     check_claim(recipe)
@@ -103,12 +105,27 @@ class Stage:
         return int(np.random.SeedSequence([self.args.seed, self.place]).generate_state(1)[0])
 
 
+def check_names(recipe: Recipe) -> None:
+    """Raises, before the data are read, where the recipe names a model or a file that cannot be there."""
+    model = recipe.model
+    for key in ("init_from", "image_tower", "text_tower"):
+        name = getattr(model, key)
+        if name is not None and not HUB_ID.fullmatch(name) and not Path(name).is_dir():
+            raise ValueError(f"{key} {name!r:.80} is no folder that exists, and no Hub id like org/name: give one")
+    if model.image_tower_weights is not None and not Path(model.image_tower_weights).is_file():
+        raise FileNotFoundError(
+            f"image_tower_weights={model.image_tower_weights!r:.80} does not exist: give a safetensors file"
+        )
+
+
 def check_stage(stage: Stage) -> None:
     """Raises ValueError, before any work, for what a later stage would refuse after the stages before it."""
     args = stage.args
     if stage.model.loss_type is not None:
         check_warmup(stage.model.loss_type, args)
     check_hub_strategy(args)
+    if args.frozen_cache_dir is not None and (args.freeze_image_tower or args.freeze_text_tower):
+        check_output_folder("frozen_cache_dir", args.frozen_cache_dir)
     try:
         get_reporting_integration_callbacks(args.report_to)
     except ValueError as error:
@@ -188,7 +205,7 @@ def load_stage(folder: Path, **options: Any) -> VSEModel:
     """
     try:
         return VSEModel.from_pretrained(folder, **options)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # each damage ends in an error of its own
         raise ValueError(
             f"the model in {folder} is damaged ({' '.join(str(error).split()):.200}): remove {folder / STAGE_RECORD}, "
             "and the stage goes on from its last checkpoint"
