@@ -23,6 +23,20 @@ from hf_vse.model.processing_vse import VSEProcessor
 WORDS = "red green blue yellow circle square star ring small large left right above below".split()
 
 
+# How far unit vectors of one model may lie apart in two places. Bit equality is promised only where the same process
+# runs the same tensors again, or a run is resumed. Weights that were loaded lie in the mapped file, behind its header,
+# and so at any multiple of four or eight bytes; those of a fresh model start at a multiple of 64. MKL sums a matrix
+# product in another order where a matrix does not start at a multiple of 16 bytes: seen as 3e-8 on AMD EPYC with one
+# thread, gone when the weights are copied to an aligned place or MKL_CBWR=COMPATIBLE is set, the same with oneDNN
+# held to another instruction set. Other processors and numbers of threads choose other kernels altogether.
+SAME_VECTORS = 1e-6
+
+
+def assert_same_vectors(found, expected) -> None:
+    """Two arrays or tensors of unit vectors that the same weights gave."""
+    np.testing.assert_allclose(np.asarray(found), np.asarray(expected), rtol=0, atol=SAME_VECTORS)
+
+
 def make_captions(index: int, count: int = 5) -> list[str]:
     rng = np.random.default_rng(index)
     return [" ".join(rng.choice(WORDS, size=rng.integers(3, 9))) for _ in range(count)]

@@ -32,12 +32,15 @@ class DualEncoder:
             without one is known by its name.
         reads_photographs, reads_features: what `encode_images` understands: pictures, or the arrays of a data set of
             precomputed features.
+        needed_side: pixels to which the shorter side of a photograph is brought, so that one of many times that size
+            is not held whole; None where it is not known.
     """
 
     name: str = "unnamed model"
     digest: str | None = None
     reads_photographs: bool = True
     reads_features: bool = False
+    needed_side: int | None = None
 
     def facts(self) -> dict[str, Any]:
         """What a reader of the record should know: family, parameters, image size, templates, ..."""

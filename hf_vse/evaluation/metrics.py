@@ -11,6 +11,10 @@ Conventions of the field (Karpathy & Fei-Fei, arXiv 1412.2306; VSE++, arXiv 1707
 Similarities are those of float64; `ranks.py` says how they are had at the price of float32.
 """
 
+from collections import Counter
+from collections.abc import Sequence
+from math import comb
+
 import numpy as np
 from torch import Tensor
 
@@ -75,10 +79,29 @@ def fold_metrics(
     return {name: sum(fold[name] for fold in folds) / len(folds) for name in folds[0]}
 
 
-def chance_recalls(images: int, texts: int) -> dict[str, float]:
-    """What guessing scores in percent, for images that have `texts / images` captions each."""
-    captions = texts / images
-    hit = {level: 1 - (1 - level / texts) ** captions for level in RECALL_LEVELS}
-    return {f"i2t_r{level}": 100 * hit[level] for level in RECALL_LEVELS} | {
-        f"t2i_r{level}": 100 * min(1.0, level / images) for level in RECALL_LEVELS
+def chance_of_hit(own: int, candidates: int, drawn: int) -> float:
+    """How likely one of `own` among `candidates` is drawn, when `drawn` are, none twice (hypergeometric)."""
+    drawn = min(drawn, candidates)
+    return 1 - comb(candidates - own, drawn) / comb(candidates, drawn)
+
+
+def chance_recalls(images: int, texts: int, captions: Sequence[int] | None = None) -> dict[str, float]:
+    """What guessing scores in percent.
+
+    Args:
+        captions: how many captions each image has; default: `texts` spread over the images as evenly as possible.
+    """
+    if captions is None:
+        few, more = divmod(texts, images)
+        numbers = {few: images - more, few + 1: more}
+    else:
+        numbers = Counter(captions)
+    numbers = {own: count for own, count in numbers.items() if own and count}  # images without captions do not ask
+    asking = sum(numbers.values())
+    found = {
+        level: sum(count * chance_of_hit(own, texts, level) for own, count in numbers.items()) / asking
+        for level in RECALL_LEVELS
+    }
+    return {f"i2t_r{level}": 100 * found[level] for level in RECALL_LEVELS} | {
+        f"t2i_r{level}": 100 * chance_of_hit(1, images, level) for level in RECALL_LEVELS
     }

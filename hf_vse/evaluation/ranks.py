@@ -37,10 +37,15 @@ Array = Tensor | np.ndarray | Sequence
 def as_tensor(values: Array) -> Tensor:
     """A tensor that shares the memory of `values`, be it a read-only or memory-mapped array: nothing here writes."""
     if isinstance(values, Tensor):
-        return values.detach()
+        return with_float64(values.detach())
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(np.asarray(values))
+
+
+def with_float64(values: Tensor) -> Tensor:
+    """The values on a device that knows float64: the GPUs of Apple do not."""
+    return values.cpu() if values.device.type == "mps" else values
 
 
 def as_matrix(name: str, embeds: Array) -> Tensor:

@@ -41,7 +41,7 @@ def split_record(
         "broken_images": pairs.broken,
         "fingerprint": dataset and data_fingerprint(dataset),
         "metrics": summarize_ranks(*(ranks or retrieval_ranks(*correspondence))),
-        "chance": chance_recalls(images, texts),
+        "chance": chance_recalls(images, texts, pairs.text_to_image.bincount().tolist()),
     }
     if (source, images) == FOLDED:
         record["metrics_1k_folds"] = fold_metrics(*correspondence, FOLD_SIZE)

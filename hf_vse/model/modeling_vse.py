@@ -12,14 +12,17 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 from transformers.utils.generic import can_return_tuple
 
+from .checkpoints_vse import SCALARS
 from .configuration_vse import GRU_MODEL_TYPE, VSEConfig
 from .losses_vse import contrastive_loss
 from .pooling_vse import Pooling
+from .projection_vse import MirroredLinear, PooledFeatures, ProjectionHead, ZeroLinear
 from .publish_vse import upload_model
 from .sentence_transformers_vse import write_sentence_files
 from .towers_vse import (
@@ -32,8 +35,9 @@ from .towers_vse import (
 )
 
 LEARNED_TEMPERATURE = ("clip", "siglip")
-MAX_LOGIT_SCALE = 100.0
-SMALLEST_FEATURE = 1e-6  # the slope of a root is infinite at zero
+# exp(7) = 1,097: published models fit under it (CLIP stores log 100, SigLIP up to log 118), products of float32 are
+# still exact to 1e-4 of a logit, and no precision rounds it, so that a parameter at the limit keeps its gradient.
+MAX_LOGIT_SCALE = 7.0
 ZERO_SHOT_CLASS = "AutoModelForZeroShotImageClassification"  # what the pipeline of that name loads
 FEATURES_INSTEAD = "give pixel_values, or image_features to a model of precomputed features"
 
@@ -59,60 +63,6 @@ class VSEOutput(ModelOutput):
     text_embeds: Tensor | None = None
     temperature: Tensor | None = None
     logit_bias: Tensor | None = None
-
-
-class PooledFeatures(nn.Module):
-    """Prepares pooled vectors (batch, hidden) for the projection: signed power, scale, dropout."""
-
-    def __init__(self, norm: str, power: float, dropout: float):
-        super().__init__()
-        self.norm = norm
-        self.power = power
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, pooled: Tensor) -> Tensor:
-        if self.power != 1:
-            pooled = pooled.sign() * pooled.abs().clamp(min=SMALLEST_FEATURE).pow(self.power)
-        if self.norm != "none":
-            pooled = F.normalize(pooled, dim=-1)
-        if self.norm == "rms":
-            pooled = pooled * pooled.shape[-1] ** 0.5
-        return self.dropout(pooled)
-
-
-class ZeroLinear(nn.Linear):
-    """A linear map that starts as zero."""
-
-
-class MirroredLinear(nn.Linear):
-    """A linear map, d -> 2d or 2d -> d, that starts as the identity next to its mirror image.
-
-    Two of them with a ReLU between start as the identity: relu(x) - relu(-x) = x (Balduzzi et al., arXiv 1702.08591).
-    """
-
-    def starting_weight(self) -> Tensor:
-        identity = torch.eye(min(self.weight.shape))
-        return torch.cat([identity, -identity], dim=int(self.in_features > self.out_features))
-
-
-class ProjectionHead(nn.Module):
-    """The paper's head g: Linear(d, 2d) - ReLU - Linear(2d, d), without biases in the first layer.
-
-    With `residual` it adds what it reads to what it gives; then, and with `starts_as_identity`, training starts from
-    the linear map before it.
-    """
-
-    def __init__(self, dim: int, dropout: float = 0.0, residual: bool = False, starts_as_identity: bool = False):
-        super().__init__()
-        outer = MirroredLinear if starts_as_identity and not residual else nn.Linear
-        self.expand = outer(dim, 2 * dim, bias=False)
-        self.dropout = nn.Dropout(dropout)
-        self.contract = (ZeroLinear if residual else outer)(2 * dim, dim)
-        self.residual = residual
-
-    def forward(self, embeds: Tensor) -> Tensor:
-        given = self.contract(self.dropout(F.relu(self.expand(embeds))))
-        return embeds + given if self.residual else given
 
 
 class VSEPreTrainedModel(PreTrainedModel):
@@ -146,7 +96,7 @@ class VSEPreTrainedModel(PreTrainedModel):
                 init.uniform_(parameter, -bound, bound)
         elif isinstance(module, VSEModel):
             if module.logit_scale is not None:
-                init.constant_(module.logit_scale, -math.log(self.config.temperature))
+                init.constant_(module.logit_scale, min(-math.log(self.config.temperature), MAX_LOGIT_SCALE))
             if module.logit_bias is not None:
                 init.constant_(module.logit_bias, self.config.logit_bias_init)
 
@@ -189,8 +139,9 @@ class VSEModel(VSEPreTrainedModel):
             }
             self.visual_head, self.text_head = ProjectionHead(dim, **options), ProjectionHead(dim, **options)
         learned = config.loss_type in LEARNED_TEMPERATURE
-        self.logit_scale = nn.Parameter(torch.empty(())) if learned else None
-        self.logit_bias = nn.Parameter(torch.empty(())) if config.loss_type == "siglip" else None
+        # Of shape (1,), because FSDP shards no scalars.
+        self.logit_scale = nn.Parameter(torch.empty(1)) if learned else None
+        self.logit_bias = nn.Parameter(torch.empty(1)) if config.loss_type == "siglip" else None
         self.post_init()
 
     @classmethod
@@ -233,7 +184,11 @@ class VSEModel(VSEPreTrainedModel):
         self.config.auto_map = known | dict.fromkeys(("AutoModel", ZERO_SHOT_CLASS), own_class)
         if is_main_process:
             write_sentence_files(save_directory)
-        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+        sharded, self.__class__ = self.__class__, defined_class(self)
+        try:
+            super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+        finally:
+            self.__class__ = sharded
 
     def get_input_embeddings(self) -> nn.Module:
         direct = self.config.text_config.model_type == GRU_MODEL_TYPE
@@ -319,9 +274,21 @@ class VSEModel(VSEPreTrainedModel):
         if self.logit_scale is None:
             temperature = torch.tensor(float(self.config.temperature), device=device)
         else:
-            temperature = 1 / self.logit_scale.float().exp().clamp(max=MAX_LOGIT_SCALE)
-        bias = torch.tensor(0.0, device=device) if self.logit_bias is None else self.logit_bias.float()
+            temperature = 1 / self.logit_scale.float().clamp(max=MAX_LOGIT_SCALE).exp().squeeze()
+        bias = torch.tensor(0.0, device=device) if self.logit_bias is None else self.logit_bias.float().squeeze()
         return temperature, bias
+
+    @torch.no_grad()
+    def limit_logit_scale(self) -> None:
+        """To be called after every step of an optimizer: a parameter beyond the limit would have no gradient."""
+        if self.logit_scale is not None:
+            self.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args) -> None:
+        for name in (f"{prefix}{each}" for each in SCALARS):
+            if name in state_dict and state_dict[name].ndim == 0:
+                state_dict[name] = state_dict[name].reshape(1)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     @can_return_tuple
     def forward(
@@ -381,6 +348,11 @@ class VSEModel(VSEPreTrainedModel):
             temperature=temperature,
             logit_bias=bias,
         )
+
+
+def defined_class(model: nn.Module) -> type[nn.Module]:
+    """The class of a model as it stands in a file; FSDP gives it another one, `FSDPVSEModel`, that stands in none."""
+    return next(each for each in type(model).__mro__ if not issubclass(each, FSDPModule))
 
 
 VSEModel.register_for_auto_class("AutoModel")

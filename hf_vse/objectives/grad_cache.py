@@ -13,7 +13,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import get_device_states, set_device_states
 
 from hf_vse.objectives.exchange import row_counts
 
@@ -21,19 +20,39 @@ Inputs = dict[str, Tensor]
 
 
 class RandomState:
-    """The state of the generators that a forward pass draws from."""
+    """The state of the generators that a forward pass draws from: that of the CPU, and that of the inputs' device."""
 
     def __init__(self, inputs: Inputs):
-        self.cpu = torch.get_rng_state()
-        self.devices, self.states = get_device_states(*inputs.values())
+        self.device = next(iter(inputs.values())).device
+        self.states = generator_states(self.device)
 
     @contextmanager
     def restored(self) -> Iterator[None]:
         """Draws the same numbers again; afterwards the generators go on as if nothing had been drawn."""
-        with torch.random.fork_rng(devices=self.devices):
-            torch.set_rng_state(self.cpu)
-            set_device_states(self.devices, self.states)
+        here = generator_states(self.device)
+        set_generator_states(self.device, self.states)
+        try:
             yield
+        finally:
+            set_generator_states(self.device, here)
+
+
+def generator_states(device: torch.device) -> list[Tensor]:
+    return [torch.get_rng_state(), *(get(*which) for get, _, which in device_generator(device))]
+
+
+def set_generator_states(device: torch.device, states: list[Tensor]) -> None:
+    torch.set_rng_state(states[0])
+    for state, (_, put, which) in zip(states[1:], device_generator(device), strict=True):
+        put(state, *which)
+
+
+def device_generator(device: torch.device) -> list[tuple[Callable, Callable, tuple]]:
+    """How the generator of a device is read and set, and which one is meant; Apple's GPU has but one and no number."""
+    if device.type == "cpu":
+        return []
+    module = torch.get_device_module(device)
+    return [(module.get_rng_state, module.set_rng_state, () if device.type == "mps" else (device,))]
 
 
 @contextmanager
@@ -51,11 +70,15 @@ def unmoved_statistics(model: nn.Module) -> Iterator[None]:
 
 
 def mini_batches(inputs: Inputs, size: int) -> list[Inputs]:
-    """Parts of nearly equal length of at most `size` rows; equally many on all processes."""
-    first = next(iter(inputs.values()))
-    count = -(-max(row_counts(first)) // size)
-    parts = zip(*(tensor.tensor_split(count) for tensor in inputs.values()), strict=True)
-    return [dict(zip(inputs, part, strict=True)) for part in parts if len(part[0])]
+    """Parts of nearly equal length of at most `size` rows; equally many on all processes, none of them empty.
+
+    A sharded model is gathered in every forward pass, so that all have to go through it equally often. Parts are
+    larger than `size` only where a process has not as many rows as others need parts.
+    """
+    counts = row_counts(next(iter(inputs.values())))
+    parts = min(-(-max(counts) // size), min(counts))
+    of_parts = zip(*(tensor.tensor_split(parts) for tensor in inputs.values()), strict=True)
+    return [dict(zip(inputs, part, strict=True)) for part in of_parts]
 
 
 def cached_loss(

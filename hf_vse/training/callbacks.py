@@ -89,6 +89,13 @@ class BatchDiagnostics:
         return {f"batch_{name}": value for name, value in quick_diagnostics(*self.embeds).items()}
 
 
+class LimitedTemperature(TrainerCallback):
+    """Keeps a learned temperature from falling below its limit, where its gradient would end."""
+
+    def on_optimizer_step(self, args, state, control, model=None, **kwargs):
+        model.limit_logit_scale()
+
+
 class StepDecay(TrainerCallback):
     """Multiplies the learning rate by `factor` after every `every` epochs, whatever schedule it follows otherwise.
 

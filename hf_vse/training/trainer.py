@@ -16,12 +16,13 @@ from hf_vse.data.collator import VSECollator
 from hf_vse.data.pairs import Pair, PairDataset, StreamedPairs
 from hf_vse.data.sampler import PairBatchSampler
 from hf_vse.evaluation.evaluator import evaluate_retrieval
+from hf_vse.model.checkpoints_vse import SCALARS
 from hf_vse.model.modeling_vse import VSEModel, VSEOutput
 from hf_vse.model.processing_vse import VSEProcessor
 from hf_vse.objectives.execution import execute_loss
 from hf_vse.objectives.grad_cache import cached_loss, mini_batches
 from hf_vse.training.arguments import VSETrainingArguments
-from hf_vse.training.callbacks import BatchDiagnostics, CollapseAlarm, RecallProgress, StepDecay
+from hf_vse.training.callbacks import BatchDiagnostics, CollapseAlarm, LimitedTemperature, RecallProgress, StepDecay
 from hf_vse.training.publish import PublishingTrainer, check_hub_strategy
 
 logger = logging.getLogger(__name__)
@@ -80,6 +81,7 @@ class VSETrainer(PublishingTrainer):
             logit_bias=config.logit_bias_init,
         )
         self.add_callback(self.alarm)
+        self.add_callback(LimitedTemperature())
         self.diagnostics = BatchDiagnostics(args.diagnostics_steps)
         if args.lr_decay_epochs is not None:
             self.add_callback(StepDecay(args.lr_decay_epochs, args.lr_decay_factor))
@@ -175,6 +177,10 @@ class VSETrainer(PublishingTrainer):
     def backward_of_part(self, loss: Tensor) -> None:
         """As `training_step` does it for the whole, of which this is a part."""
         self.accelerator.backward(loss / self.current_gradient_accumulation_steps)
+
+    def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
+        """As upstream, without the temperature and the bias of the logits, which decay would pull to 1 and 0."""
+        return [name for name in super().get_decay_parameter_names(model) if name not in SCALARS]
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """As upstream, with learning rates of their own for the towers where they are given."""

@@ -1,11 +1,15 @@
+import math
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import BertConfig, BertModel, ViTConfig, ViTModel
+from transformers import AutoModel, BertConfig, BertModel, ViTConfig, ViTModel
 
 from hf_vse.model.configuration_vse import VSEConfig
 from hf_vse.model.losses_vse import contrastive_loss
-from hf_vse.model.modeling_vse import PooledFeatures, ProjectionHead, VSEModel
+from hf_vse.model.modeling_vse import MAX_LOGIT_SCALE, PooledFeatures, ProjectionHead, VSEModel
+from tests.conftest import assert_same_vectors
 
 TINY = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 VIT = {"model_type": "vit", "image_size": 32, "patch_size": 8} | TINY
@@ -58,8 +62,8 @@ def test_towers_embed_to_unit_vectors_and_survive_saving(name, tiny_resnet, tmp_
     grads = [parameter.grad for name, parameter in model.visual_projection.named_parameters()]
     assert all(grad is not None and grad.isfinite().all() for grad in grads)
     again = saved_and_loaded(model, tmp_path)(**inputs)
-    assert torch.equal(again.image_embeds, output.image_embeds)
-    assert torch.equal(again.text_embeds, output.text_embeds)
+    assert_same_vectors(again.image_embeds.detach(), output.image_embeds.detach())
+    assert_same_vectors(again.text_embeds.detach(), output.text_embeds.detach())
 
 
 @pytest.mark.parametrize("loss_type", ["nce", "hardnce_smooth", "clip", "siglip"])
@@ -74,15 +78,59 @@ def test_loss_of_the_model_is_the_reference_on_its_embeddings(loss_type):
     torch.testing.assert_close(output.loss, expected)
 
 
-def test_learned_temperature_is_clamped_and_learns():
+@pytest.mark.parametrize("loss_type", ["clip", "siglip"])
+def test_learned_scalars_can_be_sharded_and_come_out_as_scalars(loss_type):
+    model = build(FEATURES, loss_type=loss_type, temperature=0.05)
+    assert all(parameter.ndim for parameter in model.parameters())
+    output = model(**text_inputs(), image_features=torch.randn(3, 10), return_loss=True)
+    assert output.temperature.shape == output.logit_bias.shape == output.loss.shape == ()
+    assert output.temperature.item() == pytest.approx(0.05)
+    assert output.logits_per_image.shape == (3, 3)
+
+
+def test_learned_temperature_is_limited_and_keeps_its_gradient_at_the_limit():
     model = build(FEATURES, loss_type="clip")
+    inputs = text_inputs() | {"image_features": torch.randn(3, 10)}
+    # at 0.01 as a recipe gives it, as CLIP and as SigLIP store it, and at the limit
+    for value in (-math.log(0.01), 4.6052, 4.77, MAX_LOGIT_SCALE):
+        with torch.no_grad():
+            model.logit_scale.fill_(value)
+        assert model.scaling()[0].item() == pytest.approx(math.exp(-value), rel=1e-5)
+        model.zero_grad()
+        model(**inputs, return_loss=True).loss.backward()
+        assert model.logit_scale.grad.abs() > 0, value
     with torch.no_grad():
         model.logit_scale.fill_(50.0)
-    assert model.scaling()[0].item() == pytest.approx(0.01)
+    assert model.scaling()[0].item() == pytest.approx(math.exp(-MAX_LOGIT_SCALE))
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        model.to(dtype).limit_logit_scale()
+        assert model.logit_scale.item() == MAX_LOGIT_SCALE, "no precision rounds the limit away"
+    assert build(FEATURES, loss_type="clip", temperature=1e-9).logit_scale.item() == MAX_LOGIT_SCALE
+
+
+@pytest.mark.parametrize("loader", ["class", "remote code", "state dict"])
+def test_checkpoints_with_scalars_of_no_dimension_load(loader, tmp_path):
+    model = build(FEATURES, loss_type="siglip")
     with torch.no_grad():
-        model.logit_scale.fill_(2.0)
-    model(**text_inputs(), image_features=torch.randn(3, 10), return_loss=True).loss.backward()
-    assert model.logit_scale.grad.abs() > 0
+        model.logit_scale.fill_(3.0)
+        model.logit_bias.fill_(-4.0)
+    model.save_pretrained(tmp_path)
+    old = load_file(tmp_path / "model.safetensors")
+    assert old["logit_scale"].shape == old["logit_bias"].shape == (1,)
+    old |= {name: old[name].squeeze() for name in ("logit_scale", "logit_bias")}
+    save_file(old, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    if loader == "class":
+        loaded, report = VSEModel.from_pretrained(tmp_path, output_loading_info=True)
+        assert not any(report.values()), report
+    elif loader == "remote code":
+        loaded = AutoModel.from_pretrained(tmp_path, trust_remote_code=True)
+        assert type(loaded) is not VSEModel
+    else:
+        loaded = build(FEATURES, loss_type="siglip")
+        loaded.load_state_dict(old)
+    assert loaded.logit_scale.tolist() == [3.0] and loaded.logit_bias.tolist() == [-4.0]
+    loaded.save_pretrained(tmp_path / "again")
+    assert load_file(tmp_path / "again" / "model.safetensors")["logit_scale"].tolist() == [3.0]
 
 
 def test_gru_equals_packed_bidirectional_gru():

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers.utils.import_utils import enable_tf32
 
 pytest.importorskip("triton")
 
 from hf_vse.model.losses_vse import OBJECTIVES
 from hf_vse.objectives.execution import Execution, choose_execution, execute_loss
 from hf_vse.objectives.kernels import why_not_fused
-from hf_vse.objectives.kernels.tiles import TritonTiles
+from hf_vse.objectives.kernels.tiles import TritonTiles, tf32_allowed
 from hf_vse.objectives.streamed import streamed_contrastive_loss
 from tests.objectives.batches import Batch, assert_same
 
@@ -30,6 +31,31 @@ def test_kernels_equal_dense_loss_and_gradient(loss_type, ids, dtype):
             streamed_contrastive_loss, loss_type=loss_type, chunk_size=chunk_size, tiles=TritonTiles(BLOCKS)
         )
         assert_same(found, batch.reference(loss_type=loss_type), dtype)
+
+
+@pytest.fixture
+def precisions():
+    """The settings of float32 products, put back afterwards."""
+    places = torch.backends, torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+    before = [place.fp32_precision for place in places]
+    yield
+    torch.set_float32_matmul_precision("highest")
+    for place, precision in zip(places, before, strict=True):
+        place.fp32_precision = precision
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_kernels_run_and_know_the_precision_that_transformers_sets(allowed, precisions):
+    enable_tf32.__wrapped__(allowed)  # what --tf32 and --torch_compile call; it remembers its calls
+    assert tf32_allowed() == allowed
+    batch = Batch(35)
+    assert_same(batch.loss_and_gradients(execute_loss, execution=Execution("fused")), batch.reference())
+
+
+@pytest.mark.parametrize(("precision", "allowed"), [("highest", False), ("high", True), ("medium", True)])
+def test_kernels_know_the_precision_that_torch_was_told_otherwise(precision, allowed, precisions):
+    torch.set_float32_matmul_precision(precision)
+    assert tf32_allowed() == allowed
 
 
 def test_fused_execution_is_taken_where_the_kernels_run(monkeypatch):

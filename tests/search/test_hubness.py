@@ -102,7 +102,8 @@ def test_a_bank_is_saved_and_loaded(space, tmp_path):
     fitted.save(tmp_path / "bank.safetensors")
     loaded = QueryBank.load(tmp_path / "bank.safetensors")
     assert loaded.temperature == 0.07 and loaded.active.dtype == bool
-    assert np.array_equal(loaded.rescore(queries @ gallery.T), fitted.rescore(queries @ gallery.T))
+    scores = queries @ gallery.T
+    np.testing.assert_allclose(loaded.rescore(scores), fitted.rescore(scores), rtol=1e-6)
     with pytest.raises(FileNotFoundError, match="none is no file; write one with QueryBank.save"):
         QueryBank.load(tmp_path / "none")
 

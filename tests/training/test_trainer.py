@@ -1,13 +1,14 @@
 import logging
+import math
 
 import pytest
 import torch
-from transformers import CLIPImageProcessorPil
+from transformers import CLIPImageProcessorPil, TrainerCallback
 
 from hf_vse.evaluation.diagnostics.geometry import mean_cosine
 from hf_vse.model.configuration_vse import VSEConfig
 from hf_vse.model.losses_vse import contrastive_loss
-from hf_vse.model.modeling_vse import VSEModel
+from hf_vse.model.modeling_vse import MAX_LOGIT_SCALE, VSEModel
 from hf_vse.model.processing_vse import VSEProcessor
 from hf_vse.training.arguments import VSETrainingArguments
 from hf_vse.training.callbacks import BatchDiagnostics, CollapseAlarm
@@ -173,6 +174,38 @@ def test_towers_have_their_own_learning_rate(tokenizer, tmp_path):
     assert len(rates) == len(list(trainer.model.parameters()))
     for name, parameter in trainer.model.named_parameters():
         assert rates[id(parameter)] == (3e-5 if name.startswith("text_model.") else 1e-2), name
+
+
+@pytest.mark.parametrize("start", [-math.log(0.01), MAX_LOGIT_SCALE])
+def test_learned_temperature_moves_from_where_it_starts_and_stays_within_its_limit(start, tokenizer, tmp_path):
+    model = make_model(tokenizer, loss_type="clip", temperature=math.exp(-start))
+    before = model.logit_scale.item()
+    seen = []
+    trainer = make_trainer(tmp_path, tokenizer, model=model, num_train_epochs=1)
+    trainer.add_callback(Watch(lambda: seen.append(model.logit_scale.item())))
+    trainer.train()
+    assert before == pytest.approx(start) and len(set(seen)) > 5
+    assert max(seen) <= MAX_LOGIT_SCALE
+
+
+class Watch(TrainerCallback):
+    """Calls a function after every step."""
+
+    def __init__(self, look):
+        self.look = look
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.look()
+
+
+def test_a_temperature_that_grows_beyond_its_limit_is_brought_back(tokenizer, tmp_path):
+    model = make_model(tokenizer, loss_type="siglip")
+    trainer = make_trainer(tmp_path, tokenizer, model=model, num_train_epochs=1, max_steps=1)
+    with torch.no_grad():
+        model.logit_scale.fill_(20.0)
+    trainer.train()
+    assert model.logit_scale.item() == MAX_LOGIT_SCALE
+    assert not {"logit_scale", "logit_bias"} & set(trainer.get_decay_parameter_names(model))
 
 
 def test_own_learning_rate_follows_the_schedule(tokenizer, tmp_path):

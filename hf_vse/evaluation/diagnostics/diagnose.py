@@ -20,7 +20,15 @@ from hf_vse.evaluation.diagnostics.hubness import hubness, skewness
 from hf_vse.evaluation.diagnostics.neighbours import find_rivals
 from hf_vse.evaluation.diagnostics.similarities import similarities
 from hf_vse.evaluation.diagnostics.suspects import suspects
-from hf_vse.evaluation.ranks import Array, as_matrix, as_tensor, check_correspondence, finite_norms, retrieval_ranks
+from hf_vse.evaluation.ranks import (
+    Array,
+    as_matrix,
+    as_tensor,
+    check_correspondence,
+    finite_norms,
+    retrieval_ranks,
+    with_float64,
+)
 
 UNIT_TOLERANCE = 0.01  # that of bfloat16
 BATCH_ROWS = 256  # of a batch, for what is quadratic in them
@@ -97,7 +105,7 @@ def diagnose(
 def quick_diagnostics(
     image_embeds: Tensor, text_embeds: Tensor, text_to_image: Tensor | None = None
 ) -> dict[str, float]:
-    """A few numbers of one training batch, to be logged; the device is waited for once, at the end.
+    """A few numbers of one training batch, to be logged; the device is waited for at the beginning and at the end.
 
     What is quadratic takes the first 256 images and texts. Compare batches of one size: uniformity does not depend on
     it, effective rank (at most the rows), hubness and hardest negatives do.
@@ -109,14 +117,17 @@ def quick_diagnostics(
     Returns:
         `alignment`, `modality_gap`, `positive_similarity` over the whole batch; `uniformity_image, _text`,
         `effective_rank_image, _text`, `hardest_negative_t2i, _i2t` (means), `hubness_skew_t2i, _i2t` (of N_5).
-        Empty for fewer than two images or texts.
+        Empty for fewer than two images or texts, and for embeddings that are not finite.
     """
-    if min(len(image_embeds), len(text_embeds)) < 2:
+    image_embeds, text_embeds = with_float64(image_embeds.detach()), with_float64(text_embeds.detach())
+    finite = image_embeds.isfinite().all() & text_embeds.isfinite().all()
+    if min(len(image_embeds), len(text_embeds)) < 2 or not finite:
         return {}
     device = image_embeds.device
-    owner = torch.arange(len(text_embeds), device=device) if text_to_image is None else text_to_image
+    owner = torch.arange(len(text_embeds)) if text_to_image is None else text_to_image
+    owner = owner.to(device)
     with torch.autocast(device.type, enabled=False):
-        images, texts = normalize(image_embeds.detach().float()), normalize(text_embeds.detach().float())
+        images, texts = normalize(image_embeds.float()), normalize(text_embeds.float())
         positive = (texts * images[owner]).sum(dim=1).mean()
         numbers = {
             "alignment": 2 - 2 * positive,

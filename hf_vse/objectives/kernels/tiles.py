@@ -163,7 +163,7 @@ def weights_kernel(
 
 
 class TritonTiles:
-    """The kernels as an engine. Float32 embeddings are multiplied as `torch.set_float32_matmul_precision` says.
+    """The kernels as an engine. Float32 embeddings are multiplied as torch has been told to multiply float32 on GPUs.
 
     Args:
         blocks: rows, columns and dimensions of a tile; powers of two from 16 on. Default: what compiles for Hopper
@@ -206,12 +206,11 @@ class TritonTiles:
         """Everything that a kernel is compiled for."""
         short = block.rows.dtype != torch.float32
         rows, columns, dim = self.blocks or (tiles[name] if short else FLOAT32_TILE)
-        exact = torch.get_float32_matmul_precision() == "highest"
         return {
             "CODE": CODES[name],
             "OFFSETS": NO_OFFSETS.value if block.row_offsets is None else block.row_offsets.ndim,
             "HAS_IDS": block.row_ids is not None,
-            "PRECISION": "ieee" if exact and not short else "tf32",
+            "PRECISION": "tf32" if short or tf32_allowed() else "ieee",
             "WIDEN": triton.knobs.runtime.interpret,  # Triton's interpreter multiplies no bfloat16
             "BLOCK_ROWS": rows,
             "BLOCK_COLUMNS": columns,
@@ -220,6 +219,18 @@ class TritonTiles:
             "num_warps": 8,
             "num_stages": 3,
         }
+
+
+def tf32_allowed() -> bool:
+    """Whether float32 matrices may be multiplied as TF32, whichever of torch's two interfaces it was said through.
+
+    The older one (`get_float32_matmul_precision`) refuses to answer once the newer one has been used, as transformers
+    does for `tf32` and `torch_compile`; the newer one (torch 2.9) knows what was said through either.
+    """
+    matmul = torch.backends.cuda.matmul
+    if hasattr(matmul, "fp32_precision"):
+        return matmul.fp32_precision == "tf32"
+    return torch.get_float32_matmul_precision() != "highest"
 
 
 def count_blocks(block: Block, options: dict) -> tuple[int, int]:
