@@ -102,6 +102,7 @@ class ModelArguments:
 SECTIONS = {"data": DataArguments, "model": ModelArguments, "training": VSETrainingArguments}
 STAGE_NAME = re.compile(r"[^\W.][\w .+-]{0,79}(?<![ .])")
 RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in range(1, 10))}
+MOST_BYTES = 2**20
 SECRETS = ("hub_token",)  # never written to a file
 
 
@@ -171,6 +172,10 @@ def read_file(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         beside = ", ".join(sorted(each.name for each in path.parent.glob("*.yaml"))) or "none"
         raise FileNotFoundError(f"recipe {path} does not exist; recipes in {path.parent}: {beside:.300}")
+    if path.stat().st_size > MOST_BYTES:
+        raise ValueError(
+            f"recipe {path} has {path.stat().st_size / 1e6:.0f} MB, which no recipe has: give another file"
+        )
     values = parse_yaml(read_text(path), f"recipe {path}")
     if not isinstance(values, dict):
         got = "nothing" if values is None else f"a {type(values).__name__}"

@@ -26,6 +26,7 @@ from accelerate import PartialState
 from transformers import set_seed
 from transformers.integrations import get_available_reporting_integrations, get_reporting_integration_callbacks
 
+from hf_vse.encoders.own_models import load_vse_model
 from hf_vse.encoders.vse import VSEEncoder
 from hf_vse.evaluation.environment import environment
 from hf_vse.evaluation.evaluator import PairEmbeddings, embed_pairs
@@ -161,7 +162,7 @@ def use_all_cores() -> None:
 
 
 def training_arguments(recipe: Recipe, output_dir: Path) -> VSETrainingArguments:
-    named = {"hub_model_id": recipe.output_dir.resolve().name}  # not the name of a stage
+    named = {"hub_model_id": Path(os.path.abspath(recipe.output_dir)).name}  # not the name of a stage
     try:
         return VSETrainingArguments(**named | recipe.section("training") | {"output_dir": str(output_dir)})
     except Exception as error:  # transformers raises what it likes for an argument it cannot use
@@ -201,14 +202,14 @@ def load_stage(folder: Path, **options: Any) -> VSEModel:
     """The model that a stage has made.
 
     Raises:
-        ValueError: it is damaged.
+        ValueError: it is damaged, or what this stage changes does not fit it.
     """
     try:
-        return VSEModel.from_pretrained(folder, **options)
-    except Exception as error:  # each damage ends in an error of its own
+        return load_vse_model(folder, "cpu", **options)
+    except (OSError, ValueError) as error:
         raise ValueError(
-            f"the model in {folder} is damaged ({' '.join(str(error).split()):.200}): remove {folder / STAGE_RECORD}, "
-            "and the stage goes on from its last checkpoint"
+            f"the model of a stage cannot be used ({' '.join(str(error).split()):.300}): remove "
+            f"{folder / STAGE_RECORD}, and the stage goes on from its last checkpoint"
         ) from error
 
 
