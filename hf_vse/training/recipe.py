@@ -137,6 +137,10 @@ class Recipe:
     def stage(self, overrides: dict[str, Any]) -> "Recipe":
         return replace(self, values=self.values | without_name(overrides), stages=())
 
+    def with_features(self) -> "Recipe":
+        """The same for a data set in whose columns features were found, as if they had been given."""
+        return replace(self, values={"features": "columns of the data"} | self.values)
+
     @property
     def public_values(self) -> dict[str, Any]:
         """Everything that was asked for, except what nobody else may read."""

@@ -122,7 +122,22 @@ def test_a_disk_too_small_is_told_before_training(data, tmp_path, monkeypatch):
     assert not (tmp_path / "run").exists()
     model = torch.nn.Linear(999, 1)
     args = VSETrainingArguments(output_dir=str(tmp_path), save_total_limit=2)
-    assert run.bytes_needed(model, args) == (3 * 3 + 2) * 4000
+    assert run.bytes_needed(model, args) == (3 * 3 + 2) * 4000 + 5 * 2**20
+
+
+def test_a_disk_that_fills_up_is_one_line(data, tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 8512 vs 8406")
+
+    recipe = tiny_recipe(data, tmp_path / "run", **ONE_STAGE)
+    with monkeypatch.context() as broken:
+        broken.setattr(torch, "save", fail)
+        with pytest.raises(RuntimeError, match="unexpected pos"):  # with room on the disk it is something else
+            run_recipe(recipe)
+        broken.setattr(run, "FULL", float("inf"))
+        with pytest.raises(OSError, match="the disk of .* is full .*make room and repeat the command"):
+            run_recipe(recipe)
+    run_recipe(recipe)
 
 
 def unfinished(done: Path, target: Path) -> Path:
@@ -168,6 +183,7 @@ DAMAGED = {
     "state cut": ("trainer_state.json", None),
     "state is a list": ("trainer_state.json", b"[]"),
     "state of another step": ("trainer_state.json", b'{"global_step": 2}'),
+    "state with a foreign key": ("trainer_state.json", b'{"global_step": 4, "code": "rm"}'),
     "state deep": ("trainer_state.json", b"[" * 100_000),
     "weights cut": ("model.safetensors", None),
     "weights empty": ("model.safetensors", b""),
@@ -184,7 +200,7 @@ def test_a_damaged_checkpoint_is_passed_over(damage, done, tmp_path, caplog):
     spoil(stage / "checkpoint-4" / name, content)
     assert last_checkpoint(stage) == str(stage / "checkpoint-2")
     assert "checkpoint-4 is damaged" in caplog.text and "going on from the one before" in caplog.text
-    spoil(stage / "checkpoint-2" / name, content if damage != "state of another step" else b"{}")
+    spoil(stage / "checkpoint-2" / name, content if "state" not in damage else b"{}")
     assert last_checkpoint(stage) is None
     assert "is trained from its start" in caplog.text
 
