@@ -68,6 +68,7 @@ def test_the_tables_name_fields_that_there_are():
                   "hard_negative_warmup_epochs": 1},
         RESNET | {"margin": 0.3, "stages": [{"name": "a", "loss_type": "hinge_max"}, {"name": "b"}]},
         RESNET | {"cached_crops": 3, "stages": [{"name": "a", "freeze_image_tower": True}, {"name": "b"}]},
+        RESNET | {"freeze_image_tower": True, "cached_crops": 3, "cache_frozen": False},  # new crops in every epoch
         RESNET | {"stages": [{"name": "a", "projection_type": "mlp"}, {"name": "b", "head_dropout": 0.1}]},
         RESNET | {"stages": [{"name": "a"}, {"name": "b", "dataset": "scenes", "seed": 3}]},
         {"dataset": "scenes", "init_from": "org/model", "margin": 0.3, "logit_bias_init": -3.0},
@@ -85,6 +86,7 @@ def test_a_key_that_does_something_somewhere_is_taken(values):
         (RESNET | {"stages": [{"name": "a", "margin": 0.3}, {"name": "b"}]}, "stage 'a': margin does nothing: only"),
         (RESNET | {"stages": [{"name": "a", "do_eval": True}]}, "do_eval does nothing: .*remove it"),
         (RESNET | {"stages": [{"name": "a", "crop": 64}]}, "stage 'a': crop does nothing in a stage"),
+        (RESNET | {"warmup_steps": 5, "lr_scheduler_type": "constant"}, r"\(on the command line --warmup_steps 0\)"),
         (RESNET | {"streaming": True}, "streaming needs max_steps"),
         (RESNET | {"resize": 128}, "crop 224 is larger than resize 128"),
     ],
