@@ -18,9 +18,10 @@ from hf_vse.encoders.protocol import DualEncoder
 from hf_vse.evaluation.composition.choice import OWN_FOILS, ask_own, ask_published, own_kind
 from hf_vse.evaluation.corrected import corrected_results, training_bank
 from hf_vse.evaluation.environment import environment
+from hf_vse.evaluation.equal_captions import equal_caption_remark
 from hf_vse.evaluation.given import holds_embeddings, judge_given
 from hf_vse.evaluation.judge import Judgement, compare, judge
-from hf_vse.evaluation.record import recall_table
+from hf_vse.evaluation.record import recall_table, table_rows
 from hf_vse.evaluation.zero_shot import TEMPLATES, load_labelled, zero_shot_classification
 
 logger = logging.getLogger(__name__)
@@ -257,11 +258,8 @@ def summary(judgements: Sequence[Judgement], comparisons: Sequence[dict[str, Any
 
 def evaluation_table(judgements: Sequence[Judgement], names: Sequence[str]) -> str:
     """A line for each model and protocol of the field, and chance."""
-    rows = {}
-    for name, judgement in zip(names, judgements, strict=True):
-        record = judgement.record
-        title = name if len(names) > 1 else record["split"] or "all"
-        rows[title] = record["metrics"]
-        if "metrics_1k_folds" in record:
-            rows[f"{title} 5x1K"] = record["metrics_1k_folds"]
-    return f"{record['title']}\n\n{recall_table(rows | {'chance': record['chance']})}"
+    records = [judgement.record for judgement in judgements]
+    titles = names if len(names) > 1 else [records[0]["split"] or "all"]
+    rows = table_rows(dict(zip(titles, records, strict=True)))
+    remark = equal_caption_remark(records[0])
+    return "\n\n".join([records[0]["title"], recall_table(rows), *([remark] if remark else [])])
