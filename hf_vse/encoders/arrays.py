@@ -25,6 +25,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from hf_vse.files import parse_json, read_text
+
 VECTORS = ("image_embeds", "text_embeds")
 OWNER = "text_to_image"
 NUMBERS = (OWNER, "image_ids", "caption_ids")
@@ -94,14 +96,20 @@ def folder_parts(folder: Path) -> dict[str, Any]:
         if (file := folder / f"{name}.npy").is_file():
             try:
                 parts[name] = np.load(file, mmap_mode="r", allow_pickle=False)
-            except ValueError as error:
+            except (ValueError, EOFError) as error:
                 raise ValueError(f"{file} is no array of numbers; write it with numpy.save") from error
     for name in (*NUMBERS, "captions"):
         if name not in parts and (file := folder / f"{name}.json").is_file():
-            parts[name] = as_list(file, file.read_text(encoding="utf-8"))
+            parts[name] = as_list(file, read_text(file))
     if "captions" not in parts and (lines := folder / "captions.txt").is_file():
-        parts["captions"] = lines.read_text(encoding="utf-8").splitlines()
+        parts["captions"] = captions_in(lines)
     return parts
+
+
+def captions_in(lines: Path) -> list[str]:
+    """A caption of each line, which ends with a line feed and nothing else; an empty one is a caption too."""
+    texts = read_text(lines).split("\n")
+    return [text.rstrip("\r") for text in (texts[:-1] if texts[-1] == "" else texts)]
 
 
 def file_parts(file: Path) -> dict[str, Any]:
@@ -115,10 +123,7 @@ def file_parts(file: Path) -> dict[str, Any]:
 
 
 def as_list(file: Path, text: str) -> list[Any]:
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{file} holds what is no JSON; write a list") from error
+    value = parse_json(text, file)
     if not isinstance(value, list):
         raise ValueError(f"{file} holds a {type(value).__name__}; write a list, one entry for each row")
     return value

@@ -21,6 +21,7 @@ from hf_vse.evaluation.environment import environment
 from hf_vse.evaluation.equal_captions import equal_caption_remark
 from hf_vse.evaluation.given import holds_embeddings, judge_given
 from hf_vse.evaluation.judge import Judgement, compare, judge
+from hf_vse.evaluation.questions import check_classes_asked, check_foils_asked
 from hf_vse.evaluation.record import recall_table, table_rows
 from hf_vse.evaluation.zero_shot import TEMPLATES, load_labelled, zero_shot_classification
 
@@ -139,6 +140,8 @@ def evaluate_models(
         None on all processes but the main one.
     """
     questions, loading = questions or Questions(), loading or Loading()
+    check_foils_asked(questions.foils, questions.foils_dir, questions.foils_images)
+    check_classes_asked(questions.labelled, questions.label_column, questions.templates)
     state = PartialState(cpu=not torch.accelerator.is_available())
     judgements, opened, settings = [], {}, {}
     for name in models:
@@ -184,11 +187,11 @@ def ask(name: str, loading: Loading, splits: DatasetDict, settings: dict[str, An
     }
     if holds_embeddings(name):
         return judge_given(name, dataset, **options)
+    if questions.correction is not None and train is None:
+        raise ValueError(f"correction={questions.correction!r} needs a training split to learn hubs from")
     encoder = load_encoder(name, **vars(loading))
     judgement = judge(encoder, dataset, keep=questions.keep, **options, **questions.reading)
     if questions.correction is not None:
-        if train is None:
-            raise ValueError(f"correction={questions.correction!r} needs a training split to learn hubs from")
         bank = training_bank(encoder, train, keep=questions.keep, **questions.reading)
         judgement.record["corrected"] = corrected_results(judgement.pairs, bank, questions.correction)
     if PartialState().is_main_process:
