@@ -28,22 +28,35 @@ def readable_batches(
         prepare: what worker processes do with a list of PIL images, or of arrays.
     """
     from_pixels = len(images) > 0 and IMAGE in images[0]
-    seen = BrokenImages(max_share=1.0)  # names them; how many are too many is for the caller to say
+    yield from DataLoader(
+        images,
+        batch_size=batch_size,
+        collate_fn=ReadableBatch(prepare, from_pixels),
+        num_workers=num_workers if from_pixels else 0,  # of arrays there is nothing to decode
+    )
 
-    def read(value: Any) -> Any:
+
+class ReadableBatch:
+    """Makes a batch of rows: which can be read, and these prepared. A class, because it is pickled for processes that
+    are spawned."""
+
+    def __init__(self, prepare: Callable[[list[Any]], Any], from_pixels: bool):
+        self.prepare = prepare
+        self.from_pixels = from_pixels
+        self.seen = BrokenImages(max_share=1.0)  # names them; how many are too many is for the caller to say
+
+    def __call__(self, rows: list[Mapping[str, Any]]) -> tuple[Tensor, Any]:
+        values = [next(iter(row.values())) for row in rows]
+        decoded = [self.read(value) for value in values] if self.from_pixels else values
+        readable = [image for image in decoded if image is not None]
+        return torch.tensor([image is not None for image in decoded]), self.prepare(readable) if readable else None
+
+    def read(self, value: Any) -> Any:
         try:
             return decode_image(value)
         except BrokenImageError as error:
-            seen.seen_broken(error)
+            self.seen.seen_broken(error)
             return None
-
-    def collate(rows: list[Mapping[str, Any]]) -> tuple[Tensor, Any]:
-        values = [next(iter(row.values())) for row in rows]
-        decoded = [read(value) for value in values] if from_pixels else values
-        readable = [image for image in decoded if image is not None]
-        return torch.tensor([image is not None for image in decoded]), prepare(readable) if readable else None
-
-    yield from DataLoader(images, batch_size=batch_size, collate_fn=collate, num_workers=num_workers)
 
 
 def batches_of(places: list[int], batch_size: int) -> Iterator[list[int]]:

@@ -32,12 +32,18 @@ class DualEncoder:
             without one is known by its name.
         reads_photographs, reads_features: what `encode_images` understands: pictures, or the arrays of a data set of
             precomputed features.
+        stays: attributes that worker processes do without: they prepare images and get no copy of the model.
     """
 
     name: str = "unnamed model"
     digest: str | None = None
     reads_photographs: bool = True
     reads_features: bool = False
+    stays: tuple[str, ...] = ("model",)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a worker process that is spawned gets."""
+        return {name: value for name, value in vars(self).items() if name not in self.stays}
 
     def facts(self) -> dict[str, Any]:
         """What a reader of the record should know: family, parameters, image size, templates, ..."""

@@ -129,11 +129,12 @@ def run_stage(
     if finished.is_file():
         logger.info("stage %s was trained before: %s", name, folder)
         return VSEModel.from_pretrained(folder), json.loads(finished.read_text(encoding="utf-8"))
+    args = training_arguments(stage, folder)
+    set_seed(args.seed)  # fresh weights are the same whether the stage before was trained in this run or an earlier
     if previous is None:
         model = build_model(stage.model, processor, splits["train"])
     else:
         model = VSEModel.from_pretrained(previous.name_or_path, **stage.model.config_options)
-    args = training_arguments(stage, folder)
     start = time.perf_counter()
     read = cache_frozen_towers(model, processor, splits, args)
     trainer = VSETrainer(
