@@ -26,25 +26,27 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse_arguments()
+    from hf_vse.encoders.own_models import load_vse
     from hf_vse.errors import one_line_errors
     from hf_vse.hub.onnx_export import export_onnx
-    from hf_vse.model.modeling_vse import VSEModel
-    from hf_vse.model.processing_vse import VSEProcessor
 
     with one_line_errors():
-        model = VSEModel.from_pretrained(arguments.model)
-        processor = VSEProcessor.from_pretrained(arguments.model)
+        encoder = load_vse(arguments.model, "cpu")
         try:
             record = export_onnx(
-                model, processor, arguments.output, check=not arguments.no_check, by_region=arguments.by_region
+                encoder.model,
+                encoder.processor,
+                arguments.output,
+                check=not arguments.no_check,
+                by_region=arguments.by_region,
             )
         except ImportError as error:
             sys.exit(f"error: {error}")
     for side in ("image", "text"):
-        encoder = record[side]
-        found = encoder["largest_difference"]
+        written = record[side]
+        found = written["largest_difference"]
         verdict = "not compared" if found is None else f"largest difference {found:.1e}"
-        print(f"{arguments.output / encoder['file']}   {', '.join(encoder['inputs'])} -> embeds   {verdict}")
+        print(f"{arguments.output / written['file']}   {', '.join(written['inputs'])} -> embeds   {verdict}")
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@ from typing import Any
 import gradio as gr
 import PIL.Image
 from about import describe
-from components import data_address, photo_input
-from handlers import SHARED_QUEUE, friendly
+from components import data_address, friendly, photo_input
+from handlers import SHARED_QUEUE
 from limits import MAX_RESULTS, RefusedError, read_sentence
 from search import Search
 

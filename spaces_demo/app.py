@@ -8,12 +8,15 @@ The model is loaded with AutoModel and AutoProcessor only. See README.md for the
 import html
 import logging
 import os
+import shutil
 import signal
 import sys
 import tempfile
 from collections.abc import Callable
+from typing import NoReturn
 
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # has to be known before gradio is imported
+# Both have to be known before gradio is imported. Its record of events is for a monitor that this page does not have.
+os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_ANALYTICS_MAX_EVENTS": "64"}
 
 import gradio as gr  # noqa: E402
 from about import PAPER, describe, facts_table, how_to_load, public_name, recalls_table  # noqa: E402
@@ -21,14 +24,14 @@ from api import add_api  # noqa: E402
 from components import CSS, HEAD, files_input, photo_input, theme, thumbnails  # noqa: E402
 from encoder import Encoder  # noqa: E402
 from gallery import open_galleries  # noqa: E402
+from guard import Guard  # noqa: E402
 from handlers import SAMPLES, SHARED_QUEUE, Handlers  # noqa: E402
-from limits import MAX_CHARACTERS, MAX_FILE_BYTES, MAX_PICTURES, MAX_RESULTS, Guard  # noqa: E402
+from limits import MAX_CHARACTERS, MAX_FILE_BYTES, MAX_PICTURES, MAX_RESULTS  # noqa: E402
+from page import MAX_SESSIONS, Page  # noqa: E402
 from photographs import Source  # noqa: E402
 from search import TEMPLATES, Search  # noqa: E402
 from settings import Settings, SettingsError  # noqa: E402
 
-# Uploads are read within seconds and never needed again: every 15 s those older than 60 s are deleted.
-DELETE_UPLOADS = (15, 60)
 PRIVATE = {"api_visibility": "private", "show_progress": "minimal", **SHARED_QUEUE}
 
 
@@ -45,7 +48,7 @@ def offer_examples(on: Handlers, sentence: gr.Textbox, count: int, then: dict) -
     """Captions of the gallery that are searched for with one click."""
     samples = [[each] for each in on.main.example_sentences(count)]
     examples = gr.Dataset(label="Examples", components=[gr.Textbox(visible=False)], samples=samples)
-    taken = examples.click(lambda example: example[0], examples, sentence, api_visibility="private", queue=False)
+    taken = examples.click(lambda example: example[0], examples, sentence, **PRIVATE)
     taken.then(**then)
 
 
@@ -172,7 +175,7 @@ def about_tab(on: Handlers) -> None:
     )
 
 
-def build(settings: Settings) -> gr.Blocks:
+def build(settings: Settings) -> Page:
     """The page, with model and gallery ready.
 
     Raises:
@@ -185,7 +188,7 @@ def build(settings: Settings) -> gr.Blocks:
     searches = [Search(gallery) for gallery in galleries]
     on = Handlers(searches)
     album = searches[0].album
-    with gr.Blocks(title=settings.title, analytics_enabled=False, delete_cache=DELETE_UPLOADS) as page:
+    with Page(title=settings.title, analytics_enabled=False) as page:
         gr.HTML(
             f'<div class="head"><h1>{html.escape(settings.title)}</h1><p>{len(album):,} photographs and '
             f"{len(album.sentences):,} sentences, searched with "
@@ -205,28 +208,44 @@ def build(settings: Settings) -> gr.Blocks:
         with gr.Tab("About"):
             about_tab(on)
         add_api(searches)
-    return page.queue(max_size=256, api_open=False)
+    return page.queue_for_strangers()
+
+
+def end_at_once(uploads: str) -> NoReturn:
+    """Ends the demo with exit code 0: uploads are deleted, and neither requests nor threads are waited for.
+
+    No exception is raised for this: what is running when the signal arrives could swallow it.
+    """
+    for _ in range(10):  # requests go on meanwhile and may add a file
+        shutil.rmtree(uploads, ignore_errors=True)
+        if not os.path.exists(uploads):
+            break
+    os._exit(0)
 
 
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that uploads are deleted however the demo ends
     try:
         settings = Settings.from_environment(os.environ)
         with tempfile.TemporaryDirectory(prefix="vse_demo_") as uploads:
+            for name in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(name, lambda *_: end_at_once(uploads))
             os.environ["GRADIO_TEMP_DIR"] = uploads  # of this page alone, and gone with it
-            build(settings).launch(
+            page = build(settings)
+            page.launch(
                 theme=theme(),
                 css=CSS,
                 head=HEAD,
                 max_file_size=MAX_FILE_BYTES,
                 blocked_paths=settings.local_paths,
-                app_kwargs={"middleware": [(Guard, (), {})]},
+                state_session_capacity=MAX_SESSIONS,
+                app_kwargs={"middleware": [(Guard, (), {"admits": page.admits})], "lifespan": page.tidied},
                 footer_links=["api"],
                 run_history=False,
                 ssr_mode=False,
                 share=False,
+                _frontend=False,  # else gradio asks for the page itself, and ends if that takes more than 3 seconds
             )
     except SettingsError as error:
         sys.exit(f"error: {error}")

@@ -5,8 +5,9 @@ ever has an address of its own that someone else could open.
 """
 
 import base64
+import functools
 import html
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,24 @@ import gradio as gr
 import PIL.Image
 from gradio.components.gallery import GalleryData, GalleryImage
 from gradio.data_classes import FileData, ImageData, ListFiles
-from limits import MAX_FILE_BYTES, RefusedError, read_image
+from limits import RefusedError, read_image
 from photographs import thumbnail
+from uploads import read_upload, uploaded
 
 TRY_AGAIN = "Please try again"
+
+
+def friendly(function: Callable) -> Callable:
+    """What a visitor can mend becomes one line on the page instead of a failure in the log."""
+
+    @functools.wraps(function)
+    def answer(*args, **kwargs):
+        try:
+            return function(*args, **kwargs)
+        except RefusedError as refused:
+            raise gr.Error(str(refused), title=TRY_AGAIN, print_exception=False) from None
+
+    return answer
 
 
 def data_address(jpeg: bytes) -> str:
@@ -26,12 +41,12 @@ def data_address(jpeg: bytes) -> str:
 
 def photo_input(**options) -> gr.Image:
     """Gives functions an image (PIL, RGB, upright) or None, checked by `limits.read_image`; shows an image or JPEG."""
-    return _adapted(gr.Image(**options), preprocess=_image_of, postprocess=_shown_image)
+    return _adapted(gr.Image(**options), preprocess=friendly(_image_of), postprocess=_shown_image)
 
 
 def files_input(**options) -> gr.File:
-    """Gives functions the paths of uploaded files."""
-    return _adapted(gr.File(**options), preprocess=_paths_of)
+    """Gives functions the paths of uploaded files, to be opened by `uploads.read_upload`."""
+    return _adapted(gr.File(**options), preprocess=friendly(_paths_of))
 
 
 def thumbnails(**options) -> gr.Gallery:
@@ -41,13 +56,7 @@ def thumbnails(**options) -> gr.Gallery:
 
 def _adapted(component: gr.components.Component, **methods) -> Any:
     """The component with methods of its own. (Gradio writes a file next to the source of every subclass.)"""
-
-    async def keep_upload(path: str | None) -> str | None:
-        if "://" in str(path or ""):  # gradio would download a file for whoever sends its address
-            raise gr.Error("Send the picture itself: this demo fetches nothing from elsewhere.", print_exception=False)
-        return await type(component).async_move_resource_to_block_cache(component, path)
-
-    for name, method in (methods | {"async_move_resource_to_block_cache": keep_upload}).items():
+    for name, method in methods.items():
         setattr(component, name, method)
     return component
 
@@ -55,10 +64,7 @@ def _adapted(component: gr.components.Component, **methods) -> Any:
 def _image_of(payload: ImageData | None) -> PIL.Image.Image | None:
     if payload is None:
         return None
-    try:
-        return read_image(_bytes_of(payload))
-    except RefusedError as refused:
-        raise gr.Error(str(refused), title=TRY_AGAIN, print_exception=False) from None
+    return read_image(_bytes_of(payload))
 
 
 def _shown_image(value: PIL.Image.Image | bytes | None) -> ImageData | None:
@@ -77,7 +83,7 @@ def _as_address(jpeg: bytes) -> ImageData:
 
 def _paths_of(payload: ListFiles | FileData | None) -> list[Path]:
     files = [] if payload is None else payload.root if isinstance(payload, ListFiles) else [payload]
-    return [Path(file.path) for file in files]
+    return [uploaded(file.path) for file in files]
 
 
 def _bytes_of(payload: ImageData) -> bytes:
@@ -86,11 +92,7 @@ def _bytes_of(payload: ImageData) -> bytes:
             return base64.b64decode(payload.url.partition(",")[2], validate=True)
         except ValueError:
             return b""
-    try:
-        with open(payload.path or "", "rb") as file:
-            return file.read(MAX_FILE_BYTES + 1)
-    except OSError:
-        raise RefusedError("This picture is no longer here: add it again.") from None
+    return read_upload(payload.path)
 
 
 def sentence_list(found: Sequence[tuple[float, str]]) -> str:

@@ -1,15 +1,15 @@
 """What happens on the page when a visitor does something: one method for each event."""
 
-import functools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import gradio as gr
 import PIL.Image
-from components import TRY_AGAIN, sentence_list
-from limits import MAX_FILE_BYTES, MAX_PICTURES, RefusedError, read_image, read_sentence
+from components import friendly, sentence_list
+from limits import MAX_PICTURES, RefusedError, read_image, read_sentence
 from search import Hit, Search
+from uploads import read_upload
 from visitors import Picture, Visitors
 
 logger = logging.getLogger("demo")
@@ -20,19 +20,6 @@ MAX_CAPTIONS = 8  # of one photograph
 # All answers together: the model takes one call at a time while the next picture is decoded; more threads only
 # get in each other's way.
 SHARED_QUEUE = {"concurrency_id": "answers", "concurrency_limit": 2}
-
-
-def friendly(function: Callable) -> Callable:
-    """What a visitor can mend becomes one line on the page instead of a failure in the log."""
-
-    @functools.wraps(function)
-    def answer(*args, **kwargs):
-        try:
-            return function(*args, **kwargs)
-        except RefusedError as refused:
-            raise gr.Error(str(refused), title=TRY_AGAIN, print_exception=False) from None
-
-    return answer
 
 
 class Handlers:
@@ -119,7 +106,7 @@ class Handlers:
             pictures, refused = [], []
             for file in files:
                 try:
-                    pictures.append(self.main.picture(read_image(_content(file))))
+                    pictures.append(self.main.picture(read_image(read_upload(file))))
                 except RefusedError as error:
                     refused.append(f"{file.name}: {error}")
         finally:
@@ -155,11 +142,3 @@ class Handlers:
         many = "1 picture" if len(pictures) == 1 else f"{len(pictures)} pictures"
         note = f"{many} of yours now take part in every search on this page." if pictures else "No pictures yet."
         return [(each.thumbnail, None) for each in pictures], note
-
-
-def _content(file: Path) -> bytes:
-    try:
-        with open(file, "rb") as opened:
-            return opened.read(MAX_FILE_BYTES + 1)
-    except OSError:
-        raise RefusedError("it did not arrive; add it again.") from None

@@ -8,7 +8,9 @@ import PIL.ImageOps
 
 MAX_FILE_BYTES = 10 * 2**20
 MAX_REQUEST_BYTES = 2 * 2**20  # of a request that is no upload; pictures travel in it as small JPEG
+MAX_UPLOAD_BYTES = 100 * 2**20  # of all files that are sent at once
 MAX_PIXELS = 40_000_000
+MAX_ASPECT = 10  # the longer side over the shorter one
 MAX_CHARACTERS = 300
 MAX_LABELS = 30
 MAX_LABEL_CHARACTERS = 60
@@ -16,6 +18,7 @@ MAX_RESULTS = 48
 MAX_PICTURES = 50
 
 PIL.Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+TOO_MANY_PIXELS = f"The picture has too many pixels: at most {MAX_PIXELS // 1_000_000} million, please."
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
 
@@ -57,6 +60,18 @@ def read_template(text: object) -> str:
     return template
 
 
+def judge_size(size: tuple[int, int]) -> None:
+    """Refuses a picture whose pixels are too many, as they are or as the model gets them.
+
+    A model's processor scales the shorter side to some hundred pixels. So the shape decides how many there are then:
+    1 x 60,000 pixels, which are a file of 196 bytes, become 256 x 15,360,000.
+    """
+    if size[0] * size[1] > MAX_PIXELS:
+        raise RefusedError(TOO_MANY_PIXELS)
+    if max(size) > MAX_ASPECT * min(size):
+        raise RefusedError(f"The picture is too long: at most {MAX_ASPECT} times as long as wide, please.")
+
+
 def read_image(data: bytes) -> PIL.Image.Image:
     """The upright RGB image in a visitor's file, or RefusedError; the header is judged before pixels are decoded."""
     if len(data) > MAX_FILE_BYTES:
@@ -65,40 +80,12 @@ def read_image(data: bytes) -> PIL.Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
             image = PIL.Image.open(BytesIO(data), formats=FORMATS)
-            if image.width * image.height > MAX_PIXELS:
-                raise PIL.Image.DecompressionBombError
+            judge_size(image.size)
             image.load()
-        return PIL.ImageOps.exif_transpose(image).convert("RGB")
+            return PIL.ImageOps.exif_transpose(image).convert("RGB")
+    except RefusedError:
+        raise
     except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning):
-        million = MAX_PIXELS // 1_000_000
-        raise RefusedError(f"The picture has too many pixels: at most {million} million, please.") from None
+        raise RefusedError(TOO_MANY_PIXELS) from None
     except Exception:  # Pillow's decoders raise OSError, SyntaxError, struct.error, IndexError, ...
         raise RefusedError("This file is no picture that can be read: try a JPEG, PNG or WebP.") from None
-
-
-class Guard:
-    """ASGI middleware: refuses large requests that are no uploads, and to fetch addresses for a visitor."""
-
-    def __init__(self, app):
-        self.app = app
-
-    async def __call__(self, scope, receive, send):
-        if scope["type"] != "http":
-            return await self.app(scope, receive, send)
-        path = scope["path"]
-        headers = dict(scope["headers"])
-        if "/file=http" in path or "/proxy=" in path:
-            return await _answer(send, 403, b"This demo fetches nothing from elsewhere.")
-        if path.endswith("/upload"):
-            return await self.app(scope, receive, send)  # limited by launch(max_file_size=...)
-        length = headers.get(b"content-length", b"0")
-        chunked = b"transfer-encoding" in headers
-        if chunked or not length.isdigit() or int(length) > MAX_REQUEST_BYTES:
-            return await _answer(send, 413, b"The request is too large.")
-        return await self.app(scope, receive, send)
-
-
-async def _answer(send, status: int, text: bytes) -> None:
-    headers = [(b"content-type", b"text/plain"), (b"content-length", str(len(text)).encode())]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": text})

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -52,10 +53,44 @@ def run(arguments: argparse.Namespace) -> Result | None:
     for name in ("VSE_MODEL", "VSE_COMPARE", "VSE_DATASET"):  # the page runs in its own folder
         if name in given and Path(given[name]).exists():
             given[name] = str(Path(given[name]).absolute())
-    done = subprocess.run([sys.executable, "app.py"], cwd=bundled("spaces_demo"), env=os.environ | given, check=False)
-    if done.returncode not in (0, -2, 130):
-        raise ValueError(f"the page ended with exit code {done.returncode}; its last lines say why")
+    code = run_to_its_end([sys.executable, "app.py"], cwd=bundled("spaces_demo"), env=os.environ | given)
+    if code not in (0, -2, 130):
+        raise ValueError(f"the page ended with exit code {code}; its last lines say why")
     return None
+
+
+def run_to_its_end(command: Sequence[str], **options: Any) -> int:
+    """Exit code of a process that does not outlive this one: SIGTERM is passed on, and then ends this process too.
+
+    Args:
+        options: of `subprocess.Popen`.
+
+    Raises:
+        SystemExit: with 143, after SIGTERM.
+    """
+    started: list[subprocess.Popen] = []
+    told_to_end = False
+
+    def pass_on(*_: Any) -> None:
+        nonlocal told_to_end
+        told_to_end = True
+        for process in started:
+            process.terminate()
+
+    before = signal.signal(signal.SIGTERM, pass_on)
+    try:
+        started.append(subprocess.Popen(command, **options))
+        if told_to_end:  # while it was started
+            started[0].terminate()
+        code = started[0].wait()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        for process in started:  # after an interrupt it may still be there
+            process.terminate()
+            process.wait()
+    if told_to_end:
+        raise SystemExit(128 + signal.SIGTERM)
+    return code
 
 
 def require_gradio() -> None:
@@ -79,7 +114,9 @@ def default_model(quiet: bool) -> str:
     if not (folder / "model.safetensors").is_file():
         print("no model yet: training a small one on generated scenes, once", file=sys.stderr)
         command = [sys.executable, "-m", "hf_vse.cli", "train", "quickstart", *SMALL_RUN, "--output_dir", str(folder)]
-        subprocess.run([*command, *(["--quiet"] if quiet else [])], check=True, stdout=sys.stderr)
+        code = run_to_its_end([*command, *(["--quiet"] if quiet else [])], stdout=sys.stderr)
+        if code:
+            raise ValueError(f"training the small model ended with exit code {code}; its last lines say why")
     return str(folder)
 
 

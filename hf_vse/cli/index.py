@@ -27,15 +27,21 @@ EXAMPLES = """
   hf-vse index my_photos my_index --model DIR --kind hnsw --recall 0.99
   accelerate launch --num_processes 8 -m hf_vse.cli index my_photos my_index --model DIR"""
 
+KINDS = ("auto", "exact", "ivf", "hnsw", "pq")
+LEFT_OUT = {
+    "passed_over": "pictures of a kind that is not read",
+    "unmatched": "lines of metadata.jsonl that name no image",
+}
+
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = command_parser("index", DESCRIPTION, EXAMPLES)
     parser.add_argument("source", nargs="?", help="folder of images, or array of embeddings; or give --dataset")
-    parser.add_argument("index", type=Path, help="folder to write")
+    parser.add_argument("index", type=folder_name, help="folder to write, outside of the photographs")
     parser.add_argument("--model", required=True, help="model folder or Hub id")
     parser.add_argument("--items", type=Path, help="for an array: JSON lines, what each row stands for")
     parser.add_argument("--split", default="test", help="of the data set [test]")
-    parser.add_argument("--kind", default="auto", help="auto, exact, ivf, hnsw or pq [auto]")
+    parser.add_argument("--kind", default="auto", choices=KINDS, help="how it is searched [auto]")
     parser.add_argument("--recall", type=share, default=0.95, help="of an approximate index, to be reached [0.95]")
     parser.add_argument("--batch_size", type=positive, default=64, help="images encoded at once [64]")
     parser.add_argument("--num_workers", type=at_least_zero, default=0, help="processes that decode images [0]")
@@ -50,33 +56,64 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if (arguments.source is None) == (arguments.dataset is None):
         parser.error("give either a folder (or an array) or --dataset")
+    if not arguments.model.strip():
+        parser.error("--model is empty: give a model folder or a Hub id")
+    if arguments.items is not None and not is_array(arguments):
+        parser.error("--items goes with an array of embeddings (.npy, .safetensors)")
+    if arguments.dataset is None and (given := data_options(arguments)):
+        parser.error(f"--{next(iter(given))} goes with --dataset")
     return arguments
+
+
+def folder_name(text: str) -> Path:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("give the name of a folder")
+    return Path(text)
+
+
+def is_array(arguments: argparse.Namespace) -> bool:
+    return Path(arguments.source or "").suffix in (".npy", ".safetensors")
 
 
 def run(arguments: argparse.Namespace) -> Result | None:
     from accelerate import PartialState
 
+    bank = [] if arguments.query_bank is None else read_lines("query_bank", arguments.query_bank)
+    gallery = from_array(arguments, bank) if is_array(arguments) else from_photographs(arguments, bank)
+    return described(gallery, arguments.index) if PartialState().is_main_process else None
+
+
+def described(gallery: Any, index: Path) -> Result:
+    """What the gallery holds, and what was left out of it."""
+    record = {"index": str(index), "items": len(gallery), "plan": gallery.plan.to_dict()}
+    record |= {"broken": gallery.facts.get("broken", [])}
+    lines = [f"{len(gallery):,} items in {index}", f"search    {gallery.plan}"]
+    for name, what in LEFT_OUT.items():
+        if left := gallery.facts.get(name):
+            record[name] = left
+            lines.append(f"left out  {left['count']:,} {what}, the first {left['first'][0]}")
+    lines.append(f'try       hf-vse search {index} "two dogs in the snow"')
+    return Result(record, "\n".join(lines))
+
+
+def from_photographs(arguments: argparse.Namespace, bank: list[str]) -> Any:
+    """A gallery of a folder or of a data set."""
     from hf_vse.search.encoder import Encoder
     from hf_vse.search.gallery import GalleryIndex
+    from hf_vse.search.photographs import check_photographs
+    from hf_vse.search.storage import check_place
 
-    options: dict[str, Any] = {"kind": arguments.kind, "recall": arguments.recall, "progress": not arguments.quiet}
+    names = ("kind", "recall", "batch_size", "num_workers", "max_broken_share")
+    options = {name: getattr(arguments, name) for name in names}
+    source, origin = arguments.source, None
+    if source is not None:
+        check_photographs(Path(source))
+    check_place(arguments.index, source)
     encoder = Encoder.from_pretrained(arguments.model)
-    bank = [] if arguments.query_bank is None else read_lines("query_bank", arguments.query_bank)
-    if Path(arguments.source or "").suffix in (".npy", ".safetensors"):
-        gallery = from_array(arguments, encoder, options, bank)
-    else:
-        options |= {name: getattr(arguments, name) for name in ("batch_size", "num_workers", "max_broken_share")}
-        options["query_bank"] = bank
-        source, options["origin"] = arguments.source, None
-        if source is None:
-            source, options["origin"] = load_split(arguments)
-        gallery = GalleryIndex.build(source, encoder, arguments.index, **options)
-    if not PartialState().is_main_process:
-        return None
-    record = {"index": str(arguments.index), "items": len(gallery), "plan": gallery.plan.to_dict()}
-    record |= {"broken": gallery.facts.get("broken", [])}
-    text = f"{len(gallery):,} items in {arguments.index}\nsearch    {gallery.plan}"
-    return Result(record, f'{text}\ntry       hf-vse search {arguments.index} "two dogs in the snow"')
+    if source is None:
+        source, origin = load_split(arguments)
+    options |= {"origin": origin, "query_bank": bank, "progress": not arguments.quiet}
+    return GalleryIndex.build(source, encoder, arguments.index, **options)
 
 
 def load_split(arguments: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
@@ -96,22 +133,50 @@ def load_split(arguments: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     return splits[arguments.split], {"dataset": arguments.dataset, "split": arguments.split} | options
 
 
-def from_array(arguments: argparse.Namespace, encoder: Any, options: dict[str, Any], bank: list[str]) -> Any:
+def from_array(arguments: argparse.Namespace, bank: list[str]) -> Any:
     """A gallery of vectors that were computed elsewhere, with the model that queries will use."""
-    import json
+    from accelerate import PartialState
 
-    from hf_vse.data.features import read_array
-    from hf_vse.search.gallery import GalleryIndex
+    from hf_vse.search.encoder import Encoder
+    from hf_vse.search.gallery import GalleryIndex, recipe_of
+    from hf_vse.search.header import file_checksum
+    from hf_vse.search.plan import bytes_on_disk, choose_plan
+    from hf_vse.search.storage import check_place, locked, remove_leftovers
 
-    embeds = read_array(arguments.source, "embeds")
+    source, index = Path(arguments.source), arguments.index
+    embeds, items = read_vectors(source, arguments.items)
+    check_place(index, needed=bytes_on_disk(choose_plan(*embeds.shape, arguments.kind), *embeds.shape))
+    encoder = Encoder.from_pretrained(arguments.model)
     if embeds.shape[1] != encoder.dim:
-        raise ValueError(f"{arguments.source} has vectors of {embeds.shape[1]}, {encoder.name} makes {encoder.dim}")
-    items = None
-    if arguments.items is not None:
-        items = [json.loads(line) for line in arguments.items.read_text(encoding="utf-8").splitlines()]
-    gallery = GalleryIndex(embeds, items, encoder.name, **options)
-    gallery.facts["digest"] = encoder.digest
-    if bank:
-        gallery.learn_hubs(encoder.texts(bank))
-    gallery.save(arguments.index)
-    return gallery
+        raise ValueError(f"{source} has vectors of {embeds.shape[1]}, {encoder.name} makes {encoder.dim}")
+    if not PartialState().is_main_process:
+        return None
+    options = {"kind": arguments.kind, "recall": arguments.recall}
+    recipe = recipe_of(file_checksum(source), items, encoder.name, encoder.digest, options, bank)
+    with locked(index):
+        if GalleryIndex.unchanged(index, recipe) is None:
+            gallery = GalleryIndex(embeds, items, encoder.name, progress=not arguments.quiet, **options)
+            gallery.facts["digest"] = encoder.digest
+            if bank:
+                gallery.learn_hubs(encoder.texts(bank))
+            gallery.write(index, recipe)
+        remove_leftovers(index)
+    return GalleryIndex.load(index)
+
+
+def read_vectors(source: Path, items: Path | None) -> tuple[Any, list[Any] | None]:
+    """The array (items, dim), and what its rows stand for, if a file of JSON lines tells."""
+    from hf_vse.data.features import read_array
+    from hf_vse.files import numbered_lines, parse_json
+
+    embeds = read_array(source, "embeds")
+    if embeds.ndim != 2:
+        raise ValueError(f"{source} has shape {embeds.shape}: embeddings are (items, dim), a vector for each item")
+    if items is None:
+        return embeds, None
+    if not items.is_file():
+        raise FileNotFoundError(f"items {items} does not exist: give a file with a JSON value in each line")
+    values = [parse_json(line, f"{items}, line {number}") for number, line in numbered_lines(items)]
+    if len(values) != len(embeds):
+        raise ValueError(f"{items} has {len(values)} lines for the {len(embeds)} vectors of {source}: one for each")
+    return embeds, values

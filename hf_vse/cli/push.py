@@ -36,15 +36,16 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def run(arguments: argparse.Namespace) -> Result:
     from hf_vse.hub.push import push_model
+    from hf_vse.hub.space import check_space, push_space
 
+    space = (bundled("spaces_demo"), arguments.space)
+    shown = {"model": arguments.repo_id, "dataset": arguments.dataset}
+    if arguments.space is not None:
+        check_space(*space, **shown)  # before the model is sent
     names = ("private", "license", "revision", "create_pr", "token", "photographs")
     url = push_model(arguments.directory, arguments.repo_id, **{name: getattr(arguments, name) for name in names})
     record, text = {"model": url}, f"model   {url}"
     if arguments.space is not None:
-        from hf_vse.hub.space import push_space
-
-        settings = {"model": arguments.repo_id, "dataset": arguments.dataset}
-        settings |= {"private": arguments.private, "token": arguments.token}
-        record["space"] = push_space(bundled("spaces_demo"), arguments.space, **settings)
+        record["space"] = push_space(*space, **shown, private=arguments.private, token=arguments.token)
         text += f"\nspace   {record['space']}"
     return Result(record, text)

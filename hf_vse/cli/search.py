@@ -37,21 +37,24 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--model", help="model folder or Hub id [the one the gallery names]")
     parser.add_argument("--sheet", type=Path, help="PNG file: contact sheet of what was found for the first query")
     parser.add_argument("--open", action="store_true", help="show the contact sheet")
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    if arguments.model is not None and not arguments.model.strip():
+        parser.error("--model is empty: give a model folder or a Hub id, or leave it out")
+    return arguments
 
 
 def run(arguments: argparse.Namespace) -> Result | None:
     from hf_vse.search.gallery import GalleryIndex
 
+    sentences = read_sentences() if arguments.text == ["-"] else arguments.text
+    check_queries(sentences, arguments)
     gallery = GalleryIndex.load(arguments.index)
-    sentences = arguments.text
-    if sentences == ["-"]:
-        sentences = [line.strip() for line in sys.stdin if line.strip()]
+    gallery.allowed(arguments.where)  # a wrong condition is said before the model is loaded
     if not sentences and arguments.image is None and not sys.stdin.isatty():
         raise ValueError("nothing to search for: give a sentence, --image FILE, or - to read sentences from the input")
     if gallery.model is None and arguments.model is None:
         raise ValueError(f"{arguments.index} does not say which model made it: give --model")
-    encoder = load_encoder(arguments.model or gallery.model)
+    encoder = load_encoder(gallery.model if arguments.model is None else arguments.model)
     if not sentences and arguments.image is None:
         for sentence in asked():
             print(table(answer(gallery, encoder, [sentence], arguments)), file=sys.__stdout__)
@@ -60,6 +63,33 @@ def run(arguments: argparse.Namespace) -> Result | None:
     if arguments.sheet or arguments.open:
         draw(gallery, found[0], arguments)
     return Result(found, table(found))
+
+
+def read_sentences() -> list[str]:
+    """The lines of the standard input that are not empty."""
+    try:
+        return [line.strip() for line in sys.stdin if line.strip()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"the input is no UTF-8 text ({error.reason}): give sentences as UTF-8") from error
+
+
+def check_queries(sentences: Sequence[str], arguments: argparse.Namespace) -> None:
+    """Raises ValueError or OSError where a query cannot be asked, or its contact sheet not be written."""
+    from hf_vse.files import check_output_file
+    from hf_vse.search.photographs import is_unicode
+
+    for sentence in sentences:
+        if not sentence.strip():
+            raise ValueError("a query is empty; write a sentence, such as 'two dogs in the snow'")
+        if not is_unicode(sentence):
+            raise ValueError(f"query {sentence!r:.60} holds half a character: give it as UTF-8")
+    image = arguments.image
+    if image is not None and "://" not in image and not Path(image).is_file():
+        raise FileNotFoundError(f"--image {image!r:.100} is no file: give a photograph")
+    if arguments.sheet is not None:
+        if arguments.sheet.suffix.lower() != ".png":
+            raise ValueError(f"--sheet {arguments.sheet} must end in .png")
+        arguments.sheet = check_output_file("--sheet", arguments.sheet)
 
 
 def load_encoder(name: str) -> Any:
@@ -117,8 +147,8 @@ def label(item: Any) -> str:
 
 
 def caption(item: Any) -> str:
-    captions = item.get("captions") or [] if isinstance(item, dict) else []
-    return str(captions[0]) if captions else ""
+    captions = item.get("captions") if isinstance(item, dict) else None
+    return str(captions[0]) if isinstance(captions, list) and captions else ""
 
 
 def draw(gallery: Any, query: dict[str, Any], arguments: argparse.Namespace) -> None:
@@ -126,6 +156,7 @@ def draw(gallery: Any, query: dict[str, Any], arguments: argparse.Namespace) -> 
     import tempfile
     import webbrowser
 
+    from hf_vse.files import whole_file
     from hf_vse.plots import plot_contact_sheet
     from hf_vse.search.pictures import find_photographs
 
@@ -135,7 +166,9 @@ def draw(gallery: Any, query: dict[str, Any], arguments: argparse.Namespace) -> 
     title = " + ".join(str(query[part]) for part in ("text", "image") if part in query)
     items = [result["item"] for result in query["results"]]
     labels = [f"{result['score']:.2f}  {label(result['item'])}" for result in query["results"]]
-    plot_contact_sheet(title, find_photographs(gallery, items), labels, path)
+    photographs = find_photographs(gallery, items)
+    with whole_file(path) as unfinished:
+        plot_contact_sheet(title, photographs, labels, unfinished)
     print(f"contact sheet   {path}", file=sys.stderr)
     if arguments.open:
         webbrowser.open(path.absolute().as_uri())

@@ -16,6 +16,7 @@ from hf_vse.data.digests import weights_digest
 from hf_vse.data.encoding import readable_batches, to_device
 from hf_vse.data.images import check_broken_share
 from hf_vse.data.schema import IMAGE
+from hf_vse.data.transforms import needed_side
 from hf_vse.data.unfinished import missing_rows, open_unfinished
 from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.model.towers_vse import state_sequence
@@ -57,7 +58,8 @@ def extract_features(
     def prepare(readable: list[Any]) -> dict[str, torch.Tensor]:
         return dict(image_processor(readable, return_tensors="pt"))
 
-    first = next((inputs for _, inputs in readable_batches(images, prepare, 1) if inputs), None)
+    needed = needed_side(image_processor)
+    first = next((inputs for _, inputs in readable_batches(images, prepare, 1, needed=needed) if inputs), None)
     if first is None:
         raise ValueError(f"none of the {len(images)} images can be read")
     made_by = f"{weights_digest(model.vision_model)} {image_processor.to_json_string()}"
@@ -66,7 +68,7 @@ def extract_features(
     broken: dict[str | Path, str] = {}
     with tqdm(total=len(images), initial=len(images) - len(missing), desc="image tower", disable=not progress) as bar:
         rest = Subset(images, missing.tolist())
-        for readable, inputs in readable_batches(rest, prepare, batch_size, num_workers):
+        for readable, inputs in readable_batches(rest, prepare, batch_size, num_workers, needed):
             rows, missing = missing[: len(readable)], missing[len(readable) :]
             good = readable.numpy()
             if inputs:

@@ -11,9 +11,11 @@ import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from hf_vse.data.images import BrokenImageError, BrokenImages, decode_image
+from hf_vse.data.decoding import BrokenImageError, decode_image, groups_in_flight
+from hf_vse.data.encoding import joined
+from hf_vse.data.images import BrokenImages
 from hf_vse.data.schema import CAPTION_FEATURES, CAPTIONS, IMAGE, IMAGE_FEATURES, IMAGE_ID
-from hf_vse.data.transforms import Augmentation, input_size
+from hf_vse.data.transforms import Augmentation, input_size, needed_side
 from hf_vse.model.processing_vse import VSEFeatureProcessor, VSEProcessor
 
 REMEMBERED_CAPTIONS = 1_000_000  # some 150 MB
@@ -52,12 +54,11 @@ class VSECollator:
         """
         source = IMAGE_FEATURES if IMAGE_FEATURES in items[0] else IMAGE
         draws = [np.random.default_rng(item.get("draw", 0)) for item in items]
-        images = [self.read(item[source]) if source == IMAGE else item[source] for item in items]
-        kept = [place for place, image in enumerate(images) if image is not None]
-        if not kept:
-            raise BrokenImageError(f"none of the {len(items)} images of a batch can be read; see the warnings above")
-        images, draws = [images[place] for place in kept], [draws[place] for place in kept]
-        batch = dict(self.image_inputs(images, draws) if source == IMAGE else VSEFeatureProcessor()(images))
+        if source == IMAGE:
+            kept, batch = self.pixels([item[IMAGE] for item in items], draws)
+        else:
+            kept, batch = range(len(items)), dict(VSEFeatureProcessor()([item[IMAGE_FEATURES] for item in items]))
+        draws = [draws[place] for place in kept]
         if CAPTION_FEATURES in items[0]:
             batch["text_features"] = torch.from_numpy(np.stack([items[place][CAPTION_FEATURES] for place in kept]))
         else:
@@ -66,10 +67,26 @@ class VSECollator:
             batch["image_ids"] = torch.tensor([items[place][IMAGE_ID] for place in kept])
         return batch
 
-    def read(self, value: Any) -> Any:
-        """The decoded image, or None, counted, where it is broken."""
+    def pixels(self, values: list[Any], rngs: list[np.random.Generator]) -> tuple[list[int], dict[str, torch.Tensor]]:
+        """Places of the images that can be read, and the inputs made of these, as many at once as may be held."""
+        needed = None if self.augmentation and self.augmentation.crops else needed_side(self.processor.image_processor)
+        kept: list[int] = []
+        inputs = []
+        place = 0
+        for group in groups_in_flight(self.read(value, needed) for value in values):
+            good = [at for at, image in enumerate(group, start=place) if image is not None]
+            if good:
+                inputs.append(self.image_inputs([group[at - place] for at in good], [rngs[at] for at in good]))
+            kept += good
+            place += len(group)
+        if not kept:
+            raise BrokenImageError(f"none of the {len(values)} images of a batch can be read; see the warnings above")
+        return kept, dict(joined(inputs))
+
+    def read(self, value: Any, needed: int | None = None) -> Any:
+        """The decoded image (see `decode_image`), or None, counted, where it is broken."""
         try:
-            image = decode_image(value)
+            image = decode_image(value, needed=needed)
         except BrokenImageError as error:
             self.broken.seen_broken(error)
             return None

@@ -1,26 +1,35 @@
-"""Decoding photographs, and living with the few that are broken.
+"""Living with the few photographs of a collection that are broken; `decoding.py` reads one.
 
 A collection of 100,000 photographs nearly always holds a truncated, empty or missing one; it should neither end the
-run nor go unnoticed. Two defences: `find_broken_images` looks at local files before a run without decoding them, and
-`BrokenImages` counts during the run what fails to decode and stops it only when that is more than a small share.
+run nor go unnoticed. Two defences: `find_broken_images` and `find_broken_rows` look before a run without decoding what
+is sound, and `BrokenImages` counts during the run what fails to decode and stops it only when that is more than a
+small share.
 """
 
 import logging
 import os
 from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from hashlib import blake2b
-from io import BytesIO
 from pathlib import Path
+from threading import Lock
 from typing import Any, BinaryIO
 
-import fsspec
-import PIL.Image
-import PIL.ImageOps
+import pyarrow as pa
 from datasets import Dataset
 from tqdm.auto import tqdm
 
+from hf_vse.data.decoding import (
+    PIXELS_IN_FLIGHT,
+    BrokenImageError,
+    decode_image,
+    open_file,
+    open_image,
+    path_and_bytes,
+    reason_of,
+)
 from hf_vse.data.schema import IMAGE
 
 logger = logging.getLogger(__name__)
@@ -29,100 +38,59 @@ logger = logging.getLogger(__name__)
 _END_MARKS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}
 _TAIL_BYTES = 1024
 _PROGRESS_FROM = 2000  # files; fewer are checked in about a second
-
-
-class BrokenImageError(ValueError):
-    """An image that cannot be opened or decoded; the message is one line with the file and the reason."""
-
-
-def decode_image(value: Any, name: str = "image") -> PIL.Image.Image:
-    """The image as RGB, turned upright as its EXIF orientation says.
-
-    Args:
-        value: `{"bytes": ..., "path": ...}` as a column of `datasets.Image(decode=False)` gives it, a path or URL, or
-            a PIL image.
-        name: what to call the image in an error when it has no path.
-
-    Raises:
-        BrokenImageError: missing or empty file, truncated or unknown data, decompression bomb.
-    """
-    path, data = _path_and_bytes(value)
-    try:
-        if isinstance(value, PIL.Image.Image):
-            return _upright(value).convert("RGB")
-        with _open(path, data) as file, PIL.Image.open(file) as image:
-            image.load()
-            return _upright(image).convert("RGB")
-    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, IndexError, ...
-        raise BrokenImageError(f"{path or name}: {_reason(error)}") from error
-
-
-def _path_and_bytes(value: Any) -> tuple[str | None, bytes | None]:
-    if isinstance(value, Mapping):
-        return value.get("path"), value.get("bytes")
-    if isinstance(value, str | Path):
-        return str(value), None
-    return None, None
-
-
-def _open(path: str | None, data: bytes | None) -> BinaryIO:
-    if data is not None:
-        if not data:
-            raise ValueError("0 bytes")
-        return BytesIO(data)
-    if path is None:
-        raise ValueError("neither bytes nor a path")
-    if "://" in path:  # a streamed data set refers to files in a repository or an archive
-        return fsspec.open(path, "rb").open()
-    return open(path, "rb")
-
-
-def _upright(image: PIL.Image.Image) -> PIL.Image.Image:
-    try:
-        return PIL.ImageOps.exif_transpose(image)
-    except Exception:  # damaged metadata around sound pixels
-        image.load()
-        return image
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "file does not exist"
-    if isinstance(error, PIL.UnidentifiedImageError):  # its own text shows the address of a buffer
-        return "not an image, or of an unknown format"
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+_LARGE = Lock()  # held while one of the threads decodes a large photograph
 
 
 def find_broken_images(paths: Iterable[str | Path], workers: int = 8) -> dict[str | Path, str]:
     """Broken files among `paths` and why, found without decoding the sound ones.
 
-    A file is sound if its header opens and, for JPEG and PNG, its last bytes hold the end-of-image mark; only a file
-    without the mark is decoded to be sure. Above 2,000 files a progress bar appears.
+    A file is sound if its header opens and, for JPEG and PNG, its last bytes hold the end-of-image mark; a file
+    without the mark, or of a format that has none, is decoded to be sure. Above 2,000 files a progress bar appears.
     """
-    paths = list(paths)
+    return _find_broken({path: path for path in paths}, workers)
+
+
+def _find_broken(values: Mapping[Any, str | Path | pa.Buffer], workers: int = 8) -> dict[Any, str]:
+    """The keys of the broken ones among files and contents, and why."""
     with ThreadPoolExecutor(workers) as pool:
-        reasons = pool.map(_why_broken, paths)
-        silent = {"disable": True} if len(paths) <= _PROGRESS_FROM else {}  # else as TQDM_DISABLE says
-        shown = tqdm(reasons, "checking images", total=len(paths), **silent)
-        return {path: reason for path, reason in zip(paths, shown, strict=True) if reason}
+        reasons = pool.map(_why_broken, values.values())
+        silent = {"disable": True} if len(values) <= _PROGRESS_FROM else {}  # else as TQDM_DISABLE says
+        shown = tqdm(reasons, "checking images", total=len(values), **silent)
+        return {key: reason for key, reason in zip(values, shown, strict=True) if reason}
 
 
-def _why_broken(path: str | Path) -> str | None:
+def _why_broken(value: str | Path | pa.Buffer) -> str | None:
     try:
-        with open(path, "rb") as file:
+        with _opened(value) as file:
             size = file.seek(0, os.SEEK_END)
             if size == 0:
                 return "0 bytes"
             file.seek(0)
-            end_mark = _END_MARKS.get(PIL.Image.open(file).format)
+            end_mark = _END_MARKS.get(open_image(file).format)
             file.seek(max(0, size - _TAIL_BYTES))
-            if end_mark is None or end_mark in file.read():
+            if end_mark is not None and end_mark in file.read():
                 return None
-        decode_image(path)
-    except BrokenImageError as error:
-        return str(error).removeprefix(f"{path}: ")
     except Exception as error:  # as in decode_image
-        return _reason(error)
+        return reason_of(error)
+    return why_unreadable({"bytes": value.to_pybytes(), "path": None} if isinstance(value, pa.Buffer) else value)
+
+
+def _opened(value: str | Path | pa.Buffer) -> BinaryIO:
+    """Without a copy: of the content of a data set on disk only what is looked at is read."""
+    return pa.BufferReader(value) if isinstance(value, pa.Buffer) else open_file(str(value))
+
+
+def why_unreadable(value: Any) -> str | None:
+    """Why an image cannot be decoded to its end, None where it can. Threads may call it: large ones take turns."""
+    try:
+        with open_file(*path_and_bytes(value)) as file:
+            width, height = open_image(file).size
+        with _LARGE if width * height > PIXELS_IN_FLIGHT else nullcontext():
+            decode_image(value, needed=1)
+    except BrokenImageError as error:
+        return str(error).removeprefix(f"{path_and_bytes(value)[0] or 'image'}: ")
+    except Exception as error:  # as in decode_image
+        return reason_of(error)
     return None
 
 
@@ -141,27 +109,35 @@ def check_broken_share(broken: Mapping[str | Path, str], total: int, max_share: 
     logger.warning("%s and are left out", found)
 
 
-def _stored(images: Dataset) -> list[tuple[str | None, bool]]:
-    """Of every row of an image column its path and whether its bytes are in the data set; reads no image."""
-    rows: list[tuple[str | None, bool]] = []
+def _stored(images: Dataset) -> Iterator[tuple[str | None, pa.Buffer | None]]:
+    """Of every row of an image column its path and its bytes, where the data set holds them; reads no image."""
     for chunk in images.with_format("arrow")[:][IMAGE].chunks:
         names = [field.name for field in chunk.type]
         fields = dict(zip(names, chunk.flatten(), strict=True))  # null where the row is
-        rows.extend(zip(fields["path"].to_pylist(), fields["bytes"].is_valid().to_pylist(), strict=True))
-    return rows
+        for path, content in zip(fields["path"].to_pylist(), fields["bytes"], strict=True):
+            yield path, content.as_buffer() if content.is_valid else None
 
 
-def find_broken_rows(images: Dataset, max_share: float) -> set[int]:
-    """Rows of the column `image` without an image or with a missing or broken local file; see `check_broken_share`."""
+def find_broken_rows(images: Dataset, max_share: float) -> dict[int, str]:
+    """Rows of the column `image` without an image or with a missing or broken one, and why; see `check_broken_share`.
+
+    What lies elsewhere, at an address, is looked at when it is decoded.
+    """
     if IMAGE not in images.column_names:  # precomputed features
-        return set()
-    stored = _stored(images)
-    is_file = [path is not None and not has_bytes and "://" not in path for path, has_bytes in stored]
-    names = [path if file else f"row {row}" for row, ((path, _), file) in enumerate(zip(stored, is_file, strict=True))]
-    broken = find_broken_images(dict.fromkeys(name for name, file in zip(names, is_file, strict=True) if file))
-    broken |= {name: "no image" for name, row in zip(names, stored, strict=True) if row == (None, False)}
+        return {}
+    names: list[str] = []
+    values: dict[str, str | pa.Buffer] = {}
+    broken: dict[str | Path, str] = {}
+    for row, (path, content) in enumerate(_stored(images)):
+        is_file = path is not None and content is None and "://" not in path
+        names.append(path if is_file else f"row {row}")
+        if is_file or content is not None:
+            values[names[-1]] = path if content is None else content
+        elif path is None:
+            broken[names[-1]] = "no image"
+    broken |= _find_broken(values)
     check_broken_share(broken, len(set(names)), max_share)
-    return {row for row, name in enumerate(names) if name in broken}
+    return {row: broken[name] for row, name in enumerate(names) if name in broken}
 
 
 def image_keys(images: Dataset) -> list[Hashable]:
@@ -171,12 +147,11 @@ def image_keys(images: Dataset) -> list[Hashable]:
     """
     if IMAGE not in images.column_names:
         return [None] * len(images)
-    stored = _stored(images)
+    stored = list(_stored(images))
     times = Counter(path for path, _ in stored)
-    column = images.with_format("arrow")[:][IMAGE]
     return [
-        (path, blake2b(column[row].as_py()["bytes"]).digest()) if path and has_bytes and times[path] > 1 else path
-        for row, (path, has_bytes) in enumerate(stored)
+        (path, blake2b(content).digest()) if path and content is not None and times[path] > 1 else path
+        for path, content in stored
     ]
 
 

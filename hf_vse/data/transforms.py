@@ -27,6 +27,13 @@ def input_size(image_processor: ImageProcessingMixin) -> tuple[int, int]:
     raise ValueError(f"the image processor has no fixed input size: {settings.get('size')}; set height and width")
 
 
+def needed_side(image_processor: ImageProcessingMixin) -> int | None:
+    """Pixels to which the processor brings the shorter side at most; None where it leaves the size as it is."""
+    settings = image_processor.to_dict()
+    sides = [side for side in dict(settings.get("size") or {}).values() if isinstance(side, int)]
+    return max(sides) if sides and settings.get("do_resize") else None
+
+
 def random_box(
     width: int, height: int, min_scale: float, rng: np.random.Generator
 ) -> tuple[float, float, float, float]:

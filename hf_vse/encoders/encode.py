@@ -87,7 +87,7 @@ def encode_images(
     if (kept := finished_rows(path)) is not None:
         return kept
     check_readable(encoder, images[0])
-    one_by_one = readable_batches(images, encoder.prepare_images, 1)
+    one_by_one = readable_batches(images, encoder.prepare_images, 1, needed=encoder.needed_side)
     first = next((ready for _, ready in one_by_one if ready is not None), None)
     if first is None:
         return torch.full((len(images), 1), UNREAD)
@@ -102,7 +102,9 @@ def encode_images(
         disable=not progress,
     )
     with bar:
-        for readable, ready in readable_batches(rest, encoder.prepare_images, batch_size, num_workers):
+        for readable, ready in readable_batches(
+            rest, encoder.prepare_images, batch_size, num_workers, encoder.needed_side
+        ):
             places, missing = missing[: len(readable)], missing[len(readable) :]
             good = readable.numpy()
             rows.array[places[~good]] = UNREAD

@@ -14,7 +14,6 @@ With `kind="auto"` the name and the files behind it decide.
 
 import importlib
 import importlib.util
-import json
 import re
 import sys
 from collections.abc import Callable
@@ -24,18 +23,15 @@ from typing import Any, Literal, get_args
 
 import torch
 from transformers import CONFIG_NAME
-from transformers.utils import cached_file
 
 from hf_vse.encoders.onnx_towers import ONNXEncoder, onnx_files
 from hf_vse.encoders.open_clip_models import PREFIX, OpenCLIPEncoder
+from hf_vse.encoders.own_models import load_vse
 from hf_vse.encoders.protocol import DualEncoder
 from hf_vse.encoders.sentence_models import SentenceTransformersEncoder
-from hf_vse.encoders.transformers_models import FAMILIES, SAFETENSORS_ONLY, TransformersEncoder
-from hf_vse.encoders.vse import VSEEncoder
-from hf_vse.encoders.weights import chosen_device, chosen_precision, one_line
+from hf_vse.encoders.stored import stored_json
+from hf_vse.encoders.transformers_models import FAMILIES, TransformersEncoder
 from hf_vse.model.configuration_vse import VSEConfig
-from hf_vse.model.modeling_vse import VSEModel
-from hf_vse.model.processing_vse import VSEProcessor
 
 Kind = Literal["auto", "vse", "transformers", "sentence_transformers", "open_clip", "onnx", "python"]
 Device = str | torch.device | None
@@ -77,6 +73,8 @@ def load_encoder(
 
 def kind_of(name: str, trust_remote_code: bool = False) -> Kind:
     """Decides by the name, and by the files of the folder or of the repository on the Hub."""
+    if not name.strip() or "\0" in name:
+        raise ValueError(f"{name!r} names no model; {UNDERSTOOD}")
     if name.startswith(PREFIX):
         return "open_clip"
     folder = Path(name)
@@ -86,45 +84,24 @@ def kind_of(name: str, trust_remote_code: bool = False) -> Kind:
         not folder.is_dir() or not (folder / "model.safetensors").is_file()
     ):
         return "onnx"
-    config = stored_json(name, CONFIG_NAME) or {}
-    if config.get("model_type") == VSEConfig.model_type:
+    config = stored_json(name, CONFIG_NAME, dict) or {}
+    model_type = str(config.get("model_type"))
+    if model_type == VSEConfig.model_type:
         return "vse"  # before its own modules.json, which makes it a module of sentence-transformers as well
     if stored_json(name, "modules.json") is not None:
         return "sentence_transformers"
-    if config.get("model_type") in FAMILIES or (trust_remote_code and "auto_map" in config):
+    if model_type in FAMILIES or (trust_remote_code and "auto_map" in config):
         return "transformers"
     if config:
-        raise ValueError(f"{name} is a model of type {config.get('model_type')!r}; {UNDERSTOOD}")
+        raise ValueError(f"{name} is a model of type {model_type!r:.60}; {UNDERSTOOD}")
     there = (
         "holds no config.json" if folder.is_dir() else "is no folder, and nothing of that name was found on the Hub"
     )
     raise ValueError(f"{name} {there}; {UNDERSTOOD}")
 
 
-def stored_json(name: str, file: str) -> Any:
-    """The contents of a JSON file of a folder or of a repository on the Hub; None if there is none."""
-    quiet = {
-        "_raise_exceptions_for_gated_repo": False,
-        "_raise_exceptions_for_missing_entries": False,
-        "_raise_exceptions_for_connection_errors": False,
-    }
-    try:
-        path = cached_file(name, file, **quiet)
-    except (OSError, ValueError):  # no such repository, or no name for one
-        return None
-    if path is None:
-        return None
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{name}: {file} is no JSON; fetch it again") from error
-
-
-def load_vse(name: str, device: Device, dtype: Precision, trust_remote_code: bool) -> DualEncoder:
-    with one_line(name, SAFETENSORS_ONLY):
-        model = VSEModel.from_pretrained(name, dtype=chosen_precision(dtype), use_safetensors=True)
-        processor = VSEProcessor.from_pretrained(name)
-    return VSEEncoder(model.to(chosen_device(device)), processor, name)
+def load_own(name: str, device: Device, dtype: Precision, trust_remote_code: bool) -> DualEncoder:
+    return load_vse(name, device, dtype)
 
 
 def load_open_clip(name: str, device: Device, dtype: Precision, trust_remote_code: bool) -> DualEncoder:
@@ -185,7 +162,7 @@ def module_of_file(path: Path) -> Any:
 
 
 LOADERS: dict[str, Callable[[str, Device, Precision, bool], DualEncoder]] = {
-    "vse": load_vse,
+    "vse": load_own,
     "transformers": TransformersEncoder.from_pretrained,
     "sentence_transformers": SentenceTransformersEncoder.from_pretrained,
     "open_clip": load_open_clip,

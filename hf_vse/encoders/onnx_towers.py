@@ -17,6 +17,7 @@ from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.image_processing_utils import BaseImageProcessor
 
+from hf_vse.data.transforms import needed_side
 from hf_vse.encoders.protocol import DualEncoder
 from hf_vse.encoders.sentences import Reading, SentenceReader
 from hf_vse.encoders.transformers_models import FAMILIES
@@ -94,6 +95,10 @@ class ONNXEncoder(DualEncoder):
         with one_line(name, "save its processor into the folder, or name that of the model: FOLDER@MODEL"):
             image_processor, tokenizer, reading = processor_parts(processor or folder)
         return cls(*files, image_processor, tokenizer, reading, name, device)
+
+    @property
+    def needed_side(self) -> int | None:
+        return needed_side(self.image_processor)
 
     @cached_property
     def digest(self) -> str:

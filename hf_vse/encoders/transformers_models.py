@@ -26,14 +26,12 @@ from transformers import (
 from transformers.image_processing_utils import BaseImageProcessor
 
 from hf_vse.data.digests import tokenizer_digest, weights_digest
+from hf_vse.data.transforms import needed_side
 from hf_vse.encoders.protocol import DualEncoder
 from hf_vse.encoders.sentences import Reading, SentenceReader, positions_of
+from hf_vse.encoders.stored import SAFETENSORS_ONLY
 from hf_vse.encoders.weights import chosen_device, chosen_precision, one_line
 
-SAFETENSORS_ONLY = (
-    "only safetensors are read, other formats may run code: where you trust the file, load it yourself and call "
-    "save_pretrained"
-)
 # Of what an image processor does, the part that decides what is seen of a photograph.
 IMAGE_SIZES = ("size", "crop_size", "max_num_patches")
 
@@ -172,6 +170,10 @@ class TransformersEncoder(DualEncoder):
             image_processor = AutoImageProcessor.from_pretrained(name, backend="pil", **trust)
             tokenizer = AutoTokenizer.from_pretrained(name, **trust)
         return cls(model.to(chosen_device(device)), image_processor, tokenizer, name)
+
+    @property
+    def needed_side(self) -> int | None:
+        return needed_side(self.image_processor)
 
     @cached_property
     def digest(self) -> str:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hf_vse.data.digests import weights_digest
 from hf_vse.data.encoding import to_device
+from hf_vse.data.transforms import needed_side
 from hf_vse.encoders.protocol import DualEncoder
 from hf_vse.model.configuration_vse import FEATURES_MODEL_TYPE
 from hf_vse.model.modeling_vse import VSEModel
@@ -32,6 +33,10 @@ class VSEEncoder(DualEncoder):
     @property
     def reads_photographs(self) -> bool:
         return self.model.config.vision_config.model_type != FEATURES_MODEL_TYPE
+
+    @property
+    def needed_side(self) -> int | None:
+        return needed_side(self.processor.image_processor)
 
     @cached_property
     def digest(self) -> str:

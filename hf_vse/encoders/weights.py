@@ -9,10 +9,26 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": t
 
 
 def chosen_device(device: str | torch.device | None) -> torch.device:
-    """The device asked for; else the accelerator of this machine, or its processor."""
-    if device is not None:
-        return torch.device(device)
-    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    """The device asked for; else the accelerator of this machine, or its processor.
+
+    Raises:
+        ValueError: the machine has no such device.
+    """
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if device is None:
+        return accelerator or torch.device("cpu")
+    try:
+        wanted = torch.device(device)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"device={device!r} is no device: give cpu, cuda, cuda:1 or mps, or leave it out") from error
+    if wanted.type == "cpu":
+        return torch.device("cpu")
+    if accelerator is None or wanted.type != accelerator.type:
+        there = "cpu" if accelerator is None else f"cpu and {accelerator.type}"
+        raise ValueError(f"device={str(device)!r} is not on this machine, which has {there}: give that, or none")
+    if (wanted.index or 0) >= (count := torch.accelerator.device_count()):
+        raise ValueError(f"device={str(device)!r} is not on this machine, which has {count}: count from 0")
+    return wanted
 
 
 def chosen_precision(dtype: str | torch.dtype | None) -> torch.dtype:
@@ -37,4 +53,5 @@ def one_line(name: str, remedy: str) -> Iterator[None]:
         yield
     except Exception as error:  # each library has its own
         reason = " ".join(str(error).split())[:300] or type(error).__name__
+        reason = f"unknown: {reason}" if isinstance(error, KeyError) else reason
         raise OSError(f"{name} cannot be loaded ({reason}); {remedy}") from error

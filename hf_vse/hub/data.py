@@ -14,7 +14,7 @@ from datasets import Dataset, DatasetDict
 from huggingface_hub import CommitOperationAdd, DatasetCard, HfApi
 from tqdm.auto import tqdm
 
-from hf_vse.data.images import BrokenImageError, decode_image
+from hf_vse.data.images import why_unreadable
 from hf_vse.data.pairs import undecoded_images
 from hf_vse.data.schema import CAPTIONS, IMAGE, IMAGE_FEATURES, IMAGE_ID, fingerprint
 from hf_vse.hub.errors import hub_errors
@@ -117,7 +117,7 @@ def without_broken_images(name: str, split: Dataset) -> tuple[Dataset, int]:
     with ThreadPoolExecutor() as pool, tqdm(total=len(split), desc=f"checking {name}", leave=False) as bar:
         for batch in undecoded_images(split).iter(batch_size=256):
             for reason in pool.map(why_unreadable, batch[IMAGE]):
-                first = first or reason
+                first = first or reason or ""
                 if not reason:
                     good.append(bar.n)
                 bar.update()
@@ -129,14 +129,6 @@ def without_broken_images(name: str, split: Dataset) -> tuple[Dataset, int]:
             "split %s: %d of %d images cannot be read and are left out: %s", name, broken, len(split), first
         )
     return (split.select(good), broken) if broken else (split, 0)
-
-
-def why_unreadable(value: dict | None) -> str:
-    try:
-        decode_image(value)
-    except BrokenImageError as error:
-        return str(error)
-    return ""
 
 
 def data_card(

@@ -5,8 +5,17 @@ from contextlib import contextmanager
 
 from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+from huggingface_hub.utils import validate_repo_id
 
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN, with a token that may write"
+
+
+def check_repo_id(repo_id: str) -> None:
+    """Raises ValueError where the Hub would take no such name; asks nobody."""
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise in_one_line(repo_id, error) from error
 
 
 @contextmanager

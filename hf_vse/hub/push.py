@@ -4,66 +4,32 @@ from hf_vse.hub.push import push_model
 push_model("runs/quickstart", "org/vse-scenes")
 """
 
-import json
 import logging
 from pathlib import Path
 
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, RevisionNotFoundError
 
-from hf_vse.hub.errors import hub_errors
+from hf_vse.files import read_text, write_text
+from hf_vse.hub.directory import check_model_directory
+from hf_vse.hub.errors import check_repo_id, hub_errors
 from hf_vse.model.card_vse import is_ours
-from hf_vse.model.configuration_vse import VSEConfig
-from hf_vse.model.publish_vse import CARD, tensors_in, upload_operations, weight_files, write_card
+from hf_vse.model.publish_vse import CARD, own_card, public_contents, upload_operations, write_card
 
 logger = logging.getLogger(__name__)
 
-PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
-
-def check_model_directory(directory: str | Path) -> Path:
-    """The directory, if a whole model lies in it.
+def check_before_pushing(directory: str | Path, repo_id: str, photographs: bool = False) -> Path:
+    """Everything that can be refused without asking the Hub; nothing is sent and nothing written.
 
     Raises:
-        FileNotFoundError: there is none, or a part of it is missing.
-        ValueError: it holds something else, or weights that are cut off.
+        FileNotFoundError, ValueError: see `push_model`.
     """
-    path = Path(directory).expanduser()
-    if not path.is_dir():
-        raise FileNotFoundError(f"{directory} is no directory: give the one that a run or save_pretrained wrote")
-    config = path / "config.json"
-    if not config.is_file():
-        raise FileNotFoundError(f"{directory} holds no model (config.json is missing): give the output_dir of a run")
-    values = json.loads(config.read_text(encoding="utf-8"))
-    if values.get("model_type") != VSEConfig.model_type:
-        raise ValueError(
-            f"{config} has model_type {values.get('model_type')!r}, not {VSEConfig.model_type!r}: give a VSEModel"
-        )
-    check_weights(path)
-    classes = values.get("auto_map", {})
-    needed = {f"{name.partition('.')[0]}.py" for name in classes.values()} | {"processor_config.json"}
-    missing = sorted(name for name in needed if not (path / name).is_file())
-    if missing or not classes:
-        what = ", ".join(missing) or "auto_map"
-        raise FileNotFoundError(f"{directory} lacks {what}: save model and processor there again with save_pretrained")
+    check_repo_id(repo_id)
+    path = check_model_directory(directory)
+    own_card(path)
+    write_card(path, path, repo_id, files=public_contents(path, path, photographs))
     return path
-
-
-def check_weights(directory: Path) -> None:
-    """Raises where the safetensors weights are not there or not whole; reads headers only."""
-    files = weight_files(directory)
-    if not files:
-        pickled = ", ".join(sorted(path.name for path in directory.iterdir() if path.suffix in PICKLED))
-        found = f"only {pickled}, which may run code when it is loaded" if pickled else "no weights"
-        raise FileNotFoundError(f"{directory} holds {found}: save the model with save_pretrained, as safetensors")
-    index = directory / "model.safetensors.index.json"
-    if index.is_file():
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        if missing := sorted(shards - {path.name for path in files}):
-            raise FileNotFoundError(f"{directory} lacks {', '.join(missing)}: save the model again")
-    for path in files:
-        if path.suffix == ".safetensors":
-            tensors_in(path)
 
 
 def push_model(
@@ -80,9 +46,10 @@ def push_model(
 ) -> str:
     """Publishes a model directory and returns its address.
 
-    Only what belongs to a model is uploaded, weights only as safetensors, records without paths of this machine. It is
-    one commit: interrupted, nothing of it is visible, and when it is repeated, files that arrived are not sent again.
-    A card that a person changed, here or there, is not written over.
+    Only what belongs to a model is uploaded: weights only as safetensors, of Python files only the code that the
+    configurations name, records without paths of this machine and without tokens; links are refused. It is one
+    commit: interrupted, nothing of it is visible, and when it is repeated, files that arrived are not sent again. The
+    directory is only read. A card that a person changed, here or there, is not written over.
 
     Args:
         repo_id: "org/name"; made if it does not exist.
@@ -94,10 +61,11 @@ def push_model(
         photographs: publish `retrieval.png` too where it shows photographs of somebody's data set.
 
     Raises:
-        FileNotFoundError, ValueError: `directory` holds no whole model, or the Hub refuses; in one line.
+        FileNotFoundError, ValueError: `directory` holds no whole model, or the Hub refuses; in one line. What is wrong
+            with the directory is found before the first request.
         ConnectionError: it did not finish.
     """
-    path = check_model_directory(directory)
+    path = check_before_pushing(directory, repo_id, photographs)
     api = HfApi(token=token)
     with hub_errors(repo_id):
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
@@ -123,11 +91,23 @@ def read_card(
         path = hf_hub_download(repo_id, CARD, repo_type=repo_type, revision=revision, token=token)
     except (EntryNotFoundError, RevisionNotFoundError):
         return None
-    return Path(path).read_text(encoding="utf-8")
+    return Path(path).read_text(encoding="utf-8", errors="replace")  # what is no text was not written by us
+
+
+def may_write_card(card: Path) -> bool:
+    """Whether a card may be written to this place: there is none, or only one that nobody has changed."""
+    if card.is_symlink() or card.exists():
+        try:
+            return card.is_file() and not card.is_symlink() and is_ours(read_text(card))
+        except ValueError:  # no text
+            return False
+    return True
 
 
 def leave_card(directory: Path) -> None:
-    """Writes the card of a finished run next to its model; one that was changed by hand stays."""
+    """Writes the card of a finished run next to its model; whatever a person has put in its place stays."""
     card = directory / CARD
-    if not card.is_file() or is_ours(card.read_text(encoding="utf-8")):
-        card.write_text(write_card(directory, directory, f"your-name/{directory.resolve().name}"), encoding="utf-8")
+    if may_write_card(card):
+        write_text(card, write_card(directory, directory, f"your-name/{directory.resolve().name}"))
+    else:
+        logger.warning("%s was not written by hf_vse and is kept: the model card is not written", card)

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi, SpaceCard
 
-from hf_vse.hub.errors import hub_errors
+from hf_vse.hub.errors import check_repo_id, hub_errors
 from hf_vse.model.card_text_vse import is_hub_id
+from hf_vse.model.files_vse import TEXTS, check_no_secret, real_file, text_in
 from hf_vse.model.publish_vse import CARD
 
 NEEDED = ("app.py", "requirements.txt", CARD)
@@ -28,7 +29,8 @@ def push_space(
     """Publishes `folder` as a gradio Space and returns its address.
 
     Args:
-        folder: holds app.py, requirements.txt and README.md; hidden files and caches in it are left out.
+        folder: holds app.py, requirements.txt and README.md; hidden files and caches in it are left out, links and
+            texts with access tokens refused.
         repo_id: "org/name"; made if it does not exist.
         model, dataset: ids on the Hub, which the Space reads from the variables VSE_MODEL and VSE_DATASET.
         private, token: as for `push_model`.
@@ -37,6 +39,21 @@ def push_space(
         FileNotFoundError, ValueError: the folder is no demo, an id is none, or the Hub refuses.
         ConnectionError: it did not finish.
     """
+    operations = check_space(folder, repo_id, model, dataset)
+    api = HfApi(token=token)
+    with hub_errors(repo_id):
+        repo_id = api.create_repo(
+            repo_id, repo_type="space", space_sdk="gradio", private=private, exist_ok=True
+        ).repo_id
+        for name, value in (("VSE_MODEL", model), ("VSE_DATASET", dataset)):
+            api.add_space_variable(repo_id, name, value)
+        api.create_commit(repo_id, operations, commit_message="Upload demo", repo_type="space")
+    return f"{api.endpoint}/spaces/{repo_id}"
+
+
+def check_space(folder: str | Path, repo_id: str, model: str, dataset: str) -> list[CommitOperationAdd]:
+    """What would be uploaded; everything that can be refused without asking the Hub is so here, see `push_space`."""
+    check_repo_id(repo_id)
     path = Path(folder).expanduser()
     missing = [name for name in NEEDED if not (path / name).is_file()]
     if missing:
@@ -46,27 +63,35 @@ def push_space(
             raise ValueError(
                 f"{name}={value!r} is no Hub id: a Space reads from the Hub; publish it first, then give org/name"
             )
-    api = HfApi(token=token)
-    with hub_errors(repo_id):
-        repo_id = api.create_repo(
-            repo_id, repo_type="space", space_sdk="gradio", private=private, exist_ok=True
-        ).repo_id
-        for name, value in (("VSE_MODEL", model), ("VSE_DATASET", dataset)):
-            api.add_space_variable(repo_id, name, value)
-        api.create_commit(
-            repo_id, space_operations(path, model, dataset), commit_message="Upload demo", repo_type="space"
-        )
-    return f"{api.endpoint}/spaces/{repo_id}"
+    return space_operations(path, model, dataset)
 
 
 def space_operations(folder: Path, model: str, dataset: str) -> list[CommitOperationAdd]:
     """The files of the demo; the header of its README names model and data set too."""
-    card = SpaceCard.load(folder / CARD)
+    files = {name: real_file(folder, folder / name) for name in shown_files(folder)}
+    texts = {name: text_in(folder, name) or "" for name, path in files.items() if path.suffix in TEXTS}
+    for name, text in texts.items():
+        check_no_secret(str(folder / name), text)
+    card = read_space_card(folder / CARD, texts[CARD])
     card.data["models"], card.data["datasets"] = [model], [dataset]
-    operations = [CommitOperationAdd(CARD, str(card).encode())]
+    contents: dict[str, Path | bytes] = files | {CARD: str(card).encode()}
+    return [CommitOperationAdd(name, content) for name, content in sorted(contents.items())]
+
+
+def shown_files(folder: Path) -> list[str]:
+    """Names of the files of the demo; of a folder that is a link its own name, which is refused."""
+    names = []
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
         hidden = any(part.startswith((".", "__pycache__")) for part in name.parts)
-        if path.is_file() and not hidden and path.suffix not in LEFT_OUT and name.as_posix() != CARD:
-            operations.append(CommitOperationAdd(name.as_posix(), path))
-    return operations
+        if not hidden and path.suffix not in LEFT_OUT and (path.is_symlink() or not path.is_dir()):
+            names.append(name.as_posix())
+    return names
+
+
+def read_space_card(path: Path, text: str) -> SpaceCard:
+    """The README of a Space; raises ValueError where its header is no YAML."""
+    try:
+        return SpaceCard(text, ignore_metadata_errors=True)
+    except Exception as error:  # of whichever library reads YAML
+        raise ValueError(f"{path} has a header that is no YAML: mend it") from error

@@ -51,7 +51,10 @@ def signed(data: CardData, body: str, kind: type[RepoCard] = ModelCard) -> str:
 
 def is_ours(text: str, kind: type[RepoCard] = ModelCard) -> bool:
     """Whether a card may be written anew: nobody has changed it since it was signed, or it says nothing yet."""
-    card = kind(text, ignore_metadata_errors=True)
+    try:
+        card = kind(text, ignore_metadata_errors=True)
+    except Exception:  # of whichever library reads YAML: a header that only a person can have written
+        return False
     found = SIGNATURE.search(card.text)
     if found:
         return found[1] == digest_of(card)

@@ -3,9 +3,12 @@
 A setting stands here if it changes what the weights mean. How training is executed stands in `VSETrainingArguments`.
 """
 
-from typing import Any, Literal, get_args
+import math
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, get_args
 
-from transformers import AutoConfig, PreTrainedConfig
+from huggingface_hub.errors import StrictDataclassError
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 LossType = Literal["nce", "hardnce", "hardnce_smooth", "hinge_sum", "hinge_max", "clip", "siglip"]
 PoolingType = Literal["mean", "max", "last", "cls", "gpo", "pooler"]
@@ -24,6 +27,60 @@ CHOICES = {
 
 GRU_MODEL_TYPE = "vse_gru_text"
 FEATURES_MODEL_TYPE = "vse_features"
+MOST_LAYERS = 1000  # of a tower; a configuration that asks for more is damaged
+
+
+class Number(NamedTuple):
+    """What a number of a configuration may be: finite, and one for which `fits` is true.
+
+    Attributes:
+        must: how an error says so.
+        hint: what to write instead.
+    """
+
+    must: str
+    hint: str
+    fits: Callable[[float], bool] = lambda value: True
+    whole: bool = False
+    optional: bool = False
+
+
+SIZE = Number("must be a whole number from 1 on", "write a size such as 1024", lambda value: value >= 1, whole=True)
+SHARE = Number("is a share from 0 to below 1", "0 drops nothing", lambda value: 0 <= value < 1)
+LAYERS = Number(
+    f"must be a whole number from 1 to {MOST_LAYERS}", "1 is usual", lambda value: 1 <= value <= MOST_LAYERS, True
+)
+NUMBERS = {
+    "projection_dim": SIZE,
+    "vision_hidden_size": SIZE._replace(optional=True),
+    "vision_power": Number("must be positive and at most 10", "1 leaves features as they are", lambda v: 0 < v <= 10),
+    "feature_dropout": SHARE,
+    "head_dropout": SHARE,
+    "temperature": Number("must be positive", "the paper uses 0.1", lambda value: value > 0),
+    "margin": Number("must not be negative", "the paper uses 0.2", lambda value: value >= 0),
+    "logit_bias_init": Number("must be a finite number", "SigLIP uses -10"),
+}
+GRU_NUMBERS = {"vocab_size": SIZE, "word_dim": SIZE, "hidden_size": SIZE, "num_layers": LAYERS, "dropout": SHARE}
+
+
+def check_numbers(config: PreTrainedConfig, numbers: dict[str, Number]) -> None:
+    """Raises ValueError for a field that is no number, not finite, or not one that fits."""
+    for name, number in numbers.items():
+        value = getattr(config, name)
+        if number.optional and value is None:
+            continue
+        known = isinstance(value, int if number.whole else int | float) and not isinstance(value, bool)
+        if not known or not math.isfinite(value) or not number.fits(value):
+            raise ValueError(f"{name} {number.must}, got {value!r:.60}; {number.hint}")
+
+
+def check_layers(name: str, values: dict[str, Any]) -> None:
+    """Raises ValueError for so many layers that building them would not end."""
+    for key, value in values.items():
+        if "layers" in key or "depth" in key:
+            counts = value if isinstance(value, list | tuple) else [value]
+            if any(isinstance(count, int | float) and count > MOST_LAYERS for count in counts):
+                raise ValueError(f"{name}: {key} asks for {value!r:.60} layers; at most {MOST_LAYERS} are built")
 
 
 class VSEGRUTextConfig(PreTrainedConfig):
@@ -51,6 +108,10 @@ class VSEGRUTextConfig(PreTrainedConfig):
     bos_token_id: int | None = 2
     eos_token_id: int | None = 3
 
+    def __post_init__(self, **kwargs):
+        check_numbers(self, GRU_NUMBERS)
+        super().__post_init__(**kwargs)
+
 
 class VSEFeaturesConfig(PreTrainedConfig):
     """Takes the place of an image tower whose outputs were computed beforehand.
@@ -63,6 +124,10 @@ class VSEFeaturesConfig(PreTrainedConfig):
 
     hidden_size: int = 2048
 
+    def __post_init__(self, **kwargs):
+        check_numbers(self, {"hidden_size": SIZE})
+        super().__post_init__(**kwargs)
+
 
 AutoConfig.register(GRU_MODEL_TYPE, VSEGRUTextConfig, exist_ok=True)
 AutoConfig.register(FEATURES_MODEL_TYPE, VSEFeaturesConfig, exist_ok=True)
@@ -72,15 +137,21 @@ def tower_config(name: str, value: Any, default: str) -> PreTrainedConfig:
     """The configuration of one tower from a configuration, a dict with `model_type`, or None for the default."""
     if isinstance(value, PreTrainedConfig):
         return value
-    values = {} if value is None else dict(value)
+    if value is not None and not isinstance(value, dict):
+        raise ValueError(f"{name} must be the configuration of a tower, an object with model_type, got {value!r:.60}")
+    values = dict(value or {})
     model_type = values.pop("model_type", default)
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
+        raise ValueError(
+            f"{name}: model_type {model_type!r:.60} is neither a transformers model nor {GRU_MODEL_TYPE!r} nor "
+            f"{FEATURES_MODEL_TYPE!r}; name the model_type of the tower you want"
+        )
+    check_layers(name, values)
     try:
         return AutoConfig.for_model(model_type, **values)
-    except ValueError as error:
-        raise ValueError(
-            f"{name}: model_type {model_type!r} is neither a transformers model nor {GRU_MODEL_TYPE!r} nor "
-            f"{FEATURES_MODEL_TYPE!r}; name the model_type of the tower you want"
-        ) from error
+    except (ValueError, TypeError, AttributeError, KeyError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{name}: {reason}; write a value that a {model_type} has") from error
 
 
 class VSEConfig(PreTrainedConfig):
@@ -138,16 +209,9 @@ class VSEConfig(PreTrainedConfig):
         self.text_config = tower_config("text_config", self.text_config, default=GRU_MODEL_TYPE)
         for name, literal in CHOICES.items():
             if getattr(self, name) not in get_args(literal):
-                raise ValueError(f"{name} must be one of {', '.join(get_args(literal))}, got {getattr(self, name)!r}")
-        if self.temperature <= 0:
-            raise ValueError(f"temperature must be positive, got {self.temperature}; the paper uses 0.1")
-        for name in ("feature_dropout", "head_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is a share from 0 to below 1, got {getattr(self, name)}")
-        if self.vision_power <= 0:
-            raise ValueError(f"vision_power must be positive, got {self.vision_power}; 1 leaves features as they are")
-        if self.margin < 0:
-            raise ValueError(f"margin must not be negative, got {self.margin}; the paper uses 0.2")
+                got = f"{getattr(self, name)!r:.60}"
+                raise ValueError(f"{name} must be one of {', '.join(get_args(literal))}, got {got}")
+        check_numbers(self, NUMBERS)
         super().__post_init__(**kwargs)
 
 

@@ -8,6 +8,7 @@ import csv
 import filecmp
 import json
 import logging
+import os
 import re
 import struct
 from collections.abc import Collection
@@ -21,25 +22,28 @@ from transformers import PreTrainedModel
 from .card_text_vse import is_hub_id
 from .card_vse import is_ours, model_card
 from .configuration_vse import VSEConfig
+from .files_vse import (
+    MODEL_FILES,
+    SECRET,
+    SECRET_KEY,
+    TEXTS,
+    check_no_secret,
+    code_in,
+    files_in,
+    json_in,
+    text_in,
+)
 
 logger = logging.getLogger(__name__)
 
 CARD, METRICS, RECIPE, PHOTOGRAPHS = "README.md", "metrics.json", "recipe.yaml", "retrieval.png"
-MODEL_FILES = (
-    "config.json", "model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json", "*_vse.py",
-    "processor_config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json",
-    "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt",
-    "tokenizer.model", "spiece.model", "sentencepiece.bpe.model",
-    "modules.json", "config_sentence_transformers.json", "sentence_bert_config.json",
-    "[0-9]_*/*.json", "[0-9]_*/*.safetensors", "onnx/*.onnx", "onnx/*.onnx.data", "onnx/*.onnx_data", "onnx/*.json",
-)  # fmt: skip
+EMISSIONS = "emissions.csv"
 RECORD_FILES = (CARD, METRICS, RECIPE, "training_curves*.png", PHOTOGRAPHS)
 GENERATED_DATA = "scenes"  # its pictures are nobody's photographs
 
 NAME_KEYS = ("name_or_path", "_name_or_path", "dataset", "init_from", "image_tower", "text_tower", "model")
 PATH_KEYS = ("split_file", "features", "image_tower_weights", "resume_from_checkpoint", "tokenizer_file", "vocab_file",
              "merges_file", "deepspeed", "fsdp_config")  # fmt: skip
-SECRET_KEYS = ("token", "hub_token", "push_to_hub_token")
 PATH_INSIDE = re.compile(r"(?<![\w:/.~])(?:~|[A-Za-z]:)?(?:[/\\][\w.+@-]+){2,}[/\\]?")
 NAMES_IN_JSON = re.compile(r'("(?:_?name_or_path|tokenizer_file|vocab_file|merges_file)": )("(?:[^"\\]|\\.)*")')
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
@@ -55,11 +59,12 @@ def without_paths(value: Any, key: str = "") -> Any:
     A name that may be one of the Hub stays as it is, unless it is a path here.
     """
     if isinstance(value, dict):
-        return {name: without_paths(each, name) for name, each in value.items() if name not in SECRET_KEYS}
+        return {name: without_paths(each, name) for name, each in value.items() if not SECRET_KEY.search(name)}
     if isinstance(value, list | tuple):
         return [without_paths(each, key) for each in value]
     if not isinstance(value, str):
         return value
+    value = SECRET.sub("", value)
     if key in NAME_KEYS:
         return value if is_hub_id(value) else file_name(value)
     if key in PATH_KEYS or key.endswith("_dir"):
@@ -70,25 +75,36 @@ def without_paths(value: Any, key: str = "") -> Any:
 
 
 def read_record(directory: Path) -> dict[str, Any]:
-    """What a run left in its directory, fit to be published: `metrics.json`, and what codecarbon measured."""
-    path = directory / METRICS
-    record = without_paths(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    """What a run left in its directory, fit to be published: `metrics.json`, and what codecarbon measured.
+
+    Raises:
+        ValueError: a file is a link, or holds something else.
+    """
+    record = without_paths(json_in(directory, METRICS))
     if "stages" not in record:  # the record of an evaluation, or of something else
         return {}
-    emissions = directory / "emissions.csv"
-    if emissions.is_file():
-        with emissions.open(encoding="utf-8", newline="") as file:
-            grams = sum(1000 * float(row["emissions"]) for row in csv.DictReader(file))
+    grams = emissions_in(directory)
+    if grams is not None:
         known = {"emissions": round(grams, 3), "source": "codecarbon", "training_type": "training"}
-        device = record.get("environment", {}).get("device")
+        where = record.get("environment")
+        device = where.get("device") if isinstance(where, dict) else None
         record["co2_eq_emissions"] = known | ({"hardware_used": device} if device else {})
     return record
 
 
-def files_in(directory: Path, patterns: Collection[str]) -> dict[str, Path]:
-    """Name in the repository -> file."""
-    found = {path.relative_to(directory).as_posix(): path for each in patterns for path in directory.glob(each)}
-    return {name: path for name, path in sorted(found.items()) if path.is_file()}
+def emissions_in(directory: Path) -> float | None:
+    """Grams of CO2 equivalents that codecarbon wrote down; None if it did not."""
+    text = text_in(directory, EMISSIONS)
+    if text is None:
+        return None
+    rows = csv.DictReader(text.splitlines())
+    try:
+        if "emissions" not in (rows.fieldnames or ()):
+            raise ValueError("no column emissions")
+        return sum(1000 * float(row["emissions"]) for row in rows)
+    except (TypeError, ValueError, csv.Error) as error:
+        what = f"{directory / EMISSIONS} is not what codecarbon writes"
+        raise ValueError(f"{what} ({error!s:.60}): remove it") from error
 
 
 def published_files(directory: Path, run: Path | None, photographs: bool = False) -> dict[str, Path]:
@@ -96,7 +112,7 @@ def published_files(directory: Path, run: Path | None, photographs: bool = False
 
     Pictures with photographs in them are left out unless asked for: they belong to their owners.
     """
-    files = files_in(directory, MODEL_FILES)
+    files = files_in(directory, [each for each in MODEL_FILES if not each.endswith(".py")]) | code_in(directory)
     if run is not None:
         record = files_in(run, RECORD_FILES)
         shown = photographs or read_record(run).get("dataset") == GENERATED_DATA
@@ -112,9 +128,12 @@ def public_content(name: str, path: Path, record: dict[str, Any]) -> Path | byte
         return json.dumps(record, indent=1).encode() if record else None
     if name == RECIPE:
         return yaml_dump(record["recipe"], sort_keys=True).encode() if record.get("recipe") else None
+    if path.suffix not in TEXTS:
+        return path
+    text = text_in(path.parent, path.name) or ""
+    check_no_secret(name, text)
     if not name.endswith("config.json"):
         return path
-    text = path.read_text(encoding="utf-8")
     clean = NAMES_IN_JSON.sub(lambda found: found[1] + json.dumps(without_paths(json.loads(found[2]), "model")), text)
     return path if clean == text else clean.encode()
 
@@ -151,7 +170,7 @@ def tensors_in(path: Path) -> dict[str, dict]:
             header = json.loads(file.read(min(length, size)))
             tensors = {name: each for name, each in header.items() if name != "__metadata__"}
             end = max((each["data_offsets"][1] for each in tensors.values()), default=0)
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
             raise ValueError(f"{path} is no safetensors file: save the model again") from None
     if 8 + length + end != size:
         raise ValueError(f"{path} is incomplete ({size:,} of {8 + length + end:,} bytes): save the model again")
@@ -174,16 +193,20 @@ def write_card(
     directory: Path, run: Path | None, repo_id: str, *, files: Collection[str] = (), license: str | None = None,
     tags: Collection[str] = ()
 ) -> str:  # fmt: skip
-    """The text of the card for a saved model."""
-    return model_card(
-        VSEConfig.from_pretrained(directory),
-        {} if run is None else read_record(run),
-        files or published_files(directory, run),
-        repo_id=repo_id,
-        num_parameters=count_parameters(directory),
-        license=license,
-        tags=tags,
-    )
+    """The text of the card for a saved model.
+
+    Raises:
+        ValueError: what lies beside it is no record of a run.
+    """
+    config, record = VSEConfig.from_pretrained(directory), {} if run is None else read_record(run)
+    files, parameters = files or published_files(directory, run), count_parameters(directory)
+    try:
+        return model_card(
+            config, record, files, repo_id=repo_id, num_parameters=parameters, license=license, tags=tags
+        )
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        what = f"{run and run / METRICS} is not what a run writes ({error!r:.80})"
+        raise ValueError(f"{what}: remove it, and the model is published without it") from error
 
 
 def choose_card(there: str | None, own: str | None, written: str) -> str | None:
@@ -203,6 +226,46 @@ def choose_card(there: str | None, own: str | None, written: str) -> str | None:
     return written if own is None or is_ours(own) else own
 
 
+def public_contents(directory: Path, run: Path | None, photographs: bool = False) -> dict[str, Path | bytes]:
+    """Everything that is published of a saved model but the card: name -> the file, or what takes its place.
+
+    Raises:
+        ValueError: something that nobody else should get, see `files_vse.py`, or what is no part of a model.
+    """
+    record = {} if run is None else read_record(run)
+    files = published_files(directory, run, photographs)
+    contents = {name: public_content(name, path, record) for name, path in files.items() if name != CARD}
+    return {name: content for name, content in contents.items() if content is not None}
+
+
+def own_card(directory: Path | None) -> str | None:
+    """The card next to a model, if there is one.
+
+    Raises:
+        ValueError: it is a link, no text, or its header is no YAML, or it holds an access token.
+    """
+    text = None if directory is None else text_in(directory, CARD)
+    if text is not None:
+        check_no_secret(str(directory / CARD), text)
+        try:
+            ModelCard(text, ignore_metadata_errors=True)
+        except Exception as error:  # of whichever library reads YAML
+            raise ValueError(
+                f"{directory / CARD} has a header that is no YAML: mend it, or remove the file"
+            ) from error
+    return text
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Writes a file whole or not at all; a link in its place is replaced, and what it leads to stays as it is."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        unfinished.write_bytes(content)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
 def upload_operations(
     directory: Path,
     run: Path | None,
@@ -214,14 +277,11 @@ def upload_operations(
     photographs: bool = False,
 ) -> list[CommitOperationAdd]:
     """Everything that is published of a saved model, the card included, as one commit."""
-    files = published_files(directory, run, photographs)
-    record = {} if run is None else read_record(run)
-    contents = {name: public_content(name, path, record) for name, path in files.items() if name != CARD}
-    contents = {name: content for name, content in contents.items() if content is not None}
+    contents = public_contents(directory, run, photographs)
     before = ModelCard(card_there, ignore_metadata_errors=True).data if card_there else None
     if before is not None:  # what a person or transformers added to the header stays
         license, tags = license or before.license, [*tags, *(before.tags or [])]
-    own = files[CARD].read_text(encoding="utf-8") if CARD in files else None
+    own = own_card(run)
     written = write_card(directory, run, repo_id, files=contents, license=license, tags=tags)
     if (chosen := choose_card(card_there, own, written)) is not None:
         contents[CARD] = chosen.encode()
@@ -241,11 +301,11 @@ def upload_model(
 ) -> CommitInfo:
     """The last step of `push_to_hub`: uploads what `save_pretrained` wrote into `saved`, with card and record."""
     given = saved / CARD  # what transformers found in the repository, or its template
-    there = given.read_text(encoding="utf-8") if given.is_file() else None
+    there = own_card(saved)
     operations = upload_operations(saved, run_of(saved, model.name_or_path), repo_id, card_there=there)
     chosen = [each.path_or_fileobj for each in operations if each.path_in_repo == CARD]
     if chosen:  # the folder may be the user's own, where the template does not belong either
-        given.write_bytes(chosen[0])
+        replace_file(given, chosen[0])
     api = HfApi(token=token)
     if revision is not None and not revision.startswith("refs/pr"):
         api.create_branch(repo_id, branch=revision, exist_ok=True)

@@ -25,7 +25,7 @@ class Thumbnails:
     def draw(self, row: int) -> str:
         """The picture in a row of the data set as a `data:` address, empty where it cannot be read."""
         try:
-            picture = decode_image(self.images[row][IMAGE])
+            picture = decode_image(self.images[row][IMAGE], needed=SIDE)
         except BrokenImageError:
             return ""
         picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 Precision = Literal["float32", "float16", "int8", "binary"]
@@ -116,8 +116,25 @@ class Compression:
     def load(cls, path: str | Path) -> "Compression":
         if not Path(path).is_file():
             raise FileNotFoundError(f"{path} is no file; write one with Compression.save")
+        basis, scale = read_tensors(path, "basis", "scale")
         with safe_open(path, framework="np") as file:
-            return cls(file.get_tensor("basis"), float(file.get_tensor("scale")[0]), file.metadata()["precision"])
+            precision = (file.metadata() or {}).get("precision")
+        if basis.ndim != 2 or scale.shape != (1,) or precision not in get_args(Precision):
+            raise ValueError(f"{path} holds no compression: write one with Compression.save")
+        return cls(basis, float(scale[0]), precision)
+
+
+def read_tensors(path: str | Path, *names: str) -> list[np.ndarray]:
+    """Tensors of a safetensors file.
+
+    Raises:
+        ValueError: it is damaged, or lacks one.
+    """
+    try:
+        with safe_open(path, framework="np") as file:
+            return [file.get_tensor(name) for name in names]
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is damaged or of another kind ({error}): write it again") from error
 
 
 def as_vectors(name: str, embeds: Any) -> np.ndarray:

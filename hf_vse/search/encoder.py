@@ -9,6 +9,7 @@ import torch
 from hf_vse.data.encoding import UNREAD
 from hf_vse.data.images import BrokenImageError, decode_image
 from hf_vse.encoders.encode import encode_images, encode_texts
+from hf_vse.encoders.own_models import load_vse
 from hf_vse.encoders.vse import VSEEncoder
 from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.model.processing_vse import VSEProcessor
@@ -34,14 +35,17 @@ class Encoder:
 
     @classmethod
     def from_pretrained(cls, name: str, device: str | torch.device | None = None) -> "Encoder":
-        """From a folder or a Hub id; the installed code is run, not the model's own."""
-        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
-        model = VSEModel.from_pretrained(name).to(device or accelerator)
-        return cls(model, VSEProcessor.from_pretrained(name), name)
+        """From a folder or a Hub id; the installed code is run, not the model's own.
+
+        Raises:
+            OSError, ValueError: see `load_vse`.
+        """
+        loaded = load_vse(name, device)
+        return cls(loaded.model, loaded.processor, loaded.name)
 
     @property
     def digest(self) -> str:
-        """Names the weights, wherever they lie: vectors can be compared only where it is the same."""
+        """Names all that decides the vectors, wherever it lies: they can be compared only where it is the same."""
         return self.towers.digest
 
     @property
@@ -102,7 +106,7 @@ class Encoder:
     def one_image(self, image: Any) -> np.ndarray:
         if self.reads_photographs:
             try:
-                image = decode_image(image)
+                image = decode_image(image, needed=self.towers.needed_side)
             except BrokenImageError as error:
                 raise ValueError(f"query image {error}") from error
         elif isinstance(image, str):

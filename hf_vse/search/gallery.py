@@ -1,10 +1,14 @@
 """A gallery that is indexed once and queried often.
 
-INDEX/gallery.json          which model made it, how it is searched and how well, what was left out
-INDEX/items.jsonl           a line for each vector: what it stands for
-INDEX/gallery.safetensors   the vectors, memory-mapped when loaded
-INDEX/index.faiss           the FAISS index, unless the search is exact
-INDEX/hubs.safetensors      which items are hubs, where a bank of queries has told
+INDEX/gallery.json            which model made it, how it is searched and how well, what was left out
+INDEX/versions/VERSION/
+    items.jsonl               a line for each vector: what it stands for
+    gallery.safetensors       the vectors, memory-mapped when loaded
+    keys.json                 of what each was made, unless they came as an array
+    index.faiss               the FAISS index, unless the search is exact
+    hubs.safetensors          which items are hubs, where a bank of queries has told
+
+How it is replaced while others read it: `storage.py`.
 """
 
 import json
@@ -16,18 +20,35 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from hf_vse.data.features import read_array
+from hf_vse.files import numbered_lines, parse_json
 from hf_vse.search.compression import as_vectors
 from hf_vse.search.filters import matching
+from hf_vse.search.header import (
+    FAISS_FILE,
+    FORMAT,
+    HEADER_FILE,
+    HUBS_FILE,
+    ITEMS_FILE,
+    KEYS_FILE,
+    NOT_FACTS,
+    VECTORS_FILE,
+    digest_of,
+    read_header,
+    to_json,
+)
 from hf_vse.search.hubness import Correction, QueryBank
-from hf_vse.search.plan import Plan, choose_plan
-from hf_vse.search.vectors import TARGET_RECALL, VectorIndex
+from hf_vse.search.plan import Plan, bytes_on_disk, choose_plan
+from hf_vse.search.storage import (
+    check_files,
+    check_place,
+    commit,
+    locked,
+    new_version,
+    remove_leftovers,
+    version_folder,
+)
+from hf_vse.search.vectors import TARGET_RECALL, VectorIndex, check_unit
 
-FORMAT = 2
-HEADER_FILE = "gallery.json"
-ITEMS_FILE = "items.jsonl"
-VECTORS_FILE = "gallery.safetensors"
-FAISS_FILE = "index.faiss"
-HUBS_FILE = "hubs.safetensors"
 CORRECTED = 10  # times as many candidates as results are corrected
 
 Where = Sequence[str] | Callable[[Any], bool]
@@ -62,6 +83,7 @@ class GalleryIndex:
         progress: bool = False,
     ):
         vectors = np.ascontiguousarray(as_vectors("embeds", embeds), np.float32)
+        check_unit(vectors, "embeds")
         queries = None if queries is None else np.asarray(queries, np.float32)
         self.take(vectors, items, {"model": model}, choose_plan(*vectors.shape, kind))
         self.vectors.build(queries, recall, progress)
@@ -139,6 +161,8 @@ class GalleryIndex:
         queries = np.ascontiguousarray(np.asarray(queries), dtype=np.float32)
         if queries.ndim != 2 or queries.shape[1] != self.embeds.shape[1]:
             raise ValueError(f"queries must be (queries, {self.embeds.shape[1]}), got shape {queries.shape}")
+        if not np.isfinite(queries).all():
+            raise ValueError("queries hold nan or inf: the model that made them is broken")
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}")
         allowed = self.allowed(where)
@@ -186,46 +210,84 @@ class GalleryIndex:
             )
 
     def save(self, folder: str | Path) -> None:
-        """Writes the gallery; the header last, so that a folder without it is no gallery yet."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / HEADER_FILE).unlink(missing_ok=True)
-        unfinished = folder / f"{VECTORS_FILE}.new"  # the file that it replaces may be mapped into memory
-        save_file({"embeds": np.ascontiguousarray(self.embeds)}, unfinished)
-        unfinished.replace(folder / VECTORS_FILE)
-        with (folder / ITEMS_FILE).open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(item, ensure_ascii=False) + "\n" for item in self.items)
-        self.vectors.save(folder / FAISS_FILE)
-        if self.hubs is None:
-            (folder / HUBS_FILE).unlink(missing_ok=True)
-        else:
-            self.hubs.save(folder / HUBS_FILE)
-        header = {"format": FORMAT, "items": len(self), "dim": self.embeds.shape[1], "plan": self.plan.to_dict()}
-        text = json.dumps(header | self.facts, indent=1, ensure_ascii=False)
-        (folder / HEADER_FILE).write_text(text, encoding="utf-8")
+        """Writes the gallery; a reader of the folder sees what was there until everything has arrived.
+
+        Raises:
+            OSError, ValueError: the folder cannot be written, or holds something else, see `check_place`.
+        """
+        folder = check_place(folder, needed=bytes_on_disk(self.plan, *self.embeds.shape))
+        with locked(folder):
+            self.write(folder)
+
+    def write(self, folder: Path, recipe: str | None = None, keys: Sequence[str] | None = None) -> None:
+        """The same for who has checked and locked the folder.
+
+        Args:
+            recipe: names all that it is made of, see `unchanged`.
+            keys: names what each vector was made of, so that it need not be made again.
+        """
+        with new_version(folder) as version:
+            save_file({"embeds": np.ascontiguousarray(self.embeds)}, version / VECTORS_FILE)
+            with (version / ITEMS_FILE).open("w", encoding="utf-8", newline="\n") as file:
+                file.writelines(to_json(item) + "\n" for item in self.items)
+            if keys is not None:
+                (version / KEYS_FILE).write_text(json.dumps(keys), encoding="utf-8")
+            self.vectors.save(version / FAISS_FILE)
+            if self.hubs is not None:
+                self.hubs.save(version / HUBS_FILE)
+            shape = {"items": len(self), "dim": self.embeds.shape[1], "plan": self.plan.to_dict(), "recipe": recipe}
+            commit(folder, version, shape | self.facts)
+        remove_leftovers(folder)
 
     @classmethod
     def load(cls, folder: str | Path) -> "GalleryIndex":
-        """Reads a gallery; its vectors stay on disk until they are needed."""
+        """Reads a gallery, whole and of one version; its vectors stay on disk until they are needed.
+
+        Raises:
+            OSError: there is none, or a file is missing.
+            ValueError: it is damaged, or of another format.
+        """
         folder = Path(folder)
-        header = read_header(folder)
-        facts = {key: value for key, value in header.items() if key not in ("format", "items", "dim", "plan")}
-        embeds = read_array(folder / VECTORS_FILE, "embeds")
-        with (folder / ITEMS_FILE).open(encoding="utf-8") as file:
-            items = [json.loads(line) for line in file]
-        index = cls.without_index(embeds, items, facts, Plan(**header["plan"]))
-        index.vectors.load(folder / FAISS_FILE)
-        if (folder / HUBS_FILE).is_file():
-            index.hubs = QueryBank.load(folder / HUBS_FILE)
+        while True:
+            header = read_header(folder)
+            try:
+                return cls.of_version(folder, header)
+            except (OSError, ValueError):
+                if read_header(folder)["version"] == header["version"]:
+                    raise  # else it was replaced while it was read
+
+    @classmethod
+    def of_version(cls, folder: Path, header: dict[str, Any]) -> "GalleryIndex":
+        """The gallery that a header names."""
+        check_files(folder, header)
+        version = version_folder(folder, header["version"])
+        embeds = read_array(version / VECTORS_FILE, "embeds")
+        if embeds.shape != (header["items"], header["dim"]) or embeds.dtype != np.float32:
+            raise ValueError(
+                f"{version / VECTORS_FILE} holds {embeds.dtype} {embeds.shape}, {folder / HEADER_FILE} says "
+                f"{header['items']} items of dim {header['dim']}: build the gallery again"
+            )
+        lines = numbered_lines(version / ITEMS_FILE)
+        items = [parse_json(line, f"{version / ITEMS_FILE}, line {number}") for number, line in lines]
+        facts = {name: value for name, value in header.items() if name not in NOT_FACTS}
+        index = cls.without_index(embeds, items, facts, header["plan"])
+        index.vectors.load(version / FAISS_FILE)
+        if HUBS_FILE in header["files"]:
+            index.hubs = QueryBank.load(version / HUBS_FILE)
+            if len(index.hubs.active) != len(index):
+                raise ValueError(f"{version / HUBS_FILE} is of another gallery: build the gallery again")
         return index
 
+    @classmethod
+    def unchanged(cls, folder: str | Path, recipe: str) -> "GalleryIndex | None":
+        """The gallery in a folder, if it is whole and was written with that recipe; see `recipe_of`."""
+        try:
+            same = read_header(Path(folder)).get("recipe") == recipe
+            return cls.load(folder) if same else None
+        except (OSError, ValueError):
+            return None
 
-def read_header(folder: Path) -> dict[str, Any]:
-    """What `gallery.json` says."""
-    path = folder / HEADER_FILE
-    if not path.is_file():
-        raise FileNotFoundError(f"{folder} holds no gallery: {HEADER_FILE} is missing; make one with `hf-vse index`")
-    header = json.loads(path.read_text(encoding="utf-8"))
-    if header.get("format") != FORMAT:
-        raise ValueError(f"{path} is of format {header.get('format')!r}, not {FORMAT}: build the gallery again")
-    return header
+
+def recipe_of(*values: Any) -> str:
+    """Names all that a gallery is made of, so that the same is not written again."""
+    return digest_of(FORMAT, *values)

@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
-from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from hf_vse.search.compression import as_vectors
+from hf_vse.search.compression import as_vectors, read_tensors
 
 Correction = Literal["qbnorm", "inverted_softmax"]
 # 1 / 20, the default of the program that the authors of QB-Norm published. Two models trained on Flickr8k gained most
@@ -126,10 +125,18 @@ class QueryBank:
     def load(cls, path: str | Path) -> "QueryBank":
         if not Path(path).is_file():
             raise FileNotFoundError(f"{path} is no file; write one with QueryBank.save")
-        with safe_open(path, framework="np") as file:
-            return cls(
-                *(file.get_tensor(name) for name in ("normalizer", "active")), file.get_tensor("temperature").item()
-            )
+        normalizer, active, temperature = read_tensors(path, "normalizer", "active", "temperature")
+        right = (
+            normalizer.ndim == 1
+            and active.shape == normalizer.shape
+            and active.dtype == bool
+            and np.isfinite(normalizer).all()
+            and temperature.shape == (1,)
+            and temperature[0] > 0
+        )
+        if not right:
+            raise ValueError(f"{path} holds no bank of queries: write one with QueryBank.save")
+        return cls(normalizer, active, temperature.item())
 
 
 def log_sum_exp(scores: np.ndarray) -> np.ndarray:

@@ -7,9 +7,13 @@ from typing import Any
 import PIL.Image
 
 from hf_vse.data.images import decode_image
+from hf_vse.data.pairs import undecoded_images
 from hf_vse.data.schema import IMAGE
 from hf_vse.data.sources import load_pairs, with_validation
+from hf_vse.files import inside
 from hf_vse.search.gallery import GalleryIndex
+
+SIDE = 400  # pixels: none is held much larger than it can be shown
 
 
 def find_photographs(gallery: GalleryIndex, items: Sequence[Any]) -> list[PIL.Image.Image]:
@@ -20,7 +24,7 @@ def find_photographs(gallery: GalleryIndex, items: Sequence[Any]) -> list[PIL.Im
     """
     root, origin = gallery.facts.get("root"), gallery.facts.get("origin")
     if items and all(isinstance(item, dict) and "file" in item for item in items):
-        return [decode_image(str(Path(root or "") / item["file"])) for item in items]
+        return [decode_image(str(place_of(root, item["file"])), needed=SIDE) for item in items]
     if origin is None:
         raise ValueError("the gallery does not say where its photographs are: make it from a folder or a data set")
     options = {name: value for name, value in origin.items() if name not in ("dataset", "split")}
@@ -28,4 +32,14 @@ def find_photographs(gallery: GalleryIndex, items: Sequence[Any]) -> list[PIL.Im
     split = (with_validation(splits) if origin["split"] == "validation" else splits)[origin["split"]]
     if IMAGE not in split.column_names:
         raise ValueError(f"{origin['dataset']} was read as features: there are no photographs to show")
-    return [decode_image(split[item["row"]][IMAGE]) for item in items]
+    files = undecoded_images(split)
+    return [decode_image(files[item["row"]][IMAGE], needed=SIDE) for item in items]
+
+
+def place_of(root: str | None, name: Any) -> Path:
+    """Where the file of an item is: in the folder that was indexed, or where its data set says.
+
+    Raises:
+        ValueError: a gallery of a folder names a file outside of it.
+    """
+    return Path(str(name)) if root is None else inside(root, name, "the file of an item")

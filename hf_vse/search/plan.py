@@ -12,7 +12,7 @@ All but `exact` miss some neighbours; how many is measured when the index is bui
 
 import math
 import os
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from importlib.util import find_spec
 from typing import Any, Literal, get_args
 
@@ -49,6 +49,30 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    @classmethod
+    def of_dict(cls, values: dict[str, Any], where: str) -> "Plan":
+        """What `to_dict` gave.
+
+        Raises:
+            ValueError: a field is missing, unknown or no value of its kind; the line begins with `where`.
+        """
+        names = {field.name for field in fields(cls)}
+        if wrong := names ^ values.keys():
+            state = "unknown" if wrong - names else "missing"
+            raise ValueError(f"{where}: {', '.join(sorted(wrong - names or wrong))} {state}; it has {sorted(names)}")
+        for name, value in values.items():
+            if name == "kind":
+                right = value in get_args(IndexKind)
+            elif name == "effort":
+                right = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+            elif name == "recall":
+                right = value is None or (isinstance(value, int | float) and 0 <= value <= 1)
+            else:
+                right = isinstance(value, str)
+            if not right:
+                raise ValueError(f"{where}.{name} is {value!r:.60}, which is no {name} of a plan")
+        return cls(**values)
 
     def measured(self, effort: int, recall: float, measured_on: str) -> "Plan":
         return replace(self, effort=effort, recall=round(recall, 4), measured_on=measured_on)
@@ -92,6 +116,11 @@ def choose_plan(count: int, dim: int, kind: str = "auto", memory: int | None = N
         "pq": f"{lists},PQ{code_bytes(dim)}np",  # no polysemous codes, which are slow to train and not used
     }
     return Plan(kind, factory[kind], reason)
+
+
+def bytes_on_disk(plan: Plan, count: int, dim: int) -> int:
+    """What a gallery takes at least: its vectors, and again those that the index holds."""
+    return 4 * count * dim * (2 if plan.kind in ("hnsw", "ivf") else 1)
 
 
 def code_bytes(dim: int) -> int:

@@ -22,6 +22,7 @@ TRAINING_VECTORS = 64  # for each cell
 ITERATIONS = 10  # of k-means
 BUILD_EFFORT = 80  # nodes kept while a graph is built
 EFFORT_STEP = 1.3
+UNIT_TOLERANCE = 0.01
 SMALL_SUBSET = 50_000  # allowed vectors that are compared one by one instead of filtered
 
 
@@ -155,16 +156,37 @@ class VectorIndex:
             faiss.write_index(self.faiss, str(path))
 
     def load(self, path: Path) -> None:
-        """Reads what `save` wrote."""
+        """Reads what `save` wrote; the caller has made sure that the file is that.
+
+        Raises:
+            ValueError: it is not, or belongs to other vectors.
+        """
         import faiss
 
-        if self.plan.kind != "exact":
+        if self.plan.kind == "exact":
+            return
+        try:
             self.faiss = faiss.read_index(str(path))
-            if (self.faiss.ntotal, self.faiss.d) != self.embeds.shape:
-                raise ValueError(
-                    f"{path} holds {self.faiss.ntotal} vectors of {self.faiss.d}, the gallery {self.embeds.shape}: "
-                    "build the gallery again"
-                )
+        except RuntimeError as error:
+            raise ValueError(f"{path} cannot be read by FAISS: build the gallery again") from error
+        wanted = {"hnsw": faiss.IndexHNSW, "ivf": faiss.IndexIVFFlat, "pq": faiss.IndexIVFPQ}[self.plan.kind]
+        if not isinstance(self.faiss, wanted) or (self.faiss.ntotal, self.faiss.d) != self.embeds.shape:
+            raise ValueError(
+                f"{path} holds {type(self.faiss).__name__} with {self.faiss.ntotal} vectors of {self.faiss.d}, the "
+                f"gallery {self.plan.kind!r} with {self.embeds.shape}: build the gallery again"
+            )
+
+
+def check_unit(embeds: np.ndarray, name: str) -> None:
+    """Raises ValueError where a row (items, dim) is not of length one, as far as float16 can tell."""
+    for start in range(0, len(embeds), BLOCK):
+        lengths = np.linalg.norm(np.asarray(embeds[start : start + BLOCK], np.float32), axis=1)
+        wrong = np.flatnonzero(~(np.abs(lengths - 1) <= UNIT_TOLERANCE))  # not a number is wrong too
+        if len(wrong):
+            raise ValueError(
+                f"{name}: row {start + wrong[0]} has length {lengths[wrong[0]]:.4g}, not 1; divide each vector by its "
+                "length, leave out those without one"
+            )
 
 
 def exact_search(

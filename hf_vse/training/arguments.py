@@ -3,6 +3,7 @@
 import logging
 from dataclasses import dataclass, field
 from functools import cache
+from typing import Any
 
 import torch
 from transformers import TrainingArguments
@@ -10,6 +11,7 @@ from transformers import TrainingArguments
 from hf_vse.data.transforms import Augmentation
 from hf_vse.model.losses_vse import objective
 from hf_vse.objectives.execution import Execution
+from hf_vse.training.limits import check_numbers
 
 logger = logging.getLogger(__name__)
 
@@ -29,9 +31,13 @@ class VSETrainingArguments(TrainingArguments):
     max_grad_norm: float = field(default=2.0, metadata={"help": "Gradients are clipped to this norm."})
     logging_steps: float = field(default=10, metadata={"help": "Steps between two log lines."})
     eval_strategy: str = field(default="epoch", metadata={"help": "When to measure recall on the validation split."})
-    save_strategy: str = field(default="epoch", metadata={"help": "When to write a checkpoint."})
+    save_strategy: str | None = field(
+        default=None, metadata={"help": "When to write a checkpoint. Default: as eval_strategy, or epoch without it."}
+    )
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept, the best one among them."})
-    load_best_model_at_end: bool = field(default=True, metadata={"help": "End with the best checkpoint."})
+    load_best_model_at_end: bool | None = field(
+        default=None, metadata={"help": "End with the best checkpoint. Default: where recall is measured and saved."}
+    )
     metric_for_best_model: str | None = field(default="rsum", metadata={"help": "What makes a checkpoint the best."})
     greater_is_better: bool | None = field(default=True, metadata={"help": "Whether more of it is better."})
     remove_unused_columns: bool | None = False
@@ -112,32 +118,21 @@ class VSETrainingArguments(TrainingArguments):
         if not torch.accelerator.is_available():
             self.use_cpu = True
             self.dataloader_pin_memory = False
-        if "no" in (self.eval_strategy, self.save_strategy):
-            self.load_best_model_at_end = False
-        elif self.load_best_model_at_end and self.save_strategy != "best":
-            self.save_strategy = self.eval_strategy  # only what was measured can be the best
-            if self.eval_strategy == "steps" and self.save_steps % (self.eval_steps or self.logging_steps):
-                self.save_steps = self.eval_steps or self.logging_steps
-        # Batches may differ in length, and every process decodes its own images.
+        choose_strategies(self)
+        if not isinstance(self.accelerator_config, dict | None):
+            raise ValueError(f"accelerator_config is a map here, got {self.accelerator_config!r:.60}: write it out")
         self.accelerator_config = {"even_batches": False, "dispatch_batches": False} | (self.accelerator_config or {})
         objective(self.hard_negative_warmup_loss)
-        for name in ("word_dropout", "crop_min_scale", "max_broken_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is a share between 0 and 1, got {getattr(self, name)}")
-        if self.lr_decay_epochs is not None and self.lr_decay_epochs <= 0:
-            raise ValueError(f"lr_decay_epochs is a positive number of epochs or null, got {self.lr_decay_epochs}")
-        if self.cached_crops < 0:
-            raise ValueError(f"cached_crops is a number of crops from 0 on, got {self.cached_crops}")
-        if self.diagnostics_steps < 0:
-            raise ValueError(f"diagnostics_steps is a number of steps, or 0 for none, got {self.diagnostics_steps}")
+        check_numbers(vars(self))
         for name in ("negatives", "loss_execution", "loss_dtype"):
             choices = self.__dataclass_fields__[name].metadata["choices"]
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is one of {', '.join(choices)}, got {getattr(self, name)!r}")
-        for name in ("loss_chunk_size", "grad_cache_batch_size"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name} is a positive number of pairs or null, got {getattr(self, name)}")
         super().__post_init__()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """transformers pickles the arguments beside every checkpoint: without the token."""
+        return vars(self) | {"hub_token": None}
 
     @property
     def n_gpu(self) -> int:
@@ -169,3 +164,26 @@ def tell_of_idle_gpus(found: int) -> None:
         "this process trains on one of %d GPUs; to use all: accelerate launch --num_processes %d -m hf_vse.cli train "
         "RECIPE (or scripts/train.py RECIPE)", found, found,
     )  # fmt: skip
+
+
+def choose_strategies(args: VSETrainingArguments) -> None:
+    """Fills in when checkpoints are written and whether the best one is kept, where that was not given.
+
+    Raises:
+        ValueError: what was given cannot go together.
+    """
+    measured, saved = (getattr(each, "value", each) for each in (args.eval_strategy, args.save_strategy))
+    if args.load_best_model_at_end is None:
+        args.load_best_model_at_end = "no" not in (measured, saved)
+    elif args.load_best_model_at_end and "no" in (measured, saved):
+        raise ValueError(
+            f"load_best_model_at_end needs checkpoints that are measured, but eval_strategy is {measured!r} and "
+            f"save_strategy {saved!r}: give both as 'epoch' or 'steps', or load_best_model_at_end: false"
+        )
+    if saved is None:
+        args.save_strategy = measured if args.load_best_model_at_end else "epoch"
+    elif args.load_best_model_at_end and saved not in ("best", measured):
+        raise ValueError(
+            f"save_strategy {saved!r} with eval_strategy {measured!r}: only what was measured can be the best; give "
+            f"eval_strategy: {saved}, or load_best_model_at_end: false"
+        )

@@ -25,6 +25,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from hf_vse.data.schema import CAPTIONS, IMAGE_FEATURES
 from hf_vse.data.sources import load_pairs, with_validation
 from hf_vse.data.tokenization import train_word_tokenizer
+from hf_vse.encoders.own_models import check_processor, load_vse_model, load_vse_processor
 from hf_vse.model.configuration_vse import FEATURES_MODEL_TYPE, GRU_MODEL_TYPE, VSEConfig
 from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.model.processing_vse import VSEFeatureProcessor, VSEProcessor
@@ -94,7 +95,7 @@ def build_processor(model: ModelArguments, train: Dataset | IterableDataset) -> 
     """Image processor and tokenizer that fit the towers."""
     if model.init_from is not None:
         with loading("init_from", model.init_from):
-            return VSEProcessor.from_pretrained(model.init_from)
+            return load_vse_processor(model.init_from)
     captions = training_captions(train)
     if model.text_tower is not None:
         with loading("text_tower", model.text_tower):
@@ -138,7 +139,10 @@ def build_model(model: ModelArguments, processor: VSEProcessor, train: Dataset |
     """The dual encoder of a recipe, its towers pretrained where they are named."""
     options = model.config_options
     if model.init_from is not None:
-        return VSEModel.from_pretrained(model.init_from, **options)
+        with loading("init_from", model.init_from):
+            loaded = load_vse_model(model.init_from, "cpu", **options)
+        check_processor(model.init_from, loaded, processor)
+        return loaded
     if has_features(train):
         image = {"model_type": FEATURES_MODEL_TYPE, "hidden_size": feature_size(train)}
     else:

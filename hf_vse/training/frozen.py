@@ -28,13 +28,14 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from hf_vse.data.collator import VSECollator
+from hf_vse.data.decoding import groups_in_flight
 from hf_vse.data.digests import images_digest, tokenizer_digest, weights_digest
 from hf_vse.data.encoding import batches_of, to_device
 from hf_vse.data.features import stored_field
 from hf_vse.data.images import check_broken_share
 from hf_vse.data.pairs import undecoded_images
 from hf_vse.data.schema import CAPTION_FEATURES, CAPTIONS, IMAGE, flatten_captions, view_column
-from hf_vse.data.transforms import Augmentation
+from hf_vse.data.transforms import Augmentation, needed_side
 from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.model.processing_vse import VSEProcessor
 from hf_vse.training.arguments import VSETrainingArguments
@@ -156,16 +157,21 @@ class Views:
         self.cropping = VSECollator(processor, augmentation)
         self.seed = seed
         self.views = views
+        self.needed = needed_side(processor.image_processor) if views == 1 else None  # a crop may take any part
 
     def __call__(self, items: list[tuple[int, dict]]) -> tuple[list[bool], dict[str, torch.Tensor]]:
-        decoded = [self.plain.read(item[IMAGE]) for _, item in items]
-        kept = [(row, image) for (row, _), image in zip(items, decoded, strict=True) if image is not None]
-        pixels = []
-        for view in range(self.views if kept else 0):
-            rngs = [np.random.default_rng((self.seed, row, view)) for row, _ in kept]
-            collator = self.cropping if view else self.plain
-            pixels.append(collator.image_inputs([image for _, image in kept], rngs)["pixel_values"])
-        return [image is not None for image in decoded], {"pixel_values": torch.cat(pixels)} if pixels else {}
+        readable: list[bool] = []
+        pixels: list[list[torch.Tensor]] = [[] for _ in range(self.views)]
+        for group in groups_in_flight(self.plain.read(item[IMAGE], self.needed) for _, item in items):
+            rows = [row for row, _ in items[len(readable) : len(readable) + len(group)]]
+            kept = [(row, image) for row, image in zip(rows, group, strict=True) if image is not None]
+            readable += [image is not None for image in group]
+            for view in range(self.views if kept else 0):
+                rngs = [np.random.default_rng((self.seed, row, view)) for row, _ in kept]
+                collator = self.cropping if view else self.plain
+                pixels[view].append(collator.image_inputs([image for _, image in kept], rngs)["pixel_values"])
+        found = [part for of_view in pixels for part in of_view]
+        return readable, {"pixel_values": torch.cat(found)} if found else {}
 
 
 def with_caption_features(

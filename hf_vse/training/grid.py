@@ -6,7 +6,6 @@ selected on the split that is reported.
 """
 
 import contextlib
-import json
 import multiprocessing
 import os
 import shutil
@@ -20,6 +19,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from hf_vse.files import read_json
 from hf_vse.plots import RECALLS
 from hf_vse.training.recipe import read_recipe
 from hf_vse.training.run import run_recipe
@@ -76,11 +76,11 @@ def run_cell(task: tuple[Cell, int, Path, Path, dict[str, Any], int]) -> dict[st
         torch.set_num_threads(threads)
         output.mkdir(parents=True, exist_ok=True)
         recipe = read_recipe(recipe_path, **overrides, **cell.overrides, seed=seed, output_dir=str(output))
-        with open(output / "log.txt", "w") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+        with open(output / "train.log", "w") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
             run_recipe(recipe)
         shutil.rmtree(output / "stages")
         (output / "model.safetensors").unlink()
-    result = json.loads(metrics.read_text(encoding="utf-8"))
+    result = read_json(metrics, dict)
     recalls = result["metrics"]["validation"]["metrics"]
     return {
         "cell": cell.name,

@@ -11,6 +11,7 @@ from hf_vse.data.pairs import undecoded_images
 from hf_vse.data.schema import CAPTIONS, IMAGE, flatten_captions
 from hf_vse.evaluation.evaluator import PairEmbeddings
 from hf_vse.plots import plot_retrieval_grid, plot_training_curves
+from hf_vse.plots.retrieval import THUMBNAIL
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +52,8 @@ def draw_retrieval(dataset: Dataset, pairs: PairEmbeddings, path: Path) -> Path:
     return plot_retrieval_grid(
         queries=[texts[query] for query in queries],
         images=[
-            [decode_image(files[row][IMAGE]) for row in pairs.image_rows[found].tolist()] for found in best.indices
+            [decode_image(files[row][IMAGE], needed=THUMBNAIL) for row in pairs.image_rows[found].tolist()]
+            for found in best.indices
         ],
         correct=[
             (found == pairs.text_to_image[query]).tolist() for query, found in zip(queries, best.indices, strict=True)

@@ -9,15 +9,18 @@ nearest known one.
 import argparse
 import re
 from collections.abc import Sequence
-from dataclasses import Field, dataclass, field, fields, replace
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
-
-import yaml
+from typing import Any, ClassVar
 
 from hf_vse.data.sources import VALIDATION_SHARE
+from hf_vse.files import read_text
+from hf_vse.model.configuration_vse import VSEConfig
 from hf_vse.training.arguments import VSETrainingArguments
+from hf_vse.training.effects import check_effects, own_images
+from hf_vse.training.limits import TOWERS, check_values
+from hf_vse.training.plain_yaml import parse_yaml, to_yaml
 
 
 def setting(default: Any, text: str) -> Any:
@@ -84,18 +87,22 @@ class ModelArguments:
     image_mean: list | None = setting(None, "Three numbers; default: those of ImageNet.")
     image_std: list | None = setting(None, "Three numbers; default: those of ImageNet.")
 
+    CONFIG_FIELDS: ClassVar = (
+        "vision_pooling", "text_pooling", "vision_hidden_size", "vision_norm", "text_norm", "vision_power",
+        "feature_dropout", "head_dropout", "head_init", "projection_type", "projection_dim", "loss_type",
+        "temperature", "margin", "logit_bias_init",
+    )  # fmt: skip
+
     @property
     def config_options(self) -> dict[str, Any]:
         """Fields of `VSEConfig` that are given here, without the towers."""
-        names = (
-            "vision_pooling", "text_pooling", "vision_hidden_size", "vision_norm", "text_norm", "vision_power",
-            "feature_dropout", "head_dropout", "head_init", "projection_type", "projection_dim", "loss_type",
-            "temperature", "margin", "logit_bias_init",
-        )  # fmt: skip
-        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return {name: getattr(self, name) for name in self.CONFIG_FIELDS if getattr(self, name) is not None}
 
 
 SECTIONS = {"data": DataArguments, "model": ModelArguments, "training": VSETrainingArguments}
+STAGE_NAME = re.compile(r"[^\W.][\w .+-]{0,79}(?<![ .])")
+RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in range(1, 10))}
+SECRETS = ("hub_token",)  # never written to a file
 
 
 @dataclass(frozen=True)
@@ -127,24 +134,17 @@ class Recipe:
         return Path(self.values["output_dir"])
 
     def stage(self, overrides: dict[str, Any]) -> "Recipe":
-        changed = {key: value for key, value in overrides.items() if key != "name"}
-        return replace(self, values=self.values | changed, stages=())
+        return replace(self, values=self.values | without_name(overrides), stages=())
+
+    @property
+    def public_values(self) -> dict[str, Any]:
+        """Everything that was asked for, except what nobody else may read."""
+        kept = {key: value for key, value in self.values.items() if key not in SECRETS}
+        stages = [{key: value for key, value in stage.items() if key not in SECRETS} for stage in self.stages]
+        return kept | {"stages": stages}
 
     def to_yaml(self) -> str:
-        return yaml.safe_dump(self.values | {"stages": list(self.stages)}, sort_keys=True, allow_unicode=True)
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which 2e-4 is a number, as everyone who writes a recipe expects."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
-
-
-def parse_value(text: str) -> Any:
-    return yaml.load(text, _Loader)
+        return to_yaml(self.public_values)
 
 
 def known_keys() -> dict[str, Field]:
@@ -154,53 +154,70 @@ def known_keys() -> dict[str, Field]:
 def check_key(key: str, where: str) -> None:
     """Raises ValueError for a key nobody knows; `text_config.hidden_size` names a part of a known one."""
     known = known_keys()
+    if not isinstance(key, str):
+        raise ValueError(f"{where}: the key {key!r:.60} is no text: write a known key")
     name, *parts = key.split(".")
-    if name in known and (not parts or name in ("vision_config", "text_config")):
+    if name in known and (not parts or name in TOWERS and len(parts) == 1 and parts[0]):
         return
+    if name == "stages":
+        raise ValueError(f"{where}: stages stand in a recipe file, as a list; {key!r:.60} cannot be given here")
     near = get_close_matches(name, [*known, "stages"], n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else "see `hf-vse train --fields` for the keys there are"
-    raise ValueError(f"{where}: unknown key {key!r}; {hint}")
-
-
-def check_values(values: dict[str, Any], where: str) -> None:
-    """Raises ValueError for a value of another type than the field's; what transformers types freely is left to it."""
-    types = {"bool": bool, "int": int, "float": (int, float), "str": str, "dict": dict, "list": list}
-    known = known_keys()
-    for key, value in values.items():
-        of_field = getattr(known[key].type, "__name__", None) or str(known[key].type)
-        name, optional = of_field.removesuffix(" | None"), of_field.endswith(" | None")
-        if name not in types or (value is None and optional):
-            continue
-        if not isinstance(value, types[name]) or (isinstance(value, bool) and name != "bool"):
-            expected = "true or false" if name == "bool" else name
-            raise ValueError(f"{where}: {key} must be {expected}, got {value!r}")
+    raise ValueError(f"{where}: unknown key {key!r:.60}; {hint}")
 
 
 def read_file(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         beside = ", ".join(sorted(each.name for each in path.parent.glob("*.yaml"))) or "none"
-        raise FileNotFoundError(f"recipe {path} does not exist; recipes in {path.parent}: {beside}")
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _Loader) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"recipe {path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
+        raise FileNotFoundError(f"recipe {path} does not exist; recipes in {path.parent}: {beside:.300}")
+    values = parse_yaml(read_text(path), f"recipe {path}")
+    if values is not None and not isinstance(values, dict):
         raise ValueError(f"recipe {path} must hold `key: value` lines, got a {type(values).__name__}")
-    return values
+    return values or {}
+
+
+def check_section(values: dict[str, Any], where: str) -> None:
+    """Raises ValueError for a key nobody knows, or a value that the field cannot have."""
+    for key in values:
+        check_key(key, where)
+    check_values(values, known_keys(), where)
+
+
+def check_stage_name(name: Any, where: str) -> None:
+    """A stage's name is that of its folder, on every machine.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not isinstance(name, str) or not STAGE_NAME.fullmatch(name) or name.split(".")[0].lower() in RESERVED:
+        raise ValueError(
+            f"{where}: the stage name {name!r:.60} is no name for a folder: use letters, digits, '-' and '_'"
+            + ("" if isinstance(name, str) else ", in quotes where they look like a number")
+        )
 
 
 def stages_of(values: dict[str, Any], where: str) -> tuple[dict[str, Any], ...]:
     """The checked list of stages, taken out of the values."""
-    stages = values.pop("stages", None) or [{"name": "train"}]
-    names = [stage.get("name") if isinstance(stage, dict) else None for stage in stages]
-    if None in names or len(set(names)) < len(names):
-        raise ValueError(f"{where}: every entry of stages needs a `name` of its own, got {names}")
+    stages = values.pop("stages", None)
+    if stages is None:
+        return ({"name": "train"},)
+    if not isinstance(stages, list) or not stages or not all(isinstance(stage, dict) for stage in stages):
+        raise ValueError(f"{where}: stages is a list of maps, each with a `name`, got {stages!r:.60}")
+    names = [stage.get("name") for stage in stages]
+    if None in names:
+        raise ValueError(f"{where}: every entry of stages needs a `name` of its own, got {names!r:.120}")
+    for name in names:
+        check_stage_name(name, where)
+    if len({name.lower() for name in names}) < len(names):
+        raise ValueError(f"{where}: every entry of stages needs a `name` of its own, got {names!r:.120}")
     for stage in stages:
-        for key in stage:
-            if key != "name":
-                check_key(key, f"{where}, stage {stage['name']!r}")
-    return tuple(stages)
+        check_section(without_name(stage), f"{where}, stage {stage['name']!r}")
+    return tuple(dict(stage) for stage in stages)
+
+
+def without_name(stage: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in stage.items() if key != "name"}
 
 
 def override(values: dict[str, Any], stages: Sequence[dict[str, Any]], key: str, value: Any) -> None:
@@ -214,20 +231,49 @@ def build_recipe(values: dict[str, Any], overrides: dict[str, Any] | None = None
     """A checked recipe from the contents of a file and overrides.
 
     Raises:
-        ValueError: a key nobody knows, with the nearest known one.
+        ValueError: a key nobody knows, with the nearest known one; a value that a field cannot have; a key that would
+            do nothing.
     """
     values = dict(values)
     stages = stages_of(values, where)
-    for key in values:
-        check_key(key, where)
+    check_section(values, where)
     for key, value in (overrides or {}).items():
         check_key(key, "command line")
         override(values, stages, key, value)
+        name = key.split(".")[0]
+        check_values({name: values[name]}, known_keys(), "command line")
     values.setdefault("output_dir", "runs/vse")
-    check_values(values, where)
-    for stage in stages:
-        check_values({key: value for key, value in stage.items() if key != "name"}, where)
-    return Recipe(values, stages)
+    recipe = Recipe(values, stages)
+    check_together(recipe, where)
+    return recipe
+
+
+def check_together(recipe: Recipe, where: str) -> None:
+    """Raises ValueError for keys that contradict each other or would do nothing."""
+    if not (recipe.values["output_dir"] or "").strip():
+        raise ValueError(f"{where}: output_dir is empty: give the folder for the run, such as runs/vse")
+    passed_on = set(ModelArguments.CONFIG_FIELDS)
+    of_data = {item.name for item in fields(DataArguments)}
+    check_effects(recipe.values, recipe.stages, defaults_of_keys(), passed_on, of_data, where)
+    model = recipe.model
+    if own_images(lambda key: recipe.values.get(key)) and model.crop > model.resize:
+        raise ValueError(
+            f"{where}: crop {model.crop} is larger than resize {model.resize}, which leaves black borders: "
+            "give a resize of at least as many pixels"
+        )
+    for stage in recipe.stages:
+        try:
+            VSEConfig(**recipe.stage(stage).model.config_options)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{where}, stage {stage['name']!r}: {' '.join(str(error).split()):.300}") from error
+
+
+def defaults_of_keys() -> dict[str, Any]:
+    """What each key is where nobody gives it."""
+    found = known_keys().items()
+    return {
+        key: item.default_factory() if item.default_factory is not MISSING else item.default for key, item in found
+    }
 
 
 def read_recipe(path: str | Path, **overrides: Any) -> Recipe:
@@ -273,10 +319,10 @@ def parse_command_line(argv: Sequence[str], default: Path) -> Recipe:
     while words:
         key, has_value, value = words.pop(0).partition("=")
         if not key.startswith("--"):
-            raise ValueError(f"command line: {key!r} belongs to no field; write --field value")
+            raise ValueError(f"command line: {key!r:.60} belongs to no field; write --field value")
         if not has_value:
             value = words.pop(0) if words and not words[0].startswith("--") else "true"
         key = key.removeprefix("--")
         is_text = key in known and known[key].type in (str, str | None) and value != "null"
-        given[key] = value if is_text else parse_value(value)
+        given[key] = value if is_text else parse_yaml(value, f"command line: --{key:.60} {value!r:.60}")
     return read_recipe(path, **given)

@@ -11,56 +11,69 @@
 The same recipe in the same directory continues where it stopped.
 """
 
-import json
 import logging
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-import yaml
 from accelerate import PartialState
+from safetensors import SafetensorError
 from transformers import set_seed
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.integrations import get_available_reporting_integrations, get_reporting_integration_callbacks
 
 from hf_vse.encoders.vse import VSEEncoder
 from hf_vse.evaluation.environment import environment
 from hf_vse.evaluation.evaluator import PairEmbeddings, embed_pairs
 from hf_vse.evaluation.record import recall_table, split_record
+from hf_vse.files import check_output_folder, inside, read_json, write_json
 from hf_vse.hub.push import leave_card, push_model
 from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.model.processing_vse import VSEProcessor
 from hf_vse.training.arguments import VSETrainingArguments
 from hf_vse.training.build import build_model, build_processor, load_splits
+from hf_vse.training.checkpoints import last_checkpoint
+from hf_vse.training.claim import STAGES, check_claim, claim
 from hf_vse.training.frozen import cache_frozen_towers
 from hf_vse.training.pictures import draw_pictures
+from hf_vse.training.publish import check_hub_strategy
 from hf_vse.training.recipe import Recipe
-from hf_vse.training.trainer import VSETrainer
+from hf_vse.training.trainer import VSETrainer, check_warmup
 
 logger = logging.getLogger(__name__)
 
 STAGE_RECORD = "stage.json"
+ALWAYS_LISTED = ("azure_ml", "flyte")  # transformers does not tell whether they are installed
 
 
 def run_recipe(recipe: Recipe) -> dict[str, Any]:
-    """Trains, evaluates and saves what a recipe describes.
+    """Trains, evaluates and saves what a recipe describes. Nothing is written before the training begins.
 
     Returns:
         What is written to `metrics.json`: `metrics` of the validation split and of the test split, if there is one,
         and the record of every stage.
+
+    Raises:
+        ValueError, OSError: the recipe, its data or the output directory cannot be used.
     """
     use_all_cores()
     common = training_arguments(recipe, recipe.output_dir)
+    stages = [Stage(recipe, place) for place in range(len(recipe.stages))]
     PartialState(cpu=common.use_cpu)
-    claim(recipe)
+    for stage in stages:
+        check_stage(stage)
+    check_claim(recipe)
     where = environment() | {"processes": PartialState().num_processes}  # of the code that runs, not of later edits
     set_seed(common.seed)
     splits = load_splits(recipe.data, common.max_broken_share, common.seed)
     processor = build_processor(recipe.model, splits["train"])
     model, records = None, []
-    for overrides in recipe.stages:
-        model, record = run_stage(recipe.stage(overrides), overrides["name"], model, processor, splits)
+    for stage in stages:
+        model, record = run_stage(stage, model, processor, splits)
         records.append(record)
     if PartialState().is_main_process:
         model.save_pretrained(recipe.output_dir)
@@ -69,6 +82,45 @@ def run_recipe(recipe: Recipe) -> dict[str, Any]:
     if common.push_to_hub and PartialState().is_main_process:
         publish(common)
     return result
+
+
+class Stage:
+    """One stage of a run: its name, folder, model settings and training arguments."""
+
+    def __init__(self, run: Recipe, place: int):
+        self.run, self.place = run, place
+        self.name = run.stages[place]["name"]
+        self.folder = inside(run.output_dir / STAGES, self.name, "the name of a stage")
+        recipe = run.stage(run.stages[place])
+        self.model = recipe.model
+        self.args = training_arguments(recipe, self.folder)
+
+    @property
+    def seed(self) -> int:
+        """Of what starts fresh in this stage, whether the stages before were trained or loaded."""
+        if self.place == 0:
+            return self.args.seed
+        return int(np.random.SeedSequence([self.args.seed, self.place]).generate_state(1)[0])
+
+
+def check_stage(stage: Stage) -> None:
+    """Raises ValueError, before any work, for what a later stage would refuse after the stages before it."""
+    args = stage.args
+    if stage.model.loss_type is not None:
+        check_warmup(stage.model.loss_type, args)
+    check_hub_strategy(args)
+    try:
+        get_reporting_integration_callbacks(args.report_to)
+    except ValueError as error:
+        raise ValueError(f"report_to {args.report_to!r:.60}: {error}") from error
+    if absent := set(args.report_to) - {*get_available_reporting_integrations(), *ALWAYS_LISTED}:
+        raise ValueError(f"report_to: {', '.join(sorted(absent))} is not installed: pip install it, or give none")
+    together = 1 if args.negatives == "local" else PartialState().num_processes
+    if args.per_device_train_batch_size * together < 2:
+        raise ValueError(
+            f"per_device_train_batch_size={args.per_device_train_batch_size}: a batch of one pair has no negatives "
+            "to contrast with: give at least 2"
+        )
 
 
 def publish(args: VSETrainingArguments) -> None:
@@ -95,46 +147,69 @@ def training_arguments(recipe: Recipe, output_dir: Path) -> VSETrainingArguments
     named = {"hub_model_id": recipe.output_dir.resolve().name}  # not the name of a stage
     try:
         return VSETrainingArguments(**named | recipe.section("training") | {"output_dir": str(output_dir)})
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"training arguments: {' '.join(str(error).split())}") from error
-
-
-def claim(recipe: Recipe) -> None:
-    """Writes the recipe into the output directory, or makes sure that what was trained there had the same.
-
-    Raises:
-        ValueError: the directory holds a run of another recipe; the message names the keys that differ.
-    """
-    path = recipe.output_dir / "recipe.yaml"
-    asked = yaml.safe_load(recipe.to_yaml())
-    with PartialState().main_process_first():
-        trained = path.is_file() and (recipe.output_dir / "stages").is_dir()
-        there = yaml.safe_load(path.read_text(encoding="utf-8")) if trained else asked
-        different = sorted(key for key in there.keys() | asked.keys() if there.get(key) != asked.get(key))
-        if different:
-            raise ValueError(
-                f"{recipe.output_dir} holds a run with another {', '.join(different)} (see {path}); "
-                "give another --output_dir, or remove the directory to start anew"
-            )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(recipe.to_yaml(), encoding="utf-8")
+    except Exception as error:  # transformers raises what it likes for an argument it cannot use
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"training arguments: {reason:.400}") from error
 
 
 def run_stage(
-    stage: Recipe, name: str, previous: VSEModel | None, processor: VSEProcessor, splits: dict[str, Any]
+    stage: Stage, previous: VSEModel | None, processor: VSEProcessor, splits: dict[str, Any]
 ) -> tuple[VSEModel, dict[str, Any]]:
     """Trains one stage, or loads what an earlier run made of it. Returns the model and the stage's record."""
-    folder = stage.output_dir / "stages" / name
-    finished = folder / STAGE_RECORD
+    finished = stage.folder / STAGE_RECORD
     if finished.is_file():
-        logger.info("stage %s was trained before: %s", name, folder)
-        return VSEModel.from_pretrained(folder), json.loads(finished.read_text(encoding="utf-8"))
-    args = training_arguments(stage, folder)
-    set_seed(args.seed)  # fresh weights are the same whether the stage before was trained in this run or an earlier
+        logger.info("stage %s was trained before: %s", stage.name, stage.folder)
+        return load_stage(stage.folder), read_record(finished)
+    set_seed(stage.seed)
     if previous is None:
         model = build_model(stage.model, processor, splits["train"])
     else:
-        model = VSEModel.from_pretrained(previous.name_or_path, **stage.model.config_options)
+        model = load_stage(Path(previous.name_or_path), **stage.model.config_options)
+    check_output_folder("output_dir", stage.folder, bytes_needed(model, stage.args) - size_of(stage.folder))
+    claim(stage.run)
+    record = train_stage(stage, model, processor, splits)
+    return load_stage(stage.folder).to(stage.args.device), record
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """The record of a stage that is done."""
+    record = read_json(path, dict)
+    missing = [key for key in ("name", "loss_type", "log") if key not in record]
+    if missing or not isinstance(record["log"], list):
+        raise ValueError(f"{path} is no record of a stage: remove it, and the stage is trained again")
+    return record
+
+
+def load_stage(folder: Path, **options: Any) -> VSEModel:
+    """The model that a stage has made.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    try:
+        return VSEModel.from_pretrained(folder, **options)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ValueError(
+            f"the model in {folder} is damaged ({' '.join(str(error).split()):.200}): remove {folder / STAGE_RECORD}, "
+            "and the stage goes on from its last checkpoint"
+        ) from error
+
+
+def bytes_needed(model: VSEModel, args: VSETrainingArguments) -> int:
+    """What a stage puts on the disk: its checkpoints with the two moments of Adam, its model, and that of the run."""
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    checkpoint = weights if args.save_only_model else 3 * weights
+    kept = 0 if args.save_strategy == "no" else (args.save_total_limit or 1) + 1
+    return kept * checkpoint + 2 * weights
+
+
+def size_of(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def train_stage(stage: Stage, model: VSEModel, processor: VSEProcessor, splits: dict[str, Any]) -> dict[str, Any]:
+    """Trains a model into the folder of the stage; returns the record, whose file says that all of it is there."""
+    args, folder = stage.args, stage.folder
     start = time.perf_counter()
     read = cache_frozen_towers(model, processor, splits, args)
     trainer = VSETrainer(
@@ -143,7 +218,7 @@ def run_stage(
     before_training = time.perf_counter()
     trainer.train(resume_from_checkpoint=last_checkpoint(folder))
     record = {
-        "name": name,
+        "name": stage.name,
         "loss_type": model.config.loss_type,
         "seconds": round(time.perf_counter() - start, 1),  # frozen towers included
         "seconds_before_training": round(before_training - start, 1),
@@ -155,20 +230,10 @@ def run_stage(
     }
     trainer.save_model(str(folder))
     if trainer.is_world_process_zero():
-        finished.write_text(json.dumps(record, indent=1), encoding="utf-8")
+        write_json(folder / STAGE_RECORD, record)
     trainer.accelerator.wait_for_everyone()
-    trained = VSEModel.from_pretrained(folder).to(args.device)
     trainer.accelerator.free_memory()
-    return trained, record
-
-
-def last_checkpoint(folder: Path) -> str | None:
-    """The newest complete checkpoint; one that was being written when the run was killed lacks its last file."""
-    complete = [path.parent for path in folder.glob(f"checkpoint-*/{TRAINER_STATE_NAME}")]
-    newest = max(complete, key=lambda path: int(path.name.split("-")[1]), default=None)
-    if newest is not None:
-        logger.info("continuing from %s", newest)
-    return None if newest is None else str(newest)
+    return record
 
 
 def report(
@@ -193,13 +258,24 @@ def report(
         "metrics": records,
         "stages": [{key: value for key, value in stage.items() if key != "log"} for stage in stages],
         "environment": where,
-        "recipe": recipe.values | {"stages": list(recipe.stages)},
+        "recipe": recipe.public_values,
     }
     if main:
-        (recipe.output_dir / "metrics.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
-        draw_pictures(recipe.output_dir, stages, splits, embedded)
-        leave_card(recipe.output_dir)
+        write_json(recipe.output_dir / "metrics.json", result)
+        with a_failure_is_a_remark("no pictures"):
+            draw_pictures(recipe.output_dir, stages, splits, embedded)
+        with a_failure_is_a_remark("no card"):
+            leave_card(recipe.output_dir)
     return result
+
+
+@contextmanager
+def a_failure_is_a_remark(what: str) -> Iterator[None]:
+    """Model and numbers are on the disk: what accompanies them must not end the run, whatever goes wrong with it."""
+    try:
+        yield
+    except Exception as error:
+        logger.warning("%s: %s", what, " ".join(str(error).split()) or type(error).__name__)
 
 
 def run_summary(output_dir: Path, result: dict[str, Any]) -> str:

@@ -17,13 +17,11 @@ from measuring import record
 
 from hf_vse.data.schema import CAPTIONS, IMAGE_ID, fingerprint
 from hf_vse.data.sources import load_pairs, with_validation
-from hf_vse.encoders.vse import VSEEncoder
+from hf_vse.encoders.own_models import load_vse
 from hf_vse.evaluation.environment import environment
 from hf_vse.evaluation.evaluator import PairEmbeddings, embed_pairs
 from hf_vse.evaluation.metrics import RECALL_LEVELS, retrieval_metrics
 from hf_vse.evaluation.run import data_settings, held_out
-from hf_vse.model.modeling_vse import VSEModel
-from hf_vse.model.processing_vse import VSEProcessor
 from hf_vse.search.compression import BITS, Compression
 
 SHARES = (1, 2, 4, 8)
@@ -63,9 +61,8 @@ def embed_split(arguments: argparse.Namespace) -> tuple[PairEmbeddings, dict]:
     if arguments.split not in splits:
         raise SystemExit(f"error: {source} has no split {arguments.split!r}; choose one of {', '.join(splits)}")
     split = splits[arguments.split]
-    model = VSEModel.from_pretrained(arguments.model)
     with torch.no_grad():
-        pairs = embed_pairs(VSEEncoder(model, VSEProcessor.from_pretrained(arguments.model)), split, progress=False)
+        pairs = embed_pairs(load_vse(arguments.model, "cpu"), split, progress=False)
     plain = split.with_format(None)
     return pairs, {
         "dataset": source,

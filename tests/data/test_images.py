@@ -127,7 +127,7 @@ def test_find_broken_images_finds_exactly_the_broken_ones(tmp_path):
 
 def test_find_broken_images_decodes_only_what_is_suspect(tmp_path, monkeypatch):
     decoded: list[Path] = []
-    monkeypatch.setattr("hf_vse.data.images.decode_image", decoded.append)
+    monkeypatch.setattr("hf_vse.data.images.decode_image", lambda path, **_: decoded.append(path))
     (tmp_path / "a.jpg").write_bytes(encoded(picture()))
     (tmp_path / "b.jpg").write_bytes(encoded(picture())[:-2])
     find_broken_images([tmp_path / "a.jpg", tmp_path / "b.jpg"])
@@ -192,18 +192,20 @@ def stored(rows: list[dict | None]) -> Dataset:
     return Dataset.from_dict({"image": rows}, features=Features({"image": Image()}))
 
 
-def test_find_broken_rows_looks_at_local_files_only(tmp_path):
+def test_find_broken_rows_looks_at_local_files_and_at_what_the_data_set_holds(tmp_path):
     (tmp_path / "a.jpg").write_bytes(encoded(picture()))
     (tmp_path / "b.jpg").write_bytes(b"")
     rows = [
         {"path": str(tmp_path / "a.jpg"), "bytes": None},
         {"path": str(tmp_path / "b.jpg"), "bytes": None},
-        {"path": "inside.jpg", "bytes": b"broken, but that is met when it is decoded"},
+        {"path": "inside.jpg", "bytes": b"no image"},
+        {"path": "inside.jpg", "bytes": encoded(picture())},
         {"path": "hf://datasets/org/name/c.jpg", "bytes": None},
         None,
     ]
-    assert find_broken_rows(stored(rows), max_share=0.5) == {1, 4}
-    with pytest.raises(ValueError, match="2 of 5 images are missing or broken"):
+    broken = find_broken_rows(stored(rows), max_share=0.5)
+    assert broken == {1: "0 bytes", 2: "not an image, or of an unknown format", 5: "no image"}
+    with pytest.raises(ValueError, match="3 of 6 images are missing or broken"):
         find_broken_rows(stored(rows), max_share=0.1)
 
 

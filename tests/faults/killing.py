@@ -109,9 +109,12 @@ def watch_libraries(points: Points) -> None:
     import numpy as np
     import safetensors.numpy
     import safetensors.torch
+    import torch
 
     def torn(write: Callable, place: int) -> Callable:
         def half_then_whole(*args, **kwargs):
+            if not isinstance(args[place], str | os.PathLike):
+                return write(*args, **kwargs)
             path = str(args[place])
             points.reach("open", path)
             done = write(*args, **kwargs)
@@ -130,6 +133,7 @@ def watch_libraries(points: Points) -> None:
     for module in (safetensors.numpy, safetensors.torch):
         module.serialize_file = torn(module.serialize_file, 1)
     faiss.write_index = torn(faiss.write_index, 1)
+    torch.save = torn(torch.save, 1)
     plain_flush = np.memmap.flush
 
     def flush(array):

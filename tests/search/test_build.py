@@ -48,9 +48,9 @@ def test_a_folder_becomes_a_gallery_and_only_changes_are_encoded_again(encoder, 
     assert (len(second), encoder.seen) == (12, 2)
     rows = {item["file"]: row for row, item in enumerate(second.items)}
     np.testing.assert_allclose(second.embeds[rows["lake/03.png"]], second.embeds[rows["city/04.png"]], atol=1e-6)
-    assert sorted(path.name for path in (tmp_path / "index").iterdir()) == [
-        "gallery.json", "gallery.safetensors", "items.jsonl", "keys.json"
-    ]  # fmt: skip
+    [version] = (tmp_path / "index" / "versions").iterdir()
+    assert sorted(path.name for path in (tmp_path / "index").iterdir()) == ["gallery.json", "versions"]
+    assert sorted(path.name for path in version.iterdir()) == ["gallery.safetensors", "items.jsonl", "keys.json"]
 
     encoder.seen = 0
     with torch.no_grad():

@@ -66,6 +66,7 @@ def parquet(tmp_path_factory, gallery_rows) -> Path:
 
 @dataclass
 class Server:
+    process: subprocess.Popen
     url: str
     folder: Path  # its temporary files, cache and log
     secrets: list[Path]
@@ -75,7 +76,7 @@ class Server:
         return (self.folder / "log").read_text()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def published(tmp_path_factory, model_folder, parquet) -> Iterator[FakeHub]:
     """A Hub with the model, its page, and the photographs; the first two as `hf-vse push` leaves them."""
     record = {"dataset": "somebody/photographs", "loss_type": "nce", "stages": [], "environment": {}, "recipe": {}}
@@ -96,7 +97,7 @@ def published(tmp_path_factory, model_folder, parquet) -> Iterator[FakeHub]:
         yield hub
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def server(tmp_path_factory, published, model_folder, parquet, tokenizer, tiny_resnet) -> Iterator[Server]:
     """The published page, running from its repository as a Space does."""
     folder = tmp_path_factory.mktemp("server")
@@ -118,6 +119,7 @@ def server(tmp_path_factory, published, model_folder, parquet, tokenizer, tiny_r
         )
         try:
             server = Server(
+                process,
                 f"http://127.0.0.1:{port}",
                 folder,
                 [model_folder / "config.json", parquet, folder / "space" / "app.py"],
@@ -127,7 +129,7 @@ def server(tmp_path_factory, published, model_folder, parquet, tokenizer, tiny_r
             yield server
         finally:
             process.terminate()
-            process.wait(30)
+            assert process.wait(30) == 0
     assert not list((folder / "tmp").glob("vse_demo_*"))  # no upload is left
 
 

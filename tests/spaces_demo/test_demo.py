@@ -124,13 +124,12 @@ def test_no_file_of_the_host_is_served(server):
                 assert web.get(route + path).status_code in (403, 404), route + path
         assert web.get(f"/gradio_api/file={server.url}/config").status_code == 403
         assert web.get(f"/gradio_api/proxy={server.url}/config").status_code == 403
-        refusals = dict.fromkeys(paths, '{"error": null}')  # nothing about the host in the answer either
-        refusals[f"{server.url}/config"] = "this demo fetches nothing from elsewhere"
-        for path, refusal in refusals.items():  # as the photograph of a query
+        for path in [*paths, f"{server.url}/config"]:  # as the photograph of a query
             data = [{"path": path, "meta": {"_type": "gradio.FileData"}}, 3]
             event = web.post("/gradio_api/call/similar", json={"data": data}).json()["event_id"]
             answer = web.get(f"/gradio_api/call/similar/{event}").text
-            assert answer.startswith("event: error") and refusal in answer
+            assert answer.startswith("event: error") and "this demo fetches nothing from elsewhere" in answer
+            assert path not in answer  # nothing about the host in the answer either
 
 
 def test_large_requests_are_refused(server):
@@ -329,6 +328,5 @@ def test_phone_has_no_sideways_scrolling(visit):
 
 
 def test_nothing_failed_on_the_server(server):
-    """Runs last; the only failures are the refusals of foreign paths."""
-    failures = re.findall(r"^(\S*(?:Error|Exception)\b)", server.log, flags=re.MULTILINE)
-    assert set(failures) <= {"gradio.exceptions.InvalidPathError"}
+    """Runs last; refusals are no failures."""
+    assert not re.findall(r"^(\S*(?:Error|Exception)\b)", server.log, flags=re.MULTILINE)

@@ -119,8 +119,8 @@ def test_gradient_accumulation_averages_the_batches(execution, tokenizer, tmp_pa
     [
         ({"negatives": "rign"}, "negatives is one of gather, ring, local, got 'rign'"),
         ({"loss_execution": "fast"}, "loss_execution is one of auto, dense, chunked, streamed, fused, got 'fast'"),
-        ({"loss_chunk_size": 0}, "loss_chunk_size is a positive number of pairs or null, got 0"),
-        ({"grad_cache_batch_size": -1}, "grad_cache_batch_size is a positive number of pairs or null, got -1"),
+        ({"loss_chunk_size": 0}, "loss_chunk_size is a number from 1 to 1048576, got 0"),
+        ({"grad_cache_batch_size": -1}, "grad_cache_batch_size is a number from 1 to 1048576, got -1"),
     ],
 )
 def test_execution_that_cannot_be_is_refused(options, message, tmp_path):
@@ -329,7 +329,7 @@ def test_too_many_broken_images_stop_the_run(tokenizer, tiny_resnet, tmp_path):
 
 
 def test_bad_arguments_name_the_value(tmp_path):
-    with pytest.raises(ValueError, match="word_dropout is a share between 0 and 1, got 3"):
+    with pytest.raises(ValueError, match="word_dropout is a number from 0 to 1, got 3"):
         arguments(tmp_path, word_dropout=3)
     with pytest.raises(ValueError, match="loss_type 'nec' is unknown"):
         arguments(tmp_path, hard_negative_warmup_loss="nec")

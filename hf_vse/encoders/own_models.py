@@ -1,0 +1,233 @@
+"""A model of this package from a folder or the Hub: complete, or refused in one line.
+
+transformers fills what a file lacks with random numbers and goes on. A gallery, a table or a training that starts so
+is wrong without a sign, therefore everything that decides the vectors is compared before they are made: the kind of
+model, its configuration, every tensor by name, shape and value, the image processor and the tokenizer.
+The installed code is run, never the model's own, and nothing but safetensors is read.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+from transformers.image_processing_utils import BaseImageProcessor
+
+from hf_vse.encoders.sentences import positions_of
+from hf_vse.encoders.stored import StoredTensor, stored_config, stored_json, stored_tensors, without_remarks
+from hf_vse.encoders.vse import VSEEncoder
+from hf_vse.encoders.weights import chosen_device, chosen_precision, one_line
+from hf_vse.model.configuration_vse import FEATURES_MODEL_TYPE, GRU_MODEL_TYPE, VSEConfig
+from hf_vse.model.modeling_vse import VSEModel
+from hf_vse.model.processing_vse import VSEFeatureProcessor, VSEProcessor
+
+# What a field of the configuration adds to a model: fresh, or left behind, where training overrides the field.
+CHANGED_BY = {
+    "projection_type": ("visual_head.", "text_head."),
+    "loss_type": ("logit_scale", "logit_bias"),
+    "vision_pooling": ("vision_pooling.",),
+    "text_pooling": ("text_pooling.",),
+}
+PROCESSOR_FILES = (
+    "processor_config.json", "preprocessor_config.json", "tokenizer_config.json", "tokenizer.json",
+    "special_tokens_map.json", "added_tokens.json",
+)  # fmt: skip
+LONGEST_SIDE = 4096  # of a picture as a tower sees it
+FETCH_AGAIN = "fetch or save the model again"
+OTHER_MODELS = "give a model that `hf-vse train` has made (`hf-vse evaluate` judges others)"
+
+
+def load_vse(
+    name: str | Path, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None
+) -> VSEEncoder:
+    """Model and processor, which have shown that they fit by embedding a picture and a word.
+
+    Args:
+        name: folder or Hub id.
+        device: default: the accelerator, where there is one.
+        dtype: `float32` (default), `bfloat16` or `float16`.
+
+    Raises:
+        OSError: nothing of that name, or a file is missing or cannot be read.
+        ValueError: another kind of model, or files that do not belong together.
+    """
+    name, device = str(name), chosen_device(device)
+    model = load_vse_model(name, device, dtype)
+    processor = load_vse_processor(name)
+    check_processor(name, model, processor)
+    encoder = VSEEncoder(model, processor, name)
+    check_embeds(encoder)
+    return encoder
+
+
+def load_vse_model(
+    name: str | Path,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    **overrides: Any,
+) -> VSEModel:
+    """The model alone, its weights complete, in evaluation mode.
+
+    Args:
+        overrides: fields of `VSEConfig` that take the place of the stored ones; what they add to the model starts
+            fresh, what they take away is left behind.
+
+    Raises:
+        OSError, ValueError: see `load_vse`.
+    """
+    name, device, dtype = str(name), chosen_device(device), chosen_precision(dtype)
+    stored, config = read_config(name, overrides)
+    tensors = stored_tensors(name)
+    expected = described_model(name, config)
+    fresh = tuple(
+        prefix
+        for field, prefixes in CHANGED_BY.items()
+        if getattr(config, field) != getattr(stored, field)
+        for prefix in prefixes
+    )
+    check_shapes(name, expected, tensors)
+    with one_line(name, FETCH_AGAIN), without_remarks():
+        model, found = VSEModel.from_pretrained(
+            name,
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    check_keys(name, "lacks", found["missing_keys"], fresh)
+    check_keys(name, "holds, foreign to its configuration,", found["unexpected_keys"], fresh)
+    check_values(name, model)
+    return model.to(device).eval()
+
+
+def read_config(name: str, overrides: dict[str, Any]) -> tuple[VSEConfig, VSEConfig]:
+    """The configuration as it is stored, and with other values for some of its fields."""
+    path, values = stored_config(name)
+    if (kind := values.get("model_type")) != VSEConfig.model_type:
+        raise ValueError(
+            f"{path}: model_type is {kind!r:.60}, a model of this package has {VSEConfig.model_type!r}: {OTHER_MODELS}"
+        )
+    with one_line(str(path), FETCH_AGAIN), without_remarks():
+        stored = VSEConfig.from_dict(values)
+    return stored, VSEConfig.from_dict(values | overrides) if overrides else stored
+
+
+def described_model(name: str, config: VSEConfig) -> dict[str, Tensor]:
+    """The tensors that a configuration asks for, without memory behind them."""
+    with one_line(f"{name}, config.json,", FETCH_AGAIN), without_remarks(), torch.device("meta"):
+        return VSEModel(config).state_dict()
+
+
+def check_shapes(name: str, expected: dict[str, Tensor], stored: dict[str, StoredTensor]) -> None:
+    """Raises ValueError where a tensor of the file does not fit into its place; before memory is asked for."""
+    for key in sorted(expected.keys() & stored.keys()):
+        dtype, shape = stored[key]
+        if tuple(expected[key].shape) != shape:
+            raise ValueError(
+                f"{name}: {key} has shape {shape} in the weights and {tuple(expected[key].shape)} by config.json: "
+                f"they are of two models: {FETCH_AGAIN}"
+            )
+        if expected[key].is_floating_point() and "F" not in dtype:
+            raise ValueError(f"{name}: {key} holds {dtype}, whole numbers, in place of weights: {FETCH_AGAIN}")
+
+
+def check_keys(name: str, what: str, keys: Iterable[str], fresh: tuple[str, ...] = ()) -> None:
+    """Raises ValueError where the names of the weights are not those of the model."""
+    if wrong := sorted(key for key in keys if not (fresh and key.startswith(fresh))):
+        raise ValueError(
+            f"{name} {what} {len(wrong)} weights (the first is {wrong[0]!r}) and would give wrong vectors: "
+            f"{FETCH_AGAIN}"
+        )
+
+
+def check_values(name: str, model: nn.Module) -> None:
+    """Raises ValueError for weights that are not numbers, and for parts that are zero altogether."""
+    for key, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ValueError(f"{name}: {key} holds what is no finite number: its training diverged, or {FETCH_AGAIN}")
+    parts = {part: getattr(model, part) for part in ("vision_model", "text_model")}
+    parts |= {part: getattr(model, part) for part in ("visual_projection", "text_projection")}
+    for part, module in (parts | {"the word embedding": model.get_input_embeddings()}).items():
+        parameters = list(module.parameters())
+        if parameters and not any(parameter.any() for parameter in parameters):
+            raise ValueError(f"{name}: all weights of {part} are zero: {FETCH_AGAIN}")
+
+
+def load_vse_processor(name: str | Path) -> VSEProcessor:
+    """Image processor and tokenizer of a model; those of other packages are refused where they need code.
+
+    Raises:
+        OSError: a file is missing or cannot be read.
+    """
+    name = str(name)
+    stored_config(name)
+    there = [file for file in PROCESSOR_FILES if stored_json(name, file, dict) is not None]
+    if not any(file in there for file in PROCESSOR_FILES[:2]):
+        raise OSError(f"{name} holds no {PROCESSOR_FILES[0]}, its image processor and tokenizer: {FETCH_AGAIN}")
+    with one_line(f"{name}: its processor ({', '.join(there)})", FETCH_AGAIN), without_remarks():
+        processor = VSEProcessor.from_pretrained(name, trust_remote_code=False)
+    if not isinstance(processor.tokenizer, PreTrainedTokenizerBase):
+        raise OSError(f"{name} has no tokenizer beside its weights: {FETCH_AGAIN}")
+    return processor
+
+
+def check_processor(name: str, model: VSEModel, processor: VSEProcessor) -> None:
+    """Raises ValueError where image processor or tokenizer are those of another model."""
+    of_features = model.config.vision_config.model_type == FEATURES_MODEL_TYPE
+    if of_features != isinstance(processor.image_processor, VSEFeatureProcessor):
+        raise ValueError(
+            f"{name}: its image tower is {model.config.vision_config.model_type!r}, its image processor "
+            f"{type(processor.image_processor).__name__}: they are of two models: {FETCH_AGAIN}"
+        )
+    check_image_processor(name, processor.image_processor)
+    tokenizer = processor.tokenizer
+    words, rows = max(tokenizer.get_vocab().values(), default=-1) + 1, model.get_input_embeddings().num_embeddings
+    own_words = model.config.text_config.model_type == GRU_MODEL_TYPE  # made for these words, no more and no less
+    if words > rows or (own_words and words != rows):
+        raise ValueError(
+            f"{name}: its tokenizer knows {words:,} words and its text tower {rows:,}: they are of two models: "
+            f"{FETCH_AGAIN}"
+        )
+    longest = tokenizer.model_max_length
+    if tokenizer.pad_token is None or not isinstance(longest, int | float) or longest < 1:
+        raise ValueError(
+            f"{name}: its tokenizer has the padding {tokenizer.pad_token!r} and the model_max_length "
+            f"{longest!r:.40}: {FETCH_AGAIN}"
+        )
+    positions = positions_of(model.config.text_config)
+    if positions is not None:  # of a tokenizer that does not say how much the tower reads
+        tokenizer.model_max_length = min(longest, positions)
+
+
+def check_image_processor(name: str, image_processor: BaseImageProcessor) -> None:
+    """Raises ValueError for what is no setting, and for sizes that no tower has, before a picture is made so large."""
+    settings = image_processor.to_dict()
+    for field, kind in (("resample", int), ("rescale_factor", int | float)):
+        if (value := settings.get(field)) is not None and not isinstance(value, kind):
+            raise ValueError(f"{name}: {field} of its image processor is {value!r:.40}, no number: {FETCH_AGAIN}")
+    for field in ("size", "crop_size", "pad_size"):
+        sides = settings.get(field) or {}
+        for side, value in (sides if isinstance(sides, dict) else {"side": sides}).items():
+            if value is not None and not (isinstance(value, int) and 1 <= value <= LONGEST_SIDE):
+                raise ValueError(
+                    f"{name}: {field} of its image processor has {side} {value!r:.40}; a picture has 1 to "
+                    f"{LONGEST_SIDE} pixels: {FETCH_AGAIN}"
+                )
+
+
+@torch.no_grad()
+def check_embeds(encoder: VSEEncoder) -> None:
+    """Raises OSError or ValueError where a picture and a word do not become vectors."""
+    remedy = f"its processor and its weights do not fit: {FETCH_AGAIN}"
+    with one_line(encoder.name, remedy):
+        embeds = {"a word": encoder.encode_texts(["a"])}
+        if encoder.reads_photographs:
+            picture = Image.effect_noise((48, 40), 64).convert("RGB")
+            embeds["a picture"] = encoder.encode_images(encoder.prepare_images([picture]))
+    for what, embed in embeds.items():
+        if not embed.isfinite().all() or not embed.any():
+            raise ValueError(f"{encoder.name} makes of {what} no vector but zeros or what is no number: {FETCH_AGAIN}")

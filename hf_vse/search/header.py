@@ -1,0 +1,168 @@
+"""`gallery.json`: the version that is current, each of its files with size and checksum, and what is known of it.
+
+It is the one file that is replaced when a gallery is: whoever reads it has everything that belongs together.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from hf_vse.files import read_json
+from hf_vse.search.plan import Plan
+
+FORMAT = 3
+HEADER_FILE = "gallery.json"
+ITEMS_FILE = "items.jsonl"
+VECTORS_FILE = "gallery.safetensors"
+KEYS_FILE = "keys.json"
+FAISS_FILE = "index.faiss"
+HUBS_FILE = "hubs.safetensors"
+FILES = (ITEMS_FILE, VECTORS_FILE, KEYS_FILE, FAISS_FILE, HUBS_FILE)
+NOT_FACTS = ("format", "version", "files", "items", "dim", "plan", "recipe", "checksum")
+VERSION = re.compile(r"[0-9a-f]{16}")
+CHECKSUM = re.compile(r"[0-9a-f]{64}")
+BLOCK = 2**20  # bytes read at once
+
+Check = tuple[Callable[[Any], bool], str]
+
+
+def is_count(value: Any, least: int = 1) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def is_list_of_files(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and {ITEMS_FILE, VECTORS_FILE} <= value.keys() <= set(FILES)
+        and all(
+            isinstance(entry, dict)
+            and is_count(entry.get("bytes"), 0)
+            and CHECKSUM.fullmatch(str(entry.get("checksum"))) is not None
+            for entry in value.values()
+        )
+    )
+
+
+def is_version(value: Any) -> bool:
+    return isinstance(value, str) and VERSION.fullmatch(value) is not None
+
+
+def is_text_or_null(value: Any) -> bool:
+    return value is None or isinstance(value, str)
+
+
+def is_object_or_null(value: Any) -> bool:
+    return value is None or isinstance(value, dict)
+
+
+NEEDED: dict[str, Check] = {
+    "version": (is_version, "the name of a version"),
+    "files": (is_list_of_files, "files with bytes and checksum"),
+    "items": (is_count, "a number from 1 on"),
+    "dim": (is_count, "a number from 1 on"),
+    "plan": (lambda value: isinstance(value, dict), "an object {...}"),
+    "model": (is_text_or_null, "a name or null"),
+    "checksum": (lambda value: isinstance(value, str), "a checksum"),
+}
+OPTIONAL: dict[str, Check] = {
+    "digest": (is_text_or_null, "text or null"),
+    "recipe": (is_text_or_null, "text or null"),
+    "root": (is_text_or_null, "a folder or null"),
+    "origin": (is_object_or_null, "an object {...} or null"),
+    "passed_over": (is_object_or_null, "an object {...} or null"),
+    "unmatched": (is_object_or_null, "an object {...} or null"),
+    "broken": (
+        lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
+        "a list of names",
+    ),
+}
+
+
+def read_header(folder: Path) -> dict[str, Any]:
+    """What `gallery.json` says, each field checked, `plan` as a `Plan`.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: another format, or damaged.
+    """
+    path = folder / HEADER_FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} holds no gallery: {HEADER_FILE} is missing; make one with `hf-vse index`")
+    header = read_json(path, dict)
+    check_format(path, header.get("format"))
+    for name, (holds, wanted) in (NEEDED | OPTIONAL).items():
+        if name not in header and name in NEEDED:
+            raise ValueError(f"{path} has no field {name!r}: {again(folder)}")
+        if name in header and not holds(header[name]):
+            raise ValueError(f"{path}: {name} is {header[name]!r:.60}, not {wanted}: {again(folder)}")
+    if header["checksum"] != checksum_of(header):
+        raise ValueError(f"{path} was changed after it was written (its checksum differs): {again(folder)}")
+    header["plan"] = Plan.of_dict(header["plan"], f"{path}: plan")
+    check_plan(path, header)
+    return header
+
+
+def again(folder: Path) -> str:
+    """The remedy where `gallery.json` itself cannot be trusted."""
+    return f"delete the folder {folder} and build the gallery again with `hf-vse index`"
+
+
+def check_format(path: Path, number: Any) -> None:
+    """Raises ValueError unless it is the format that this version writes."""
+    if number == FORMAT and is_count(number):
+        return
+    if is_count(number) and number > FORMAT:
+        raise ValueError(
+            f"{path} is of format {number}, made by a newer hf_vse; this one reads {FORMAT}: pip install -U hf_vse"
+        )
+    if is_count(number):
+        raise ValueError(
+            f"{path} is of format {number}, made by an older hf_vse; this one reads {FORMAT}: "
+            "repeat the `hf-vse index` that made it"
+        )
+    raise ValueError(f"{path}: format is {number!r:.60}, no number of a format: {again(path.parent)}")
+
+
+def check_plan(path: Path, header: dict[str, Any]) -> None:
+    """Raises ValueError where the way of searching does not fit the rest."""
+    plan, has_faiss = header["plan"], FAISS_FILE in header["files"]
+    if has_faiss != (plan.kind != "exact"):
+        state = "is listed" if has_faiss else "is missing"
+        raise ValueError(f"{path}: plan is of kind {plan.kind!r} and {FAISS_FILE} {state}: {again(path.parent)}")
+    if plan.effort > header["items"]:
+        raise ValueError(
+            f"{path}: plan.effort is {plan.effort}, more than the {header['items']} items: {again(path.parent)}"
+        )
+
+
+def checksum_of(header: dict[str, Any]) -> str:
+    """Of all fields but the checksum itself."""
+    rest = {name: value for name, value in header.items() if name != "checksum"}
+    return digest_of(rest)
+
+
+def digest_of(*values: Any) -> str:
+    """Names values that JSON can hold."""
+    return sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def file_checksum(path: Path) -> str:
+    """SHA-256, which machines compute fastest."""
+    digest = sha256()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """JSON that UTF-8 can hold: as it is, or escaped where a file name is no Unicode."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(value, indent=indent)
+    return text

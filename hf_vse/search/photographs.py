@@ -1,0 +1,202 @@
+"""What a gallery is made from: the images of a folder or of a data set, each with a key that changes when it does.
+
+The key of a file are its name, size and time and a digest of samples of its content, which tells photographs that
+have changed places; of bytes and arrays in a data set it is their digest.
+"""
+
+import logging
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path, PurePosixPath
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+from datasets import Dataset
+
+from hf_vse.data.pairs import undecoded_images
+from hf_vse.data.schema import CAPTIONS, IMAGE, IMAGE_FEATURES
+from hf_vse.files import inside, read_json_lines
+from hf_vse.search.encoder import Encoder
+
+logger = logging.getLogger(__name__)
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
+OTHER_PICTURES = set(
+    ".heic .heif .avif .jxl .jp2 .j2k .jfif .jpe .svg .psd .tga .ico .pgm .pbm .pnm .hdr .exr .dng .cr2 .cr3 .nef "
+    ".arw .orf .rw2 .raf .raw .mpo .eps .apng .dib".split()
+)
+METADATA_FILE = "metadata.jsonl"
+OTHER_METADATA = ("metadata.csv", "metadata.parquet")
+SAMPLE = 2**14  # bytes at the beginning, in the middle and at the end of a file
+NAMED = 10  # of what is left out
+
+
+@dataclass
+class Photograph:
+    """One image of a source: `value` is what `decode_image` reads, `item` what the gallery says of it."""
+
+    key: str
+    value: Any
+    item: dict[str, Any]
+
+
+class DatasetImage:
+    """An image in a data set, read when it is decoded."""
+
+    def __init__(self, images: Dataset, row: int):
+        self.images, self.row = images, row
+
+    def read(self) -> Any:
+        return next(iter(self.images[self.row].values()))
+
+
+def check_photographs(root: Path) -> None:
+    """Raises FileNotFoundError unless it is a folder."""
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root} is no folder: give one with images, or an array (.npy, .safetensors)")
+
+
+def of_folder(root: Path) -> tuple[list[Photograph], dict[str, Any]]:
+    """The image files under a folder, in the order of their names, and what was left out of it.
+
+    Raises:
+        OSError: it is no folder, or holds no image.
+        ValueError: a line of its metadata is wrong.
+    """
+    check_photographs(root)
+    known = read_metadata(root)
+    found, passed_over = [], []
+    for path in sorted(path for path in root.rglob("*") if path.is_file()):
+        name = path.relative_to(root).as_posix()
+        if path.suffix.lower() in SUFFIXES:
+            item = {"file": name} | known.pop(name, {}) | {"file": name}
+            found.append(Photograph(file_key(name, path), str(path), item))
+        elif path.suffix.lower() in OTHER_PICTURES:
+            passed_over.append(name)
+    facts = {}
+    if passed_over:
+        facts["passed_over"] = counted(passed_over, f"{root}: %s are pictures of a kind that is not read")
+    if not found:
+        raise FileNotFoundError(f"{root} holds no image ({', '.join(sorted(SUFFIXES))})")
+    if known:
+        facts["unmatched"] = counted(list(known), f"{root / METADATA_FILE}: %s name no image in the folder")
+    return found, facts
+
+
+def counted(names: list[str], remark: str) -> dict[str, Any]:
+    """How many and the first of them, said as well."""
+    first = names[:NAMED]
+    logger.warning(remark, f"{len(names):,} ({', '.join(first)}{', ...' if len(names) > NAMED else ''})")
+    return {"count": len(names), "first": first}
+
+
+def read_metadata(root: Path) -> dict[str, dict[str, Any]]:
+    """file_name -> the other fields of its line in `metadata.jsonl`, if there is one.
+
+    Raises:
+        ValueError: a line is no object, names no file in the folder, or has captions that are no text.
+    """
+    path = root / METADATA_FILE
+    if not path.is_file():
+        for name in OTHER_METADATA:
+            if (root / name).is_file():
+                logger.warning("%s is not read: fields and captions come from %s", root / name, METADATA_FILE)
+        return {}
+    known: dict[str, dict[str, Any]] = {}
+    again = 0
+    for number, fields in read_json_lines(path):
+        where = f"{path}, line {number}"
+        if "file_name" not in fields:
+            raise ValueError(f"{where} has no file_name: name the image it is about")
+        given = fields.pop("file_name")
+        inside(root, given, f"{where}: file_name")
+        if CAPTIONS in fields:
+            fields[CAPTIONS] = captions_of(fields[CAPTIONS], where)
+        name = PurePosixPath(given.replace("\\", "/")).as_posix()
+        again += name in known
+        known[name] = fields
+    if again:
+        logger.warning("%s: %d lines name an image a second time; the last line about an image counts", path, again)
+    return known
+
+
+def captions_of(value: Any, where: str) -> list[str]:
+    """One sentence or a list of sentences as a list."""
+    captions = [value] if isinstance(value, str) else value
+    if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
+        raise ValueError(f"{where}: captions is {value!r:.60}, no list of sentences")
+    for caption in captions:
+        if not is_unicode(caption):
+            raise ValueError(f"{where}: captions holds {caption!r:.60} with half a character: save it as UTF-8")
+    return captions
+
+
+def is_unicode(text: str) -> bool:
+    """Whether it has no half of a character (a lone surrogate), which no tokenizer takes."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def file_key(name: str, path: Path) -> str:
+    """What changes with a file, without reading all of it; what cannot be read is never known again."""
+    try:
+        status = path.stat()
+        return f"{name} {status.st_size} {status.st_mtime_ns} {sample_digest(path, status.st_size)}"
+    except OSError:
+        return f"{name} {uuid4().hex}"
+
+
+def sample_digest(path: Path, size: int) -> str:
+    """Of the beginning, the middle and the end of a file; of all of a small one."""
+    digest = blake2b(digest_size=16)
+    with path.open("rb") as file:
+        if size <= 3 * SAMPLE:
+            digest.update(file.read(3 * SAMPLE))
+        else:
+            for start in (0, (size - SAMPLE) // 2, size - SAMPLE):
+                file.seek(start)
+                digest.update(file.read(SAMPLE))
+    return digest.hexdigest()
+
+
+def of_dataset(dataset: Dataset, encoder: Encoder) -> list[Photograph]:
+    """The rows of a data set; they keep their other columns, as far as JSON can hold them."""
+    column = next((name for name in (IMAGE_FEATURES, IMAGE) if name in dataset.column_names), None)
+    if column is None:
+        raise ValueError(f"the data set has no column image among {', '.join(dataset.column_names)}")
+    if (column == IMAGE) != encoder.reads_photographs:
+        reads = "photographs" if encoder.reads_photographs else "precomputed features"
+        raise ValueError(
+            f"{encoder.name} reads {reads}, the data set has {column}: use a model or a data set that fits"
+        )
+    images = undecoded_images(dataset)
+    plain = dataset.with_format(None)
+    simple = [
+        name
+        for name, feature in dataset.features.items()
+        if is_simple(feature) and not name.startswith(IMAGE_FEATURES)
+    ]
+    facts = plain.select_columns(simple) if simple else None
+    found = []
+    for row in range(len(dataset)):
+        value = DatasetImage(images, row)
+        raw = value.read()
+        item = {"row": row} | ({} if facts is None else facts[row]) | {"row": row}
+        if isinstance(raw, dict) and raw.get("path") and raw.get("bytes") is None:
+            item = {"file": raw["path"]} | item | {"file": raw["path"]}
+        found.append(Photograph(content_key(raw), value, item))
+    return found
+
+
+def is_simple(feature: Any) -> bool:
+    """Whether values of a column are strings, numbers, or lists of them."""
+    inner = getattr(feature, "feature", feature)
+    return getattr(inner, "dtype", "").startswith(("string", "int", "uint", "float", "bool", "large_string"))
+
+
+def content_key(value: Any) -> str:
+    """Of a file its name, size, time and samples; of embedded bytes and arrays their digest."""
+    if isinstance(value, dict) and value.get("bytes") is None and value.get("path"):
+        return file_key(value["path"], Path(value["path"]))
+    data = value["bytes"] if isinstance(value, dict) else np.ascontiguousarray(value).tobytes()
+    return blake2b(data or b"", digest_size=16).hexdigest()

@@ -1,0 +1,207 @@
+"""The folder of a gallery: a new version is written beside the old one and takes its place with one rename.
+
+INDEX/gallery.json                     names the version that is current, see `header.py`
+INDEX/versions/VERSION/                its files, never changed once `gallery.json` names them
+INDEX/parts/DIGEST/PART.safetensors    what interrupted runs have encoded, see `parts.py`
+
+A reader takes what `gallery.json` names, checks it, and looks again if that was replaced meanwhile. Old versions are
+removed after the rename; who has their files mapped into memory keeps them. Nothing is removed but files of these
+names, so that what somebody else has put into the folder stays.
+"""
+
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from hf_vse.files import check_output_folder, read_json, sync, write_text
+from hf_vse.search.header import (
+    FILES,
+    FORMAT,
+    HEADER_FILE,
+    VECTORS_FILE,
+    VERSION,
+    check_format,
+    checksum_of,
+    file_checksum,
+    is_count,
+    to_json,
+)
+from hf_vse.search.parts import DIGEST_FOLDER, PART_FILE, PARTS_FOLDER, remove_if_empty, remove_parts
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+VERSIONS_FOLDER = "versions"
+UNFINISHED_HEADER = re.compile(r"\.gallery\.\d+\.json")
+SAMPLED_ABOVE = 2**32  # bytes of vectors that are not read as a whole whenever a gallery is loaded
+
+
+def version_folder(folder: Path, version: str) -> Path:
+    return folder / VERSIONS_FOLDER / version
+
+
+def check_place(folder: str | Path, photographs: str | Path | None = None, needed: int = 0) -> Path:
+    """Makes sure, before the work, that a gallery can be written and nothing of anybody is in its way.
+
+    Args:
+        photographs: the folder that is indexed.
+        needed: bytes that will be written at least.
+
+    Raises:
+        OSError: see `check_output_folder`.
+        ValueError: it lies in the photographs or they in it, or holds something that is no gallery.
+    """
+    folder = check_output_folder("index", folder, needed)
+    if photographs is not None:
+        index, source = folder.resolve(), Path(photographs).resolve()
+        if index.is_relative_to(source):
+            raise ValueError(f"index {folder} lies in its own photographs {photographs}: give a folder outside")
+        if source.is_relative_to(index):
+            raise ValueError(f"the photographs {photographs} lie in the index {folder}: give another folder for it")
+    if (folder / HEADER_FILE).exists():
+        if format_of(folder) > FORMAT:
+            check_format(folder / HEADER_FILE, format_of(folder))
+    elif (foreign := next(not_ours(folder), None)) is not None:
+        raise ValueError(f"index {folder} is no gallery and holds {foreign}: give a new or an empty folder")
+    return folder
+
+
+def format_of(folder: Path) -> int:
+    """The format of the gallery in a folder, whichever it is; see `read_header` for what it raises."""
+    path = folder / HEADER_FILE
+    number = read_json(path, dict).get("format")
+    if not is_count(number):
+        check_format(path, number)
+    return number
+
+
+def not_ours(folder: Path) -> Iterator[str]:
+    """What a folder holds beside the remains of interrupted runs."""
+    for path in sorted(folder.glob("*")):
+        if path.name == VERSIONS_FOLDER and path.is_dir():
+            inner = [each for each in path.glob("*/*") if not is_file_of_version(each)]
+            inner += [each for each in path.glob("*") if not (each.is_dir() and VERSION.fullmatch(each.name))]
+        elif path.name == PARTS_FOLDER and path.is_dir():
+            inner = [each for each in path.glob("*/*") if not PART_FILE.fullmatch(each.name)]
+            inner += [each for each in path.glob("*") if not (each.is_dir() and DIGEST_FOLDER.fullmatch(each.name))]
+        else:
+            inner = [] if UNFINISHED_HEADER.fullmatch(path.name) else [path]
+        yield from (each.relative_to(folder).as_posix() for each in inner)
+
+
+def is_file_of_version(path: Path) -> bool:
+    return path.name in FILES and VERSION.fullmatch(path.parent.name) is not None
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """One writer at a time; the system forgets it with the process. The folder is made, and goes if nothing came.
+
+    Raises:
+        ValueError: another process is writing.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = None if fcntl is None else os.open(folder, os.O_RDONLY)
+    try:
+        if descriptor is not None:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ValueError(f"index {folder} is being written by another process: wait for its end") from error
+            except OSError:  # a network disk that knows no locks
+                pass
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+        remove_if_empty(folder)
+
+
+@contextmanager
+def new_version(folder: Path) -> Iterator[Path]:
+    """A folder for the files of a new version, which is removed if they do not all arrive."""
+    remove_versions(folder)  # those of killed runs may hold the room that is needed now
+    version = version_folder(folder, secrets.token_hex(8))
+    version.mkdir(parents=True)
+    try:
+        yield version
+    except BaseException:
+        with suppress(OSError, ValueError):
+            remove_versions(folder)  # not this one by name: it may be the current one already
+        raise
+
+
+def commit(folder: Path, version: Path, facts: dict[str, Any]) -> None:
+    """Makes a version, whose files are all there, the current one."""
+    files = {}
+    for path in sorted(version.iterdir()):
+        sync(path)
+        files[path.name] = {"bytes": path.stat().st_size, "checksum": file_checksum(path)}
+    sync(version)
+    sync(version.parent)
+    header = {"format": FORMAT, "version": version.name, "files": files} | facts
+    header["checksum"] = checksum_of(header)
+    if (folder / HEADER_FILE).is_file() and format_of(folder) < FORMAT:
+        remove_files_of_old_format(folder)
+    write_text(folder / HEADER_FILE, to_json(header, indent=1))
+
+
+def check_files(folder: Path, header: dict[str, Any], whole: bool = False) -> None:
+    """Raises OSError or ValueError where a file is not what `gallery.json` says, by its size and checksum.
+
+    Args:
+        whole: also vectors that are so many that they stay on the disk; otherwise these by their size alone.
+    """
+
+    def check(name: str) -> None:
+        path, entry = version_folder(folder, header["version"]) / name, header["files"][name]
+        remedy = f"build the gallery {folder} again with `hf-vse index`"
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing: {remedy}")
+        size = path.stat().st_size
+        if size != entry["bytes"]:
+            raise ValueError(f"{path} is damaged ({size:,} bytes instead of {entry['bytes']:,}): {remedy}")
+        read = whole or name != VECTORS_FILE or size <= SAMPLED_ABOVE
+        if read and file_checksum(path) != entry["checksum"]:
+            raise ValueError(f"{path} is damaged (its checksum differs): {remedy}")
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(check, header["files"]))
+
+
+def remove_leftovers(folder: Path) -> None:
+    """What the current version has made superfluous; may be repeated wherever it was interrupted."""
+    for path in folder.iterdir():
+        if UNFINISHED_HEADER.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+    remove_parts(folder)
+    remove_versions(folder)
+
+
+def remove_versions(folder: Path) -> None:
+    """All but the one that `gallery.json` names."""
+    current = read_json(folder / HEADER_FILE, dict).get("version") if (folder / HEADER_FILE).is_file() else None
+    for path in sorted((folder / VERSIONS_FOLDER).glob("*")):
+        if path.name != current and VERSION.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
+            remove_version(path)
+    remove_if_empty(folder / VERSIONS_FOLDER)
+
+
+def remove_version(path: Path) -> None:
+    with suppress(PermissionError):  # Windows, where a reader still has it; the next run removes it
+        for name in FILES:
+            (path / name).unlink(missing_ok=True)
+    remove_if_empty(path)
+
+
+def remove_files_of_old_format(folder: Path) -> None:
+    """Until format 2 they lay beside `gallery.json`, which nobody can read any more."""
+    for name in FILES:
+        (folder / name).unlink(missing_ok=True)

@@ -1,0 +1,215 @@
+"""Keys of a recipe that would do nothing, each with the reason and the remedy.
+
+A key is refused where its value differs from the default and nothing would come of it: because this package does not
+do what transformers uses it for, because another key rules it out, or because it stands in a stage and belongs to the
+whole run.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+from hf_vse.model.configuration_vse import VSEConfig
+
+Get = Callable[[str], Any]
+MARGINS = ("hardnce", "hardnce_smooth", "hinge_sum", "hinge_max")
+WITHOUT_TEMPERATURE = ("hinge_sum", "hinge_max")
+WITHOUT_WARMUP = ("constant", "reduce_lr_on_plateau")
+
+# Fields of transformers.TrainingArguments without an effect on this trainer.
+_EVALUATION = "recall is measured over whole splits: remove it"
+_ALWAYS = "training and evaluation are part of every run: remove it"
+WITHOUT_EFFECT = (
+    dict.fromkeys(("do_train", "do_eval", "do_predict"), _ALWAYS)
+    | dict.fromkeys(("prediction_loss_only", "eval_do_concat_batches", "eval_use_gather_object"), _EVALUATION)
+    | dict.fromkeys(("eval_accumulation_steps", "batch_eval_metrics", "include_for_metrics"), _EVALUATION)
+    | dict.fromkeys(("bf16_full_eval", "fp16_full_eval"), _EVALUATION)
+    | dict.fromkeys(("label_names", "label_smoothing_factor"), "pairs have no labels: remove it")
+    | dict.fromkeys(
+        ("train_sampling_strategy", "length_column_name"), "batches are drawn by images: see unique_images"
+    )
+    | {
+        "resume_from_checkpoint": "the same command continues from the last checkpoint: remove it",
+        "remove_unused_columns": "the columns of a data set are those of pairs: remove it",
+        "average_tokens_across_devices": "losses are means over pairs: remove it",
+    }
+)
+
+
+def takes_features(get: Get) -> bool:
+    return get("features") is not None or get("dataset") == "precomp"
+
+
+def own_words(get: Get) -> bool:
+    return get("text_tower") is None and get("init_from") is None
+
+
+def own_images(get: Get) -> bool:
+    tower = get("image_tower")
+    return get("init_from") is None and not takes_features(get) and (tower is None or tower.startswith("timm/"))
+
+
+def losses(get: Get) -> set[str | None]:
+    """Objectives of a stage; None stands for that of the model it starts from."""
+    warmup = {get("hard_negative_warmup_loss")} if get("hard_negative_warmup_epochs") else set()
+    unknown = get("loss_type") is None and get("init_from") is not None
+    return warmup | {None if unknown else get("loss_type") or VSEConfig.loss_type}
+
+
+def caches(get: Get, side: str) -> bool:
+    return bool(get("cache_frozen")) and bool(get(f"freeze_{side}_tower"))
+
+
+class Need(NamedTuple):
+    """What a key needs to have an effect.
+
+    Args:
+        met: whether it is there, of a function that gives the value of any key.
+        text: why not, and the remedy.
+    """
+
+    met: Callable[[Get], bool]
+    text: str
+
+
+_IMAGES = Need(own_images, "images are prepared as features, init_from or image_tower have it: remove one of them")
+_PIXELS = Need(lambda get: not takes_features(get), "features take the place of images: remove it")
+_HUB = Need(lambda get: bool(get("push_to_hub")), "nothing is pushed: add push_to_hub: true")
+_HEAD = Need(
+    lambda get: get("projection_type") in ("mlp", "residual") or get("init_from") is not None,
+    "there is no head: give projection_type mlp or residual",
+)
+_FRESH = Need(lambda get: get("init_from") is None, "the towers are those of init_from: remove one of them")
+_LIMITED = Need(lambda get: get("loss_execution") != "dense", "loss_execution dense compares all at once: remove one")
+
+NEEDS: dict[str, Need] = (
+    dict.fromkeys(("resize", "crop", "image_mean", "image_std"), _IMAGES)
+    | dict.fromkeys(("mirror_images", "crop_min_scale"), _PIXELS)
+    | dict.fromkeys(("hub_model_id", "hub_token", "hub_private_repo", "hub_strategy", "hub_revision"), _HUB)
+    | dict.fromkeys(("hub_always_push",), _HUB)
+    | dict.fromkeys(("image_tower", "text_tower"), _FRESH)
+    | dict.fromkeys(("head_init", "head_dropout"), _HEAD)
+    | {
+        "vision_config": Need(
+            lambda get: get("image_tower") is None and get("init_from") is None and not takes_features(get),
+            "the image tower is that of image_tower, features or init_from: remove one of them",
+        ),
+        "text_config": Need(own_words, "the text tower is that of text_tower or init_from: remove one of them"),
+        "min_word_count": Need(own_words, "the words are those of text_tower or init_from: remove it"),
+        "max_length": Need(lambda get: get("init_from") is None, "the tokenizer is that of init_from: remove it"),
+        "image_tower_weights": Need(
+            lambda get: get("image_tower") is not None and get("init_from") is None and not takes_features(get),
+            "they belong to an image_tower of timm: give it, without features and init_from",
+        ),
+        "margin": Need(
+            lambda get: bool(losses(get) & {*MARGINS, None}),
+            f"only {', '.join(MARGINS)} have a margin: remove it, or choose one of them as loss_type",
+        ),
+        "temperature": Need(
+            lambda get: bool(losses(get) - {*WITHOUT_TEMPERATURE}),
+            f"{' and '.join(WITHOUT_TEMPERATURE)} have no temperature: remove it, or choose another loss_type",
+        ),
+        "logit_bias_init": Need(
+            lambda get: bool(losses(get) & {"siglip", None}), "only siglip has a bias: remove it"
+        ),
+        "hard_negative_warmup_loss": Need(
+            lambda get: get("hard_negative_warmup_epochs") > 0, "there is no warm-up: give hard_negative_warmup_epochs"
+        ),
+        "lr_decay_factor": Need(
+            lambda get: get("lr_decay_epochs") is not None, "the rate does not decay: give lr_decay_epochs"
+        ),
+        "warmup_steps": Need(
+            lambda get: get("lr_scheduler_type") not in WITHOUT_WARMUP,
+            "this lr_scheduler_type has no warm-up: choose constant_with_warmup, or remove it",
+        ),
+        "cached_crops": Need(
+            lambda get: caches(get, "image") and not takes_features(get),
+            "crops are kept of a frozen image tower that reads photographs: give freeze_image_tower: true",
+        ),
+        "freeze_image_tower": Need(
+            lambda get: not takes_features(get), "features come without an image tower: remove it"
+        ),
+        "cache_frozen": Need(
+            lambda get: bool(get("freeze_image_tower")) or bool(get("freeze_text_tower")),
+            "no tower is frozen: give freeze_image_tower or freeze_text_tower, or remove it",
+        ),
+        "image_tower_learning_rate": Need(
+            lambda get: not get("freeze_image_tower") and not takes_features(get),
+            "the image tower is frozen or absent: remove it, or freeze_image_tower",
+        ),
+        "text_tower_learning_rate": Need(
+            lambda get: not get("freeze_text_tower"), "the text tower is frozen: remove it, or freeze_text_tower"
+        ),
+        "loss_chunk_size": _LIMITED,
+        "save_steps": Need(
+            lambda get: saving(get) == "steps", "checkpoints are not written by steps: give save_strategy: steps"
+        ),
+        "eval_steps": Need(
+            lambda get: get("eval_strategy") == "steps", "recall is not measured by steps: give eval_strategy: steps"
+        ),
+        "logging_steps": Need(
+            lambda get: get("logging_strategy") == "steps", "lines do not come by steps: give logging_strategy: steps"
+        ),
+    }
+)  # fmt: skip
+
+# What the whole run has in common: its data, what it starts from, what prepares images and words, and where it goes.
+OF_THE_RUN = {
+    "init_from", "image_tower", "image_tower_weights", "text_tower", "vision_config", "text_config", "min_word_count",
+    "max_length", "resize", "crop", "image_mean", "image_std", "projection_dim", "vision_hidden_size", "output_dir",
+    "push_to_hub", "hub_model_id", "hub_token", "hub_private_repo", "hub_strategy", "hub_revision", "hub_always_push",
+    "use_cpu",
+}  # fmt: skip
+
+
+def saving(get: Get) -> Any:
+    """When checkpoints are written: as asked for, or with the measurements of which the best is kept."""
+    return get("save_strategy") or get("eval_strategy")
+
+
+def check_effects(
+    values: dict[str, Any],
+    stages: Iterable[dict[str, Any]],
+    defaults: dict[str, Any],
+    of_model: set[str],
+    of_run: set[str],
+    where: str,
+) -> None:
+    """Raises ValueError for a key that would do nothing.
+
+    Args:
+        values: of the whole run.
+        stages: overrides of each stage, with its name.
+        defaults: of every key.
+        of_model: keys that a stage passes on to the next one.
+        of_run: keys that mean nothing in a stage, beside `OF_THE_RUN`.
+        where: the recipe, for the error.
+    """
+    usual = defaults | {key: getattr(VSEConfig, key) for key in of_model}
+    for key, remedy in WITHOUT_EFFECT.items():
+        for place in (values, *stages):
+            if key in place and place[key] != defaults[key]:
+                raise ValueError(f"{where}: {key} does nothing: {remedy}")
+    passed_on: dict[str, Any] = {}
+    unmet = {key for key in NEEDS if key in values and values[key] not in (defaults[key], usual[key])}
+    for stage in stages:
+        place = f"{where}, stage {stage['name']!r}"
+        merged = defaults | passed_on | values | stage
+        check_of_run(stage, defaults | values, OF_THE_RUN | of_run, place)
+        for key in NEEDS:
+            met = NEEDS[key].met(merged.__getitem__)
+            if key in stage and stage[key] not in (defaults[key], usual[key], values.get(key)) and not met:
+                raise ValueError(f"{place}: {key} does nothing: {NEEDS[key].text}")
+            if met:
+                unmet.discard(key)
+        passed_on |= {key: value for key, value in (values | stage).items() if key in of_model}
+    for key in sorted(unmet):
+        raise ValueError(f"{where}: {key} does nothing: {NEEDS[key].text}")
+    if values.get("streaming") and not all((values | stage).get("max_steps", -1) > 0 for stage in stages):
+        raise ValueError(f"{where}: streaming needs max_steps, as nobody knows how long a stream is: give it")
+
+
+def check_of_run(stage: dict[str, Any], common: dict[str, Any], of_run: set[str], where: str) -> None:
+    """Raises ValueError for a key of the whole run that a stage has otherwise."""
+    for key in stage:
+        if key in of_run and stage[key] != common[key]:
+            raise ValueError(f"{where}: {key} does nothing in a stage: write it above `stages`, for the whole run")

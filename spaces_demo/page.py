@@ -1,0 +1,82 @@
+"""A gradio page for strangers: one door for all inputs, and a bound on everything that gradio keeps of a visitor."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from typing import Any
+
+import gradio as gr
+from components import TRY_AGAIN, friendly
+from uploads import delete_old_uploads, judge_files
+
+logger = logging.getLogger("demo")
+
+SECONDS_BETWEEN_TIDYING = 15
+MAX_WAITING = 256  # questions in the queue
+# Gradio copies its components for each session (0.15 MB) though nothing here depends on it; one that was forgotten is
+# made again with the next question, in some milliseconds.
+MAX_SESSIONS = 32
+MAX_INBOXES = 2 * MAX_WAITING  # sessions whose answers are kept until they are read
+MAX_UNREAD = 32  # answers of one session
+TIDYINGS_TO_READ = 4  # an inbox that is never found empty in so many is one that nobody reads
+
+
+class Page(gr.Blocks):
+    """All inputs of all events pass `preprocess_data`, whatever route they come by."""
+
+    async def preprocess_data(self, block_fn: Any, inputs: list[Any], *args: Any, **kwargs: Any) -> list[Any]:
+        try:
+            friendly(judge_files)(inputs)
+            return await super().preprocess_data(block_fn, inputs, *args, **kwargs)
+        except gr.Error:
+            raise
+        except Exception as error:  # a list for a number, too few of them: gradio has a traceback for each
+            logger.info("an input was refused: %s", type(error).__name__)
+            line = "This is no input that the demo takes: see its API."
+            raise gr.Error(line, title=TRY_AGAIN, print_exception=False) from None
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._full_for: dict[str, int] = {}  # tidyings in a row in which an inbox was not empty
+
+    def queue_for_strangers(self) -> "Page":
+        """The queue, closed for requests that pass it by."""
+        self.queue(max_size=MAX_WAITING, api_open=False)
+        self._queue.pending_messages_per_session.max_size = MAX_INBOXES
+        return self
+
+    def admits(self, session: str | None) -> bool:
+        """Whether a session may ask now: not while too many of its answers are unread. Its inbox counts as used."""
+        inboxes = self._queue.pending_messages_per_session
+        if session in inboxes:
+            inboxes.move_to_end(session)
+        return len(self._queue.pending_event_ids_session.get(session, ())) < MAX_UNREAD
+
+    def tidy(self) -> None:
+        """Deletes old uploads, and forgets what gradio notes for ever about files and sessions."""
+        delete_old_uploads()
+        for files in self.temp_file_sets:
+            files.clear()
+        inboxes, events = self._queue.pending_messages_per_session, self._queue.pending_event_ids_session
+        full = [session for session, inbox in inboxes.items() if not inbox.empty()]
+        self._full_for = {session: 1 + self._full_for.get(session, 0) for session in full}
+        for session in [each for each in full if self._full_for[each] >= TIDYINGS_TO_READ]:
+            del inboxes[session]
+        for session in [each for each in events if each not in inboxes]:
+            del events[session]
+
+    @contextlib.asynccontextmanager
+    async def tidied(self, app: Any) -> AsyncIterator[None]:
+        """Lifespan of the server, in which the page is tidied regularly."""
+
+        async def keep_tidy() -> None:
+            while True:
+                await asyncio.sleep(SECONDS_BETWEEN_TIDYING)
+                self.tidy()
+
+        task = asyncio.create_task(keep_tidy())
+        try:
+            yield
+        finally:
+            task.cancel()

@@ -1,0 +1,98 @@
+"""Files that visitors uploaded: no other file of this machine is ever opened for a visitor.
+
+Gradio stores an upload as `folder/<digest of its content and a secret>/<name>`. So whoever knows the path has sent
+the file; a path of any other form is refused before it is looked at, and what lies there is opened once, as a regular
+file.
+"""
+
+import os
+import re
+import stat
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from gradio.utils import get_upload_folder
+from limits import MAX_FILE_BYTES, RefusedError
+
+SECONDS_TO_KEEP = 60  # an upload is read within seconds and never needed again
+_DIGEST = re.compile("[0-9a-f]{64}")
+# Links are not followed, and opening a device or a pipe does not wait for its other end. (Windows has neither.)
+_CAREFULLY = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+
+
+def uploaded(path: object) -> Path:
+    """The path of an upload, whether it is still there or not; RefusedError if it has another form."""
+    if isinstance(path, str | Path) and "\0" not in str(path):
+        file = Path(path)
+        is_plain = file.name not in ("", ".", "..") and _DIGEST.fullmatch(file.parent.name)
+        if is_plain and file.parent.parent == Path(get_upload_folder()):
+            return file
+    raise RefusedError("Send the picture itself: this demo fetches nothing from elsewhere.")
+
+
+def read_upload(path: object) -> bytes:
+    """Content of an upload, at most one byte more than MAX_FILE_BYTES; RefusedError if it is no file any more."""
+    file = uploaded(path)
+    try:
+        if file.parent.is_symlink():
+            raise OSError("no folder of an upload")
+        with open(file, "rb", opener=lambda name, flags: os.open(name, flags | _CAREFULLY)) as opened:
+            if not stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
+                raise OSError("no regular file")
+            return opened.read(MAX_FILE_BYTES + 1)
+    except OSError:
+        raise RefusedError("This picture is no longer here: add it again.") from None
+
+
+def judge_files(value: Any) -> None:
+    """Refuses a value that names, at any depth and with or without `meta`, a file that is no upload.
+
+    The address of an upload is taken out, because its path says all; others are pictures (`data:`) or refused.
+    """
+    waiting = [value]
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, list | tuple):
+            waiting.extend(each)
+        elif isinstance(each, dict):
+            _judge_file(each)
+            waiting.extend(each.values())
+
+
+def _judge_file(each: dict[str, Any]) -> None:
+    path, address = each.get("path"), each.get("url")
+    is_picture = isinstance(address, str) and address.startswith("data:")
+    if path:
+        uploaded(path)
+        if not is_picture and "url" in each:
+            each["url"] = None
+    elif address and not is_picture:
+        uploaded(address)  # refuses it
+
+
+def delete_old_uploads(seconds: float = SECONDS_TO_KEEP) -> None:
+    """Deletes what is older, unfinished uploads of visitors who left included, and empty folders."""
+    oldest = time.time() - seconds
+    for entry in _entries(Path(get_upload_folder())):
+        if entry.is_dir(follow_symlinks=False):
+            for file in _entries(entry):
+                _delete(file, oldest)
+        _delete(entry, oldest)
+
+
+def _entries(folder: Path | os.DirEntry) -> Iterator[os.DirEntry]:
+    try:
+        with os.scandir(folder) as entries:
+            yield from list(entries)
+    except OSError:  # gone already
+        return
+
+
+def _delete(entry: os.DirEntry, oldest: float) -> None:
+    try:
+        if entry.stat(follow_symlinks=False).st_mtime < oldest:
+            os.rmdir(entry) if entry.is_dir(follow_symlinks=False) else os.unlink(entry)
+    except OSError:  # gone already, or a folder with a new file
+        pass

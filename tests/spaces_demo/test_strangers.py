@@ -1,0 +1,427 @@
+"""The demo as strangers meet it: files of the host, endless requests, odd JSON, and a server that has to end."""
+
+import io
+import json
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from tests.spaces_demo.conftest import Server, png, wait_until
+
+httpx = pytest.importorskip("httpx")
+pytest.importorskip("gradio")
+pytest.importorskip("faiss")
+
+from guard import MAX_DEPTH, MAX_TEXT, MAX_VALUES, RefusedRequestError, read_question  # noqa: E402
+from limits import MAX_UPLOAD_BYTES  # noqa: E402
+
+API = "/gradio_api"
+META = {"_type": "gradio.FileData"}
+WITH_PHOTOGRAPH = {  # endpoint: arguments, with None for the photograph
+    "search_by_image": [None, 3],
+    "similar": [None, 3],
+    "combined": ["a dog", None, 0.5, 3],
+    "zero_shot": [None, "dog, cat", "{}"],
+}
+WITHOUT = {"search_by_text": ["a dog", 3], "compare": ["a dog", 3], "thumbnail": [1], "about": []}
+
+
+@pytest.fixture(scope="module")
+def web(server):
+    with httpx.Client(base_url=server.url, timeout=20) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def elsewhere():
+    """A server of this machine and the addresses that were asked of it."""
+    asked = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            self.send_error(404)
+
+        do_HEAD = do_GET
+
+        def log_message(self, *args):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", asked
+    server.shutdown()
+
+
+def ask(web, endpoint: str, data: list, **more) -> str:
+    """The event that answers a question."""
+    asked = web.post(f"{API}/call/{endpoint}", json={"data": data} | more)
+    assert asked.status_code == 200, asked.text
+    return web.get(f"{API}/call/{endpoint}/{asked.json()['event_id']}").text
+
+
+def join(web, session: str, fn_index: int, data: list) -> dict:
+    """The last message about a question that comes as the page's own do."""
+    asked = web.post(f"{API}/queue/join", json={"data": data, "fn_index": fn_index, "session_hash": session})
+    assert asked.status_code == 200, asked.text
+    messages = web.get(f"{API}/queue/data", params={"session_hash": session}).text.split("\n\n")
+    return next(each for each in map(read_message, messages) if each.get("msg") == "process_completed")
+
+
+def read_message(line: str) -> dict:
+    return json.loads(line.removeprefix("data: ")) if line.startswith("data: ") else {}
+
+
+def upload(web, content: bytes, name: str = "picture.png") -> str:
+    return web.post(f"{API}/upload", files={"files": (name, content)}).json()[0]
+
+
+def functions(web, kind: str) -> list[tuple[int, list[str]]]:
+    """Number of every event of the page with an input of the kind, and the kinds of all its inputs."""
+    config = web.get("/config").json()
+    kinds = {each["id"]: each["type"] for each in config["components"]}
+    found = [(each["id"], [kinds[name] for name in each["inputs"]]) for each in config["dependencies"]]
+    return [(number, inputs) for number, inputs in found if kind in inputs]
+
+
+def good_answer(web) -> bool:
+    return ask(web, "search_by_text", ["a small red circle", 2]).startswith("event: complete")
+
+
+# --- files of the host ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def forbidden(tmp_path_factory, server, elsewhere) -> list[dict]:
+    """Files that a stranger may ask for: of the host, devices, links, addresses, and paths that only look well."""
+    folder = tmp_path_factory.mktemp("host")
+    secret = folder / "secret.png"
+    PIL.Image.new("RGB", (40, 40), "red").save(secret)
+    os.mkfifo(folder / "pipe")
+    (uploads,) = (server.folder / "tmp").glob("vse_demo_*")
+    inside = uploads / ("a" * 64)
+    inside.mkdir(exist_ok=True)
+    (inside / "link.png").symlink_to(secret)
+    (inside / "folder.png").mkdir()
+    os.mkfifo(inside / "pipe.png")
+    (uploads / ("b" * 64)).symlink_to(folder, target_is_directory=True)
+    (uploads / "secret.png").write_bytes(secret.read_bytes())
+    paths = [secret, "/dev/ptmx", "/dev/zero", "/dev/stdin", folder / "pipe", inside / "link.png", inside / "pipe.png"]
+    paths += [inside / "folder.png", uploads / ("b" * 64) / "secret.png", uploads / "secret.png", inside, uploads]
+    paths += [f"{uploads}/{'a' * 64}/../../../../host0/secret.png", f"{inside}/..", secret.as_uri(), "secret.png", "."]
+    paths += [elsewhere[0] + "/path", f"{secret}\0.png"]
+    files = [{"path": str(path)} for path in paths]
+    files += [{"path": str(secret), "orig_name": str(inside / "a.png"), "url": f"/gradio_api/file={inside}/a.png"}]
+    files += [{"url": address} for address in (elsewhere[0] + "/url", secret.as_uri(), str(secret))]
+    files += [{"path": None, "url": elsewhere[0] + "/both", "orig_name": "a.png"}]
+    return files
+
+
+def test_no_endpoint_opens_a_file_of_the_host(web, forbidden, elsewhere):
+    """With and without `meta`, which decides whether gradio looks at a file at all."""
+    for endpoint, arguments in WITH_PHOTOGRAPH.items():
+        for file in forbidden if endpoint == "similar" else forbidden[:2]:
+            for given in (file, file | {"meta": META}):
+                answer = ask(web, endpoint, [given if each is None else each for each in arguments])
+                assert answer.startswith("event: error"), (endpoint, given)
+                assert re.search("from elsewhere|no longer here|no picture|no input", answer), (
+                    endpoint,
+                    given,
+                    answer,
+                )
+    assert not elsewhere[1] and good_answer(web)
+
+
+def test_no_input_of_the_page_takes_a_file_of_the_host(web, forbidden, elsewhere):
+    """Every event of the page, texts and sliders too, with the file at any depth; nothing is deleted either."""
+    secret = Path(forbidden[0]["path"])
+    numbers = functions(web, "image") + functions(web, "file") + functions(web, "textbox") + functions(web, "dataset")
+    assert len(numbers) > 15
+    for number, kinds in numbers:
+        for given in (forbidden[0], {"meta": META, "path": elsewhere[0]}, [{"deep": [forbidden[0] | {"meta": META}]}]):
+            message = join(web, f"session{number}", number, [given for _ in kinds])
+            assert not message["success"] and "from elsewhere" in message["output"]["error"], (number, kinds)
+    (number, kinds), *_ = functions(web, "file")
+    for given in ([forbidden[0]], [forbidden[0] | {"meta": META}], forbidden[0]):
+        assert not join(web, "files", number, [given])["success"]
+    assert secret.is_file() and not elsewhere[1]
+
+
+def test_an_upload_is_taken_with_and_without_meta(web):
+    path = upload(web, png(PIL.Image.new("RGB", (40, 30), "blue")))
+    for more in ({}, {"meta": META}, {"url": "http://127.0.0.1:9/x", "orig_name": "../../etc/passwd", "meta": META}):
+        assert ask(web, "similar", [{"path": path} | more, 2]).startswith("event: complete")
+
+
+def test_old_uploads_are_deleted_unfinished_ones_too(tmp_path, monkeypatch):
+    import uploads
+
+    monkeypatch.setattr(uploads, "get_upload_folder", lambda: str(tmp_path))
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "picture.png").touch()
+        (tmp_path / f"tmp{name}").touch()  # as gradio leaves it when a visitor goes away in the middle
+    for old in (tmp_path / "old" / "picture.png", tmp_path / "tmpold"):
+        os.utime(old, (0, 0))
+    uploads.delete_old_uploads(60)
+    assert {each.name for each in tmp_path.rglob("*")} == {"old", "new", "picture.png", "tmpnew"}
+    os.utime(tmp_path / "old", (0, 0))
+    uploads.delete_old_uploads(60)
+    assert {each.name for each in tmp_path.iterdir()} == {"new", "tmpnew"}
+
+
+@pytest.mark.parametrize("size", [(1, 60_000), (60_000, 1), (11, 1000), (6_325, 6_325)])
+def test_pictures_that_would_take_gigabytes_are_refused(web, size):
+    file = io.BytesIO()
+    PIL.Image.new("L", size).save(file, "PNG")
+    path = upload(web, file.getvalue())
+    answer = ask(web, "similar", [{"path": path, "meta": META}, 2])
+    assert answer.startswith("event: error") and re.search("10 times as long|40 million", answer)
+
+
+# --- long requests --------------------------------------------------------------------------------------------
+
+
+def resident(server: Server) -> float:
+    """Resident memory of the server in MB."""
+    return int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{server.process.pid}/status").read_text())[1]) / 1024
+
+
+MULTIPART = "Content-Type: multipart/form-data; boundary=b"
+FILE = b'--b\r\nContent-Disposition: form-data; name="files"; filename="%d"\r\n\r\n'
+LENGTH = [["Transfer-Encoding: chunked"], [f"Content-Length: {900 * 2**20}"]]
+
+
+def send(server: Server, path: str, head: list[str], pieces: list[bytes]) -> int:
+    """Status of the answer to a body, or to its beginning."""
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        connection.sendall("\r\n".join([f"POST {path} HTTP/1.1", f"Host: {host}", *head, "", ""]).encode())
+        for piece in pieces:
+            connection.sendall(b"%x\r\n%b\r\n" % (len(piece), piece) if LENGTH[0][0] in head else piece)
+        return int(connection.recv(100).split(b" ")[1])
+
+
+@pytest.mark.parametrize("head", LENGTH)
+@pytest.mark.parametrize("path", ["/x/upload", f"{API}/call/upload", f"{API}/queue/join", "/login"])
+def test_a_long_body_is_refused_before_its_end(server, web, path, head):
+    """On every route, with its length announced and without."""
+    before = resident(server)
+    assert send(server, path, ["Content-Type: application/json", *head], [b"0" * 2**20] * 30) in (404, 413)
+    assert resident(server) < before + 20 and good_answer(web)
+
+
+@pytest.mark.parametrize("head", LENGTH)
+def test_many_files_are_refused_before_their_end(server, web, head):
+    """Each is below the limit of a file, together they are too long; what was stored of them is deleted."""
+    file = FILE % 1 + b"0" * (2**20 - 200) + b"\r\n"
+    before = resident(server)
+    assert send(server, f"{API}/upload", [MULTIPART, *head], [file] * (MAX_UPLOAD_BYTES // 2**20 + 2)) == 413
+    (uploads,) = (server.folder / "tmp").glob("vse_demo_*")
+    assert not list(uploads.glob("tmp*")) and resident(server) < before + 20 and good_answer(web)
+
+
+def test_texts_and_names_of_sessions_are_bounded(web):
+    assert web.post(f"{API}/call/search_by_text", json={"data": ["x" * (MAX_TEXT + 1), 3]}).status_code == 413
+    long = web.post(f"{API}/call/search_by_text", json={"data": ["a", 3], "session_hash": "x" * 1000})
+    assert long.status_code == 400 and "session_hash" in long.text
+    assert web.get(f"{API}/upload_progress", params={"upload_id": "x" * 1000}).status_code == 414
+
+
+def test_who_does_not_read_answers_has_to_wait(web):
+    number, _ = functions(web, "slider")[0]
+    question = {"data": ["a dog", 48], "fn_index": number, "session_hash": "unread"}
+    codes = [web.post(f"{API}/queue/join", json=question).status_code for _ in range(40)]
+    assert codes == [200] * 32 + [429] * 8 and good_answer(web)
+
+
+def test_gradio_forgets_answers_that_nobody_reads(monkeypatch):
+    import asyncio
+
+    from page import TIDYINGS_TO_READ, Page
+
+    monkeypatch.setattr("page.delete_old_uploads", lambda: None)
+    page = Page().queue_for_strangers()
+    queue = page._queue
+    for session in ("left", "reads"):
+        queue.pending_messages_per_session[session] = asyncio.Queue()
+        queue.pending_messages_per_session[session].put_nowait("answer")
+        queue.pending_event_ids_session[session] = {"event"}
+    queue.pending_event_ids_session["gone"] = set()
+    page.upload_file_set.add("file")
+    for _ in range(TIDYINGS_TO_READ):
+        page.tidy()
+        inbox = queue.pending_messages_per_session["reads"]
+        inbox.empty() or inbox.get_nowait()
+    assert list(queue.pending_messages_per_session) == list(queue.pending_event_ids_session) == ["reads"]
+    assert not page.upload_file_set
+
+
+# --- odd requests ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"", 400),
+        (b"{", 400),
+        (b"\xff\xfe", 400),
+        (b"[" * 100_000, 400),
+        (b"[]", 400),
+        (b"null", 400),
+        (b'{"data": [NaN]}', 400),
+        (b'{"data": [1e999]}', 400),
+        (b'{"data": [1%s]}' % (b"0" * 400), 400),
+        (b'{"data": [1%s]}' % (b"0" * 5000), 400),
+        (b'{"data": ["\\ud800"]}', 400),
+        (b'{"\\ud800": []}', 400),
+        (b'{"session_hash": 5}', 400),
+        (b'{"event_id": ["a"]}', 400),
+        (b'{"data": [%s1]}' % (b"1," * MAX_VALUES), 400),
+        (b'{"data": %s1%s}' % (b"[" * MAX_DEPTH, b"]" * MAX_DEPTH), 400),
+        (b'{"data": ["%s"]}' % (b"x" * (MAX_TEXT + 1)), 413),
+    ],
+)
+def test_odd_json_is_refused_in_one_line(body, status):
+    with pytest.raises(RefusedRequestError) as refused:
+        read_question(body)
+    assert refused.value.status == status and "\n" not in str(refused.value)
+
+
+def test_json_that_a_question_needs_is_read():
+    picture = "data:image/jpeg;base64," + "a" * 10 * MAX_TEXT
+    question = {"data": [{"url": picture, "path": None}, "😀", -1.5, True, None], "session_hash": "abc"}
+    assert read_question(json.dumps(question).encode()) == question
+
+
+ODD = [None, True, -1, 0, 10**18, -0.0, 1e308, "", " ", "x" * 5000, "😀\u202e\x00\u2028", "{}", "../etc", [], {}]
+ODD += [[None], [[[[[[]]]]]], {"path": None}, {"path": 5}, {"path": ["a"]}, {"url": 5}, {"url": "data:"}, {"value": 1}]
+ODD += [{"url": "data:image/png;base64,AAAA"}, {"path": "/etc/passwd", "meta": 5}, {"path": "x", "meta": {"_type": 1}}]
+ODD += [{"__type__": "update", "value": 3}, {"meta": META}, {"path": "", "meta": META}, ["a"] * 500, {"a" * 900: 1}]
+FUNCTIONS = [0, 1, 5, 10, 20, 30, 1000, -1, None, "a", 1.5, [], True]
+
+
+def odd_question(rng: random.Random) -> tuple[str, object]:
+    """A route and a body, most of them nearly right."""
+    endpoint = rng.choice([*WITH_PHOTOGRAPH, *WITHOUT, "nothing", "_", "x" * 64])
+    data = [rng.choice(ODD) if rng.random() < 0.6 else each for each in (WITH_PHOTOGRAPH | WITHOUT).get(endpoint, [])]
+    data = data[: rng.randrange(len(data) + 1)] if rng.random() < 0.2 else data + [rng.choice(ODD)] * rng.randrange(2)
+    session = rng.choice(["fuzz", None, "", "😀", "a/b", 5, "fuzz2"])
+    body = {"data": rng.choice([data, data, data, *ODD]), "session_hash": session}
+    if rng.random() < 0.5:
+        return f"{API}/call/{endpoint}", body
+    kinds = {"fn_index": rng.choice(FUNCTIONS), "trigger_id": rng.choice(FUNCTIONS), "event_data": rng.choice(ODD)}
+    body |= {name: value for name, value in kinds.items() if rng.random() < 0.8}
+    routes = "cancel reset component_server call/v2/similar run/predict api/similar stream/x upload process_recording"
+    routes = ["queue/join"] * 6 + routes.split() + ["vibe-edit", "heartbeat/x", "call/", "queue/data"]
+    return f"{API}/{rng.choice(routes)}", rng.choice([body, body, body, body, rng.choice(ODD)])
+
+
+def odd_address(rng: random.Random) -> str:
+    names = (
+        "file= file/ upload_progress?upload_id= queue/data?session_hash= call/similar/ call/v2/a/ proxy= theme.css "
+    )
+    names += (
+        "custom_component/1/client/x/ stream/a/1/2/playlist.m3u8 info?all_endpoints= deep_link?session_hash= app_id "
+    )
+    names += "monitoring/ vibe-code run-history/records profiling/traces"
+    values = ["", "x", "%00", "%ff%fe", "..%2f..%2fetc%2fpasswd", "/etc/passwd", "%F0%9F%98%80", "5", "a" * 300]
+    return f"{API}/{rng.choice(names.split())}{rng.choice(values)}"
+
+
+def odd_upload(rng: random.Random) -> dict:
+    name = rng.choice(["a.png", "", "..", "../../x", "a" * 300, "\x00", "😀.png", "/etc/passwd", ".", "a/b"])
+    noise = np.random.default_rng(rng.randrange(100)).bytes(rng.choice([0, 1, 5000]))
+    field = rng.choice(["files", "files", "files", "file", ""])
+    return {"files": {field: (name, noise)}} if rng.random() < 0.8 else {"data": {field or "files": "text"}}
+
+
+def fuzz(web, seed: int, count: int) -> None:
+    """Sends odd questions, addresses and uploads; no answer may be a failure, or tell of this machine."""
+    rng = random.Random(seed)
+    for _ in range(count):
+        chance = rng.random()
+        if chance < 0.1:
+            what = odd_upload(rng)
+            answers = [web.post(f"{API}/upload", **what)]
+        elif chance < 0.2:
+            what = odd_address(rng)
+            with web.stream("GET", what) as stream:  # some are streams without an end
+                answers = [httpx.Response(stream.status_code, text=next(stream.iter_text(), ""))]
+        else:
+            what = odd_question(rng)
+            answers = [web.post(what[0], json=what[1])]
+            event = read_json(answers[0].text).get("event_id")
+            if event:
+                answers.append(web.get(f"{API}/call/x/{event}"))
+        for answer in answers:
+            assert answer.status_code < 500, (what, answer.text)
+            is_told = re.search(r'Traceback|File "|site-packages|/root|spaces_demo|\.py\b', answer.text)
+            assert not is_told or what == f"{API}/theme.css", (what, is_told)
+
+
+def read_json(text: str) -> dict:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def test_odd_questions_get_an_answer(server, web):
+    """VSE_FUZZ=20000 asks so many (default: 250, some seconds), with the seed VSE_FUZZ_SEED (default: 0)."""
+    fuzz(web, int(os.environ.get("VSE_FUZZ_SEED", "0")), int(os.environ.get("VSE_FUZZ", "250")))
+    assert server.process.poll() is None and good_answer(web)
+    assert "Traceback" not in server.log
+
+
+# --- the end --------------------------------------------------------------------------------------------------
+
+
+def test_the_command_and_its_page_end_together(tmp_path, model_folder, parquet):
+    """While an event stream and an upload are open: nobody waits for them, no process and no upload is left."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "hf_vse.cli", "demo", "--model", model_folder, "--dataset", parquet]
+    (tmp_path / "tmp").mkdir()
+    environment = os.environ | {"TMPDIR": str(tmp_path / "tmp"), "HF_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    with open(tmp_path / "log", "w") as log:
+        process = subprocess.Popen(
+            [*map(str, command), "--port", str(port)],
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        wait_until(lambda: process.poll() is not None or "Running on" in (tmp_path / "log").read_text(), 120)
+        assert process.poll() is None, (tmp_path / "log").read_text()[-3000:]
+        with httpx.stream("GET", f"http://127.0.0.1:{port}{API}/heartbeat/open") as stream:
+            assert "ALIVE" in next(stream.iter_text())
+            with socket.create_connection(("127.0.0.1", port)) as visitor:
+                head = [f"POST {API}/upload HTTP/1.1", "Host: a", MULTIPART, "Content-Length: 1000000", "", ""]
+                visitor.sendall("\r\n".join(head).encode() + FILE % 1 + b"0" * 1000)
+                wait_until(lambda: list((tmp_path / "tmp").glob("vse_demo_*/tmp*")), 10)
+                start = time.monotonic()
+                process.send_signal(signal.SIGTERM)
+                assert process.wait(20) == 143
+        assert time.monotonic() - start < 10
+        with pytest.raises(ProcessLookupError):
+            os.killpg(process.pid, 0)  # nobody of its group is left
+        assert not list((tmp_path / "tmp").glob("vse_demo_*"))
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)

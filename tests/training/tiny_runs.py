@@ -1,0 +1,66 @@
+"""Whole runs that take a second: two stages, the second with fresh heads, from features of a few images."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from hf_vse.files import read_json
+from hf_vse.training.recipe import Recipe, build_recipe
+from tests.conftest import make_captions
+
+IMAGES, DIM = 16, 6
+
+
+def write_features(folder: Path) -> Path:
+    """Features and captions in the layout of VSE++."""
+    rng = np.random.default_rng(0)
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, count in (("train", IMAGES), ("dev", 8)):
+        np.save(folder / f"{split}_ims.npy", rng.normal(size=(count, DIM)).astype(np.float32))
+        captions = [caption for index in range(count) for caption in make_captions(index)]
+        (folder / f"{split}_caps.txt").write_text("\n".join(captions) + "\n")
+    return folder
+
+
+def tiny_values(data: Path, output: Path, **changed: Any) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "dataset": "precomp",
+        "data_dir": str(data),
+        "output_dir": str(output),
+        "projection_dim": 4,
+        "text_config": {"word_dim": 3, "hidden_size": 4},
+        "min_word_count": 1,
+        "max_steps": 4,
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "save_steps": 2,
+        "per_device_train_batch_size": 8,
+        "learning_rate": 0.01,
+        "diagnostics_steps": 0,
+        "disable_tqdm": True,
+        "frozen_cache_dir": str(output.parent / "cache"),
+        "stages": [
+            {"name": "base", "word_dropout": 0.2},
+            {"name": "heads", "projection_type": "mlp", "freeze_text_tower": True},
+        ],
+    }
+    return values | changed
+
+
+def tiny_recipe(data: Path, output: Path, **changed: Any) -> Recipe:
+    return build_recipe(tiny_values(data, output, **changed))
+
+
+def outcome(output: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The weights and the recalls that a run ended with."""
+    return load_file(output / "model.safetensors"), read_json(output / "metrics.json")["metrics"]
+
+
+def same_outcome(one: Path, other: Path) -> bool:
+    """To the bit: for runs in one process layout, on one machine, with one number of threads."""
+    (weights, metrics), (found, measured) = outcome(one), outcome(other)
+    equal = weights.keys() == found.keys() and all(torch.equal(weights[name], found[name]) for name in weights)
+    return equal and metrics == measured
