@@ -22,14 +22,14 @@ logger = logging.getLogger(__name__)
 
 WARMED_UP = ("hardnce", "hardnce_smooth", "hinge_max", "hinge_sum")
 STUCK_MARGIN = 0.02
-STUCK_PATIENCE = 4
+STUCK_STEPS = 200
 
 
 class CollapseAlarm(TrainerCallback):
     """Says so once when the model has collapsed, and once when it does not learn.
 
-    Collapsed: the embeddings of both modalities have been alike for `patience` log lines. Not learning: for
-    `STUCK_PATIENCE` times as many, the loss has stayed at what it is for a model that tells nothing apart.
+    Collapsed: the embeddings of both modalities have been alike for `patience` log lines. Not learning: in all lines
+    of `STUCK_STEPS` steps, the loss was what it is for a model that tells nothing apart.
 
     Args:
         patience: log lines.
@@ -38,7 +38,8 @@ class CollapseAlarm(TrainerCallback):
     def __init__(self, patience: int):
         self.patience = patience
         self.collapsed_logs = 0
-        self.stuck_logs = 0
+        self.stuck_since: int | None = None
+        self.said_stuck = False
         self.cosines: tuple[Tensor, Tensor] | None = None
 
     @torch.no_grad()
@@ -63,12 +64,15 @@ class CollapseAlarm(TrainerCallback):
         collapsed = min(images, texts) > COLLAPSED_COSINE
         stuck = indifferent is not None and logs["loss"] > (1 - STUCK_MARGIN) * indifferent
         self.collapsed_logs = self.collapsed_logs + 1 if collapsed else 0
-        self.stuck_logs = self.stuck_logs + 1 if stuck else 0
+        self.stuck_since = (self.stuck_since or state.global_step) if stuck else None
+        self.said_stuck = self.said_stuck and stuck
+        stuck_for = state.global_step - (self.stuck_since or state.global_step)
         found = None
         if self.collapsed_logs == self.patience:
             found = f"has collapsed: images are alike (mean cosine {images:.3f}), so are texts ({texts:.3f}), and"
-        elif self.stuck_logs == STUCK_PATIENCE * self.patience and self.collapsed_logs < self.patience:
-            found = f"does not learn: for {self.stuck_logs} log lines"
+        elif stuck_for >= STUCK_STEPS and self.collapsed_logs < self.patience and not self.said_stuck:
+            self.said_stuck = True
+            found = f"does not learn: for {stuck_for} steps"
         if found and state.is_world_process_zero:
             of_none = "" if indifferent is None else f" where one that tells nothing apart has {indifferent:.3g}"
             logger.warning(

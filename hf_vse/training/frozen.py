@@ -88,8 +88,8 @@ def check_shared(root: Path) -> None:
     blind = sorted({host for host, sees in seen if not sees})
     if blind:
         raise ValueError(
-            f"frozen_cache_dir={str(root)!r} is not the same folder on all machines: {', '.join(blind)} cannot see what "
-            f"{seen[0][0]} writes there; give a folder on storage that all share, or cache_frozen=false"
+            f"frozen_cache_dir={str(root)!r} is not the same folder on all machines: {', '.join(blind)} cannot see "
+            f"what {seen[0][0]} writes there; give a folder on storage that all share, or cache_frozen=false"
         )
 
 

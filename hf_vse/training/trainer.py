@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader
 from transformers import ProgressCallback
 
 from hf_vse.data.collator import VSECollator
+from hf_vse.data.decoding import BrokenImageError
 from hf_vse.data.encoding import to_device
-from hf_vse.data.images import BrokenImageError
 from hf_vse.data.pairs import PairDataset, StreamedPairs
 from hf_vse.data.sampler import PairBatchSampler
 from hf_vse.evaluation.evaluator import evaluate_retrieval
