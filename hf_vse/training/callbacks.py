@@ -3,7 +3,8 @@
 Hardest-negative objectives are known to collapse at the start or when a backbone is unfrozen. The loss then rests at
 the value it has when all similarities are equal (2 m / t for `hardnce`) and nothing crashes. What tells it without
 doubt is the mean cosine between different items of one modality, which costs next to nothing: with the mean vector c
-of n unit vectors it is (n |c|^2 - 1) / (n - 1).
+of n unit vectors it is (n |c|^2 - 1) / (n - 1). A model may also stay apart in space and still tell nothing: then it
+is the loss alone that does not leave that value.
 """
 
 import logging

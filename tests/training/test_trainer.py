@@ -17,6 +17,7 @@ from hf_vse.training.arguments import VSETrainingArguments
 from hf_vse.training.callbacks import WARMED_UP, BatchDiagnostics, CollapseAlarm, indifferent_loss
 from hf_vse.training.trainer import VSETrainer, first_batch, unused_parameters
 from tests.conftest import make_feature_pairs, make_pairs
+from tests.faults.killing import SOAK
 
 DIM = 16
 
@@ -485,6 +486,27 @@ def test_optimizer_of_one_process_has_the_parameters_of_several(tokenizer, tmp_p
     trained = {id(parameter) for group in trainer.optimizer.param_groups for parameter in group["params"]}
     of_loss = {id(each) for name, each in trainer.model.named_parameters() if not name.startswith("text_model.pooler")}
     assert trained == of_loss
+
+
+def test_parameters_are_looked_at_where_the_model_is(tokenizer, tmp_path, monkeypatch):
+    """FSDP leaves it on the CPU until training begins, while batches go to the GPU."""
+
+    def elsewhere(self, inputs):
+        raise RuntimeError("Expected all tensors to be on the same device")
+
+    monkeypatch.setattr(VSETrainer, "_prepare_inputs", elsewhere)
+    make_trainer(tmp_path, tokenizer)
+
+
+@pytest.mark.skipif(not SOAK, reason="compiles for a minute (make soak)")
+def test_compiled_training_with_the_kernels_and_tf32(tokenizer, tmp_path, monkeypatch):
+    pytest.importorskip("triton")
+    monkeypatch.setattr(torch.backends, "fp32_precision", "tf32")  # what --tf32 and --torch_compile set on a GPU
+    options = {"loss_execution": "fused", "max_steps": 3}
+    trainers = [make_trainer(tmp_path, tokenizer, torch_compile=compiled, **options) for compiled in (False, True)]
+    for trainer in trainers:
+        trainer.train()
+    assert losses(trainers[0]) == pytest.approx(losses(trainers[1]), rel=1e-3)
 
 
 def test_first_pairs_that_cannot_be_read_stop_nothing(tokenizer):
