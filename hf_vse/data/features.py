@@ -10,8 +10,10 @@ import hashlib
 import json
 import logging
 import math
+import mmap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +26,7 @@ from hf_vse.files import read_text
 
 logger = logging.getLogger(__name__)
 
+STORED = b"stored_in"  # in the metadata of a column: where its values lie
 _SAFETENSORS_TYPES = {"F16": np.float16, "F32": np.float32, "BF16": np.uint16}
 _PRECOMP_SPLITS = {"train": "train", "dev": "validation", "test": "test", "testall": "testall"}
 _CAPTIONS_PER_IMAGE = 5
@@ -145,7 +148,33 @@ def features_dataset(
         CAPTION_IDS: pa.array(caption_ids, pa.list_(pa.int64())),
     }
     # Without a fingerprint `datasets` would pickle and hash the whole array.
-    return Dataset(InMemoryTable(pa.table(columns)), fingerprint=_fingerprint(array, image_ids, captions, caption_ids))
+    table = pa.table(columns)
+    schema = table.schema
+    if isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap):  # the whole map, not a part of one
+        file = {"path": str(array.filename), "offset": array.offset, "dtype": array.dtype.str, "shape": array.shape}
+        schema = schema.set(0, stored_field(schema.field(0), [file]))
+    table = pa.Table.from_arrays(table.columns, schema=schema)
+    return Dataset(InMemoryTable(table), fingerprint=_fingerprint(array, image_ids, captions, caption_ids))
+
+
+def stored_field(field: pa.Field, files: list[dict]) -> pa.Field:
+    """A column that knows the files its values are mapped from, in order.
+
+    Args:
+        files: `path` of an Arrow file with a column of that name; or of any file, with `offset`, `dtype` and `shape`.
+    """
+    return field.with_metadata({STORED: json.dumps(files)})
+
+
+def stored_chunks(name: str, files: list[dict]) -> list[pa.Array | np.ndarray]:
+    """The chunks of a column, mapped from its files."""
+    chunks = []
+    for file in files:
+        if "shape" in file:
+            chunks.append(np.memmap(file["path"], file["dtype"], "r", file["offset"], tuple(file["shape"])))
+        else:
+            chunks += pa.ipc.open_file(pa.memory_map(file["path"])).read_all().column(name).chunks
+    return chunks
 
 
 class FeatureRows:
@@ -153,10 +182,23 @@ class FeatureRows:
     `datasets`. `rows[i]` is (dim,) or (regions, dim) in float32; of `caption_features`, (captions, dim)."""
 
     def __init__(self, dataset: Dataset, name: str):
+        self.name = name
+        stored = (dataset.data.schema.field(name).metadata or {}).get(STORED)
+        self.files: list[dict] | None = None if stored is None else json.loads(stored)
         self.chunks = [_feature_values(chunk) for chunk in dataset.data.column(name).chunks if len(chunk)]
         self.starts = np.cumsum([0] + [len(starts) - 1 for starts, _ in self.chunks])
         indices = dataset._indices  # of a data set that was selected from or shuffled
         self.rows = None if indices is None else indices.column(0).to_numpy().astype(np.int64)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a worker process that is spawned gets: names of files, where the values are mapped from files."""
+        return vars(self) if self.files is None else vars(self) | {"chunks": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        if self.chunks is None:
+            chunks = stored_chunks(self.name, self.files)
+            self.chunks = [_feature_values(chunk) for chunk in chunks if len(chunk)]
 
     def __len__(self) -> int:
         return int(self.starts[-1]) if self.rows is None else len(self.rows)
@@ -171,8 +213,10 @@ class FeatureRows:
         return found.astype(np.float32)
 
 
-def _feature_values(chunk: pa.Array) -> tuple[range | np.ndarray, np.ndarray]:
-    """Where each row of an Arrow column begins, and its values without a copy; a range where a row is one value."""
+def _feature_values(chunk: pa.Array | np.ndarray) -> tuple[range | np.ndarray, np.ndarray]:
+    """Where each row of a column begins, and its values without a copy; a range where a row is one value."""
+    if isinstance(chunk, np.ndarray):
+        return range(len(chunk) + 1), chunk
     starts: range | np.ndarray = range(len(chunk) + 1)
     if not pa.types.is_fixed_size_list(chunk.type):
         starts = chunk.offsets.to_numpy() - chunk.offsets[0].as_py()
