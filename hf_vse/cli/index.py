@@ -118,19 +118,16 @@ def from_photographs(arguments: argparse.Namespace, bank: list[str]) -> Any:
 
 def load_split(arguments: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     """The data set, and how to find its photographs again."""
-    from hf_vse.data.sources import load_pairs, with_validation
+    from hf_vse.data.trained_on import HELD_OUT, data_settings, held_out, load_as_trained
 
-    options = data_options(arguments)
-    splits = load_pairs(arguments.dataset, **options)
-    if arguments.split == "validation" and "train" in splits:
-        splits = with_validation(splits)
-    if arguments.split not in splits:
-        raise ValueError(
-            f"{arguments.dataset} has no split {arguments.split!r}; choose with --split: {', '.join(splits)}"
-        )
-    if "data_dir" in options:
-        options["data_dir"] = str(Path(options["data_dir"]).absolute())
-    return splits[arguments.split], {"dataset": arguments.dataset, "split": arguments.split} | options
+    settings, chosen = data_settings(arguments.model, arguments.dataset, data_options(arguments)), {}
+    if arguments.split == "validation":
+        chosen = {HELD_OUT: held_out(arguments.model)}
+    splits = load_as_trained(settings, arguments.split, chosen.get(HELD_OUT, {}))
+    for name in ("data_dir", "split_file", "features"):  # the gallery is opened from anywhere
+        if name in settings and Path(settings[name]).exists():
+            settings[name] = str(Path(settings[name]).absolute())
+    return splits[arguments.split], settings | {"split": arguments.split} | chosen
 
 
 def from_array(arguments: argparse.Namespace, bank: list[str]) -> Any:

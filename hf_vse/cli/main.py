@@ -91,6 +91,9 @@ def execute(run, arguments: Namespace) -> int:
         return REFUSED
     if result is not None and is_first_process():
         show(result, arguments.json)
+        if result.refused:
+            print(f"error: {result.refused}", file=sys.stderr)
+            return REFUSED
     return SUCCESS
 
 
