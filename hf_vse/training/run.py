@@ -30,8 +30,9 @@ from transformers.integrations import get_available_reporting_integrations, get_
 from hf_vse.encoders.own_models import load_vse_model
 from hf_vse.encoders.vse import VSEEncoder
 from hf_vse.evaluation.environment import environment
+from hf_vse.evaluation.equal_captions import equal_caption_remark
 from hf_vse.evaluation.evaluator import PairEmbeddings, embed_pairs
-from hf_vse.evaluation.record import recall_table, split_record
+from hf_vse.evaluation.record import recall_table, split_record, table_rows
 from hf_vse.files import check_output_folder, inside, read_json, write_json
 from hf_vse.hub.push import leave_card, push_model
 from hf_vse.model.modeling_vse import VSEModel
@@ -326,13 +327,10 @@ def a_failure_is_a_remark(what: str) -> Iterator[None]:
 def run_summary(output_dir: Path, result: dict[str, Any]) -> str:
     """What a person wants to know at the end of a run: the table of recalls, and where everything is."""
     records = result["metrics"]
-    rows = {name: record["metrics"] for name, record in records.items()}
-    for name, record in records.items():
-        rows |= {f"{name} 5x1K": record["metrics_1k_folds"]} if "metrics_1k_folds" in record else {}
     lines = []
     if records:
-        rows["chance"] = next(iter(records.values()))["chance"]
-        lines = ["", result["loss_type"], recall_table(rows), ""]
+        lines = ["", result["loss_type"], recall_table(table_rows(records)), ""]
+        lines += [f"{name}: {remark}" for name, each in records.items() if (remark := equal_caption_remark(each))]
     lines += [f"numbers   {output_dir / 'metrics.json'}", f"card      {output_dir / 'README.md'}"]
     lines += [f"picture   {picture}" for picture in sorted(output_dir.glob("*.png"))]
     return "\n".join([*lines, f'model     AutoModel.from_pretrained("{output_dir}", trust_remote_code=True)'])
