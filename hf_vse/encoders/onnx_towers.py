@@ -17,6 +17,7 @@ from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.image_processing_utils import BaseImageProcessor
 
+from hf_vse.data.digests import digest_of, image_processor_digest, tokenizer_digest
 from hf_vse.data.transforms import needed_side
 from hf_vse.encoders.protocol import DualEncoder
 from hf_vse.encoders.sentences import Reading, SentenceReader
@@ -102,7 +103,10 @@ class ONNXEncoder(DualEncoder):
 
     @cached_property
     def digest(self) -> str:
+        """Of the files, and of how images and sentences are prepared."""
         digest = blake2b(digest_size=16)
+        prepared_by = image_processor_digest(self.image_processor), tokenizer_digest(self.reader.tokenizer)
+        digest.update(digest_of(*prepared_by, tuple(self.reader.reading), self.reader.max_length).encode())
         for path in self.files:
             for file in sorted(path.parent.glob(f"{path.name}*")):  # and the weights kept beside a large one
                 with open(file, "rb") as opened:

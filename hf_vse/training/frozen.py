@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 
 from hf_vse.data.collator import VSECollator
 from hf_vse.data.decoding import groups_in_flight
-from hf_vse.data.digests import images_digest, tokenizer_digest, weights_digest
+from hf_vse.data.digests import configuration_digest, images_digest, tokenizer_digest, weights_digest
 from hf_vse.data.encoding import batches_of, to_device
 from hf_vse.data.features import stored_field
 from hf_vse.data.images import check_broken_share
@@ -121,6 +121,7 @@ def with_image_features(
     augmentation = args.augmentation or Augmentation(1.0, False)
     described = {
         "image processor": processor.image_processor.to_dict(),
+        "configuration": configuration_digest(model.config.vision_config),
         "pooling": model.config.vision_pooling,
         "augmentation": repr(augmentation) if views > 1 else None,
         "views": views,
@@ -183,6 +184,7 @@ def with_caption_features(
     described = {
         "tokenizer": tokenizer_digest(tokenizer),
         "max_length": tokenizer.model_max_length,
+        "configuration": configuration_digest(model.config.text_config),
         "pooling": model.config.text_pooling,
         "bf16": args.bf16,
     }
