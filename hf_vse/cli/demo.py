@@ -127,13 +127,13 @@ def photographs(arguments: argparse.Namespace, model: str) -> str:
     given = data_options(arguments)
     if arguments.dataset is not None and arguments.dataset not in SOURCES and not given:
         return arguments.dataset
-    from hf_vse.evaluation.run import data_settings, held_out
+    from hf_vse.data.trained_on import data_settings, held_out
 
     settings = data_settings(model, arguments.dataset, given)
     return str(write_parquet(settings.pop("dataset"), arguments.split, settings, held_out(model)))
 
 
-def write_parquet(dataset: str, split: str | None, settings: dict[str, Any], held_out: dict[str, float]) -> Path:
+def write_parquet(dataset: str, split: str | None, settings: dict[str, Any], held_out: dict[str, Any]) -> Path:
     """One split with its photographs in one file, in the cache, named after its content."""
     from datasets.table import embed_table_storage
 
@@ -142,7 +142,7 @@ def write_parquet(dataset: str, split: str | None, settings: dict[str, Any], hel
     from hf_vse.hub.data import without_broken_images
 
     splits = load_pairs(dataset, **settings)
-    if split in (None, "validation") and "test" not in splits and "train" in splits:
+    if (split == "validation" or (split is None and "test" not in splits)) and "train" in splits:
         splits = with_validation(splits, **held_out)
     names = [split] if split else ["validation", "test", "train"]
     chosen = next((splits[name] for name in names if name in splits), None)

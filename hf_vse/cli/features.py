@@ -1,11 +1,13 @@
 """`hf-vse features`."""
 
 import argparse
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from hf_vse.cli.command import Result, add_data_options, at_least_zero, command_parser, data_options, positive
+from hf_vse.files import check_output_file, check_output_folder
 
 DESCRIPTION = """Runs a frozen image tower over a data set once and keeps its outputs, so that many trainings can read
 them instead of the photographs. For coco, flickr30k and flickr8k OUTPUT is a .npy file with a row for each image of
@@ -24,10 +26,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     tower.add_argument("--image_tower", help="pretrained image tower: folder or Hub id, timm/NAME for one of timm")
     tower.add_argument("--model", help="take the image tower of this model")
     parser.add_argument("--image_tower_weights", metavar="FILE", help="safetensors file, for a timm tower")
-    parser.add_argument("--resize", type=positive, default=256, help="shorter side before the crop [256]")
-    parser.add_argument("--crop", type=positive, default=224, help="side of the square that the tower sees [224]")
-    parser.add_argument("--image_mean", type=float, nargs=3, help="three numbers [those of ImageNet]")
-    parser.add_argument("--image_std", type=float, nargs=3, help="three numbers [those of ImageNet]")
+    parser.add_argument("--resize", type=positive, help="of a timm tower: shorter side before the crop [its own]")
+    parser.add_argument("--crop", type=positive, help="of a timm tower: side of the square that it sees [its own]")
+    parser.add_argument("--image_mean", type=float, nargs=3, help="of a timm tower: three numbers [its own]")
+    parser.add_argument("--image_std", type=float, nargs=3, help="of a timm tower: three numbers [its own]")
     parser.add_argument("--regions", action="store_true", help="all positions instead of one pooled vector")
     parser.add_argument("--output", type=Path, required=True, help="file .npy, or folder")
     parser.add_argument("--batch_size", type=positive, default=64, help="images at once [64]")
@@ -39,10 +41,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def run(arguments: argparse.Namespace) -> Result:
     from hf_vse.data.backbone import extract_features
 
+    one_array = arguments.dataset in KARPATHY and arguments.data_dir is not None
+    check_output(arguments, one_array)
     model, image_processor = load_tower(arguments)
     options: dict[str, Any] = {name: getattr(arguments, name) for name in ("regions", "batch_size", "num_workers")}
     options["progress"] = not arguments.quiet
-    if arguments.dataset in KARPATHY and arguments.data_dir is not None:
+    if one_array:
         from hf_vse.data.karpathy import image_files
 
         files = image_files(arguments.dataset, arguments.data_dir, arguments.split_file)
@@ -84,23 +88,64 @@ def save_with_features(
     """The splits with features instead of photographs, saved where `load_pairs` opens them."""
     from datasets import DatasetDict
 
-    from hf_vse.data.backbone import extract_features
-    from hf_vse.data.features import features_dataset
+    from hf_vse.data.backbone import extract_features, features_digest
+    from hf_vse.data.features import features_dataset, read_array
     from hf_vse.data.pairs import undecoded_images
     from hf_vse.data.schema import CAPTION_IDS, CAPTIONS, IMAGE, IMAGE_ID
     from hf_vse.data.sources import load_pairs
 
-    splits = {}
+    splits, made = {}, []
     for name, split in load_pairs(arguments.dataset, **data_options(arguments)).items():
         if IMAGE not in split.column_names:
             raise ValueError(f"{arguments.dataset} has no photographs but features already")
         images = undecoded_images(split)
-        array = extract_features(
-            model, image_processor, images, arguments.output.with_suffix(f".{name}.npy"), **options
-        )
+        digest = features_digest(model, image_processor, images, options["regions"])
+        made.append(arguments.output.with_name(f"{arguments.output.name}.{name}.{digest[:8]}.npy"))
+        if not made[-1].is_file():
+            extract_features(model, image_processor, images, made[-1], **options)
         plain = split.with_format(None)
-        splits[name] = features_dataset(array, plain[IMAGE_ID][:], plain[CAPTIONS][:], plain[CAPTION_IDS][:])
-    DatasetDict(splits).save_to_disk(str(arguments.output))
-    for name in splits:
-        arguments.output.with_suffix(f".{name}.npy").unlink()
+        splits[name] = features_dataset(
+            read_array(made[-1]), plain[IMAGE_ID][:], plain[CAPTIONS][:], plain[CAPTION_IDS][:]
+        )
+    unfinished = arguments.output.with_name(f".{arguments.output.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    DatasetDict(splits).save_to_disk(str(unfinished))
+    take_place(unfinished, arguments.output)
+    for path in made:
+        path.unlink()
     return {name: len(split) for name, split in splits.items()}
+
+
+def check_output(arguments: argparse.Namespace, one_array: bool) -> None:
+    """Raises OSError or ValueError where the output cannot be written, before anything is computed."""
+    if one_array:
+        if arguments.output.suffix != ".npy":
+            raise ValueError(f"--output {arguments.output} must end in .npy")
+        check_output_file("--output", arguments.output)
+        return
+    output = check_output_folder("--output", arguments.output)
+    if output.is_dir() and any(output.iterdir()) and not holds_features(output):
+        raise ValueError(f"--output {output} holds other things than features: give a new folder")
+
+
+def holds_features(folder: Path) -> bool:
+    """Whether a folder is what this command writes, which it may replace."""
+    from datasets import DatasetDict, load_from_disk
+
+    from hf_vse.data.schema import IMAGE_FEATURES
+
+    try:
+        splits = load_from_disk(str(folder))
+    except (OSError, ValueError, KeyError):
+        return False
+    return isinstance(splits, DatasetDict) and all(IMAGE_FEATURES in names for names in splits.column_names.values())
+
+
+def take_place(new: Path, place: Path) -> None:
+    """Gives a finished folder its name, in the place of an earlier one."""
+    old = place.with_name(f".{place.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if place.exists():
+        place.rename(old)
+    new.rename(place)
+    shutil.rmtree(old, ignore_errors=True)

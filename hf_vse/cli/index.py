@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from hf_vse.cli.command import (
     Result,
@@ -15,6 +15,7 @@ from hf_vse.cli.command import (
     read_lines,
     share,
 )
+from hf_vse.search.plan import IndexKind
 
 DESCRIPTION = """Encodes photographs once, so that they can be searched often. The same command again encodes only what
 is new or changed, and continues where it was interrupted. How the gallery is searched (exactly, or by an approximate
@@ -27,10 +28,11 @@ EXAMPLES = """
   hf-vse index my_photos my_index --model DIR --kind hnsw --recall 0.99
   accelerate launch --num_processes 8 -m hf_vse.cli index my_photos my_index --model DIR"""
 
-KINDS = ("auto", "exact", "ivf", "hnsw", "pq")
+KINDS = ("auto", *get_args(IndexKind))
 LEFT_OUT = {
     "passed_over": "pictures of a kind that is not read",
     "unmatched": "lines of metadata.jsonl that name no image",
+    "repeated": "lines of metadata.jsonl before another about the same image",
 }
 
 
@@ -56,8 +58,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if (arguments.source is None) == (arguments.dataset is None):
         parser.error("give either a folder (or an array) or --dataset")
-    if not arguments.model.strip():
-        parser.error("--model is empty: give a model folder or a Hub id")
     if arguments.items is not None and not is_array(arguments):
         parser.error("--items goes with an array of embeddings (.npy, .safetensors)")
     if arguments.dataset is None and (given := data_options(arguments)):
@@ -100,14 +100,14 @@ def from_photographs(arguments: argparse.Namespace, bank: list[str]) -> Any:
     """A gallery of a folder or of a data set."""
     from hf_vse.search.encoder import Encoder
     from hf_vse.search.gallery import GalleryIndex
-    from hf_vse.search.photographs import check_photographs
+    from hf_vse.search.photographs import read_metadata
     from hf_vse.search.storage import check_place
 
     names = ("kind", "recall", "batch_size", "num_workers", "max_broken_share")
     options = {name: getattr(arguments, name) for name in names}
     source, origin = arguments.source, None
     if source is not None:
-        check_photographs(Path(source))
+        read_metadata(Path(source))  # what is wrong with it is said before the model is loaded
     check_place(arguments.index, source)
     encoder = Encoder.from_pretrained(arguments.model)
     if source is None:
@@ -118,19 +118,16 @@ def from_photographs(arguments: argparse.Namespace, bank: list[str]) -> Any:
 
 def load_split(arguments: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     """The data set, and how to find its photographs again."""
-    from hf_vse.data.sources import load_pairs, with_validation
+    from hf_vse.data.trained_on import HELD_OUT, data_settings, held_out, load_as_trained
 
-    options = data_options(arguments)
-    splits = load_pairs(arguments.dataset, **options)
-    if arguments.split == "validation" and "train" in splits:
-        splits = with_validation(splits)
-    if arguments.split not in splits:
-        raise ValueError(
-            f"{arguments.dataset} has no split {arguments.split!r}; choose with --split: {', '.join(splits)}"
-        )
-    if "data_dir" in options:
-        options["data_dir"] = str(Path(options["data_dir"]).absolute())
-    return splits[arguments.split], {"dataset": arguments.dataset, "split": arguments.split} | options
+    settings, chosen = data_settings(arguments.model, arguments.dataset, data_options(arguments)), {}
+    if arguments.split == "validation":
+        chosen = {HELD_OUT: held_out(arguments.model)}
+    splits = load_as_trained(settings, arguments.split, chosen.get(HELD_OUT, {}))
+    for name in ("data_dir", "split_file", "features"):  # the gallery is opened from anywhere
+        if name in settings and Path(settings[name]).exists():
+            settings[name] = str(Path(settings[name]).absolute())
+    return splits[arguments.split], settings | {"split": arguments.split} | chosen
 
 
 def from_array(arguments: argparse.Namespace, bank: list[str]) -> Any:

@@ -12,16 +12,25 @@ from torch.utils.data import Subset
 from tqdm.auto import tqdm
 from transformers.image_processing_utils import BaseImageProcessor
 
-from hf_vse.data.digests import weights_digest
+from hf_vse.data.digests import (
+    configuration_digest,
+    digest_of,
+    image_processor_digest,
+    images_digest,
+    weights_digest,
+)
 from hf_vse.data.encoding import readable_batches, to_device
 from hf_vse.data.images import check_broken_share
 from hf_vse.data.schema import IMAGE
 from hf_vse.data.transforms import needed_side
-from hf_vse.data.unfinished import missing_rows, open_unfinished
+from hf_vse.data.unfinished import finish, missing_rows, open_unfinished, zero_rows
+from hf_vse.files import check_output_file
 from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.model.towers_vse import state_sequence
 
 logger = logging.getLogger(__name__)
+
+LARGEST = float(np.finfo(np.float16).max)
 
 
 @torch.no_grad()
@@ -50,10 +59,14 @@ def extract_features(
     path = Path(path)
     if path.suffix != ".npy":
         raise ValueError(f"output {path} must end in .npy")
+    check_output_file("output", path)
 
     def run(inputs: dict[str, torch.Tensor]) -> np.ndarray:
         states, pooled = model.pool_images(**to_device(inputs, model))
-        return (state_sequence(states) if regions else pooled).float().cpu().numpy()
+        found = (state_sequence(states) if regions else pooled).float().cpu().numpy()
+        if np.abs(found).max() > LARGEST:
+            raise ValueError(f"the image tower gives {np.abs(found).max():.3g}, more than float16 holds ({LARGEST:g})")
+        return found
 
     def prepare(readable: list[Any]) -> dict[str, torch.Tensor]:
         return dict(image_processor(readable, return_tensors="pt"))
@@ -62,10 +75,9 @@ def extract_features(
     first = next((inputs for _, inputs in readable_batches(images, prepare, 1, needed=needed) if inputs), None)
     if first is None:
         raise ValueError(f"none of the {len(images)} images can be read")
-    made_by = f"{weights_digest(model.vision_model)} {image_processor.to_json_string()}"
+    made_by = features_digest(model, image_processor, images, regions)
     array, unfinished = open_unfinished(path, (len(images), *run(first)[0].shape), made_by, np.float16)
     missing = missing_rows(array)
-    broken: dict[str | Path, str] = {}
     with tqdm(total=len(images), initial=len(images) - len(missing), desc="image tower", disable=not progress) as bar:
         rest = Subset(images, missing.tolist())
         for readable, inputs in readable_batches(rest, prepare, batch_size, num_workers, needed):
@@ -74,14 +86,23 @@ def extract_features(
             if inputs:
                 array[rows[good]] = run(inputs)
             array[rows[~good]] = 0
-            broken |= {
-                name_of(images[row][IMAGE], row): "cannot be read, its row is zero" for row in rows[~good].tolist()
-            }
             bar.update(len(rows))
-    array.flush()
+    broken = {name_of(images[row][IMAGE], row): "cannot be read, its row is zero" for row in zero_rows(array)}
     check_broken_share(broken, len(images), max_broken_share)
-    unfinished.replace(path)
+    finish(array, unfinished, path, "the image tower")
     return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+def features_digest(
+    model: VSEModel,
+    image_processor: BaseImageProcessor,
+    images: Dataset | Sequence[Mapping[str, Any]],
+    regions: bool,
+) -> str:
+    """Of all that `extract_features` depends on."""
+    tower = weights_digest(model.vision_model), configuration_digest(model.config.vision_config)
+    pooling = None if regions else (model.config.vision_pooling, weights_digest(model.vision_pooling))
+    return digest_of(*tower, pooling, image_processor_digest(image_processor), images_digest(images))
 
 
 def name_of(image: Any, row: int) -> str:

@@ -25,6 +25,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from hf_vse.files import parse_json, read_text, whole_file, write_json
+
 VECTORS = ("image_embeds", "text_embeds")
 OWNER = "text_to_image"
 NUMBERS = (OWNER, "image_ids", "caption_ids")
@@ -92,16 +94,26 @@ def folder_parts(folder: Path) -> dict[str, Any]:
     parts: dict[str, Any] = {}
     for name in (*VECTORS, *NUMBERS):
         if (file := folder / f"{name}.npy").is_file():
-            try:
-                parts[name] = np.load(file, mmap_mode="r", allow_pickle=False)
-            except ValueError as error:
-                raise ValueError(f"{file} is no array of numbers; write it with numpy.save") from error
+            parts[name] = mapped_array(file)
     for name in (*NUMBERS, "captions"):
         if name not in parts and (file := folder / f"{name}.json").is_file():
-            parts[name] = as_list(file, file.read_text(encoding="utf-8"))
+            parts[name] = as_list(file, read_text(file))
     if "captions" not in parts and (lines := folder / "captions.txt").is_file():
-        parts["captions"] = lines.read_text(encoding="utf-8").splitlines()
+        text = read_text(lines).removesuffix("\n")  # an empty line is an empty caption
+        parts["captions"] = [line.removesuffix("\r") for line in text.split("\n")]
     return parts
+
+
+def mapped_array(file: Path) -> np.ndarray:
+    """The array of a .npy file, memory-mapped."""
+    try:
+        found = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise ValueError(f"{file} is no array of numbers; write it with numpy.save") from error
+    if not isinstance(found, np.ndarray):
+        found.close()
+        raise ValueError(f"{file} is no array of numbers but an archive of several; write each with numpy.save")
+    return found
 
 
 def file_parts(file: Path) -> dict[str, Any]:
@@ -115,10 +127,7 @@ def file_parts(file: Path) -> dict[str, Any]:
 
 
 def as_list(file: Path, text: str) -> list[Any]:
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{file} holds what is no JSON; write a list") from error
+    value = parse_json(text, file)
     if not isinstance(value, list):
         raise ValueError(f"{file} holds a {type(value).__name__}; write a list, one entry for each row")
     return value
@@ -140,7 +149,10 @@ def checked_vectors(path: Path, name: str, vectors: np.ndarray | Tensor) -> np.n
 
 
 def checked_numbers(path: Path, name: str, values: Any) -> np.ndarray:
-    numbers = values.numpy() if isinstance(values, Tensor) else np.asarray(values)
+    try:
+        numbers = values.numpy() if isinstance(values, Tensor) else np.asarray(values)
+    except (ValueError, OverflowError) as error:  # lists of several lengths
+        raise ValueError(f"{path}: {name} must be a list of whole numbers, one for each row") from error
     if numbers.ndim != 1 or numbers.dtype.kind not in "iu":
         raise ValueError(
             f"{path}: {name} is {numbers.dtype} of shape {numbers.shape}; it must be a list of whole numbers"
@@ -176,12 +188,13 @@ def save_embeddings(path: str | Path, embeddings: GivenEmbeddings) -> None:
     captions = given.pop("captions", None)
     tensors = {name: as_copy(value).contiguous() for name, value in given.items()}
     if path.suffix == ".safetensors":
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, path, None if captions is None else {"captions": json.dumps(captions)})
+        with whole_file(path) as unfinished:
+            save_file(tensors, unfinished, None if captions is None else {"captions": json.dumps(captions)})
         return
     path.mkdir(parents=True, exist_ok=True)
     for name, tensor in tensors.items():
         known = tensor.float() if tensor.dtype == torch.bfloat16 else tensor  # NumPy has no bfloat16
-        np.save(path / f"{name}.npy", known.numpy(), allow_pickle=False)
+        with whole_file(path / f"{name}.npy") as unfinished:
+            np.save(unfinished, known.numpy(), allow_pickle=False)
     if captions is not None:
-        (path / "captions.json").write_text(json.dumps(captions, ensure_ascii=False), encoding="utf-8")
+        write_json(path / "captions.json", captions)

@@ -18,8 +18,10 @@ from tqdm.auto import tqdm
 
 from hf_vse.data.encoding import UNREAD, batches_of, readable_batches
 from hf_vse.data.schema import IMAGE
-from hf_vse.data.unfinished import missing_rows, open_unfinished
+from hf_vse.data.unfinished import finish, missing_rows, open_unfinished
 from hf_vse.encoders.protocol import DualEncoder
+
+LENGTH_TOLERANCE = 1e-3  # of the square of a length in float32
 
 
 class Rows:
@@ -38,16 +40,35 @@ class Rows:
             self.array, self.unfinished = open_unfinished(path, (count, dim), "", np.float32)
         self.missing = missing_rows(self.array)
 
-    def finish(self) -> Tensor:
+    def finish(self, what: str) -> Tensor:
+        """All rows; `what` made them, for the error where they are not numbers and are to be kept."""
         if self.path is not None:
-            self.array.flush()
-            self.unfinished.replace(self.path)
+            finish(self.array, self.unfinished, self.path, what)
         return torch.from_numpy(np.asarray(self.array))
 
 
-def finished_rows(path: Path | None) -> Tensor | None:
-    """What an earlier call has left, if it came to its end."""
-    return None if path is None or not path.is_file() else torch.from_numpy(np.load(path, allow_pickle=False))
+def finished_rows(path: Path | None, count: int) -> Tensor | None:
+    """What an earlier call has left, if it came to its end.
+
+    Raises:
+        ValueError: it is no whole file of `count` unit vectors any more.
+    """
+    if path is None or not path.is_file():
+        return None
+    try:
+        rows = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise ValueError(f"{path} is damaged, no whole array of vectors: remove it, it is computed anew") from error
+    of_vectors = isinstance(rows, np.ndarray) and rows.ndim == 2 and rows.dtype == np.float32 and len(rows) == count
+    if not of_vectors or not unit_or_unread(rows).all():
+        raise ValueError(f"{path} is damaged, it does not hold {count} unit vectors: remove it, it is computed anew")
+    return torch.from_numpy(rows)
+
+
+def unit_or_unread(rows: np.ndarray) -> np.ndarray:
+    """(rows,) booleans: which have length one, or none, or stand for an image that cannot be read."""
+    lengths = np.einsum("ij,ij->i", rows, rows, dtype=np.float64)
+    return (np.abs(lengths - 1) < LENGTH_TOLERANCE) | (lengths == 0) | (rows == UNREAD).all(axis=1)
 
 
 def unit(embeds: Tensor | np.ndarray, count: int, encoder: DualEncoder) -> np.ndarray:
@@ -84,7 +105,7 @@ def encode_images(
         images: rows with the one column `image` (see `decode_image`) or `image_features`.
         path: keep them in this .npy file, which stands for one model and one data set.
     """
-    if (kept := finished_rows(path)) is not None:
+    if (kept := finished_rows(path, len(images))) is not None:
         return kept
     check_readable(encoder, images[0])
     one_by_one = readable_batches(images, encoder.prepare_images, 1, needed=encoder.needed_side)
@@ -108,10 +129,13 @@ def encode_images(
             places, missing = missing[: len(readable)], missing[len(readable) :]
             good = readable.numpy()
             rows.array[places[~good]] = UNREAD
+            # A batch of which nothing can be read passes through the model all the same, with another image: processes
+            # that share a sharded model have to use it equally often.
+            embeds = encoder.encode_images(first if ready is None else ready)
             if ready is not None:
-                rows.array[places[good]] = unit(encoder.encode_images(ready), int(good.sum()), encoder)
+                rows.array[places[good]] = unit(embeds, int(good.sum()), encoder)
             bar.update(len(places))
-    return rows.finish()
+    return rows.finish(encoder.name)
 
 
 @torch.no_grad()
@@ -127,7 +151,7 @@ def encode_texts(
     Args:
         path: see `encode_images`.
     """
-    if (kept := finished_rows(path)) is not None:
+    if (kept := finished_rows(path, len(texts))) is not None:
         return kept
     rows = Rows(len(texts), unit(encoder.encode_texts([texts[0]]), 1, encoder).shape[1], path)
     by_length = sorted(rows.missing.tolist(), key=lambda place: len(texts[place]))
@@ -139,4 +163,4 @@ def encode_texts(
             embeds = encoder.encode_texts([texts[place] for place in places])
             rows.array[places] = unit(embeds, len(places), encoder)
             bar.update(len(places))
-    return rows.finish()
+    return rows.finish(encoder.name)

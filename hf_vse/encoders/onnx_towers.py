@@ -17,6 +17,7 @@ from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.image_processing_utils import BaseImageProcessor
 
+from hf_vse.data.digests import digest_of, image_processor_digest, tokenizer_digest
 from hf_vse.data.transforms import needed_side
 from hf_vse.encoders.protocol import DualEncoder
 from hf_vse.encoders.sentences import Reading, SentenceReader
@@ -56,6 +57,7 @@ class ONNXEncoder(DualEncoder):
         device: default: CUDA where onnxruntime has it.
     """
 
+    stays = ("image_session", "text_session")
     reads_features = True  # one exported from a model of features; onnxruntime refuses them otherwise
 
     def __init__(
@@ -101,7 +103,10 @@ class ONNXEncoder(DualEncoder):
 
     @cached_property
     def digest(self) -> str:
+        """Of the files, and of how images and sentences are prepared."""
         digest = blake2b(digest_size=16)
+        prepared_by = image_processor_digest(self.image_processor), tokenizer_digest(self.reader.tokenizer)
+        digest.update(digest_of(*prepared_by, tuple(self.reader.reading), self.reader.max_length).encode())
         for path in self.files:
             for file in sorted(path.parent.glob(f"{path.name}*")):  # and the weights kept beside a large one
                 with open(file, "rb") as opened:
@@ -148,11 +153,15 @@ def processor_parts(name: str) -> tuple[BaseImageProcessor, PreTrainedTokenizerB
 def open_session(file: Path, device: str | torch.device | None) -> "InferenceSession":
     import onnxruntime
 
-    wanted = None if device is None else torch.device(device).type
+    asked = None if device is None else torch.device(device)
+    wanted = None if asked is None else asked.type
     has_cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
     if wanted == "cuda" and not has_cuda:
         raise ValueError("device='cuda' needs onnxruntime-gpu; pip install it in place of onnxruntime, or take 'cpu'")
-    providers = ["CUDAExecutionProvider"] * (has_cuda and wanted != "cpu") + ["CPUExecutionProvider"]
+    providers: list = ["CPUExecutionProvider"]
+    if has_cuda and wanted != "cpu":
+        number = 0 if asked is None else asked.index or 0
+        providers.insert(0, ("CUDAExecutionProvider", {"device_id": number}))
     with one_line(str(file), "export it again"):
         return onnxruntime.InferenceSession(file, providers=providers)
 

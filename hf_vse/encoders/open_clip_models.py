@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from hf_vse.data.digests import weights_digest
+from hf_vse.data.digests import digest_of, weights_digest
 from hf_vse.encoders.protocol import DualEncoder
 from hf_vse.encoders.weights import chosen_device, chosen_precision, one_line
 
@@ -29,6 +29,8 @@ class OpenCLIPEncoder(DualEncoder):
             them; the transform is that of evaluation.
         name: what to call it.
     """
+
+    stays = ("model", "weight", "tokenizer")
 
     def __init__(
         self,
@@ -82,7 +84,10 @@ class OpenCLIPEncoder(DualEncoder):
 
     @cached_property
     def digest(self) -> str:
-        return weights_digest(self.model)
+        """Of the weights, of the network, and of how images and sentences are prepared."""
+        tokenizer = self.tokenizer
+        read = tokenizer(["a photo of 2 Dogs, running; \u00e9t\u00e9"]).tolist()
+        return digest_of(weights_digest(self.model), repr(self.model), repr(self.transform), type(tokenizer), read)
 
     def facts(self) -> dict[str, Any]:
         return {

@@ -9,8 +9,16 @@ import torch
 from huggingface_hub import snapshot_download
 from PIL import Image
 from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase, ProcessorMixin
+from transformers.image_processing_utils import BaseImageProcessor
 
-from hf_vse.data.digests import weights_digest
+from hf_vse.data.digests import (
+    configuration_digest,
+    digest_of,
+    image_processor_digest,
+    tokenizer_digest,
+    weights_digest,
+)
 from hf_vse.encoders.protocol import DualEncoder
 from hf_vse.encoders.weights import chosen_device, chosen_precision, one_line
 
@@ -67,7 +75,18 @@ class SentenceTransformersEncoder(DualEncoder):
 
     @cached_property
     def digest(self) -> str:
-        return weights_digest(self.model)
+        """Of the weights, the modules and their configuration, and of how images and sentences are prepared."""
+        inner = [vars(module) for module in self.model.modules()]
+        parts = [part for module in inner for part in module.values()]
+        parts += [part for each in parts if isinstance(each, ProcessorMixin) for part in vars(each).values()]
+        return digest_of(
+            weights_digest(self.model),
+            repr(self.model),
+            (self.model.max_seq_length, self.model.prompts, self.model.default_prompt_name),
+            [configuration_digest(part) for part in parts if isinstance(part, PreTrainedConfig)],
+            [image_processor_digest(part) for part in parts if isinstance(part, BaseImageProcessor)],
+            [tokenizer_digest(part) for part in parts if isinstance(part, PreTrainedTokenizerBase)],
+        )
 
     def facts(self) -> dict[str, Any]:
         return {

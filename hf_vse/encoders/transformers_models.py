@@ -8,7 +8,6 @@ ALIGN, arXiv 2102.05918; BLIP, arXiv 2201.12086, whose contrastive heads are rea
 import json
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from hashlib import blake2b
 from typing import Any, NamedTuple
 
 import torch
@@ -25,7 +24,13 @@ from transformers import (
 )
 from transformers.image_processing_utils import BaseImageProcessor
 
-from hf_vse.data.digests import tokenizer_digest, weights_digest
+from hf_vse.data.digests import (
+    configuration_digest,
+    digest_of,
+    image_processor_digest,
+    tokenizer_digest,
+    weights_digest,
+)
 from hf_vse.data.transforms import needed_side
 from hf_vse.encoders.protocol import DualEncoder
 from hf_vse.encoders.sentences import Reading, SentenceReader, positions_of
@@ -177,14 +182,14 @@ class TransformersEncoder(DualEncoder):
 
     @cached_property
     def digest(self) -> str:
-        """Of the weights and of how images and sentences are prepared."""
-        tokenizer = self.reader.tokenizer
-        prepared_by = (
-            self.image_processor.to_json_string(),
-            tokenizer_digest(tokenizer) if tokenizer.is_fast else sorted(tokenizer.get_vocab().items()),
-            (self.reader.reading, self.reader.max_length),
+        """Of the weights, of the configuration, and of how images and sentences are prepared."""
+        return digest_of(
+            weights_digest(self.model),
+            configuration_digest(self.model.config),
+            image_processor_digest(self.image_processor),
+            tokenizer_digest(self.reader.tokenizer),
+            (tuple(self.reader.reading), self.reader.max_length),
         )
-        return blake2b(f"{weights_digest(self.model)} {prepared_by}".encode(), digest_size=16).hexdigest()
 
     @cached_property
     def dimensions(self) -> int:

@@ -7,13 +7,23 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from hf_vse.data.digests import weights_digest
+from hf_vse.data.digests import (
+    configuration_digest,
+    digest_of,
+    image_processor_digest,
+    tokenizer_digest,
+    weights_digest,
+)
 from hf_vse.data.encoding import to_device
 from hf_vse.data.transforms import needed_side
 from hf_vse.encoders.protocol import DualEncoder
 from hf_vse.model.configuration_vse import FEATURES_MODEL_TYPE
 from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.model.processing_vse import VSEFeatureProcessor, VSEProcessor
+
+BETWEEN_TOWERS_AND_VECTORS = (
+    "vision_pooling", "text_pooling", "vision_norm", "text_norm", "vision_power", "projection_type",
+)  # fmt: skip
 
 
 class VSEEncoder(DualEncoder):
@@ -40,7 +50,15 @@ class VSEEncoder(DualEncoder):
 
     @cached_property
     def digest(self) -> str:
-        return weights_digest(self.model)
+        """Of the weights, of the configuration as far as it changes vectors, and of how inputs are prepared."""
+        config = self.model.config
+        return digest_of(
+            weights_digest(self.model),
+            [getattr(config, field) for field in BETWEEN_TOWERS_AND_VECTORS],
+            [configuration_digest(tower) for tower in (config.vision_config, config.text_config)],
+            image_processor_digest(self.processor.image_processor),
+            tokenizer_digest(self.processor.tokenizer),
+        )
 
     def facts(self) -> dict[str, Any]:
         config = self.model.config

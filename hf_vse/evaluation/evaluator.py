@@ -4,7 +4,6 @@ Every image is encoded once, however many captions it has, and sentences are enc
 several processes each one encodes its share. An image that cannot be read is left out with its captions, and counted.
 """
 
-from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +14,7 @@ from accelerate.utils import gather
 from datasets import Dataset
 from torch import Tensor
 
+from hf_vse.data.digests import digest_of, images_digest
 from hf_vse.data.encoding import UNREAD, batches_of
 from hf_vse.data.features import FeatureRows
 from hf_vse.data.pairs import undecoded_images
@@ -109,16 +109,20 @@ def embed_pairs(
 
 
 def share_of(total: int) -> list[int]:
-    """The rows of this process, every so many; all have at least one, so that they know how long a vector is."""
+    """The rows of this process, every so many; all processes have equally many, some the last row once more.
+
+    So they pass equally often through a model that is sharded over them, and all know how long a vector is.
+    """
     state = PartialState()
-    return list(range(state.process_index, total, state.num_processes)) or [0]
+    last = -(-total // state.num_processes) * state.num_processes
+    return [min(row, total - 1) for row in range(state.process_index, last, state.num_processes)]
 
 
 def made_by(encoder: DualEncoder, dataset: Dataset) -> str:
-    """Names the weights and the data that embeddings depend on."""
+    """Names all that embeddings depend on: model and preparation, images by content, captions and their order."""
     plain = dataset.with_format(None)
-    data = fingerprint(plain[IMAGE_ID][:], plain[CAPTIONS][:])
-    return blake2b(f"{encoder.digest or encoder.name} {data}".encode(), digest_size=8).hexdigest()
+    data = fingerprint(plain[IMAGE_ID][:], plain[CAPTIONS][:]), images_digest(undecoded_images(dataset))
+    return digest_of(encoder.digest or encoder.name, *data)[:16]
 
 
 def evaluate_retrieval(

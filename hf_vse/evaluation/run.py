@@ -7,55 +7,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from accelerate import PartialState
 from datasets import Dataset, DatasetDict
 
-from hf_vse.data.schema import CAPTIONS, IMAGE, flatten_captions
-from hf_vse.data.sources import DEFAULT_SEED, VALIDATION_SHARE, load_pairs, with_validation
+from hf_vse.data.schema import CAPTIONS, IMAGE, IMAGE_ID, fingerprint, flatten_captions
+from hf_vse.data.sources import load_pairs
+from hf_vse.data.trained_on import data_settings, held_out, load_as_trained
 from hf_vse.encoders.load import load_encoder
 from hf_vse.encoders.protocol import DualEncoder
 from hf_vse.evaluation.composition.choice import OWN_FOILS, ask_own, ask_published, own_kind
 from hf_vse.evaluation.corrected import corrected_results, training_bank
 from hf_vse.evaluation.environment import environment
+from hf_vse.evaluation.equal_captions import equal_caption_remark
 from hf_vse.evaluation.given import holds_embeddings, judge_given
 from hf_vse.evaluation.judge import Judgement, compare, judge
-from hf_vse.evaluation.record import recall_table
+from hf_vse.evaluation.questions import check_classes_asked, check_foils_asked
+from hf_vse.evaluation.record import recall_table, table_rows
 from hf_vse.evaluation.zero_shot import TEMPLATES, load_labelled, zero_shot_classification
+from hf_vse.files import check_output_folder
 
 logger = logging.getLogger(__name__)
-
-RECIPE_FILE = "recipe.yaml"
-DATA_KEYS = (
-    "data_dir", "split_file", "features", "image_column", "caption_column", "num_train", "num_eval", "difficulty",
-    "image_size",
-)  # fmt: skip
-
-
-def read_recipe_file(model: str) -> dict[str, Any]:
-    path = Path(model) / RECIPE_FILE
-    return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-def trained_on(model: str) -> dict[str, Any]:
-    """The data settings in the recipe of a model folder; empty where there is none."""
-    values = read_recipe_file(model)
-    return {"dataset": values.get("dataset", "scenes")} | {key: values[key] for key in DATA_KEYS if key in values}
-
-
-def held_out(model: str) -> dict[str, float]:
-    """How the training run of a model folder chose its validation split, where the data have none."""
-    recipe = read_recipe_file(model)
-    return {"share": recipe.get("validation_share", VALIDATION_SHARE), "seed": recipe.get("seed", DEFAULT_SEED)}
-
-
-def data_settings(model: str, dataset: str | None, given: dict[str, Any]) -> dict[str, Any]:
-    """What to evaluate on: the settings given, and for the data of training its remaining ones."""
-    known = trained_on(model)
-    given = {key: value for key, value in given.items() if value is not None}
-    if dataset is not None and dataset != known["dataset"]:
-        return {"dataset": dataset} | given
-    return known | given
 
 
 @dataclass(frozen=True)
@@ -138,37 +109,62 @@ def evaluate_models(
         None on all processes but the main one.
     """
     questions, loading = questions or Questions(), loading or Loading()
+    if questions.keep is not None:
+        check_output_folder("embeddings", questions.keep)
+    check_foils_asked(questions.foils, questions.foils_dir, questions.foils_images)
+    check_classes_asked(questions.labelled, questions.label_column, questions.templates)
     state = PartialState(cpu=not torch.accelerator.is_available())
-    judgements, opened, settings = [], {}, {}
+    with state.local_main_process_first():
+        data_of = open_data(models, dataset, questions.split, data)
+    judgements, settings, splits = [], {}, None
     for name in models:
-        if holds_embeddings(name) and dataset is None:
+        if name not in data_of:
             judgements.append(judge_given(name, diagnostics=questions.diagnostics))
             continue
-        settings = data_settings(name, dataset, data)
-        splits = opened.get(repr(settings)) or load_splits(name, settings, questions.split, state)
-        opened[repr(settings)] = splits
+        settings, splits = data_of[name]
         judgements.append(ask(name, loading, splits, settings, questions))
     if not state.is_main_process:
         return None
     records = [judgement.record for judgement in judgements]
     record = records[0] if len(records) == 1 else {"models": records, "comparisons": compare(judgements)}
     record = record | {"environment": environment() | {"processes": state.num_processes}}
-    return Evaluation(
-        record, judgements, pictures_of(splits[questions.split], settings, questions) if opened else None
-    )
+    pictures = None if splits is None else pictures_of(splits[questions.split], settings, questions)
+    return Evaluation(record, judgements, pictures)
 
 
-def load_splits(model: str, settings: dict[str, Any], split: str, state: PartialState) -> DatasetDict:
-    """The data of a model, with a validation split chosen as in its training where the data have none."""
-    options = dict(settings)
-    source = options.pop("dataset")
-    with state.local_main_process_first():
-        splits = load_pairs(source, **options)
-    if split == "validation" and split not in splits:
-        splits = with_validation(splits, **held_out(model))
-    if split not in splits:
-        raise ValueError(f"{source} has no split {split!r}; choose one of {', '.join(splits)} with --split")
-    return splits
+def open_data(
+    models: Sequence[str], dataset: str | None, split: str, given: dict[str, Any]
+) -> dict[str, tuple[dict[str, Any], DatasetDict]]:
+    """For each model the settings and the splits of its data; for embeddings that bring theirs along none.
+
+    Raises:
+        ValueError: the models are to be judged on different images.
+    """
+    opened: dict[str, DatasetDict] = {}
+    found = {}
+    for name in models:
+        if holds_embeddings(name) and dataset is None:
+            continue
+        settings = data_settings(name, dataset, given)
+        chosen = held_out(name) if split == "validation" else {}
+        key = repr((settings, chosen))
+        if key not in opened:
+            opened[key] = load_as_trained(settings, split, chosen)
+        found[name] = settings, opened[key]
+    images = {name: fingerprint_of(splits[split]) for name, (_, splits) in found.items()}
+    first = next(iter(images), "")
+    for name in images:
+        if images[name] != images[first]:
+            raise ValueError(
+                f"{first} and {name} would be judged on different images of {split!r}, as each was trained on "
+                "other data or held out other images: give --dataset and a split that the data have, such as test"
+            )
+    return found
+
+
+def fingerprint_of(split: Dataset) -> str:
+    plain = split.with_format(None)
+    return fingerprint(plain[IMAGE_ID][:], plain[CAPTIONS][:])
 
 
 def ask(name: str, loading: Loading, splits: DatasetDict, settings: dict[str, Any], questions: Questions) -> Judgement:
@@ -183,11 +179,11 @@ def ask(name: str, loading: Loading, splits: DatasetDict, settings: dict[str, An
     }
     if holds_embeddings(name):
         return judge_given(name, dataset, **options)
+    if questions.correction is not None and train is None:
+        raise ValueError(f"correction={questions.correction!r} needs a training split to learn hubs from")
     encoder = load_encoder(name, **vars(loading))
     judgement = judge(encoder, dataset, keep=questions.keep, **options, **questions.reading)
     if questions.correction is not None:
-        if train is None:
-            raise ValueError(f"correction={questions.correction!r} needs a training split to learn hubs from")
         bank = training_bank(encoder, train, keep=questions.keep, **questions.reading)
         judgement.record["corrected"] = corrected_results(judgement.pairs, bank, questions.correction)
     if PartialState().is_main_process:
@@ -257,11 +253,8 @@ def summary(judgements: Sequence[Judgement], comparisons: Sequence[dict[str, Any
 
 def evaluation_table(judgements: Sequence[Judgement], names: Sequence[str]) -> str:
     """A line for each model and protocol of the field, and chance."""
-    rows = {}
-    for name, judgement in zip(names, judgements, strict=True):
-        record = judgement.record
-        title = name if len(names) > 1 else record["split"] or "all"
-        rows[title] = record["metrics"]
-        if "metrics_1k_folds" in record:
-            rows[f"{title} 5x1K"] = record["metrics_1k_folds"]
-    return f"{record['title']}\n\n{recall_table(rows | {'chance': record['chance']})}"
+    records = [judgement.record for judgement in judgements]
+    titles = names if len(names) > 1 else [records[0]["split"] or "all"]
+    rows = table_rows(dict(zip(titles, records, strict=True)))
+    remark = equal_caption_remark(records[0])
+    return "\n\n".join([records[0]["title"], recall_table(rows), *([remark] if remark else [])])

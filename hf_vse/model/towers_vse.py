@@ -70,12 +70,16 @@ def _recurrent_layers(sizes: list[int]) -> list[nn.GRU]:
     return [nn.GRU(inputs, outputs, batch_first=True) for inputs, outputs in zip(sizes, sizes[1:], strict=False)]
 
 
+def known_tower(config: PreTrainedConfig) -> nn.Module:
+    return AutoModel.from_config(config, trust_remote_code=False)  # nobody is asked whether to run code of a tower
+
+
 def build_vision_tower(config: PreTrainedConfig) -> nn.Module:
-    return PrecomputedFeatures() if config.model_type == FEATURES_MODEL_TYPE else AutoModel.from_config(config)
+    return PrecomputedFeatures() if config.model_type == FEATURES_MODEL_TYPE else known_tower(config)
 
 
 def build_text_tower(config: PreTrainedConfig) -> nn.Module:
-    return GRUTextTower(config) if config.model_type == GRU_MODEL_TYPE else AutoModel.from_config(config)
+    return GRUTextTower(config) if config.model_type == GRU_MODEL_TYPE else known_tower(config)
 
 
 def vision_hidden_size(config: PreTrainedConfig, tower: nn.Module) -> int:

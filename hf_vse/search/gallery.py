@@ -42,6 +42,7 @@ from hf_vse.search.storage import (
     check_files,
     check_place,
     commit,
+    keep_keys,
     locked,
     new_version,
     remove_leftovers,
@@ -224,13 +225,16 @@ class GalleryIndex:
 
         Args:
             recipe: names all that it is made of, see `unchanged`.
-            keys: names what each vector was made of, so that it need not be made again.
+            keys: names what each vector was made of, so that it need not be made again; default: as the gallery that
+                is replaced says, where its vectors are the same.
         """
         with new_version(folder) as version:
             save_file({"embeds": np.ascontiguousarray(self.embeds)}, version / VECTORS_FILE)
             with (version / ITEMS_FILE).open("w", encoding="utf-8", newline="\n") as file:
                 file.writelines(to_json(item) + "\n" for item in self.items)
-            if keys is not None:
+            if keys is None:
+                keep_keys(folder, version)
+            else:
                 (version / KEYS_FILE).write_text(json.dumps(keys), encoding="utf-8")
             self.vectors.save(version / FAISS_FILE)
             if self.hubs is not None:
@@ -259,7 +263,7 @@ class GalleryIndex:
     @classmethod
     def of_version(cls, folder: Path, header: dict[str, Any]) -> "GalleryIndex":
         """The gallery that a header names."""
-        check_files(folder, header)
+        check_files(folder, header, header["files"].keys() - {KEYS_FILE})
         version = version_folder(folder, header["version"])
         embeds = read_array(version / VECTORS_FILE, "embeds")
         if embeds.shape != (header["items"], header["dim"]) or embeds.dtype != np.float32:
@@ -267,8 +271,8 @@ class GalleryIndex:
                 f"{version / VECTORS_FILE} holds {embeds.dtype} {embeds.shape}, {folder / HEADER_FILE} says "
                 f"{header['items']} items of dim {header['dim']}: build the gallery again"
             )
-        lines = numbered_lines(version / ITEMS_FILE)
-        items = [parse_json(line, f"{version / ITEMS_FILE}, line {number}") for number, line in lines]
+        path = version / ITEMS_FILE
+        items = [parse_json(line, f"{path}, line {number}") for number, line in numbered_lines(path)]
         facts = {name: value for name, value in header.items() if name not in NOT_FACTS}
         index = cls.without_index(embeds, items, facts, header["plan"])
         index.vectors.load(version / FAISS_FILE)
@@ -282,8 +286,11 @@ class GalleryIndex:
     def unchanged(cls, folder: str | Path, recipe: str) -> "GalleryIndex | None":
         """The gallery in a folder, if it is whole and was written with that recipe; see `recipe_of`."""
         try:
-            same = read_header(Path(folder)).get("recipe") == recipe
-            return cls.load(folder) if same else None
+            header = read_header(Path(folder))
+            if header.get("recipe") != recipe:
+                return None
+            check_files(Path(folder), header, header["files"], whole=True)
+            return cls.load(folder)
         except (OSError, ValueError):
             return None
 

@@ -9,7 +9,7 @@ import PIL.Image
 from hf_vse.data.images import decode_image
 from hf_vse.data.pairs import undecoded_images
 from hf_vse.data.schema import IMAGE
-from hf_vse.data.sources import load_pairs, with_validation
+from hf_vse.data.trained_on import HELD_OUT, load_as_trained
 from hf_vse.files import inside
 from hf_vse.search.gallery import GalleryIndex
 
@@ -27,9 +27,8 @@ def find_photographs(gallery: GalleryIndex, items: Sequence[Any]) -> list[PIL.Im
         return [decode_image(str(place_of(root, item["file"])), needed=SIDE) for item in items]
     if origin is None:
         raise ValueError("the gallery does not say where its photographs are: make it from a folder or a data set")
-    options = {name: value for name, value in origin.items() if name not in ("dataset", "split")}
-    splits = load_pairs(origin["dataset"], **options)
-    split = (with_validation(splits) if origin["split"] == "validation" else splits)[origin["split"]]
+    settings = {name: value for name, value in origin.items() if name not in ("split", HELD_OUT)}
+    split = load_as_trained(settings, origin["split"], origin.get(HELD_OUT, {}))[origin["split"]]
     if IMAGE not in split.column_names:
         raise ValueError(f"{origin['dataset']} was read as features: there are no photographs to show")
     files = undecoded_images(split)

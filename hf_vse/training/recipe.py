@@ -28,6 +28,9 @@ def setting(default: Any, text: str) -> Any:
     return field(default=default, metadata={"help": text})
 
 
+RESIZE, CROP = 256, 224  # of images for a tower that says nothing else: the paper's evaluation transform
+
+
 @dataclass(frozen=True)
 class DataArguments:
     """What to train on; the arguments of `load_pairs`."""
@@ -82,10 +85,10 @@ class ModelArguments:
     logit_bias_init: float | None = setting(None, "Initial bias of siglip.")
     min_word_count: int = setting(4, "Words that occur less often in the training captions are unknown.")
     max_length: int = setting(64, "Words of a caption, start and end included; longer ones are cut.")
-    resize: int = setting(256, "Shorter side of an image before the crop.")
-    crop: int = setting(224, "Side of the square that the image tower sees.")
-    image_mean: list | None = setting(None, "Three numbers; default: those of ImageNet.")
-    image_std: list | None = setting(None, "Three numbers; default: those of ImageNet.")
+    resize: int | None = setting(None, "Shorter side of an image before the crop; default: the tower's own, or 256.")
+    crop: int | None = setting(None, "Side of the square that the image tower sees; default: its own, or 224.")
+    image_mean: list | None = setting(None, "Three numbers; default: those of the tower, or of ImageNet.")
+    image_std: list | None = setting(None, "Three numbers; default: those of the tower, or of ImageNet.")
 
     CONFIG_FIELDS: ClassVar = (
         "vision_pooling", "text_pooling", "vision_hidden_size", "vision_norm", "text_norm", "vision_power",
@@ -102,6 +105,7 @@ class ModelArguments:
 SECTIONS = {"data": DataArguments, "model": ModelArguments, "training": VSETrainingArguments}
 STAGE_NAME = re.compile(r"[^\W.][\w .+-]{0,79}(?<![ .])")
 RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in range(1, 10))}
+MOST_BYTES = 2**20
 SECRETS = ("hub_token",)  # never written to a file
 
 
@@ -135,6 +139,10 @@ class Recipe:
 
     def stage(self, overrides: dict[str, Any]) -> "Recipe":
         return replace(self, values=self.values | without_name(overrides), stages=())
+
+    def with_features(self) -> "Recipe":
+        """The same for a data set in whose columns features were found, as if they had been given."""
+        return replace(self, values={"features": "columns of the data"} | self.values)
 
     @property
     def public_values(self) -> dict[str, Any]:
@@ -171,10 +179,15 @@ def read_file(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         beside = ", ".join(sorted(each.name for each in path.parent.glob("*.yaml"))) or "none"
         raise FileNotFoundError(f"recipe {path} does not exist; recipes in {path.parent}: {beside:.300}")
+    if path.stat().st_size > MOST_BYTES:
+        raise ValueError(
+            f"recipe {path} has {path.stat().st_size / 1e6:.0f} MB, which no recipe has: give another file"
+        )
     values = parse_yaml(read_text(path), f"recipe {path}")
-    if values is not None and not isinstance(values, dict):
-        raise ValueError(f"recipe {path} must hold `key: value` lines, got a {type(values).__name__}")
-    return values or {}
+    if not isinstance(values, dict):
+        got = "nothing" if values is None else f"a {type(values).__name__}"
+        raise ValueError(f"recipe {path} must hold `key: value` lines, got {got}")
+    return values
 
 
 def check_section(values: dict[str, Any], where: str) -> None:
@@ -255,17 +268,25 @@ def check_together(recipe: Recipe, where: str) -> None:
     passed_on = set(ModelArguments.CONFIG_FIELDS)
     of_data = {item.name for item in fields(DataArguments)}
     check_effects(recipe.values, recipe.stages, defaults_of_keys(), passed_on, of_data, where)
-    model = recipe.model
-    if own_images(lambda key: recipe.values.get(key)) and model.crop > model.resize:
-        raise ValueError(
-            f"{where}: crop {model.crop} is larger than resize {model.resize}, which leaves black borders: "
-            "give a resize of at least as many pixels"
-        )
+    if own_images(lambda key: recipe.values.get(key)):
+        check_frame(recipe.model, where)
     for stage in recipe.stages:
         try:
             VSEConfig(**recipe.stage(stage).model.config_options)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{where}, stage {stage['name']!r}: {' '.join(str(error).split()):.300}") from error
+
+
+def check_frame(model: ModelArguments, where: str) -> None:
+    """Raises ValueError for a crop that is larger than the image; what is not given a timm tower knows."""
+    resize, crop = model.resize, model.crop
+    if model.image_tower is None:
+        resize, crop = resize or RESIZE, crop or CROP
+    if None not in (resize, crop) and crop > resize:
+        raise ValueError(
+            f"{where}: crop {crop} is larger than resize {resize}, which leaves black borders: give a resize of at "
+            "least as many pixels"
+        )
 
 
 def defaults_of_keys() -> dict[str, Any]:

@@ -16,12 +16,11 @@ import torch
 from measuring import record
 
 from hf_vse.data.schema import CAPTIONS, IMAGE_ID, fingerprint
-from hf_vse.data.sources import load_pairs, with_validation
+from hf_vse.data.trained_on import data_settings, held_out, load_as_trained
 from hf_vse.encoders.own_models import load_vse
 from hf_vse.evaluation.environment import environment
 from hf_vse.evaluation.evaluator import PairEmbeddings, embed_pairs
 from hf_vse.evaluation.metrics import RECALL_LEVELS, retrieval_metrics
-from hf_vse.evaluation.run import data_settings, held_out
 from hf_vse.search.compression import BITS, Compression
 
 SHARES = (1, 2, 4, 8)
@@ -54,18 +53,13 @@ def compare(pairs: PairEmbeddings) -> list[dict]:
 def embed_split(arguments: argparse.Namespace) -> tuple[PairEmbeddings, dict]:
     given = {"data_dir": arguments.data_dir, "features": arguments.features}
     settings = data_settings(arguments.model, arguments.dataset, given)
-    source = settings.pop("dataset")
-    splits = load_pairs(source, **settings)
-    if arguments.split == "validation" and "validation" not in splits:
-        splits = with_validation(splits, **held_out(arguments.model))
-    if arguments.split not in splits:
-        raise SystemExit(f"error: {source} has no split {arguments.split!r}; choose one of {', '.join(splits)}")
+    splits = load_as_trained(settings, arguments.split, held_out(arguments.model))
     split = splits[arguments.split]
     with torch.no_grad():
         pairs = embed_pairs(load_vse(arguments.model, "cpu"), split, progress=False)
     plain = split.with_format(None)
     return pairs, {
-        "dataset": source,
+        "dataset": settings["dataset"],
         "split": arguments.split,
         "images": len(pairs.image_embeds),
         "captions": len(pairs.text_embeds),

@@ -1,0 +1,120 @@
+"""Kept results are taken up where nothing has changed, and only there."""
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from datasets import Dataset
+from PIL import ImageOps
+
+from hf_vse.data.digests import WHOLE_FILE, images_digest
+from hf_vse.data.sources import load_pairs
+from hf_vse.encoders.own_models import load_vse
+from hf_vse.evaluation.evaluator import embed_pairs, made_by
+from tests.bad_input.cases_model import with_field
+from tests.conftest import make_feature_pairs, make_pairs
+
+CONFIG, PROCESSOR, TOKENIZER = "config.json", "processor_config.json", "tokenizer_config.json"
+MATTERS = [
+    (CONFIG, "vision_power", 0.5),
+    (CONFIG, "vision_norm", "none"),
+    (CONFIG, "text_norm", "l2"),
+    (CONFIG, "text_pooling", "mean"),
+    (CONFIG, "vision_pooling", "max"),
+    (CONFIG, "vision_config.hidden_act", "silu"),
+    (PROCESSOR, "image_processor.crop_size", {"height": 28, "width": 28}),
+    (PROCESSOR, "image_processor.image_mean", [0.5, 0.5, 0.5]),
+    (PROCESSOR, "image_processor.resample", 2),
+    (PROCESSOR, "image_processor.do_center_crop", False),
+    (TOKENIZER, "model_max_length", 5),
+    (TOKENIZER, "padding_side", "left"),
+    ("tokenizer.json", "normalizer", None),
+]
+NO_MATTER = [
+    (CONFIG, "temperature", 0.07),
+    (CONFIG, "margin", 0.5),
+    (CONFIG, "loss_type", "hardnce"),
+    (CONFIG, "feature_dropout", 0.3),
+    (CONFIG, "transformers_version", "5.99.0"),
+    (CONFIG, "text_config.use_cache", True),
+    (PROCESSOR, "processor_class", "Other"),
+]
+
+
+@pytest.fixture(scope="module")
+def before(tiny_model):
+    return load_vse(tiny_model, "cpu").digest
+
+
+@pytest.fixture
+def copied(tiny_model, tmp_path):
+    return shutil.copytree(tiny_model, tmp_path / "model")
+
+
+@pytest.mark.parametrize(("file", "field", "value"), MATTERS, ids=lambda value: str(value))
+def test_what_changes_vectors_changes_the_digest(copied, before, file, field, value):
+    with_field(copied / file, field, value)
+    assert load_vse(copied, "cpu").digest != before
+
+
+@pytest.mark.parametrize(("file", "field", "value"), NO_MATTER, ids=lambda value: str(value))
+def test_what_changes_none_does_not(copied, before, file, field, value):
+    with_field(copied / file, field, value)
+    assert load_vse(copied, "cpu").digest == before
+
+
+def test_other_content_of_the_same_rows_is_other_data(tiny_model):
+    encoder = load_vse(tiny_model, "cpu")
+    pairs, features = make_pairs(4), make_feature_pairs(4)
+    assert made_by(encoder, pairs) == made_by(encoder, make_pairs(4))
+    exchanged = pairs.map(lambda row: {"image": ImageOps.invert(row["image"])})
+    assert made_by(encoder, exchanged) != made_by(encoder, pairs)
+    rows = np.array(features["image_features"])
+    rows[3, 2] += 0.5
+    moved = features.remove_columns("image_features")
+    moved = moved.add_column("image_features", list(rows), feature=features.features["image_features"])
+    assert made_by(encoder, moved) != made_by(encoder, features)
+
+
+@pytest.mark.parametrize("size", [1000, WHOLE_FILE + 1000])
+def test_a_file_exchanged_with_equal_size_and_time_is_noticed(size, tmp_path):
+    path = tmp_path / "a.ppm"
+    content = bytearray(np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8).tobytes())
+    path.write_bytes(content)
+    time = path.stat()
+    before = images_digest([{"image": str(path)}])
+    path.write_bytes(bytes(reversed(content)))
+    os.utime(path, ns=(time.st_atime_ns, time.st_mtime_ns))
+    assert path.stat().st_mtime_ns == time.st_mtime_ns and path.stat().st_size == time.st_size
+    assert images_digest([{"image": str(path)}]) != before
+    path.write_bytes(content)
+    os.utime(path, ns=(time.st_atime_ns, time.st_mtime_ns))
+    assert images_digest(Dataset.from_list([{"image": {"path": str(path), "bytes": None}}])) == before
+
+
+def test_photographs_exchanged_under_their_names_are_judged_anew(tiny_model, photographs, tmp_path):
+    """All of them exchanged, names, sizes and times as before: the old vectors were judged."""
+    for picture in photographs.rglob("*.png"):
+        PIL.Image.open(picture).save(picture.with_suffix(".bmp"))
+        picture.unlink()
+    metadata = photographs / "metadata.jsonl"
+    metadata.write_text(metadata.read_text().replace(".png", ".bmp"))
+    encoder = load_vse(tiny_model, "cpu")
+
+    def embedded(keep: Path | None = None):
+        split = load_pairs("imagefolder", data_dir=photographs)["train"]
+        return embed_pairs(encoder, split, progress=False, keep=keep).image_embeds
+
+    first = embedded(tmp_path / "kept")
+    files = sorted(photographs.rglob("*.bmp"))
+    contents, times = [file.read_bytes() for file in files], [file.stat().st_mtime_ns for file in files]
+    for file, content, time in zip(files, reversed(contents), times, strict=True):
+        file.write_bytes(content)
+        os.utime(file, ns=(time, time))
+    again = embedded(tmp_path / "kept")
+    assert torch.equal(again, embedded()) and not torch.equal(again, first)
+    assert len(list((tmp_path / "kept").iterdir())) == 2
