@@ -61,7 +61,7 @@ class Api:
     @friendly
     def thumbnail(self, photograph: float) -> dict[str, str]:
         """A photograph of the gallery as the data address of a small JPEG: {"image": "data:image/jpeg;base64,..."}"""
-        if not 0 <= photograph < len(self.main.album):
+        if not isinstance(photograph, int | float) or not 0 <= photograph < len(self.main.album):
             raise RefusedError(f"The gallery has photographs 0 to {len(self.main.album) - 1}; give one of them.")
         return {"image": data_address(self.main.album.thumbnails[int(photograph)])}
 

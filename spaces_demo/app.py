@@ -48,7 +48,7 @@ def offer_examples(on: Handlers, sentence: gr.Textbox, count: int, then: dict) -
     """Captions of the gallery that are searched for with one click."""
     samples = [[each] for each in on.main.example_sentences(count)]
     examples = gr.Dataset(label="Examples", components=[gr.Textbox(visible=False)], samples=samples)
-    taken = examples.click(lambda example: example[0], examples, sentence, **PRIVATE)
+    taken = examples.click(lambda example: example[0] if example else None, examples, sentence, **PRIVATE)
     taken.then(**then)
 
 

@@ -17,6 +17,7 @@ logger = logging.getLogger("demo")
 
 UPLOAD = "/gradio_api/upload"
 QUESTIONS = re.compile(r"/gradio_api/(call/\w{1,64}|queue/join|cancel|reset)/?")
+CANCEL = "/gradio_api/cancel"
 READING = ("GET", "HEAD", "OPTIONS")
 MAX_QUERY_BYTES = 512
 MAX_NAME = 64  # characters of a session or event
@@ -57,34 +58,35 @@ class Guard:
                 body = await _read(receive)
                 if body is None:  # the visitor left
                     return
-                question = json.dumps(self._judge(body)).encode()  # what was judged is what gradio reads
+                question = json.dumps(self._judge(path, body)).encode()  # what was judged is what gradio reads
                 scope, receive = _with_length(scope, len(question)), _replayed(question, receive)
             await self._pass_on(scope, receive, send)
         except RefusedRequestError as refused:
             await _answer(send, refused.status, str(refused).encode())
 
-    def _judge(self, body: bytes) -> dict[str, Any]:
+    def _judge(self, path: str, body: bytes) -> dict[str, Any]:
         question = read_question(body)
-        if not self.admits(question.get("session_hash")):
+        if not path.startswith(CANCEL) and not self.admits(question.get("session_hash")):
             raise RefusedRequestError(429, "Read the answers to your earlier questions first.")
         return question
 
     async def _pass_on(self, scope: dict, receive: Callable, send: Callable) -> None:
         """A request that gradio fails at, as one for a function that is not there, has an answer too."""
-        started = False
+        started = ended = False
 
         async def watched(message: dict) -> None:
-            nonlocal started
-            started = True
+            nonlocal started, ended
+            started, ended = True, message["type"] == "http.response.body" and not message.get("more_body", False)
             await send(message)
 
         try:
             await self.app(scope, receive, watched)
         except Exception as error:
-            if started:
-                raise
             logger.warning("a request was refused: %s", type(error).__name__)
-            raise RefusedRequestError(400, "This is no request that the demo takes.") from None
+            if not started:
+                raise RefusedRequestError(400, "This is no request that the demo takes.") from None
+            if not ended:  # a stream of answers, as to a question that nobody asked
+                await send({"type": "http.response.body", "body": b""})
 
 
 def _judge_head(scope: dict, path: str) -> None:
@@ -96,7 +98,8 @@ def _judge_head(scope: dict, path: str) -> None:
         raise RefusedRequestError(414, "The address is too long.")
     length = headers.get(b"content-length", b"0")
     most = MAX_UPLOAD_BYTES if is_upload else MAX_REQUEST_BYTES
-    if not length.isdigit() or int(length) > most or (b"transfer-encoding" in headers and not is_upload):
+    is_long = not length.isdigit() or len(length) > len(str(most)) or int(length) > most
+    if is_long or (b"transfer-encoding" in headers and not is_upload):
         raise RefusedRequestError(413, "The request is too large.")
     if scope["method"] not in READING and not is_upload and not QUESTIONS.fullmatch(path):
         raise RefusedRequestError(404, "There is nothing here.")
@@ -156,8 +159,8 @@ def read_question(body: bytes) -> dict[str, Any]:
         raise RefusedRequestError(400, "The request is no JSON object.")
     for name in ("session_hash", "event_id"):
         value = question.get(name)
-        if value is not None and not (isinstance(value, str) and len(value) <= MAX_NAME):
-            raise RefusedRequestError(400, f"{name} has at most {MAX_NAME} characters.")
+        if value is not None and not (isinstance(value, str) and 0 < len(value) <= MAX_NAME):
+            raise RefusedRequestError(400, f"{name} has 1 to {MAX_NAME} characters.")
     _judge_values(question)
     return question
 

@@ -73,9 +73,12 @@ class Handlers:
         own = self.visitors.pictures(request.session_hash)
         return sentences, self.tiles(self.main.photographs(query, count, own), own)
 
+    @friendly
     def take_sample(self, event: gr.SelectData) -> bytes:
         rows = self.main.spread_rows(SAMPLES)
-        return self.main.album.thumbnails[rows[min(event.index, len(rows) - 1)]]
+        if not isinstance(event.index, int) or not 0 <= event.index < len(rows):
+            raise RefusedError("There is no such sample: take one of the strip.")
+        return self.main.album.thumbnails[rows[event.index]]
 
     def receive(self, image: PIL.Image.Image | None) -> PIL.Image.Image | None:
         """Sends an uploaded photograph back small, so that its file is not needed again."""

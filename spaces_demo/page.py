@@ -29,8 +29,8 @@ class Page(gr.Blocks):
         try:
             friendly(judge_files)(inputs)
             return await super().preprocess_data(block_fn, inputs, *args, **kwargs)
-        except gr.Error:
-            raise
+        except gr.Error as refused:  # as of a slider
+            raise gr.Error(refused.message, title=TRY_AGAIN, print_exception=False) from None
         except Exception as error:  # a list for a number, too few of them: gradio has a traceback for each
             logger.info("an input was refused: %s", type(error).__name__)
             line = "This is no input that the demo takes: see its API."
@@ -73,7 +73,10 @@ class Page(gr.Blocks):
         async def keep_tidy() -> None:
             while True:
                 await asyncio.sleep(SECONDS_BETWEEN_TIDYING)
-                self.tidy()
+                try:
+                    self.tidy()
+                except Exception:  # the next time may go well, and uploads must not stay
+                    logger.exception("the page could not be tidied")
 
         task = asyncio.create_task(keep_tidy())
         try:

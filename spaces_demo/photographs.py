@@ -15,6 +15,7 @@ from typing import Any
 import PIL.Image
 from datasets import Image, get_dataset_split_names, load_dataset, load_from_disk
 from huggingface_hub import HfApi
+from limits import judge_size
 from settings import Settings, SettingsError
 
 logger = logging.getLogger("demo")
@@ -129,8 +130,10 @@ class Source:
                 break
             captions = _captions(row[name] for name in used)
             try:
-                image = decoder.decode_example(row["image"]).convert("RGB")
-            except Exception as error:  # missing, truncated, unknown format, decompression bomb
+                image = decoder.decode_example(row["image"])
+                judge_size(image.size)
+                image = image.convert("RGB")
+            except Exception as error:  # missing, truncated, unknown format, decompression bomb, too long
                 self.broken += 1
                 logger.warning("photograph %d is left out: %s", number, _reason(error))
                 continue

@@ -64,7 +64,9 @@ class Search:
             return self.photograph(image)
         if image is None:
             return self.sentence(text)
-        weight = min(1.0, max(0.0, float(weight)))
+        if not isinstance(weight, int | float):
+            raise RefusedError("The weight of the sentence must be a number from 0 to 1.")
+        weight = min(1.0, max(0.0, weight))
         query = weight * self.sentence(text) + (1 - weight) * self.photograph(image)
         return query / max(float(np.linalg.norm(query)), 1e-12)
 

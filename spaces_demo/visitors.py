@@ -12,6 +12,7 @@ import numpy as np
 from limits import MAX_PICTURES, RefusedError
 
 MAX_VISITORS = 500  # who keep pictures at the same time; beyond it the one who waited longest is forgotten
+MAX_BYTES = 256 * 2**20  # of all pictures that are kept; beyond it the same
 SECONDS_TO_KEEP = 3600
 
 
@@ -52,7 +53,7 @@ class Visitors:
             if len(mine) > MAX_PICTURES:
                 raise RefusedError(f"{len(mine)} pictures are too many: at most {MAX_PICTURES}, please.")
             self._keep(session, mine)
-            while len(self._pictures) > MAX_VISITORS:
+            while len(self._pictures) > MAX_VISITORS or (len(self._pictures) > 1 and self._bytes() > MAX_BYTES):
                 self._pictures.popitem(last=False)
             return list(mine)
 
@@ -64,6 +65,9 @@ class Visitors:
     def _keep(self, session: str, pictures: list[Picture]) -> None:
         self._pictures[session] = (self._clock(), pictures)
         self._pictures.move_to_end(session)
+
+    def _bytes(self) -> int:
+        return sum(len(each.thumbnail) + each.embed.nbytes for _, mine in self._pictures.values() for each in mine)
 
     def _forget_old(self) -> None:
         oldest = self._clock() - SECONDS_TO_KEEP

@@ -15,10 +15,11 @@ DATA_OPTIONS = ("data_dir", "split_file", "features", "image_column", "caption_c
 
 @dataclass
 class Result:
-    """What a command gives: `record` for programs, `text` for people."""
+    """What a command gives: `record` for programs, `text` for people; `refused` says what of it could not be done."""
 
     record: Any
     text: str
+    refused: str = ""
 
 
 def command_parser(name: str, description: str, examples: str) -> argparse.ArgumentParser:

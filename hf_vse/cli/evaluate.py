@@ -1,9 +1,10 @@
 """`hf-vse evaluate`."""
 
 import argparse
-import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from hf_vse.cli.command import (
     Result,
@@ -14,6 +15,13 @@ from hf_vse.cli.command import (
     positive,
     read_lines,
 )
+from hf_vse.errors import refusal
+from hf_vse.files import check_output_file, check_output_folder, read_json, write_json
+
+if TYPE_CHECKING:
+    from hf_vse.evaluation.run import Evaluation, Questions
+
+logger = logging.getLogger(__name__)
 
 DESCRIPTION = """Judges image-text retrieval of any model and writes the numbers with all that is needed to trust them.
 
@@ -34,6 +42,8 @@ FOILS = (
     "auto", "none", "scenes", "captions", "vg_relation", "vg_attribution", "sugarcrepe", "winoground", "coco_order",
     "flickr30k_order",
 )  # fmt: skip
+OF_A_MODEL = ("foils", "labelled", "correction", "embeddings", "device", "dtype", "trust_remote_code")
+OF_DATA = ("data_dir", "split_file", "features", "image_column", "caption_column", "split")
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -41,7 +51,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("names", nargs="*", metavar="model", help="one model, or several to compare")
     parser.add_argument("--model", action="append", default=[], help="the same")
     add_data_options(parser, None, "; default: as in training, or scenes")
-    parser.add_argument("--split", default="test", help="train, validation or test [test]")
+    parser.add_argument("--split", help="train, validation or test [test]")
     parser.add_argument("--output", type=Path, help="JSON file to write [metrics_SPLIT.json in the model's folder]")
     parser.add_argument("--report", type=Path, metavar="DIR", help="write a page to read there, with the reasons")
     add_questions(parser)
@@ -90,11 +100,65 @@ def add_execution(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> Result | None:
-    from hf_vse.evaluation.run import Loading, Questions, evaluate_models
+    from hf_vse.evaluation.run import Loading, evaluate_models
+
+    check_embeddings_asked(arguments)
+    arguments.split = arguments.split or "test"
+    output = check_outputs(arguments)
+    questions = questions_of(arguments)
+    loading = Loading(arguments.device, arguments.dtype, arguments.kind, arguments.trust_remote_code)
+    evaluation = evaluate_models(arguments.models, arguments.dataset, questions, loading, **data_options(arguments))
+    if evaluation is None:  # not the main process
+        return None
+    lines, refused = write_outputs(evaluation, output, arguments.report)
+    return Result(evaluation.record, "\n".join([f"{evaluation.table}\n", *lines]), refused)
+
+
+def check_embeddings_asked(arguments: argparse.Namespace) -> None:
+    """Raises ValueError for options that do nothing where embeddings take the place of a model, or of data too."""
+    from hf_vse.evaluation.given import holds_embeddings
+
+    given = [name for name in arguments.models if holds_embeddings(name)]
+    if not given:
+        return
+    useless = [option for option in OF_A_MODEL if getattr(arguments, option) not in (None, False, "none")]
+    useless = useless if len(given) == len(arguments.models) else []
+    if arguments.dataset is None:
+        useless += [option for option in OF_DATA if getattr(arguments, option) is not None]
+    if useless:
+        remedy = "leave it out" if useless[0] in OF_A_MODEL else "leave it out, or add --dataset"
+        raise ValueError(f"--{useless[0]} is of no use: {given[0]} holds embeddings and no model; {remedy}")
+
+
+def check_outputs(arguments: argparse.Namespace) -> Path:
+    """Where the numbers go, if everything that is asked for can be written: noticed now, not after the work."""
+    output = check_output_file("output", arguments.output or default_output(arguments))
+    if output.is_file() and output.stat().st_size and not is_evaluation(output):
+        raise ValueError(f"output {output} is there and holds no evaluation: give another --output, or remove it")
+    if arguments.embeddings is not None:
+        check_output_folder("embeddings", arguments.embeddings)
+    if arguments.report is not None:
+        from hf_vse.report.page import check_report
+
+        check_report(arguments.report)
+    return output
+
+
+def is_evaluation(path: Path) -> bool:
+    """Whether a file is what this command wrote, and neither the record of a training nor somebody's own."""
+    try:
+        found = read_json(path)
+    except ValueError:
+        return False
+    return isinstance(found, dict) and ("metrics" in found or "models" in found) and "stages" not in found
+
+
+def questions_of(arguments: argparse.Namespace) -> "Questions":
+    from hf_vse.evaluation.run import Questions
 
     reported = arguments.report is not None
     foils = arguments.foils or ("auto" if reported else "none")
-    questions = Questions(
+    return Questions(
         split=arguments.split,
         diagnostics=arguments.diagnostics or reported,
         foils=None if foils == "none" else foils,
@@ -109,20 +173,39 @@ def run(arguments: argparse.Namespace) -> Result | None:
         keep=arguments.embeddings,
         progress=not arguments.quiet,
     )
-    loading = Loading(arguments.device, arguments.dtype, arguments.kind, arguments.trust_remote_code)
-    evaluation = evaluate_models(arguments.models, arguments.dataset, questions, loading, **data_options(arguments))
-    if evaluation is None:  # not the main process
-        return None
-    output = arguments.output or default_output(arguments)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(evaluation.record, indent=1), encoding="utf-8")
-    text = f"{evaluation.table}\n\nnumbers   {output}"
-    if reported:
+
+
+def write_outputs(evaluation: "Evaluation", output: Path, report: Path | None) -> tuple[list[str], str]:
+    """Numbers first, then the page; what fails takes nothing with it that has been computed.
+
+    Returns:
+        Lines that say where things are, and what could not be written.
+    """
+    lines, refused = [], []
+
+    def attempt(title: str, what: str, write: Any) -> None:
+        try:
+            lines.append(f"{title:<9} {write()}")
+        except Exception as error:
+            reason = refusal(error)
+            if reason is None:
+                logger.exception("%s could not be written", what)
+                reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            refused.append(f"{what} could not be written ({reason})")
+
+    def numbers() -> Path:
+        write_json(output, evaluation.record)
+        return output
+
+    def page() -> Path:
         from hf_vse.report.page import write_report
 
-        page = write_report(arguments.report, evaluation.judgements, evaluation.record, evaluation.pictures)
-        text += f"\nreport    {page}"
-    return Result(evaluation.record, text)
+        return write_report(report, evaluation.judgements, evaluation.record, evaluation.pictures)
+
+    attempt("numbers", "the numbers", numbers)
+    if report is not None:
+        attempt("report", "the report", page)
+    return lines, "; ".join(refused)
 
 
 def default_output(arguments: argparse.Namespace) -> Path:

@@ -31,6 +31,7 @@ KINDS = ("auto", "exact", "ivf", "hnsw", "pq")
 LEFT_OUT = {
     "passed_over": "pictures of a kind that is not read",
     "unmatched": "lines of metadata.jsonl that name no image",
+    "repeated": "lines of metadata.jsonl before another about the same image",
 }
 
 
@@ -56,8 +57,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if (arguments.source is None) == (arguments.dataset is None):
         parser.error("give either a folder (or an array) or --dataset")
-    if not arguments.model.strip():
-        parser.error("--model is empty: give a model folder or a Hub id")
     if arguments.items is not None and not is_array(arguments):
         parser.error("--items goes with an array of embeddings (.npy, .safetensors)")
     if arguments.dataset is None and (given := data_options(arguments)):
@@ -100,14 +99,14 @@ def from_photographs(arguments: argparse.Namespace, bank: list[str]) -> Any:
     """A gallery of a folder or of a data set."""
     from hf_vse.search.encoder import Encoder
     from hf_vse.search.gallery import GalleryIndex
-    from hf_vse.search.photographs import check_photographs
+    from hf_vse.search.photographs import read_metadata
     from hf_vse.search.storage import check_place
 
     names = ("kind", "recall", "batch_size", "num_workers", "max_broken_share")
     options = {name: getattr(arguments, name) for name in names}
     source, origin = arguments.source, None
     if source is not None:
-        check_photographs(Path(source))
+        read_metadata(Path(source))  # what is wrong with it is said before the model is loaded
     check_place(arguments.index, source)
     encoder = Encoder.from_pretrained(arguments.model)
     if source is None:

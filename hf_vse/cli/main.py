@@ -91,6 +91,9 @@ def execute(run, arguments: Namespace) -> int:
         return REFUSED
     if result is not None and is_first_process():
         show(result, arguments.json)
+        if result.refused:
+            print(f"error: {result.refused}", file=sys.stderr)
+            return REFUSED
     return SUCCESS
 
 
@@ -108,7 +111,14 @@ def is_first_process() -> bool:
 
 
 def show(result: Result, as_json: bool) -> None:
-    print(json.dumps(result.record, ensure_ascii=False) if as_json else result.text, flush=True)
+    """Prints it; what the terminal or the pipe cannot hold, such as a file name that is no Unicode, is escaped."""
+    text = json.dumps(result.record, ensure_ascii=False) if as_json else result.text
+    encoding = sys.stdout.encoding or "utf-8"
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        text = json.dumps(result.record) if as_json else text.encode(encoding, "backslashreplace").decode(encoding)
+    print(text, flush=True)
 
 
 if __name__ == "__main__":

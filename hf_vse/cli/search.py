@@ -37,10 +37,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--model", help="model folder or Hub id [the one the gallery names]")
     parser.add_argument("--sheet", type=Path, help="PNG file: contact sheet of what was found for the first query")
     parser.add_argument("--open", action="store_true", help="show the contact sheet")
-    arguments = parser.parse_args(argv)
-    if arguments.model is not None and not arguments.model.strip():
-        parser.error("--model is empty: give a model folder or a Hub id, or leave it out")
-    return arguments
+    return parser.parse_args(argv)
 
 
 def run(arguments: argparse.Namespace) -> Result | None:

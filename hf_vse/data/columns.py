@@ -5,6 +5,7 @@ train, validation and test. Images are neither copied nor decoded.
 """
 
 import logging
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,8 +18,9 @@ from typing import Any
 import datasets
 from datasets import Dataset, DatasetDict, Features, Image, IterableDataset, IterableDatasetDict, List, Value
 
-from hf_vse.data.images import find_broken_rows, image_keys
-from hf_vse.data.schema import CAPTION_IDS, CAPTIONS, IMAGE, IMAGE_FEATURES, IMAGE_ID
+from hf_vse.data.images import find_broken_rows, image_keys, stored_images
+from hf_vse.data.schema import CAPTION_IDS, CAPTIONS, IMAGE, IMAGE_FEATURES, IMAGE_ID, is_id, report_repeated
+from hf_vse.files import inside
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +32,8 @@ _CAPTION_NAMES = ("captions", "caption", "text", "texts", "sentences", "raw", "t
 _IMAGE_ID_NAMES = ("cocoid", "image_id", "img_id", "imgid")
 _CAPTION_ID_NAMES = ("sentids", "caption_ids", "sentid", "caption_id")
 _FILE_NAMES = ("filename", "file_name", "image_path")
+_PATHS = (Value("string"), Value("large_string"))
+_CONTENTS = (Value("binary"), Value("large_binary"))
 _TEXT_FEATURES = {IMAGE_ID: Value("int64"), CAPTIONS: List(Value("string")), CAPTION_IDS: List(Value("int64"))}
 
 
@@ -66,11 +70,25 @@ def find_layout(features: Features | None, image_column: str | None, caption_col
         if not names or names[0] not in known:
             problem = f"{what}_column={names[0]!r} is not" if names else f"no {what} column is recognised"
             raise ValueError(f"{problem} among the columns {', '.join(known)}: name it with {what}_column")
+    check_image_type(images[0], features[images[0]])
     return Layout(images[0], tuple(captions), first(_IMAGE_ID_NAMES), first(_CAPTION_ID_NAMES), first(_FILE_NAMES))
 
 
+def check_image_type(name: str, feature: Any) -> None:
+    """Raises ValueError where a column cannot hold images: `datasets` would make pictures of lists of numbers."""
+    of_file = isinstance(feature, dict) and set(feature) == {"bytes", "path"}
+    if name != IMAGE_FEATURES and not (isinstance(feature, Image) or of_file or feature in (*_PATHS, *_CONTENTS)):
+        kind = getattr(feature, "dtype", None) or type(feature).__name__
+        raise ValueError(
+            f"column {name!r} holds {kind}, no images (files, their names or contents): give image_column"
+        )
+
+
 def _field(row: Mapping[str, Any], name: str | None) -> Any:
-    return row[name] if name in row else (row.get("json") or {}).get(name)
+    if name in row:
+        return row[name]
+    nested = row.get("json")
+    return nested.get(name) if isinstance(nested, Mapping) else None
 
 
 @dataclass
@@ -81,7 +99,7 @@ class RowText:
     caption_ids: list[int]
     image_id: int | None
     key: Any
-    split: str | None
+    split: str | None  # under the name it has here
     num_empty: int
 
 
@@ -94,14 +112,15 @@ def read_row(row: Mapping[str, Any], layout: Layout) -> RowText:
             raise ValueError(f"column {layout.captions[0]!r} holds {text!r:.60}, no caption: give caption_column")
     ids = _field(row, layout.caption_ids)
     ids = ids if isinstance(ids, list) else [ids]
-    known = len(ids) == len(texts) and all(isinstance(caption_id, int) for caption_id in ids)
+    known = len(ids) == len(texts) and all(map(is_id, ids))
     kept = [place for place, text in enumerate(texts) if text and text.strip()]
     image_id = _field(row, layout.image_id)
+    key = _field(row, layout.file_name) if image_id is None else image_id
     return RowText(
         captions=[texts[place].strip() for place in kept],
         caption_ids=[ids[place] for place in kept] if known else [],
-        image_id=image_id if isinstance(image_id, int) else None,
-        key=_field(row, layout.file_name) if image_id is None else image_id,
+        image_id=image_id if is_id(image_id) else None,
+        key=key if isinstance(key, str | int | None) else repr(key),
         split=SPLITS.get(str(row.get("split"))),
         num_empty=len(texts) - len(kept),
     )
@@ -113,6 +132,7 @@ def to_pairs(
     caption_column: str | None = None,
     *,
     root: Path | None = None,
+    places: Sequence[Path] | None = None,
     max_captions: int | None = None,
     max_broken_share: float = 0.01,
     check_images: bool = True,
@@ -123,46 +143,96 @@ def to_pairs(
     divided by its column `split`, if it has one.
 
     Args:
-        root: the folder (or a file in it) that relative paths in an image column of strings start from.
+        root: the folder (or a file in it) that the paths in an image column of strings start from and stay in.
+        places: folders that the files of images must lie in, as those of strangers do; any by default.
         max_captions: how many captions of an image to keep; all by default.
     """
     groups: dict[str, list] = {}
     for name, part in dataset.items() if isinstance(dataset, dict) else [("train", dataset)]:
         groups.setdefault(SPLITS.get(name, name), []).append(part)
     parts = {name: datasets.concatenate_datasets(g) if len(g) > 1 else g[0] for name, g in groups.items()}
+    if not parts:
+        raise ValueError("the data set has no split: give one with images and captions")
     first = next(iter(parts.values()))
     layout = find_layout(first.features, image_column, caption_column)
-    root = root.parent if root and root.is_file() else root or Path()
+    root = root.parent if root and root.is_file() else root
+    where = Where(layout.image, root, places)
     divide = len(parts) == 1 and "split" in first.features
     if isinstance(first, IterableDataset):
         if divide:
             raise ValueError("a column 'split' divides this data set, which streaming cannot do: use streaming=False")
-        return IterableDatasetDict({name: _stream(part, layout, root, max_captions) for name, part in parts.items()})
+        return IterableDatasetDict({name: _stream(part, layout, where, max_captions) for name, part in parts.items()})
     splits: dict[str, Dataset] = {}
     for name, part in parts.items():
-        images = _image_column(part.with_format(None), layout, root)
-        broken = find_broken_rows(images, max_broken_share) if check_images else set()
+        images = _image_column(part.with_format(None), where)
+        broken = find_broken_rows(images, max_broken_share) if check_images else {}
         rows = _read_rows(name, part.with_format(None), layout, broken)
-        if not divide or not all(row.split for row in rows):
+        if not divide or not _divides(part["split"], rows):
             rows = [replace(row, split=name) for row in rows]
         _join_rows_of_one_image(rows, images)
         splits |= _assemble(images, rows, max_captions)
+    for name, part in splits.items():
+        report_repeated(f"split {name}", part[CAPTIONS][:], part[IMAGE_ID][:])
     return DatasetDict(splits)
 
 
-def _image_column(part: Dataset, layout: Layout, root: Path) -> Dataset:
+def _divides(names: Sequence[Any], rows: Sequence[RowText]) -> bool:
+    """Whether a column `split` says of each row to which split it belongs."""
+    unknown = [name for name, row in zip(names, rows, strict=True) if not row.split]
+    if 0 < len(unknown) < len(rows):
+        raise ValueError(
+            f"column 'split' holds {unknown[0]!r:.40} in {len(unknown):,} of {len(rows):,} rows, others are "
+            f"{', '.join(SPLITS)}: correct it, or remove the column"
+        )
+    return not unknown
+
+
+@dataclass(frozen=True)
+class Where:
+    """Where the files of an image column may lie; see `to_pairs`."""
+
+    column: str
+    root: Path | None
+    places: Sequence[Path] | None
+
+    def path(self, name: str | None) -> str | None:
+        """The path that a column of strings names; None where it names nothing."""
+        if not name or not name.strip():
+            return None
+        return name if self.root is None else str(inside(self.root, name, f"column {self.column!r}"))
+
+    def check(self, path: str | None) -> None:
+        """Raises ValueError where a file lies elsewhere: a data set of strangers could show any picture of a disk."""
+        if path is None or self.places is None:
+            return
+        file = path.rpartition("::")[2]  # the archive that it is in
+        own = file.startswith("hf://") or ("://" not in file and any(under(file, place) for place in self.places))
+        if not own:
+            raise ValueError(f"column {self.column!r} names {path!r:.80}, which is not of this data set: remove it")
+
+
+def under(path: str, folder: Path) -> bool:
+    return os.path.abspath(path).startswith(os.path.join(os.path.abspath(folder), ""))
+
+
+def _image_column(part: Dataset, where: Where) -> Dataset:
     """The image column alone and under its final name, decoded lazily; a column of features stays as it is."""
-    feature = part.features[layout.image]
-    if layout.image == IMAGE_FEATURES:
+    feature = part.features[where.column]
+    if where.column == IMAGE_FEATURES:
         return part.select_columns([IMAGE_FEATURES])
-    if feature in (Value("string"), Value("large_string")):
-        paths = [path and str(root / path) for path in part[layout.image]]
-        return Dataset.from_dict({IMAGE: paths}, features=Features({IMAGE: Image()}))
-    images = part.select_columns([layout.image]).rename_columns({layout.image: IMAGE})
-    return images if feature == Image() else images.cast_column(IMAGE, Image())
+    if feature in _PATHS:
+        paths = [where.path(name) for name in part[where.column]]
+        images = Dataset.from_dict({IMAGE: paths}, features=Features({IMAGE: Image()}))
+    else:
+        images = part.select_columns([where.column]).rename_columns({where.column: IMAGE})
+        images = images if feature == Image() else images.cast_column(IMAGE, Image())
+    for path, content in stored_images(images):
+        if content is None:
+            where.check(path)
+    return images
 
 
-def _read_rows(name: str, part: Dataset, layout: Layout, broken: set[int]) -> list[RowText]:
+def _read_rows(name: str, part: Dataset, layout: Layout, broken: Mapping[int, str]) -> list[RowText]:
     """All rows, so that they stay next to their images; those to leave out have no captions."""
     used = {*layout.captions, layout.image_id, layout.caption_ids, layout.file_name, "json", "split"}
     rows = [read_row(row, layout) for row in part.select_columns([c for c in part.column_names if c in used])]
@@ -170,6 +240,10 @@ def _read_rows(name: str, part: Dataset, layout: Layout, broken: set[int]) -> li
         logger.warning("split %s: %s empty captions left out", name, f"{empty:,}")
     if without := sum(not row.captions for row in rows):
         logger.warning("split %s: %s images without any caption left out", name, f"{without:,}")
+    if any(row.captions for row in rows) and not any(row.captions for n, row in enumerate(rows) if n not in broken):
+        raise ValueError(
+            f"split {name}: no image with a caption can be read (row {min(broken)}: {min(broken.items())[1]})"
+        )
     rows = [replace(row, captions=[], caption_ids=[]) if n in broken else row for n, row in enumerate(rows)]
     if not any(row.captions for row in rows):
         where = ", ".join(layout.captions)
@@ -179,11 +253,12 @@ def _read_rows(name: str, part: Dataset, layout: Layout, broken: set[int]) -> li
 
 def _join_rows_of_one_image(rows: Sequence[RowText], images: Dataset) -> None:
     """Where every row has one caption, those of an image go to its first row."""
+    if all(row.key is None for row in rows):
+        for row, key in zip(rows, image_keys(images), strict=True):
+            row.key = key
     if any(len(row.captions) + row.num_empty > 1 for row in rows):
         return
     keys = [row.key for row in rows]
-    if all(key is None for key in keys):
-        keys = image_keys(images)
     first: dict[Any, RowText] = {}
     for row, key in zip(rows, keys, strict=True):
         leader = row if key is None else first.setdefault((row.split, key), row)
@@ -200,8 +275,10 @@ def _assemble(images: Dataset, rows: Sequence[RowText], max_captions: int | None
         running = count()
         caption_ids = [[next(running) for _ in texts] for texts in captions]
     image_ids = [row.image_id for row in rows]
-    if None in image_ids:
-        image_ids = list(range(len(rows)))
+    if None in image_ids:  # rows of one image have one number also where its name is no number
+        numbers: dict[Any, int] = {}
+        keys = [row.key for row in rows]
+        image_ids = [n if key is None else numbers.setdefault(key, n) for n, key in enumerate(keys)]
     columns = {IMAGE_ID: image_ids, CAPTIONS: captions, CAPTION_IDS: caption_ids}
     texts = Dataset.from_dict(columns, features=Features(_TEXT_FEATURES))
     pairs = datasets.concatenate_datasets([images, texts], axis=1)
@@ -212,24 +289,26 @@ def _assemble(images: Dataset, rows: Sequence[RowText], max_captions: int | None
     return {split: pairs.select(numbers) for split, numbers in kept.items()}
 
 
-def _stream(part: IterableDataset, layout: Layout, root: Path, max_captions: int | None) -> IterableDataset:
+def _stream(part: IterableDataset, layout: Layout, where: Where, max_captions: int | None) -> IterableDataset:
     feature = part.features[layout.image]
     undecoded = part.cast_column(layout.image, Image(decode=False)) if isinstance(feature, Image) else part
-    read = partial(_stream_batch, layout=layout, root=root, max_captions=max_captions)
+    read = partial(_stream_batch, layout=layout, where=where, max_captions=max_captions)
     pairs = undecoded.map(read, batched=True, batch_size=32, remove_columns=list(part.features))
     # cast, not map(features=...): under that the images would stay undecoded for ever
     image = {IMAGE_FEATURES: feature} if layout.image == IMAGE_FEATURES else {IMAGE: Image()}
     return pairs.cast(Features(image | _TEXT_FEATURES))
 
 
-def _stream_batch(batch: dict[str, list], layout: Layout, root: Path, max_captions: int | None) -> dict[str, list]:
+def _stream_batch(batch: dict[str, list], layout: Layout, where: Where, max_captions: int | None) -> dict[str, list]:
     rows = []
     for values in zip(*batch.values(), strict=True):
         row = dict(zip(batch, values, strict=True))
         text = read_row(row, layout)
         if text.captions:
             image = row[layout.image]
-            image = str(root / image) if isinstance(image, str) else image
+            image = where.path(image) if isinstance(image, str) else image
+            file = image.get("path") if isinstance(image, dict) and image.get("bytes") is None else image
+            where.check(file if isinstance(file, str) else None)
             image_id = _identity(image) if text.image_id is None else text.image_id
             caption_ids = text.caption_ids or [_identity((image_id, caption)) for caption in text.captions]
             rows.append((image, image_id, text.captions[:max_captions], caption_ids[:max_captions]))

@@ -33,25 +33,39 @@ def readable_batches(
         needed: see `decode_image`.
     """
     from_pixels = len(images) > 0 and IMAGE in images[0]
-    seen = BrokenImages(max_share=1.0)  # names them; how many are too many is for the caller to say
+    yield from DataLoader(
+        images,
+        batch_size=batch_size,
+        collate_fn=ReadableBatch(prepare, from_pixels, needed),
+        num_workers=num_workers if from_pixels else 0,  # of arrays there is nothing to decode
+    )
 
-    def read(value: Any) -> Any:
-        try:
-            return decode_image(value, needed=needed)
-        except BrokenImageError as error:
-            seen.seen_broken(error)
-            return None
 
-    def collate(rows: list[Mapping[str, Any]]) -> tuple[Tensor, Any]:
+class ReadableBatch:
+    """Makes a batch of rows: which can be read, and these prepared. A class, because it is pickled for processes that
+    are spawned."""
+
+    def __init__(self, prepare: Callable[[list[Any]], Any], from_pixels: bool, needed: int | None):
+        self.prepare = prepare
+        self.from_pixels = from_pixels
+        self.needed = needed
+        self.seen = BrokenImages(max_share=1.0)  # names them; how many are too many is for the caller to say
+
+    def __call__(self, rows: list[Mapping[str, Any]]) -> tuple[Tensor, Any]:
         values = [next(iter(row.values())) for row in rows]
         readable, prepared = [], []
-        for group in groups_in_flight(map(read, values)) if from_pixels else [values]:
+        for group in groups_in_flight(map(self.read, values)) if self.from_pixels else [values]:
             readable += [image is not None for image in group]
             if any(readable[-len(group) :]):
-                prepared.append(prepare([image for image in group if image is not None]))
+                prepared.append(self.prepare([image for image in group if image is not None]))
         return torch.tensor(readable), joined(prepared) if prepared else None
 
-    yield from DataLoader(images, batch_size=batch_size, collate_fn=collate, num_workers=num_workers)
+    def read(self, value: Any) -> Any:
+        try:
+            return decode_image(value, needed=self.needed)
+        except BrokenImageError as error:
+            self.seen.seen_broken(error)
+            return None
 
 
 def joined(prepared: Sequence[Any]) -> Any:

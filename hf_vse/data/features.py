@@ -9,23 +9,31 @@ al., ECCV 2018) are read the same way.
 import hashlib
 import json
 import logging
+import math
+import mmap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset, DatasetDict
 from datasets.table import InMemoryTable
+from tqdm.auto import tqdm
 
-from hf_vse.data.schema import CAPTION_IDS, CAPTIONS, IMAGE_FEATURES, IMAGE_ID
+from hf_vse.data.schema import CAPTION_IDS, CAPTIONS, IMAGE_FEATURES, IMAGE_ID, report_repeated
+from hf_vse.files import read_text
 
 logger = logging.getLogger(__name__)
 
+STORED = b"stored_in"  # in the metadata of a column: where its values lie
 _SAFETENSORS_TYPES = {"F16": np.float16, "F32": np.float32, "BF16": np.uint16}
 _PRECOMP_SPLITS = {"train": "train", "dev": "validation", "test": "test", "testall": "testall"}
 _CAPTIONS_PER_IMAGE = 5
 _SAMPLED_ROWS = 1000
-_SAMPLED_BYTES = 2**25  # so that a check of region features does not read for a minute
+_SAMPLED_BYTES = 2**25  # so that a fingerprint of region features does not read for a minute
+_CHUNK_BYTES = 2**24
+_PROGRESS_FROM = 2**32  # bytes; fewer are checked in a few seconds
 
 
 def read_array(path: str | Path, key: str = "features") -> np.ndarray:
@@ -36,6 +44,10 @@ def read_array(path: str | Path, key: str = "features") -> np.ndarray:
 
     Returns:
         (images, dim) or (images, regions, dim), row i being the output for image i.
+
+    Raises:
+        OSError, ValueError: no such file, another kind, or a number in it that is none. All are looked at, at 1 to 3
+            GB a second where the disk is as fast.
     """
     path = Path(path)
     if not path.is_file():
@@ -56,9 +68,9 @@ def read_array(path: str | Path, key: str = "features") -> np.ndarray:
 
 def _read_npy(path: Path) -> np.ndarray:
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise ValueError(f"{path} is no complete .npy array: {error}") from error
+        return np.lib.format.open_memmap(path, mode="r")
+    except Exception as error:  # its header is Python, which fails in many ways
+        raise ValueError(f"{path} is no complete .npy array: {str(error):.200}") from error
 
 
 def _read_safetensors(path: Path, key: str) -> np.ndarray:
@@ -76,10 +88,12 @@ def _read_safetensors(path: Path, key: str) -> np.ndarray:
         entry = header[name]
         if entry["dtype"] not in _SAFETENSORS_TYPES:
             raise ValueError(f"tensor {name!r} is {entry['dtype']}: save the features as float16 or float32")
-        dtype, offset = _SAFETENSORS_TYPES[entry["dtype"]], 8 + length + entry["data_offsets"][0]
-        array = np.memmap(path, dtype, mode="r", offset=offset, shape=tuple(entry["shape"]))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"cannot read features from {path}: {error}") from error
+        dtype, (begin, end) = np.dtype(_SAFETENSORS_TYPES[entry["dtype"]]), entry["data_offsets"]
+        if not 0 <= begin <= end or end - begin != math.prod(entry["shape"]) * dtype.itemsize:
+            raise ValueError(f"tensor {name!r} of shape {entry['shape']} does not lie at {entry['data_offsets']}")
+        array = np.memmap(path, dtype, mode="r", offset=8 + length + begin, shape=tuple(entry["shape"]))
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, OSError) as error:
+        raise ValueError(f"cannot read features from {path}: {str(error):.200}") from error
     if entry["dtype"] == "BF16":  # the upper half of a float32
         return (array.astype(np.uint32) << 16).view(np.float32)
     return array
@@ -92,9 +106,22 @@ def _sample_rows(array: np.ndarray, most: int = _SAMPLED_ROWS) -> np.ndarray:
 
 
 def _check_finite(array: np.ndarray, path: Path) -> None:
-    for row in _sample_rows(array):
-        if not np.isfinite(array[row]).all():
-            raise ValueError(f"{path} has non-finite values (nan or inf) in row {row}: compute the features again")
+    """All rows, a chunk at a time: a single one that is no number ends a training hours later, or spoils a gallery."""
+    step = max(1, _CHUNK_BYTES // array[0].nbytes)
+    for start in tqdm(range(0, len(array), step), "checking features", disable=array.nbytes < _PROGRESS_FROM or None):
+        chunk = array[start : start + step]
+        if not _all_finite(chunk):
+            bad = ~np.isfinite(chunk.reshape(len(chunk), -1)).all(axis=1)
+            raise ValueError(
+                f"{path} has non-finite values (nan or inf) in row {start + int(bad.argmax())}: "
+                "compute the features again"
+            )
+
+
+def _all_finite(chunk: np.ndarray) -> bool:
+    if chunk.dtype == np.float16:  # by its bits, five times as fast
+        return int((chunk.view(np.uint16) & 0x7FFF).max()) < 0x7C00
+    return bool(np.isfinite(chunk).all())
 
 
 def features_dataset(
@@ -121,7 +148,33 @@ def features_dataset(
         CAPTION_IDS: pa.array(caption_ids, pa.list_(pa.int64())),
     }
     # Without a fingerprint `datasets` would pickle and hash the whole array.
-    return Dataset(InMemoryTable(pa.table(columns)), fingerprint=_fingerprint(array, image_ids, captions, caption_ids))
+    table = pa.table(columns)
+    schema = table.schema
+    if isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap):  # the whole map, not a part of one
+        file = {"path": str(array.filename), "offset": array.offset, "dtype": array.dtype.str, "shape": array.shape}
+        schema = schema.set(0, stored_field(schema.field(0), [file]))
+    table = pa.Table.from_arrays(table.columns, schema=schema)
+    return Dataset(InMemoryTable(table), fingerprint=_fingerprint(array, image_ids, captions, caption_ids))
+
+
+def stored_field(field: pa.Field, files: list[dict]) -> pa.Field:
+    """A column that knows the files its values are mapped from, in order.
+
+    Args:
+        files: `path` of an Arrow file with a column of that name; or of any file, with `offset`, `dtype` and `shape`.
+    """
+    return field.with_metadata({STORED: json.dumps(files)})
+
+
+def stored_chunks(name: str, files: list[dict]) -> list[pa.Array | np.ndarray]:
+    """The chunks of a column, mapped from its files."""
+    chunks = []
+    for file in files:
+        if "shape" in file:
+            chunks.append(np.memmap(file["path"], file["dtype"], "r", file["offset"], tuple(file["shape"])))
+        else:
+            chunks += pa.ipc.open_file(pa.memory_map(file["path"])).read_all().column(name).chunks
+    return chunks
 
 
 class FeatureRows:
@@ -129,10 +182,23 @@ class FeatureRows:
     `datasets`. `rows[i]` is (dim,) or (regions, dim) in float32; of `caption_features`, (captions, dim)."""
 
     def __init__(self, dataset: Dataset, name: str):
+        self.name = name
+        stored = (dataset.data.schema.field(name).metadata or {}).get(STORED)
+        self.files: list[dict] | None = None if stored is None else json.loads(stored)
         self.chunks = [_feature_values(chunk) for chunk in dataset.data.column(name).chunks if len(chunk)]
         self.starts = np.cumsum([0] + [len(starts) - 1 for starts, _ in self.chunks])
         indices = dataset._indices  # of a data set that was selected from or shuffled
         self.rows = None if indices is None else indices.column(0).to_numpy().astype(np.int64)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a worker process that is spawned gets: names of files, where the values are mapped from files."""
+        return vars(self) if self.files is None else vars(self) | {"chunks": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        if self.chunks is None:
+            chunks = stored_chunks(self.name, self.files)
+            self.chunks = [_feature_values(chunk) for chunk in chunks if len(chunk)]
 
     def __len__(self) -> int:
         return int(self.starts[-1]) if self.rows is None else len(self.rows)
@@ -147,8 +213,10 @@ class FeatureRows:
         return found.astype(np.float32)
 
 
-def _feature_values(chunk: pa.Array) -> tuple[range | np.ndarray, np.ndarray]:
-    """Where each row of an Arrow column begins, and its values without a copy; a range where a row is one value."""
+def _feature_values(chunk: pa.Array | np.ndarray) -> tuple[range | np.ndarray, np.ndarray]:
+    """Where each row of a column begins, and its values without a copy; a range where a row is one value."""
+    if isinstance(chunk, np.ndarray):
+        return range(len(chunk) + 1), chunk
     starts: range | np.ndarray = range(len(chunk) + 1)
     if not pa.types.is_fixed_size_list(chunk.type):
         starts = chunk.offsets.to_numpy() - chunk.offsets[0].as_py()
@@ -188,8 +256,7 @@ def _precomp_split(data_dir: Path, name: str) -> Dataset:
     caps_file = data_dir / f"{name}_caps.txt"
     if not caps_file.is_file():
         raise FileNotFoundError(f"{caps_file} does not exist: it must hold the captions of {name}_ims.npy, one a line")
-    with caps_file.open(encoding="utf-8") as file:  # not splitlines(), which also breaks at rarer separators
-        lines = [line.strip() for line in file]
+    lines = [line.strip() for line in read_text(caps_file).removesuffix("\n").split("\n")]
     rows, per_row = _image_rows(array, len(lines), caps_file)
     captions: list[list[str]] = [[] for _ in range(len(array))]
     caption_ids: list[list[int]] = [[] for _ in range(len(array))]
@@ -200,6 +267,7 @@ def _precomp_split(data_dir: Path, name: str) -> Dataset:
             caption_ids[row].append(number)
     if dropped := lines.count(""):
         logger.warning("%s: %s empty captions left out", caps_file, f"{dropped:,}")
+    report_repeated(str(caps_file), captions, [])
     kept = [row for row in rows if captions[row]]
     if not kept:
         raise ValueError(f"{caps_file} holds no caption: give the captions of {name}_ims.npy, one a line")

@@ -109,7 +109,7 @@ def check_broken_share(broken: Mapping[str | Path, str], total: int, max_share: 
     logger.warning("%s and are left out", found)
 
 
-def _stored(images: Dataset) -> Iterator[tuple[str | None, pa.Buffer | None]]:
+def stored_images(images: Dataset) -> Iterator[tuple[str | None, pa.Buffer | None]]:
     """Of every row of an image column its path and its bytes, where the data set holds them; reads no image."""
     for chunk in images.with_format("arrow")[:][IMAGE].chunks:
         names = [field.name for field in chunk.type]
@@ -128,7 +128,7 @@ def find_broken_rows(images: Dataset, max_share: float) -> dict[int, str]:
     names: list[str] = []
     values: dict[str, str | pa.Buffer] = {}
     broken: dict[str | Path, str] = {}
-    for row, (path, content) in enumerate(_stored(images)):
+    for row, (path, content) in enumerate(stored_images(images)):
         is_file = path is not None and content is None and "://" not in path
         names.append(path if is_file else f"row {row}")
         if is_file or content is not None:
@@ -141,18 +141,25 @@ def find_broken_rows(images: Dataset, max_share: float) -> dict[int, str]:
 
 
 def image_keys(images: Dataset) -> list[Hashable]:
-    """For every row of the column `image` a key that only rows with the same image share; None where there is no path.
+    """For every row of the column `image` a key that only rows with the same image share; None where none does.
 
-    A path alone does not do: images stored in the data set may all be called "image.jpg".
+    A path alone does not do: images stored in the data set may all be called "image.jpg", or nothing. Of those that
+    have path, length and both ends in common all bytes are compared.
     """
     if IMAGE not in images.column_names:
         return [None] * len(images)
-    stored = list(_stored(images))
-    times = Counter(path for path, _ in stored)
+    stored = list(stored_images(images))
+    brief = [content is not None and (path, len(content), *_ends(content)) for path, content in stored]
+    times = Counter(brief)
     return [
-        (path, blake2b(content).digest()) if path and content is not None and times[path] > 1 else path
-        for path, content in stored
+        path if content is None else (path, blake2b(content).digest()) if times[short] > 1 else None
+        for (path, content), short in zip(stored, brief, strict=True)
     ]
+
+
+def _ends(content: pa.Buffer) -> tuple[bytes, bytes]:
+    length = min(_TAIL_BYTES, len(content))
+    return content[:length].to_pybytes(), content[len(content) - length :].to_pybytes()
 
 
 class BrokenImages:

@@ -8,10 +8,10 @@ such a split are not comparable.
 """
 
 import gzip
-import json
 import logging
 import lzma
 import os
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -22,7 +22,8 @@ from datasets import Dataset, DatasetDict, Features, Image, IterableDatasetDict,
 
 from hf_vse.data.features import features_dataset, read_array
 from hf_vse.data.images import check_broken_share, find_broken_images
-from hf_vse.data.schema import CAPTION_IDS, CAPTIONS, IMAGE, IMAGE_ID
+from hf_vse.data.schema import CAPTION_IDS, CAPTIONS, IMAGE, IMAGE_ID, is_id, report_repeated
+from hf_vse.files import inside, parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ HUB_DATASETS: dict[str, tuple[str, str | None]] = {
 
 _SPLITS = {"train": "train", "restval": "train", "val": "validation", "test": "test"}
 _READERS = {".json": open, ".gz": gzip.open, ".xz": lzma.open}
+_NO_SPLIT_FILE = "is no Karpathy split JSON with a list 'images'"
 # Where the images lie in the archives as they are distributed. COCO's own `filepath` is tried besides these.
 _IMAGE_FOLDERS = (
     *("", "images", "Images", "Flicker8k_Dataset", "Flickr8k_Dataset", "Flickr8k_Dataset/Flicker8k_Dataset"),
@@ -92,10 +94,12 @@ def load_karpathy(
     entries, num_rows = read_split_file(path, restval=restval)
     if features is None:
         files = _sound_images(data_dir, entries, max_broken_share, check_images)
-        entries = [entry for entry in entries if entry.filename in files]
+        entries = [entry for entry in entries if entry.row in files]
     groups = _by_split(entries)
     if not groups:
         raise ValueError(f"{path} has no image with a caption in train, val or test: give another split_file")
+    for split, group in groups.items():
+        report_repeated(f"{path.name}, {split}", [each.captions for each in group], [each.image_id for each in group])
     counts = {split: [len(entry.captions) for entry in group] for split, group in groups.items()}
     report_official_sizes(name, counts, restval=restval)
     if features is None:
@@ -111,7 +115,7 @@ def image_files(name: str, data_dir: str | Path, split_file: str | Path | None =
     found = _find_images(data_dir, entries)
     files = [""] * num_rows
     for entry in entries:
-        files[entry.row] = found.get(entry.filename, str(data_dir / entry.filename))
+        files[entry.row] = found.get(entry.row, str(data_dir / entry.filename))
     return files
 
 
@@ -143,11 +147,7 @@ def read_split_file(path: Path, *, restval: bool = True) -> tuple[list[Entry], i
     """The images of a split file that have a caption, and the number of all its images; what is left out is logged."""
     if path.suffix not in _READERS:
         raise ValueError(f"split_file={str(path)!r} must end with .json, .json.gz or .json.xz")
-    try:
-        with _READERS[path.suffix](path, "rt", encoding="utf-8") as file:
-            images = json.load(file)["images"]
-    except (ValueError, KeyError, TypeError, EOFError, OSError, lzma.LZMAError) as error:
-        raise ValueError(f"{path} is no Karpathy split JSON with a list 'images': {error!r}") from error
+    images = _read_images(path)
     counts: Counter[str] = Counter()
     entries = []
     for row, image in enumerate(images):
@@ -162,27 +162,65 @@ def read_split_file(path: Path, *, restval: bool = True) -> tuple[list[Entry], i
     return entries, len(images)
 
 
+def _read_images(path: Path) -> list[Any]:
+    try:
+        with _READERS[path.suffix](path, "rb") as file:
+            content = parse_json(file.read().decode("utf-8-sig"), path, dict)
+    except (ValueError, EOFError, OSError, lzma.LZMAError, zlib.error) as error:
+        raise ValueError(f"{path} {_NO_SPLIT_FILE}: {error!r:.300}") from error
+    if not isinstance(content.get("images"), list):
+        raise ValueError(f"{path} {_NO_SPLIT_FILE}: it has {type(content.get('images')).__name__} there")
+    return content["images"]
+
+
+def _number(value: Any, field: str) -> int:
+    number = value if isinstance(value, int) else int(value)
+    if not is_id(number) or (isinstance(value, float) and value != number):
+        raise ValueError(f"{field} is {value!r:.40}, no whole number of 64 bits")
+    return number
+
+
+def _text(value: Any, field: str) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{field} is {type(value).__name__}, no text")
+    if not value.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise ValueError(f"{field} holds half a character: {value!r:.60}")
+    return value
+
+
+def _list(value: Any, field: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError(f"{field} is {type(value).__name__}, no list")
+    return value[:CAPTIONS_PER_IMAGE]
+
+
 def _entry(row: int, image: dict[str, Any], path: Path, counts: Counter[str]) -> Entry:
     try:
-        raws = [sentence["raw"].strip() for sentence in image["sentences"][:CAPTIONS_PER_IMAGE]]
-        sentids = image["sentids"][:CAPTIONS_PER_IMAGE]
-        captions = [(raw, int(sentid)) for raw, sentid in zip(raws, sentids, strict=True) if raw]
+        raws = [_text(sentence["raw"], "raw").strip() for sentence in _list(image["sentences"], "sentences")]
+        sentids = [_number(sentid, "sentids") for sentid in _list(image["sentids"], "sentids")]
+        captions = [(raw, sentid) for raw, sentid in zip(raws, sentids, strict=True) if raw]
         counts["empty captions left out"] += sum(not raw for raw in raws)
         counts["images with fewer than five captions"] += 0 < len(captions) < CAPTIONS_PER_IMAGE
+        folder = image.get("filepath")
         return Entry(
             row=row,
             split=_SPLITS[image["split"]],
-            filename=image["filename"],
-            filepath=image.get("filepath", ""),
-            image_id=int(image["cocoid"] if "cocoid" in image else image["imgid"]),
+            filename=_inside(image["filename"], "filename", path.parent),
+            filepath="" if folder in ("", None) else _inside(folder, "filepath", path.parent),
+            image_id=_number(image["cocoid"] if "cocoid" in image else image["imgid"], "imgid or cocoid"),
             captions=[raw for raw, _ in captions],
             caption_ids=[sentid for _, sentid in captions],
         )
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise ValueError(
-            f"{path}: images[{row}] is not as in a Karpathy split JSON ({error!r}): it needs split (one of "
+            f"{path}: images[{row}] is not as in a Karpathy split JSON ({error!r:.200}): it needs split (one of "
             f"{', '.join(_SPLITS)}), filename, imgid, sentids and sentences with raw"
         ) from error
+
+
+def _inside(name: Any, field: str, folder: Path) -> str:
+    inside(folder, _text(name, field), field)
+    return Path(name).as_posix()
 
 
 def _by_split(entries: Iterable[Entry]) -> dict[str, list[Entry]]:
@@ -192,26 +230,38 @@ def _by_split(entries: Iterable[Entry]) -> dict[str, list[Entry]]:
     return {split: group for split, group in groups.items() if group}
 
 
-def _sound_images(data_dir: Path, entries: Sequence[Entry], max_broken_share: float, check: bool) -> dict[str, str]:
-    """filename -> path of the images that are there and, if `check`, not broken."""
+def _sound_images(data_dir: Path, entries: Sequence[Entry], max_broken_share: float, check: bool) -> dict[int, str]:
+    """row -> path of the images that are there and, if `check`, not broken."""
     found = _find_images(data_dir, entries)
-    missing = {entry.filename: "not found" for entry in entries if entry.filename not in found}
+    missing = {f"{entry.filename}": "not found" for entry in entries if entry.row not in found}
     broken = find_broken_images(found.values()) if check else {}
     check_broken_share(missing | broken, len(entries), max_broken_share)
-    return {filename: path for filename, path in found.items() if path not in broken}
+    if twice := [path for path, times in Counter(found.values()).items() if times > 1]:
+        logger.warning("%s images are named by several entries (first: %s)", f"{len(twice):,}", twice[0])
+    return {row: path for row, path in found.items() if path not in broken}
 
 
-def _find_images(data_dir: Path, entries: Sequence[Entry]) -> dict[str, str]:
-    """filename -> path of the images that are there; every folder is listed once, because a stat per file is slow."""
+def _find_images(data_dir: Path, entries: Sequence[Entry]) -> dict[int, str]:
+    """row -> path of the images that are there: in the folder the entry names, or else in a customary one.
+
+    Every folder is listed once, because a stat per file is slow.
+    """
     filepaths = sorted({entry.filepath for entry in entries if entry.filepath})
-    folders = dict.fromkeys([*_IMAGE_FOLDERS, *filepaths, *(f"images/{filepath}" for filepath in filepaths)])
+    folders = list(dict.fromkeys([*_IMAGE_FOLDERS, *filepaths, *(f"images/{filepath}" for filepath in filepaths)]))
+    listed: dict[str, dict[str, str]] = {}
     files: dict[str, str] = {}
-    for folder in (data_dir / name for name in folders):
-        if folder.is_dir():
-            files = {entry.name: entry.path for entry in os.scandir(folder)} | files  # the first folder wins
-    found = {entry.filename: files[entry.filename] for entry in entries if entry.filename in files}
+    for name in folders:
+        if (data_dir / name).is_dir():
+            listed[name] = {entry.name: entry.path for entry in os.scandir(data_dir / name)}
+            files = listed[name] | files  # the first folder wins
+    found: dict[int, str] = {}
+    for entry in entries:
+        own = (listed.get(name, {}) for name in (entry.filepath, f"images/{entry.filepath}") if entry.filepath)
+        path = next((of[entry.filename] for of in own if entry.filename in of), files.get(entry.filename))
+        if path is not None:
+            found[entry.row] = path
     if entries and not found:
-        tried = ", ".join(repr(name) for name in folders if name)
+        tried = ", ".join(repr(name) for name in folders[:20] if name)
         raise FileNotFoundError(
             f"none of the {len(entries):,} images (first: {entries[0].filename}) is in data_dir={str(data_dir)!r} or "
             f"its folders {tried}: put the images there or give precomputed features"
@@ -219,9 +269,9 @@ def _find_images(data_dir: Path, entries: Sequence[Entry]) -> dict[str, str]:
     return found
 
 
-def _with_images(entries: Sequence[Entry], files: dict[str, str]) -> Dataset:
+def _with_images(entries: Sequence[Entry], files: dict[int, str]) -> Dataset:
     columns = {
-        IMAGE: [files[entry.filename] for entry in entries],
+        IMAGE: [files[entry.row] for entry in entries],
         IMAGE_ID: [entry.image_id for entry in entries],
         CAPTIONS: [entry.captions for entry in entries],
         CAPTION_IDS: [entry.caption_ids for entry in entries],

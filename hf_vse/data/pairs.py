@@ -13,6 +13,7 @@ import numpy as np
 from datasets import Dataset, Image, IterableDataset
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import IterableDataset as TorchIterableDataset
+from torch.utils.data import get_worker_info
 
 from hf_vse.data.features import FeatureRows
 from hf_vse.data.schema import CAPTION_FEATURES, CAPTIONS, IMAGE, IMAGE_FEATURES, IMAGE_ID, view_column
@@ -73,6 +74,10 @@ class PairDataset(TorchDataset):
     def __len__(self) -> int:
         return int(self.caption_counts.sum())
 
+    def first_of(self, row: int) -> dict[str, Any]:
+        """The first pair of an image."""
+        return self[Pair(row, 0, 0)]
+
     def __getitem__(self, pair: Pair) -> dict[str, Any]:
         row, caption, draw = pair
         item = {"caption": self.captions[row][caption], IMAGE_ID: int(self.image_ids[row]), "draw": int(draw)}
@@ -105,6 +110,7 @@ class StreamedPairs(TorchIterableDataset):
         self.rows.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        rng = np.random.default_rng((self.seed, self.epoch))
+        worker = get_worker_info()  # each has rows of its own, and has to have draws of its own
+        rng = np.random.default_rng((self.seed, self.epoch, 0 if worker is None else worker.id))
         for row in self.rows:
             yield row | {"draw": int(rng.integers(2**31))}

@@ -12,11 +12,15 @@
 The correspondence between captions and images is data (`text_to_image`), never the arithmetic `j // 5`.
 """
 
+import logging
+from collections import Counter
 from collections.abc import Sequence
 from hashlib import sha256
 from itertools import chain
 
 import numpy as np
+
+logger = logging.getLogger(__name__)
 
 IMAGE = "image"
 IMAGE_FEATURES = "image_features"
@@ -29,6 +33,26 @@ CAPTION_FEATURES = "caption_features"
 def view_column(view: int) -> str:
     """The column of an image's features under one of several crops; view 0 is that of evaluation."""
     return IMAGE_FEATURES if view == 0 else f"{IMAGE_FEATURES}_{view}"
+
+
+def is_id(value: object) -> bool:
+    """Whether a value is a number that a column of ids can hold."""
+    return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
+
+
+def report_repeated(where: str, captions: Sequence[Sequence[str]], image_ids: Sequence[int]) -> None:
+    """One warning line each for captions that an image has twice, and for images that occur in several rows."""
+    if twice := sum(len(of_image) - len(set(of_image)) for of_image in captions):
+        logger.warning("%s: %s captions repeat another caption of the same image", where, f"{twice:,}")
+    if again := len(image_ids) - len(set(image_ids)):
+        first = next(number for number, times in Counter(image_ids).items() if times > 1)
+        logger.warning(
+            "%s: %s rows have the image_id of another row (first: %d): they are no negatives of each other in "
+            "training, but different images in evaluation",
+            where,
+            f"{again:,}",
+            first,
+        )
 
 
 def flatten_captions(captions: Sequence[Sequence[str]]) -> tuple[list[str], np.ndarray]:

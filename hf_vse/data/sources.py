@@ -5,19 +5,25 @@ the Hub.
 """
 
 import logging
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import datasets
+import huggingface_hub
+import pyarrow as pa
 from datasets import Dataset, DatasetDict, IterableDatasetDict
 
 from hf_vse.data.columns import SPLITS, to_pairs
 from hf_vse.data.features import load_precomp
+from hf_vse.data.folders import check_image_folder, check_json_files
 from hf_vse.data.karpathy import CAPTIONS_PER_IMAGE, HUB_DATASETS, load_from_hub, load_karpathy, report_official_sizes
 from hf_vse.data.scenes import load_scenes
 from hf_vse.data.schema import CAPTIONS
+from hf_vse.files import checked_name
 
 logger = logging.getLogger(__name__)
 
@@ -84,9 +90,29 @@ def load_pairs(
         return load_precomp(path)
     checks |= dict(image_column=image_column, caption_column=caption_column)
     reading: dict[str, Any] = dict(streaming=streaming, cache_dir=cache_dir and str(cache_dir))
+    checks |= dict(places=_places(path, cache_dir))
     if kind == "hub":
-        return _hub_pairs(source, load_from_hub(source, revision, data_dir, **reading), **checks)
-    return to_pairs(_load_files(kind, path, **reading), root=path, **checks)
+        with clear_errors(source):
+            return _hub_pairs(source, load_from_hub(source, revision, data_dir, **reading), **checks)
+    with clear_errors(path):
+        return to_pairs(_load_files(kind, path, **reading), root=path, **checks)
+
+
+def _places(path: Path | None, cache_dir: str | Path | None) -> list[Path]:
+    """Folders that may hold the images of a data set: its own, and where downloads and archives are unpacked."""
+    own = [] if path is None else [path.parent if path.is_file() else path]
+    caches = [cache_dir or datasets.config.HF_DATASETS_CACHE, datasets.config.DOWNLOADED_DATASETS_PATH]
+    return [*own, *map(Path, caches), Path(huggingface_hub.constants.HF_HUB_CACHE)]
+
+
+@contextmanager
+def clear_errors(source: str | Path) -> Iterator[None]:
+    """What Arrow says of a table that holds something else than its types promise, in one line."""
+    try:
+        yield
+    except (pa.ArrowException, UnicodeError, OverflowError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{source} cannot be read: {reason:.200}; write the file again") from error
 
 
 def with_validation(
@@ -96,6 +122,14 @@ def with_validation(
     splits = dict(splits)
     if "validation" in splits or not share:
         return splits
+    if "train" not in splits:
+        raise ValueError(
+            f"there is no train split but {', '.join(splits)}: name the files or folders train, val, test"
+        )
+    if len(splits["train"]) < 2:
+        raise ValueError(
+            "the train split has one image, of which none can be held out: give more, or a validation split"
+        )
     parts = splits["train"].train_test_split(test_size=share, seed=seed)
     held_out, whole = len(parts["test"]), len(splits["train"])
     logger.info("no validation split: %d of %d images are held out (validation_share=%g)", held_out, whole, share)
@@ -120,9 +154,9 @@ def _resolve(source: str, data_dir: str | Path | None) -> tuple[str, Path | None
         if data_dir is None:
             raise ValueError(f"source={source!r} needs data_dir: the folder to read")
         return source, _existing(data_dir, may_be_file=source in FILE_SUFFIXES)
-    path = Path(source).expanduser()
+    path = checked_name("source", Path(os.path.expanduser(source)).absolute())
     if path.exists():
-        return _kind_of(path), path.absolute()
+        return _kind_of(path), path
     if re.fullmatch(r"[\w.-]+/[\w.-]+", source):
         return "hub", None
     names = ", ".join(SOURCES)
@@ -131,7 +165,7 @@ def _resolve(source: str, data_dir: str | Path | None) -> tuple[str, Path | None
 
 
 def _existing(data_dir: str | Path, may_be_file: bool = False) -> Path:
-    path = Path(data_dir).expanduser().absolute()
+    path = checked_name("data_dir", Path(os.path.expanduser(data_dir)).absolute())
     if not path.exists():
         raise FileNotFoundError(f"data_dir={str(data_dir)!r} does not exist: give the folder that holds the data")
     if path.is_file() and not may_be_file:
@@ -160,9 +194,11 @@ def _check_options(source: str, kind: str, given: Sequence[str]) -> None:
 
 
 def _load_files(kind: str, path: Path, **options: Any) -> Dataset | DatasetDict | IterableDatasetDict:
-    if kind == "imagefolder" and next(path.rglob("metadata.*"), None) is None:
-        raise FileNotFoundError(f"{path} has no metadata.jsonl or metadata.csv: add one with file_name and captions")
     files = _data_files(path, FILE_SUFFIXES[kind]) if kind in FILE_SUFFIXES else None
+    if kind == "imagefolder":
+        check_image_folder(path)
+    if kind == "json":
+        check_json_files([file for of_split in files.values() for file in of_split])
     try:
         if kind == "saved":
             return datasets.load_from_disk(str(path))
@@ -171,7 +207,7 @@ def _load_files(kind: str, path: Path, **options: Any) -> Dataset | DatasetDict 
         return datasets.load_dataset(kind, data_files=files, **options)
     except Exception as error:  # builders raise many types and wrap them
         reason = (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"cannot read {path} as {kind}: {reason}") from error
+        raise ValueError(f"cannot read {path} as {kind}: {reason:.200}") from error
 
 
 def _data_files(path: Path, suffixes: Sequence[str]) -> dict[str, list[str]]:

@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hf_vse.files import read_text, whole_file, write_json
+from hf_vse.files import parse_json, read_text, whole_file, write_json
 
 VECTORS = ("image_embeds", "text_embeds")
 OWNER = "text_to_image"
@@ -127,10 +127,7 @@ def file_parts(file: Path) -> dict[str, Any]:
 
 
 def as_list(file: Path, text: str) -> list[Any]:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file} holds what is no JSON; write a list") from error
+    value = parse_json(text, file)
     if not isinstance(value, list):
         raise ValueError(f"{file} holds a {type(value).__name__}; write a list, one entry for each row")
     return value

@@ -129,8 +129,11 @@ def encode_images(
             places, missing = missing[: len(readable)], missing[len(readable) :]
             good = readable.numpy()
             rows.array[places[~good]] = UNREAD
+            # A batch of which nothing can be read passes through the model all the same, with another image: processes
+            # that share a sharded model have to use it equally often.
+            embeds = encoder.encode_images(first if ready is None else ready)
             if ready is not None:
-                rows.array[places[good]] = unit(encoder.encode_images(ready), int(good.sum()), encoder)
+                rows.array[places[good]] = unit(embeds, int(good.sum()), encoder)
             bar.update(len(places))
     return rows.finish(encoder.name)
 

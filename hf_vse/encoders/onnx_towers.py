@@ -57,6 +57,7 @@ class ONNXEncoder(DualEncoder):
         device: default: CUDA where onnxruntime has it.
     """
 
+    stays = ("image_session", "text_session")
     reads_features = True  # one exported from a model of features; onnxruntime refuses them otherwise
 
     def __init__(
@@ -153,11 +154,15 @@ def processor_parts(name: str) -> tuple[BaseImageProcessor, PreTrainedTokenizerB
 def open_session(file: Path, device: str | torch.device | None) -> "InferenceSession":
     import onnxruntime
 
-    wanted = None if device is None else torch.device(device).type
+    asked = None if device is None else torch.device(device)
+    wanted = None if asked is None else asked.type
     has_cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
     if wanted == "cuda" and not has_cuda:
         raise ValueError("device='cuda' needs onnxruntime-gpu; pip install it in place of onnxruntime, or take 'cpu'")
-    providers = ["CUDAExecutionProvider"] * (has_cuda and wanted != "cpu") + ["CPUExecutionProvider"]
+    providers: list = ["CPUExecutionProvider"]
+    if has_cuda and wanted != "cpu":
+        number = 0 if asked is None else asked.index or 0
+        providers.insert(0, ("CUDAExecutionProvider", {"device_id": number}))
     with one_line(str(file), "export it again"):
         return onnxruntime.InferenceSession(file, providers=providers)
 

@@ -30,6 +30,8 @@ class OpenCLIPEncoder(DualEncoder):
         name: what to call it.
     """
 
+    stays = ("model", "weight", "tokenizer")
+
     def __init__(
         self,
         model: nn.Module,

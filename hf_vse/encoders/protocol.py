@@ -32,6 +32,7 @@ class DualEncoder:
             without one is known by its name.
         reads_photographs, reads_features: what `encode_images` understands: pictures, or the arrays of a data set of
             precomputed features.
+        stays: attributes that worker processes do without: they prepare images and get no copy of the model.
         needed_side: pixels to which the shorter side of a photograph is brought, so that one of many times that size
             is not held whole; None where it is not known.
     """
@@ -40,6 +41,12 @@ class DualEncoder:
     digest: str | None = None
     reads_photographs: bool = True
     reads_features: bool = False
+    stays: tuple[str, ...] = ("model",)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a worker process that is spawned gets."""
+        return {name: value for name, value in vars(self).items() if name not in self.stays}
+
     needed_side: int | None = None
 
     def facts(self) -> dict[str, Any]:

@@ -109,9 +109,13 @@ def embed_pairs(
 
 
 def share_of(total: int) -> list[int]:
-    """The rows of this process, every so many; all have at least one, so that they know how long a vector is."""
+    """The rows of this process, every so many; all processes have equally many, some the last row once more.
+
+    So they pass equally often through a model that is sharded over them, and all know how long a vector is.
+    """
     state = PartialState()
-    return list(range(state.process_index, total, state.num_processes)) or [0]
+    last = -(-total // state.num_processes) * state.num_processes
+    return [min(row, total - 1) for row in range(state.process_index, last, state.num_processes)]
 
 
 def made_by(encoder: DualEncoder, dataset: Dataset) -> str:

@@ -18,14 +18,14 @@ from accelerate import PartialState
 from datasets import Dataset
 from torch import Tensor
 
-from hf_vse.data.schema import CAPTION_IDS, CAPTIONS, IMAGE_ID
+from hf_vse.data.schema import CAPTION_IDS, IMAGE_ID
 from hf_vse.encoders.protocol import DualEncoder
 from hf_vse.evaluation.diagnostics.diagnose import diagnose
 from hf_vse.evaluation.evaluator import PairEmbeddings, embed_pairs
 from hf_vse.evaluation.intervals import compare_models, holm, recall_intervals
 from hf_vse.evaluation.protocols import protocol_results
 from hf_vse.evaluation.ranks import distributed_ranks
-from hf_vse.evaluation.record import split_record
+from hf_vse.evaluation.record import captions_embedded, split_record
 
 
 @dataclass
@@ -51,10 +51,9 @@ def texts_of(dataset: Dataset, pairs: PairEmbeddings) -> Texts:
     """Captions and ids in the order of the embeddings, without those of broken images."""
     rows = pairs.image_rows.tolist()
     plain = dataset.with_format(None)
-    captions = plain[CAPTIONS][:]
     image_ids, caption_ids = plain[IMAGE_ID][:], plain[CAPTION_IDS][:]
     return Texts(
-        [caption for row in rows for caption in captions[row]],
+        captions_embedded(pairs, dataset),
         [image_ids[row] for row in rows],
         [number for row in rows for number in caption_ids[row]],
     )
@@ -117,7 +116,7 @@ def judge_embeddings(
     correspondence = pairs.image_embeds, pairs.text_embeds, pairs.text_to_image
     ranks = distributed_ranks(*correspondence)
     record = {"model": name, "model_facts": dict(facts), "dataset": source, "split": split}
-    record |= split_record(pairs, dataset, source, split, ranks)
+    record |= split_record(pairs, dataset, source, split, ranks, texts.captions)
     judgement = Judgement(record, pairs, texts, ranks)
     if not PartialState().is_main_process:
         return judgement

@@ -18,9 +18,11 @@ from hf_vse.encoders.protocol import DualEncoder
 from hf_vse.evaluation.composition.choice import OWN_FOILS, ask_own, ask_published, own_kind
 from hf_vse.evaluation.corrected import corrected_results, training_bank
 from hf_vse.evaluation.environment import environment
+from hf_vse.evaluation.equal_captions import equal_caption_remark
 from hf_vse.evaluation.given import holds_embeddings, judge_given
 from hf_vse.evaluation.judge import Judgement, compare, judge
-from hf_vse.evaluation.record import recall_table
+from hf_vse.evaluation.questions import check_classes_asked, check_foils_asked
+from hf_vse.evaluation.record import recall_table, table_rows
 from hf_vse.evaluation.zero_shot import TEMPLATES, load_labelled, zero_shot_classification
 from hf_vse.files import check_output_folder
 
@@ -109,6 +111,8 @@ def evaluate_models(
     questions, loading = questions or Questions(), loading or Loading()
     if questions.keep is not None:
         check_output_folder("embeddings", questions.keep)
+    check_foils_asked(questions.foils, questions.foils_dir, questions.foils_images)
+    check_classes_asked(questions.labelled, questions.label_column, questions.templates)
     state = PartialState(cpu=not torch.accelerator.is_available())
     with state.local_main_process_first():
         data_of = open_data(models, dataset, questions.split, data)
@@ -175,11 +179,11 @@ def ask(name: str, loading: Loading, splits: DatasetDict, settings: dict[str, An
     }
     if holds_embeddings(name):
         return judge_given(name, dataset, **options)
+    if questions.correction is not None and train is None:
+        raise ValueError(f"correction={questions.correction!r} needs a training split to learn hubs from")
     encoder = load_encoder(name, **vars(loading))
     judgement = judge(encoder, dataset, keep=questions.keep, **options, **questions.reading)
     if questions.correction is not None:
-        if train is None:
-            raise ValueError(f"correction={questions.correction!r} needs a training split to learn hubs from")
         bank = training_bank(encoder, train, keep=questions.keep, **questions.reading)
         judgement.record["corrected"] = corrected_results(judgement.pairs, bank, questions.correction)
     if PartialState().is_main_process:
@@ -249,11 +253,8 @@ def summary(judgements: Sequence[Judgement], comparisons: Sequence[dict[str, Any
 
 def evaluation_table(judgements: Sequence[Judgement], names: Sequence[str]) -> str:
     """A line for each model and protocol of the field, and chance."""
-    rows = {}
-    for name, judgement in zip(names, judgements, strict=True):
-        record = judgement.record
-        title = name if len(names) > 1 else record["split"] or "all"
-        rows[title] = record["metrics"]
-        if "metrics_1k_folds" in record:
-            rows[f"{title} 5x1K"] = record["metrics_1k_folds"]
-    return f"{record['title']}\n\n{recall_table(rows | {'chance': record['chance']})}"
+    records = [judgement.record for judgement in judgements]
+    titles = names if len(names) > 1 else [records[0]["split"] or "all"]
+    rows = table_rows(dict(zip(titles, records, strict=True)))
+    remark = equal_caption_remark(records[0])
+    return "\n\n".join([records[0]["title"], recall_table(rows), *([remark] if remark else [])])

@@ -59,6 +59,14 @@ def check_names(class_names: Sequence[str]) -> None:
         raise ValueError(f"class name {repeated[0]!r} appears twice, so that none could be told apart: rename one")
 
 
+def check_templates(templates: Sequence[str]) -> None:
+    for template in templates:
+        if "{}" not in template:
+            raise ValueError(f"template {template!r:.100} lacks {{}}, the place of the class name: add it")
+    if not templates:
+        raise ValueError("templates is empty: give at least one, such as 'the {}'")
+
+
 def class_vectors(
     encoder: DualEncoder, class_names: Sequence[str], templates: Sequence[str] = TEMPLATES, batch_size: int = 128
 ) -> Tensor:
@@ -67,11 +75,7 @@ def class_vectors(
     Raises:
         ValueError: fewer than two classes, two of one name, or a template without {}.
     """
-    for template in templates:
-        if "{}" not in template:
-            raise ValueError(f"template {template!r} lacks {{}}, the place of the class name: add it")
-    if not templates:
-        raise ValueError("templates is empty: give at least one, such as 'the {}'")
+    check_templates(templates)
     check_names(class_names)
     texts = [text for name in class_names for text in describe(name, templates)]
     embeds = encode_texts(encoder, texts, batch_size)  # (classes * templates, dim)
@@ -239,11 +243,24 @@ def load_labelled(
         options: dict[str, Any] = {"cache_dir": cache_dir and str(cache_dir)}
         loaded = load_from_hub(str(source), revision, **options)
     elif any((path / name).is_file() for name in ("dataset_dict.json", "state.json")):
-        loaded = datasets.load_from_disk(str(path))
+        loaded = saved_dataset(path)
+    elif label_column is not None:
+        raise ValueError(f"label_column={label_column!r} is of no use for {path}, whose folders name the classes")
+    elif not path.is_dir():
+        raise NotADirectoryError(f"{path} is a file: give a folder with one folder of images for each class")
     else:
         return labelled_images(read_class_folders(path, split), class_names=class_names)
     splits = dict(loaded) if isinstance(loaded, DatasetDict) else {"all": loaded}
     return labelled_images(choose_split(splits, split), image_column, label_column, class_names)
+
+
+def saved_dataset(path: Path) -> Any:
+    """A copy by `save_to_disk`; raises ValueError where it is damaged."""
+    try:
+        return datasets.load_from_disk(str(path))
+    except Exception as error:  # datasets and pyarrow raise anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{path} is no whole data set ({reason:.200}): save it there again") from error
 
 
 def choose_split(splits: dict[str, Any], split: str | None) -> Any:

@@ -5,13 +5,13 @@ the processor names them. Batches may be of any size, sentences of any length; p
 processor crops. What is written is run by onnxruntime on several sizes and compared with the model.
 """
 
-import json
 import logging
 import warnings
 from copy import deepcopy
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
+from hf_vse.files import check_output_folder, write_json
 from hf_vse.model.configuration_vse import FEATURES_MODEL_TYPE
 from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.model.processing_vse import VSEProcessor
@@ -181,8 +182,7 @@ def export_onnx(
     """
     if missing := missing_packages():
         raise ImportError(f"the export needs {', '.join(missing)}: pip install 'hf_vse[onnx]'")
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = check_export_folder(folder)
     model = deepcopy(model).float().cpu()
     exported = with_onnx_recurrence(model)
     batches = {
@@ -192,13 +192,33 @@ def export_onnx(
     longest = model.config.text_config.to_dict().get("max_position_embeddings")
     positions = {"image": Dim("regions"), "text": Dim("words", max=longest) if longest else Dim("words")}
     record = {"opset": OPSET, "versions": {name: version(name) for name in ("torch", "transformers", *PACKAGES)}}
-    for side, (example, *others) in batches.items():
-        path, method = folder / f"{side}_encoder.onnx", f"get_{side}_features"
-        write_encoder(Encoder(exported, method, list(example)).eval(), example, positions[side], path)
-        found = difference(path, Encoder(model, method, list(example)).eval(), others) if check else None
-        if found is not None and not found <= LARGEST_DIFFERENCE:
-            raise ValueError(f"{path.name} differs from the model by {found:.1e}; export with other versions of torch")
-        record[side] = {"file": path.name, "inputs": list(example), "largest_difference": found}
-    (folder / RECORD_FILE).write_text(json.dumps(record, indent=1), encoding="utf-8")
-    processor.save_pretrained(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}") as unfinished:
+        for side, (example, *others) in batches.items():
+            path, method = Path(unfinished, f"{side}_encoder.onnx"), f"get_{side}_features"
+            write_encoder(Encoder(exported, method, list(example)).eval(), example, positions[side], path)
+            found = difference(path, Encoder(model, method, list(example)).eval(), others) if check else None
+            if found is not None and not found <= LARGEST_DIFFERENCE:
+                versions = "export with other versions of torch"
+                raise ValueError(f"{path.name} differs from the model by {found:.1e}; {versions}")
+            record[side] = {"file": path.name, "inputs": list(example), "largest_difference": found}
+        processor.save_pretrained(unfinished)
+        write_json(Path(unfinished, RECORD_FILE), record)
+        folder.mkdir(exist_ok=True)
+        for path in sorted(Path(unfinished).iterdir(), key=lambda path: path.name == RECORD_FILE):  # the record last
+            path.replace(folder / path.name)
     return record
+
+
+def check_export_folder(folder: str | Path) -> Path:
+    """The folder, if nothing of somebody else's would be written over: asked before the work.
+
+    Raises:
+        OSError: it is a file, or cannot be written.
+        ValueError: it holds other files than those of an export.
+    """
+    folder = check_output_folder("folder", folder)
+    holds = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    if holds and RECORD_FILE not in holds:
+        raise ValueError(f"folder {folder} holds other files ({holds[0]}, ...): give a new or an empty one for ONNX")
+    return folder

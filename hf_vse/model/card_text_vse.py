@@ -198,15 +198,30 @@ def results(record: dict[str, Any]) -> str:
     columns = [f"{side}_{level}" for side in DIRECTIONS for level in (*LEVELS, "medr")]
     titles = [f"{side} {level}" for side in ("i→t", "t→i") for level in ("R@1", "R@5", "R@10", "MedR")]
     rows = [["split", *titles, "rsum"]]
+
+    def add(name: str, metrics: dict[str, float]) -> None:
+        rows.append([name, *(f"{metrics[each]:.1f}" if each in metrics else "" for each in columns)])
+        rows[-1].append(f"{metrics['rsum']:.1f}" if "rsum" in metrics else "")
+
     for name, (_, metrics) in rows_of(record).items():
-        rows.append([name, *(f"{metrics[column]:.1f}" for column in columns), f"{metrics['rsum']:.1f}"])
-    measured = next(iter(record["metrics"].values()))
-    if chance := measured.get("chance"):
-        rows.append(["chance", *(f"{chance[column]:.1f}" if column in chance else "" for column in columns), ""])
+        add(name, metrics)
+    shared = {name: each for name, each in record["metrics"].items() if "metrics_equal_captions" in each}
+    for name, measured in shared.items():
+        add(f"{name}, equal captions", measured["metrics_equal_captions"])
+    chances = {name: each["chance"] for name, each in record["metrics"].items() if each.get("chance")}
+    same = all(each == next(iter(chances.values())) for each in chances.values())
+    for name, chance in {"chance" if same else f"chance, {name}": each for name, each in chances.items()}.items():
+        add(name, chance)
     protocol = (
         "Recalls in percent, image to text (i→t) and back. R@K: a correct answer is among the first K; MedR: median "
         "rank of the first correct one; equal scores count against the query."
     )
+    if shared:
+        concerned = ", ".join(f"{each['equal_captions']['captions']:,} of {name}" for name, each in shared.items())
+        protocol += (
+            f" Some captions are word for word captions of other images too ({concerned}): they count as wrong there, "
+            "and as right in the rows of equal captions."
+        )
     return f"{table(rows)}\n\n{protocol}"
 
 

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,14 @@ from datasets import Dataset
 from hf_vse.data.schema import IMAGE
 from hf_vse.evaluation.judge import Judgement
 from hf_vse.evaluation.run import distinct_names
+from hf_vse.files import check_output_folder, write_text
 from hf_vse.plots.canvas import DIRECTIONS
 from hf_vse.report import examples, figures
 from hf_vse.report.thumbnails import Thumbnails
 
 PAGE_FILE, RECORD_FILE = "index.html", "report.json"
+NEEDED = ("jinja2", "matplotlib")
+RECORD_ELEMENT = b'<script type="application/json" id="record">'  # what tells our pages from others
 METRICS = {
     "medr": "median rank", "meanr": "mean rank", "mrr": "MRR", "map_at_r": "mAP@R", "r_precision": "R-precision",
     "ndcg_10": "nDCG@10", "rsum": "rsum", "positives_per_query": "positives each",
@@ -42,16 +46,42 @@ def write_report(
 
     Returns:
         The file of the page.
+
+    Raises:
+        OSError, ValueError, ImportError: see `check_report`.
     """
     if not judgements:
         raise ValueError("judgements is empty: judge at least one model")
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(record, indent=1, ensure_ascii=False)
-    (folder / RECORD_FILE).write_text(text, encoding="utf-8")
+    folder = check_report(folder)
+    page = render(named(judgements), record, pictures)
+    write_text(folder / RECORD_FILE, json.dumps(record, indent=1, ensure_ascii=False))
+    write_text(folder / PAGE_FILE, page)
+    return folder / PAGE_FILE
+
+
+def check_report(folder: str | Path) -> Path:
+    """The folder, if a page may and can be written there: asked before the work.
+
+    Raises:
+        OSError: it is a file, or lies on a disk that is full or read-only.
+        ValueError: it holds what is no report.
+        ImportError: the extra `report` is not installed.
+    """
+    missing = [name for name in NEEDED if find_spec(name) is None]
+    if missing:
+        raise ImportError(f'a report needs {" and ".join(missing)}: pip install "hf_vse[report]"')
+    folder = check_output_folder("report", folder)
+    if folder.is_dir() and any(folder.iterdir()) and not is_report(folder):
+        raise ValueError(f"report {folder} holds other files and no report: give a new or an empty folder")
+    return folder
+
+
+def is_report(folder: Path) -> bool:
+    """Whether a page was written there before."""
     page = folder / PAGE_FILE
-    page.write_text(render(named(judgements), record, pictures), encoding="utf-8")
-    return page
+    if not page.is_file() or not (folder / RECORD_FILE).is_file():
+        return False
+    return RECORD_ELEMENT in page.read_bytes()
 
 
 def named(judgements: Sequence[Judgement]) -> dict[str, Judgement]:
@@ -59,10 +89,8 @@ def named(judgements: Sequence[Judgement]) -> dict[str, Judgement]:
 
 
 def render(judgements: Mapping[str, Judgement], record: Mapping[str, Any], pictures: Dataset | None) -> str:
-    try:
-        from jinja2 import Environment
-    except ImportError as error:
-        raise ImportError('a report needs jinja2 and matplotlib: pip install "hf_vse[report]"') from error
+    from jinja2 import Environment
+
     source = files("hf_vse.report").joinpath("page.html.j2").read_text(encoding="utf-8")
     style = files("hf_vse.report").joinpath("page.css").read_text(encoding="utf-8")
     template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(source)

@@ -134,7 +134,7 @@ def vectors_of_gallery(folder: Path, encoder: Encoder) -> Iterator[Vectors]:
     if header.get("digest") != encoder.digest:
         logger.info("%s was made by another model, or with other weights: everything is encoded anew", folder)
     elif KEYS_FILE in header["files"]:
-        check_files(folder, header, whole=True)
+        check_files(folder, header, (VECTORS_FILE, KEYS_FILE), whole=True)
         version = version_folder(folder, header["version"])
         yield Vectors.with_keys(version / VECTORS_FILE, read_json(version / KEYS_FILE, list), encoder.dim)
 
@@ -156,6 +156,7 @@ def encode_missing(
             values = [each.value.read() if isinstance(each.value, DatasetImage) else each.value for each in part]
             embeds = encoder.images(values, batch_size, num_workers)
             readable = encoder.readable(embeds)
+            check_unit(embeds[readable], f"the vectors that {encoder.name} makes")
             if readable.any():
                 keys = [each.key for each, good in zip(part, readable, strict=True) if good]
                 write_part(folder, encoder.digest, embeds[readable], keys)
@@ -187,7 +188,6 @@ def gathered(keys: Sequence[str], known: Sequence[Vectors], encoder: Encoder) ->
     for number, key in enumerate(keys):
         vectors, row = place[key]
         embeds[number] = vectors.embeds[row]
-    check_unit(embeds, f"the vectors that {encoder.name} makes")
     return embeds
 
 

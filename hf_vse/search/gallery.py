@@ -259,7 +259,7 @@ class GalleryIndex:
     @classmethod
     def of_version(cls, folder: Path, header: dict[str, Any]) -> "GalleryIndex":
         """The gallery that a header names."""
-        check_files(folder, header)
+        check_files(folder, header, header["files"].keys() - {KEYS_FILE})
         version = version_folder(folder, header["version"])
         embeds = read_array(version / VECTORS_FILE, "embeds")
         if embeds.shape != (header["items"], header["dim"]) or embeds.dtype != np.float32:
@@ -267,8 +267,8 @@ class GalleryIndex:
                 f"{version / VECTORS_FILE} holds {embeds.dtype} {embeds.shape}, {folder / HEADER_FILE} says "
                 f"{header['items']} items of dim {header['dim']}: build the gallery again"
             )
-        lines = numbered_lines(version / ITEMS_FILE)
-        items = [parse_json(line, f"{version / ITEMS_FILE}, line {number}") for number, line in lines]
+        path = version / ITEMS_FILE
+        items = [parse_json(line, f"{path}, line {number}") for number, line in numbered_lines(path)]
         facts = {name: value for name, value in header.items() if name not in NOT_FACTS}
         index = cls.without_index(embeds, items, facts, header["plan"])
         index.vectors.load(version / FAISS_FILE)
@@ -282,8 +282,11 @@ class GalleryIndex:
     def unchanged(cls, folder: str | Path, recipe: str) -> "GalleryIndex | None":
         """The gallery in a folder, if it is whole and was written with that recipe; see `recipe_of`."""
         try:
-            same = read_header(Path(folder)).get("recipe") == recipe
-            return cls.load(folder) if same else None
+            header = read_header(Path(folder))
+            if header.get("recipe") != recipe:
+                return None
+            check_files(Path(folder), header, header["files"], whole=True)
+            return cls.load(folder)
         except (OSError, ValueError):
             return None
 

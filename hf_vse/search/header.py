@@ -74,6 +74,7 @@ OPTIONAL: dict[str, Check] = {
     "origin": (is_object_or_null, "an object {...} or null"),
     "passed_over": (is_object_or_null, "an object {...} or null"),
     "unmatched": (is_object_or_null, "an object {...} or null"),
+    "repeated": (is_object_or_null, "an object {...} or null"),
     "broken": (
         lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
         "a list of names",

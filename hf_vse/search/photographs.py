@@ -51,12 +51,6 @@ class DatasetImage:
         return next(iter(self.images[self.row].values()))
 
 
-def check_photographs(root: Path) -> None:
-    """Raises FileNotFoundError unless it is a folder."""
-    if not root.is_dir():
-        raise FileNotFoundError(f"{root} is no folder: give one with images, or an array (.npy, .safetensors)")
-
-
 def of_folder(root: Path) -> tuple[list[Photograph], dict[str, Any]]:
     """The image files under a folder, in the order of their names, and what was left out of it.
 
@@ -64,8 +58,7 @@ def of_folder(root: Path) -> tuple[list[Photograph], dict[str, Any]]:
         OSError: it is no folder, or holds no image.
         ValueError: a line of its metadata is wrong.
     """
-    check_photographs(root)
-    known = read_metadata(root)
+    known, repeated = read_metadata(root)
     found, passed_over = [], []
     for path in sorted(path for path in root.rglob("*") if path.is_file()):
         name = path.relative_to(root).as_posix()
@@ -75,6 +68,11 @@ def of_folder(root: Path) -> tuple[list[Photograph], dict[str, Any]]:
         elif path.suffix.lower() in OTHER_PICTURES:
             passed_over.append(name)
     facts = {}
+    for name in OTHER_METADATA:
+        if (root / name).is_file():
+            logger.warning("%s is not read: fields and captions come from %s", root / name, METADATA_FILE)
+    if repeated:
+        facts["repeated"] = counted(repeated, f"{root / METADATA_FILE}: %s named again; the last line counts")
     if passed_over:
         facts["passed_over"] = counted(passed_over, f"{root}: %s are pictures of a kind that is not read")
     if not found:
@@ -91,21 +89,22 @@ def counted(names: list[str], remark: str) -> dict[str, Any]:
     return {"count": len(names), "first": first}
 
 
-def read_metadata(root: Path) -> dict[str, dict[str, Any]]:
-    """file_name -> the other fields of its line in `metadata.jsonl`, if there is one.
+def read_metadata(root: Path) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """What `metadata.jsonl` of a folder says, if there is one.
+
+    Returns:
+        file_name -> the other fields of its line, the last one if there are several; and the names that have several.
 
     Raises:
+        FileNotFoundError: it is no folder.
         ValueError: a line is no object, names no file in the folder, or has captions that are no text.
     """
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root} is no folder: give one with images, or an array (.npy, .safetensors)")
     path = root / METADATA_FILE
-    if not path.is_file():
-        for name in OTHER_METADATA:
-            if (root / name).is_file():
-                logger.warning("%s is not read: fields and captions come from %s", root / name, METADATA_FILE)
-        return {}
     known: dict[str, dict[str, Any]] = {}
-    again = 0
-    for number, fields in read_json_lines(path):
+    repeated = []
+    for number, fields in read_json_lines(path) if path.is_file() else ():
         where = f"{path}, line {number}"
         if "file_name" not in fields:
             raise ValueError(f"{where} has no file_name: name the image it is about")
@@ -114,11 +113,10 @@ def read_metadata(root: Path) -> dict[str, dict[str, Any]]:
         if CAPTIONS in fields:
             fields[CAPTIONS] = captions_of(fields[CAPTIONS], where)
         name = PurePosixPath(given.replace("\\", "/")).as_posix()
-        again += name in known
+        if name in known:
+            repeated.append(name)
         known[name] = fields
-    if again:
-        logger.warning("%s: %d lines name an image a second time; the last line about an image counts", path, again)
-    return known
+    return known, repeated
 
 
 def captions_of(value: Any, where: str) -> list[str]:

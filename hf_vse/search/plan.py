@@ -67,7 +67,7 @@ class Plan:
             elif name == "effort":
                 right = isinstance(value, int) and not isinstance(value, bool) and value >= 0
             elif name == "recall":
-                right = value is None or (isinstance(value, int | float) and 0 <= value <= 1)
+                right = value is None or (type(value) in (int, float) and 0 <= value <= 1)
             else:
                 right = isinstance(value, str)
             if not right:

@@ -9,10 +9,11 @@ removed after the rename; who has their files mapped into memory keeps them. Not
 names, so that what somebody else has put into the folder stays.
 """
 
+import errno
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,10 +26,10 @@ from hf_vse.search.header import (
     HEADER_FILE,
     VECTORS_FILE,
     VERSION,
-    check_format,
     checksum_of,
     file_checksum,
     is_count,
+    read_header,
     to_json,
 )
 from hf_vse.search.parts import DIGEST_FOLDER, PART_FILE, PARTS_FOLDER, remove_if_empty, remove_parts
@@ -39,8 +40,9 @@ except ImportError:  # Windows
     fcntl = None
 
 VERSIONS_FOLDER = "versions"
+FULL = (errno.ENOSPC, errno.EDQUOT)
 UNFINISHED_HEADER = re.compile(r"\.gallery\.\d+\.json")
-SAMPLED_ABOVE = 2**32  # bytes of vectors that are not read as a whole whenever a gallery is loaded
+UNREAD_ABOVE = 2**32  # bytes; more vectors are read as a whole when they are taken over, not whenever they are loaded
 
 
 def version_folder(folder: Path, version: str) -> Path:
@@ -66,20 +68,22 @@ def check_place(folder: str | Path, photographs: str | Path | None = None, neede
         if source.is_relative_to(index):
             raise ValueError(f"the photographs {photographs} lie in the index {folder}: give another folder for it")
     if (folder / HEADER_FILE).exists():
-        if format_of(folder) > FORMAT:
-            check_format(folder / HEADER_FILE, format_of(folder))
+        check_replaceable(folder)
     elif (foreign := next(not_ours(folder), None)) is not None:
         raise ValueError(f"index {folder} is no gallery and holds {foreign}: give a new or an empty folder")
     return folder
 
 
-def format_of(folder: Path) -> int:
-    """The format of the gallery in a folder, whichever it is; see `read_header` for what it raises."""
-    path = folder / HEADER_FILE
-    number = read_json(path, dict).get("format")
-    if not is_count(number):
-        check_format(path, number)
-    return number
+def check_replaceable(folder: Path) -> None:
+    """Raises ValueError where `gallery.json` is not of this or an earlier version of this program, or is damaged."""
+    if not is_of_old_format(folder):
+        read_header(folder)
+
+
+def is_of_old_format(folder: Path) -> bool:
+    header = read_json(folder / HEADER_FILE, dict)
+    number = header.get("format")
+    return is_count(number) and number < FORMAT and {"items", "dim"} <= header.keys()
 
 
 def not_ours(folder: Path) -> Iterator[str]:
@@ -102,11 +106,13 @@ def is_file_of_version(path: Path) -> bool:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """One writer at a time; the system forgets it with the process. The folder is made, and goes if nothing came.
+    """One writer at a time; the system forgets it with the process. A folder that is made goes again if nothing came.
 
     Raises:
         ValueError: another process is writing.
+        OSError: the disk is full.
     """
+    was_there = folder.is_dir()
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = None if fcntl is None else os.open(folder, os.O_RDONLY)
     try:
@@ -117,11 +123,27 @@ def locked(folder: Path) -> Iterator[None]:
                 raise ValueError(f"index {folder} is being written by another process: wait for its end") from error
             except OSError:  # a network disk that knows no locks
                 pass
-        yield
+        with full_disk_named(folder):
+            yield
     finally:
         if descriptor is not None:
             os.close(descriptor)
-        remove_if_empty(folder)
+        if not was_there:
+            remove_if_empty(folder)
+
+
+@contextmanager
+def full_disk_named(folder: Path) -> Iterator[None]:
+    """Raises OSError with the place, which not every writer names, where the disk is full."""
+    try:
+        yield
+    except Exception as error:
+        if not any(os.strerror(code) in str(error) for code in FULL):
+            raise
+        raise OSError(
+            f"index {folder}: the disk is full; make room and repeat the command (what was there is whole, what was "
+            "encoded is kept)"
+        ) from error
 
 
 @contextmanager
@@ -148,15 +170,16 @@ def commit(folder: Path, version: Path, facts: dict[str, Any]) -> None:
     sync(version.parent)
     header = {"format": FORMAT, "version": version.name, "files": files} | facts
     header["checksum"] = checksum_of(header)
-    if (folder / HEADER_FILE).is_file() and format_of(folder) < FORMAT:
+    if (folder / HEADER_FILE).is_file() and is_of_old_format(folder):
         remove_files_of_old_format(folder)
     write_text(folder / HEADER_FILE, to_json(header, indent=1))
 
 
-def check_files(folder: Path, header: dict[str, Any], whole: bool = False) -> None:
+def check_files(folder: Path, header: dict[str, Any], names: Collection[str], whole: bool = False) -> None:
     """Raises OSError or ValueError where a file is not what `gallery.json` says, by its size and checksum.
 
     Args:
+        names: which.
         whole: also vectors that are so many that they stay on the disk; otherwise these by their size alone.
     """
 
@@ -168,12 +191,12 @@ def check_files(folder: Path, header: dict[str, Any], whole: bool = False) -> No
         size = path.stat().st_size
         if size != entry["bytes"]:
             raise ValueError(f"{path} is damaged ({size:,} bytes instead of {entry['bytes']:,}): {remedy}")
-        read = whole or name != VECTORS_FILE or size <= SAMPLED_ABOVE
+        read = whole or name != VECTORS_FILE or size <= UNREAD_ABOVE
         if read and file_checksum(path) != entry["checksum"]:
             raise ValueError(f"{path} is damaged (its checksum differs): {remedy}")
 
     with ThreadPoolExecutor() as pool:
-        list(pool.map(check, header["files"]))
+        list(pool.map(check, names))
 
 
 def remove_leftovers(folder: Path) -> None:

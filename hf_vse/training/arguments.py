@@ -1,6 +1,8 @@
 """How training is executed. What the weights mean stands in `VSEConfig`."""
 
+import logging
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -10,6 +12,8 @@ from hf_vse.data.transforms import Augmentation
 from hf_vse.model.losses_vse import objective
 from hf_vse.objectives.execution import Execution
 from hf_vse.training.limits import check_numbers
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -131,6 +135,15 @@ class VSETrainingArguments(TrainingArguments):
         return vars(self) | {"hub_token": None}
 
     @property
+    def n_gpu(self) -> int:
+        """GPUs of this process: one at most. Upstream would copy the model to all and cut each batch into as many
+        parts, which knows no negatives of the others; a process for each GPU does."""
+        found = super().n_gpu
+        if found > 1:
+            tell_of_idle_gpus(found)
+        return min(found, 1)
+
+    @property
     def execution(self) -> Execution:
         """How the loss is computed."""
         exchange = None if self.negatives == "local" else self.negatives
@@ -142,6 +155,15 @@ class VSETrainingArguments(TrainingArguments):
         if self.crop_min_scale >= 1 and not self.mirror_images:
             return None
         return Augmentation(self.crop_min_scale, self.mirror_images)
+
+
+@cache
+def tell_of_idle_gpus(found: int) -> None:
+    """Once."""
+    logger.warning(
+        "this process trains on one of %d GPUs; to use all: accelerate launch --num_processes %d -m hf_vse.cli train "
+        "RECIPE (or scripts/train.py RECIPE)", found, found,
+    )  # fmt: skip
 
 
 def choose_strategies(args: VSETrainingArguments) -> None:

@@ -3,11 +3,13 @@
 Hardest-negative objectives are known to collapse at the start or when a backbone is unfrozen. The loss then rests at
 the value it has when all similarities are equal (2 m / t for `hardnce`) and nothing crashes. What tells it without
 doubt is the mean cosine between different items of one modality, which costs next to nothing: with the mean vector c
-of n unit vectors it is (n |c|^2 - 1) / (n - 1).
+of n unit vectors it is (n |c|^2 - 1) / (n - 1). A model may also stay apart in space and still tell nothing: then it
+is the loss alone that does not leave that value.
 """
 
 import logging
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,53 +17,85 @@ from transformers import ProgressCallback, TrainerCallback
 
 from hf_vse.evaluation.diagnostics.diagnose import BATCH_ROWS, quick_diagnostics
 from hf_vse.evaluation.diagnostics.geometry import COLLAPSED_COSINE, mean_cosine
-from hf_vse.model.losses_vse import contrastive_loss
+from hf_vse.model.losses_vse import OBJECTIVES, reduce_rows
 
 logger = logging.getLogger(__name__)
 
+WARMED_UP = ("hardnce", "hardnce_smooth", "hinge_max", "hinge_sum")
+STUCK_MARGIN = 0.02
+STUCK_STEPS = 200
+
 
 class CollapseAlarm(TrainerCallback):
-    """Says so when the embeddings of both modalities have been alike for `patience` log lines; once per collapse.
+    """Says so once when the model has collapsed, and once when it does not learn.
+
+    Collapsed: the embeddings of both modalities have been alike for `patience` log lines. Not learning: in all lines
+    of `STUCK_STEPS` steps, the loss was what it is for a model that tells nothing apart.
 
     Args:
         patience: log lines.
-        loss_options: `loss_type`, `temperature`, `margin`, to name the loss of a collapsed model.
     """
 
-    def __init__(self, patience: int, **loss_options):
+    def __init__(self, patience: int):
         self.patience = patience
-        self.loss_options = loss_options
         self.collapsed_logs = 0
+        self.stuck_since: int | None = None
+        self.said_stuck = False
         self.cosines: tuple[Tensor, Tensor] | None = None
-        self.batch_size = 0
 
     @torch.no_grad()
-    def observe(self, image_embeds: Tensor, text_embeds: Tensor) -> None:
-        """Called with every batch; nothing is read from the device before the next log line."""
+    def observe(self, image_embeds: Tensor, text_embeds: Tensor, pairs: int, **objective: Any) -> None:
+        """Called with every batch; nothing is read from the device before the next log line.
+
+        Args:
+            pairs: that are compared with each other, on all processes.
+            objective: of this moment, as `contrastive_loss` takes it.
+        """
         if len(image_embeds) > 1:
-            self.batch_size = len(image_embeds)
+            self.pairs, self.objective = pairs, objective
             self.cosines = tuple(
                 mean_cosine(embeds.mean(dim=0), len(embeds)) for embeds in (image_embeds, text_embeds)
             )
 
-    def collapsed_loss(self) -> float:
-        """The loss of a batch whose similarities are all equal."""
-        alike = torch.ones(self.batch_size, 1)
-        return contrastive_loss(alike, alike, **self.loss_options).item()
-
     def on_log(self, args, state, control, logs=None, **kwargs):
         if self.cosines is None or "loss" not in (logs or {}):
             return
-        image_cosine, text_cosine = (cosine.item() for cosine in self.cosines)
-        collapsed = min(image_cosine, text_cosine) > COLLAPSED_COSINE
+        images, texts = (cosine.item() for cosine in self.cosines)
+        indifferent = indifferent_loss(self.pairs, **self.objective)
+        collapsed = min(images, texts) > COLLAPSED_COSINE
+        stuck = indifferent is not None and logs["loss"] > (1 - STUCK_MARGIN) * indifferent
         self.collapsed_logs = self.collapsed_logs + 1 if collapsed else 0
-        if self.collapsed_logs == self.patience and state.is_world_process_zero:
+        self.stuck_since = (self.stuck_since or state.global_step) if stuck else None
+        self.said_stuck = self.said_stuck and stuck
+        stuck_for = state.global_step - (self.stuck_since or state.global_step)
+        found = None
+        if self.collapsed_logs == self.patience:
+            found = f"has collapsed: images are alike (mean cosine {images:.3f}), so are texts ({texts:.3f}), and"
+        elif stuck_for >= STUCK_STEPS and self.collapsed_logs < self.patience and not self.said_stuck:
+            self.said_stuck = True
+            found = f"does not learn: for {stuck_for} steps"
+        if found and state.is_world_process_zero:
+            of_none = "" if indifferent is None else f" where one that tells nothing apart has {indifferent:.3g}"
             logger.warning(
-                "step %d: the model has collapsed: images are alike (mean cosine %.3f), so are texts (%.3f), and the "
-                "loss is %.3g where a collapsed model has %.3g. Start with hard_negative_warmup_epochs=1, or warm up "
-                "the learning rate (warmup_steps=0.1), or lower it.",
-                state.global_step, image_cosine, text_cosine, logs["loss"], self.collapsed_loss(),
+                "step %d: the model %s the loss is %.3g%s. %s",
+                state.global_step, found, logs["loss"], of_none, remedy(self.objective["loss_type"]),
             )  # fmt: skip
+
+
+def indifferent_loss(pairs: int, **objective: Any) -> float | None:
+    """The loss of so many pairs whose similarities are all equal; None for `siglip`, where it depends on which."""
+    loss_type = objective.pop("loss_type")
+    if loss_type == "siglip":
+        return None
+    objective = {name: torch.as_tensor(value).detach().cpu() for name, value in objective.items()}
+    row = OBJECTIVES[loss_type].row_loss(torch.zeros(1, pairs), torch.zeros(1, dtype=torch.int64), None, **objective)
+    return reduce_rows(loss_type, row.expand(pairs), row.expand(pairs)).item()
+
+
+def remedy(loss_type: str) -> str:
+    """What helps a model that has collapsed."""
+    first = "Start with hard_negative_warmup_epochs=1, or warm up" if loss_type in WARMED_UP else "Warm up"
+    return f"{first} the learning rate (warmup_steps=0.1), or lower it."
 
 
 class BatchDiagnostics:
@@ -86,7 +120,10 @@ class BatchDiagnostics:
         if self.embeds is None or step < self.latest + self.every:
             return {}
         self.latest = step
-        return {f"batch_{name}": value for name, value in quick_diagnostics(*self.embeds).items()}
+        found = quick_diagnostics(*self.embeds)
+        if not found and len(self.embeds[0]) > 1:
+            logger.warning("step %d: embeddings of this batch are not finite; nothing is said about them", step)
+        return {f"batch_{name}": value for name, value in found.items()}
 
 
 class LimitedTemperature(TrainerCallback):
@@ -107,7 +144,7 @@ class StepDecay(TrainerCallback):
         self.every = every
         self.factor = factor
 
-    def on_epoch_begin(self, args, state, control, lr_scheduler=None, **kwargs):
+    def on_step_begin(self, args, state, control, lr_scheduler=None, **kwargs):
         decay = self.factor ** math.floor((state.epoch or 0) / self.every + 1e-6)
         for place, group in enumerate(lr_scheduler.optimizer.param_groups):
             base = group["initial_lr"] * decay

@@ -14,6 +14,7 @@ from accelerate import PartialState
 from safetensors import SafetensorError, safe_open
 from torch.serialization import get_unsafe_globals_in_checkpoint
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers.trainer_callback import TrainerState
 from transformers.trainer_pt_utils import safe_globals
 
 from hf_vse.files import read_json, write_json
@@ -63,7 +64,8 @@ def check_checkpoint(checkpoint: Path) -> None:
     path = checkpoint / TRAINER_STATE_NAME
     try:
         state = read_json(path, dict)
-    except (OSError, ValueError) as error:
+        TrainerState(**state)
+    except (OSError, ValueError, TypeError) as error:
         raise Damaged(f"checkpoint {checkpoint} is damaged ({error})") from error
     if state.get("global_step") != step_of(checkpoint):
         raise Damaged(f"checkpoint {checkpoint} is damaged ({path} is of step {state.get('global_step')!r:.40})")

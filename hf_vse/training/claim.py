@@ -26,6 +26,8 @@ def check_claim(recipe: Recipe) -> None:
         ValueError: it holds a run of another recipe, whose differing keys are named, or files of no run.
     """
     folder = check_output_folder("output_dir", recipe.output_dir)
+    if folder.is_symlink() and not folder.exists():
+        raise FileNotFoundError(f"output_dir {folder} is a link that leads nowhere: remove it, or give a folder")
     if not folder.is_dir() or not any(map(minded, folder.iterdir())):
         return
     path = folder / RECIPE

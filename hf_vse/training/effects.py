@@ -5,6 +5,7 @@ do what transformers uses it for, because another key rules it out, or because i
 whole run.
 """
 
+import json
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -53,10 +54,6 @@ def losses(get: Get) -> set[str | None]:
     warmup = {get("hard_negative_warmup_loss")} if get("hard_negative_warmup_epochs") else set()
     unknown = get("loss_type") is None and get("init_from") is not None
     return warmup | {None if unknown else get("loss_type") or VSEConfig.loss_type}
-
-
-def caches(get: Get, side: str) -> bool:
-    return bool(get("cache_frozen")) and bool(get(f"freeze_{side}_tower"))
 
 
 class Need(NamedTuple):
@@ -122,15 +119,8 @@ NEEDS: dict[str, Need] = (
             "this lr_scheduler_type has no warm-up: choose constant_with_warmup, or remove it",
         ),
         "cached_crops": Need(
-            lambda get: caches(get, "image") and not takes_features(get),
+            lambda get: bool(get("freeze_image_tower")) and not takes_features(get),
             "crops are kept of a frozen image tower that reads photographs: give freeze_image_tower: true",
-        ),
-        "freeze_image_tower": Need(
-            lambda get: not takes_features(get), "features come without an image tower: remove it"
-        ),
-        "cache_frozen": Need(
-            lambda get: bool(get("freeze_image_tower")) or bool(get("freeze_text_tower")),
-            "no tower is frozen: give freeze_image_tower or freeze_text_tower, or remove it",
         ),
         "image_tower_learning_rate": Need(
             lambda get: not get("freeze_image_tower") and not takes_features(get),
@@ -198,14 +188,20 @@ def check_effects(
         for key in NEEDS:
             met = NEEDS[key].met(merged.__getitem__)
             if key in stage and stage[key] not in (defaults[key], usual[key], values.get(key)) and not met:
-                raise ValueError(f"{place}: {key} does nothing: {NEEDS[key].text}")
+                raise ValueError(idle(place, key, usual[key]))
             if met:
                 unmet.discard(key)
         passed_on |= {key: value for key, value in (values | stage).items() if key in of_model}
     for key in sorted(unmet):
-        raise ValueError(f"{where}: {key} does nothing: {NEEDS[key].text}")
+        raise ValueError(idle(where, key, usual[key]))
     if values.get("streaming") and not all((values | stage).get("max_steps", -1) > 0 for stage in stages):
         raise ValueError(f"{where}: streaming needs max_steps, as nobody knows how long a stream is: give it")
+
+
+def idle(where: str, key: str, usual: Any) -> str:
+    """The line for a key that would do nothing, and how the command line takes it out of a recipe."""
+    value = usual if isinstance(usual, str) else json.dumps(usual)
+    return f"{where}: {key} does nothing: {NEEDS[key].text} (on the command line --{key} {value})"
 
 
 def check_of_run(stage: dict[str, Any], common: dict[str, Any], of_run: set[str], where: str) -> None:

@@ -8,6 +8,8 @@ not. They are written in shards, each complete or absent, by all processes; an i
 import json
 import logging
 import os
+import socket
+import uuid
 from collections.abc import Callable
 from hashlib import blake2b
 from pathlib import Path
@@ -18,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object
 from datasets import Dataset, IterableDataset
 from datasets.table import InMemoryTable
 from torch import nn
@@ -28,6 +31,7 @@ from hf_vse.data.collator import VSECollator
 from hf_vse.data.decoding import groups_in_flight
 from hf_vse.data.digests import configuration_digest, images_digest, tokenizer_digest, weights_digest
 from hf_vse.data.encoding import batches_of, to_device
+from hf_vse.data.features import stored_field
 from hf_vse.data.images import check_broken_share
 from hf_vse.data.pairs import undecoded_images
 from hf_vse.data.schema import CAPTION_FEATURES, CAPTIONS, IMAGE, flatten_captions, view_column
@@ -53,6 +57,7 @@ def cache_frozen_towers(
     if not (images or captions) or isinstance(splits["train"], IterableDataset):
         return splits
     root = Path(args.frozen_cache_dir or Path(datasets.config.HF_CACHE_HOME) / CACHE).expanduser()
+    check_shared(root)
     model.to(args.device).eval()
     found = {}
     for name in (name for name in ("train", "validation") if name in splits):
@@ -64,6 +69,28 @@ def cache_frozen_towers(
             split = with_caption_features(model, processor, split, root, args)
         found[name] = split
     return splits | found
+
+
+def check_shared(root: Path) -> None:
+    """Raises ValueError in all processes unless all of them see what one of them writes: each computes a part of the
+    outputs for all, which takes hours, and reads the parts of the others."""
+    state = PartialState()
+    if state.num_processes == 1:
+        return
+    (name,) = broadcast_object_list([f".seen-by-all-{uuid.uuid4().hex}"])
+    if state.is_main_process:
+        root.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    state.wait_for_everyone()
+    seen = gather_object([(socket.gethostname(), (root / name).is_file())])
+    if state.is_main_process:
+        (root / name).unlink()
+    blind = sorted({host for host, sees in seen if not sees})
+    if blind:
+        raise ValueError(
+            f"frozen_cache_dir={str(root)!r} is not the same folder on all machines: {', '.join(blind)} cannot see "
+            f"what {seen[0][0]} writes there; give a folder on storage that all share, or cache_frozen=false"
+        )
 
 
 def frozen_sides(model: VSEModel, args: VSETrainingArguments) -> tuple[bool, bool]:
@@ -102,23 +129,7 @@ def with_image_features(
         "bf16": args.bf16,
     }
     folder = cache_folder(root, "images", model.vision_model, described, images_digest(images))
-    plain, cropping = VSECollator(processor, max_broken_share=1.0), VSECollator(processor, augmentation)
-
-    needed = needed_side(processor.image_processor) if views == 1 else None  # a crop may take any part
-
-    def collate(items: list[tuple[int, dict]]) -> tuple[list[bool], dict[str, torch.Tensor]]:
-        readable: list[bool] = []
-        pixels: list[list[torch.Tensor]] = [[] for _ in range(views)]
-        for group in groups_in_flight(plain.read(item[IMAGE], needed) for _, item in items):
-            rows = [row for row, _ in items[len(readable) : len(readable) + len(group)]]
-            kept = [(row, image) for row, image in zip(rows, group, strict=True) if image is not None]
-            readable += [image is not None for image in group]
-            for view in range(views if kept else 0):
-                rngs = [np.random.default_rng((args.seed, row, view)) for row, _ in kept]
-                inputs = (cropping if view else plain).image_inputs([image for _, image in kept], rngs)
-                pixels[view].append(inputs["pixel_values"])
-        found = [part for of_view in pixels for part in of_view]
-        return readable, {"pixel_values": torch.cat(found)} if found else {}
+    collate = Views(processor, augmentation, args.seed, views)
 
     def read_views(readable: list[bool], inputs: dict[str, torch.Tensor]) -> np.ndarray:
         """(views, images, dim), not a number where an image cannot be read."""
@@ -137,6 +148,31 @@ def with_image_features(
 
     table = compute(folder, len(images), encode, f"frozen image tower, {views} crop(s)")
     return without_unreadable(with_columns(split.remove_columns(IMAGE), table), args.max_broken_share)
+
+
+class Views:
+    """Makes a batch of `(row, item)`: which images can be read, and all views of these, one view after the other."""
+
+    def __init__(self, processor: VSEProcessor, augmentation: Augmentation, seed: int, views: int):
+        self.plain = VSECollator(processor, max_broken_share=1.0)
+        self.cropping = VSECollator(processor, augmentation)
+        self.seed = seed
+        self.views = views
+        self.needed = needed_side(processor.image_processor) if views == 1 else None  # a crop may take any part
+
+    def __call__(self, items: list[tuple[int, dict]]) -> tuple[list[bool], dict[str, torch.Tensor]]:
+        readable: list[bool] = []
+        pixels: list[list[torch.Tensor]] = [[] for _ in range(self.views)]
+        for group in groups_in_flight(self.plain.read(item[IMAGE], self.needed) for _, item in items):
+            rows = [row for row, _ in items[len(readable) : len(readable) + len(group)]]
+            kept = [(row, image) for row, image in zip(rows, group, strict=True) if image is not None]
+            readable += [image is not None for image in group]
+            for view in range(self.views if kept else 0):
+                rngs = [np.random.default_rng((self.seed, row, view)) for row, _ in kept]
+                collator = self.cropping if view else self.plain
+                pixels[view].append(collator.image_inputs([image for _, image in kept], rngs)["pixel_values"])
+        found = [part for of_view in pixels for part in of_view]
+        return readable, {"pixel_values": torch.cat(found)} if found else {}
 
 
 def with_caption_features(
@@ -200,7 +236,11 @@ def compute(folder: Path, total: int, encode: Callable[[range], pa.Table], title
     for number in tqdm(own, title, unit="shard", disable=not (own and state.is_main_process)):
         write_shard(encode(shards[number]), paths[number])
     state.wait_for_everyone()
-    return pa.concat_tables([pa.ipc.open_file(pa.memory_map(str(path))).read_all() for path in paths])
+    table = pa.concat_tables([pa.ipc.open_file(pa.memory_map(str(path))).read_all() for path in paths])
+    files = [{"path": str(path)} for path in paths]
+    return pa.Table.from_arrays(
+        table.columns, schema=pa.schema([stored_field(field, files) for field in table.schema])
+    )
 
 
 def rows_of_features(values: np.ndarray) -> pa.FixedSizeListArray:
@@ -221,7 +261,7 @@ def with_columns(split: Dataset, features: pa.Table) -> Dataset:
     chosen = split if split._indices is None else split.flatten_indices()
     table = chosen.with_format(None).data.table
     for name in features.column_names:
-        table = table.append_column(name, features.column(name))
+        table = table.append_column(features.schema.field(name), features.column(name))
     digest = blake2b(f"{split._fingerprint} {features.column_names}".encode(), digest_size=8).hexdigest()
     return Dataset(InMemoryTable(table), fingerprint=digest)
 

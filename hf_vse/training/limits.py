@@ -11,8 +11,11 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
+from transformers.training_args import trainer_log_levels
 
-from hf_vse.model.configuration_vse import GRU_MODEL_TYPE
+from hf_vse.model.configuration_vse import GRU_MODEL_TYPE, VSEGRUTextConfig
+from hf_vse.model.losses_vse import OBJECTIVES
 
 MANY = 1e9
 WIDEST = 2**16  # of a layer
@@ -78,6 +81,14 @@ LIMITS: dict[str, Limit] = (
     | limits(Limit(-1000, 1000), "logit_bias_init")
 )
 THREE_NUMBERS = {"image_mean": FINITE, "image_std": Limit(0, 1e30, above=True)}
+CHOICES = {
+    "eval_strategy": [item.value for item in IntervalStrategy],
+    "save_strategy": [item.value for item in SaveStrategy],
+    "log_level": trainer_log_levels,
+    "log_level_replica": trainer_log_levels,
+    "loss_type": OBJECTIVES,
+    "hard_negative_warmup_loss": OBJECTIVES,
+}
 TOWERS = ("vision_config", "text_config")
 # Fields of a tower's configuration, by how their names end.
 SIZES = ("_size", "_dim", "_sizes", "_layers", "_heads", "num_channels", "depths")
@@ -125,6 +136,7 @@ def check_values(values: dict[str, Any], known: dict[str, Field], where: str) ->
             raise ValueError(f"{where}: {key} must be {expected(of_field.type)}, got {value!r:.60}{hint}")
         if value == "" and of_field.default is None:
             raise ValueError(f"{where}: {key} is empty: give a value, or null for none")
+        check_choice(key, value, of_field.type, where)
         check_range(key, value, LIMITS.get(key, FINITE), where)
         if key in THREE_NUMBERS and value is not None:
             check_three(key, value, where)
@@ -137,6 +149,16 @@ def check_numbers(values: dict[str, Any]) -> None:
     for key, value in values.items():
         if key in LIMITS:
             check_range(key, value, LIMITS[key])
+
+
+def check_choice(key: str, value: Any, kind: Any, where: str) -> None:
+    """Raises ValueError for a word that is none of those a field takes."""
+    enums = [each for each in get_args(kind) if isinstance(each, type) and issubclass(each, Enum)]
+    words = [item.value for each in enums for item in each] + list(CHOICES.get(key, ()))
+    if words and isinstance(value, str) and value not in words:
+        near = get_close_matches(value, words, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"one of {', '.join(words):.200}"
+        raise ValueError(f"{where}: {key} {value!r:.60} is unknown; {hint}")
 
 
 def check_range(key: str, value: Any, limit: Limit, where: str | None = None) -> None:
@@ -183,6 +205,11 @@ def check_tower(key: str, values: dict[str, Any], where: str) -> None:
         check_part(f"{key}.{name}", value, where)
     if key == "text_config" and "vocab_size" in values:
         raise ValueError(f"{where}: text_config.vocab_size comes from the tokenizer: leave it out; see min_word_count")
+    if chosen is VSEGRUTextConfig:  # those of transformers check the types themselves
+        kinds = {item.name: item.type for item in fields(chosen)} | {"model_type": str}
+        for name, value in values.items():
+            if not fits(value, kinds[name]):
+                raise ValueError(f"{where}: {key}.{name} must be {expected(kinds[name])}, got {value!r:.60}")
     options = {name: value for name, value in values.items() if name != "model_type"}
     try:
         AutoConfig.for_model(chosen.model_type, **options)

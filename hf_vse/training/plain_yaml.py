@@ -13,6 +13,7 @@ from yaml.nodes import MappingNode, Node, ScalarNode
 MOST_VALUES = 10_000  # aliases counted as often as they stand there
 MERGE = "tag:yaml.org,2002:merge"
 UNWRITABLE = re.compile("[\0\ud800-\udfff]")
+LINE_ENDS = re.compile("[\r\x85\u2028\u2029\ufeff]")
 PLAIN = (str, int, float, bool, type(None))
 
 
@@ -26,6 +27,13 @@ class _Dumper(yaml.SafeDumper):
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
+    def represent_text(self, text: str) -> yaml.Node:
+        """In double quotes where another style would take a character for the end of a line."""
+        style = '"' if LINE_ENDS.search(text) else None
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _Dumper.represent_text)
 
 for _kind in (_Loader, _Dumper):
     _kind.add_implicit_resolver(

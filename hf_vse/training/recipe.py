@@ -105,6 +105,7 @@ class ModelArguments:
 SECTIONS = {"data": DataArguments, "model": ModelArguments, "training": VSETrainingArguments}
 STAGE_NAME = re.compile(r"[^\W.][\w .+-]{0,79}(?<![ .])")
 RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in range(1, 10))}
+MOST_BYTES = 2**20
 SECRETS = ("hub_token",)  # never written to a file
 
 
@@ -138,6 +139,10 @@ class Recipe:
 
     def stage(self, overrides: dict[str, Any]) -> "Recipe":
         return replace(self, values=self.values | without_name(overrides), stages=())
+
+    def with_features(self) -> "Recipe":
+        """The same for a data set in whose columns features were found, as if they had been given."""
+        return replace(self, values={"features": "columns of the data"} | self.values)
 
     @property
     def public_values(self) -> dict[str, Any]:
@@ -174,10 +179,15 @@ def read_file(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         beside = ", ".join(sorted(each.name for each in path.parent.glob("*.yaml"))) or "none"
         raise FileNotFoundError(f"recipe {path} does not exist; recipes in {path.parent}: {beside:.300}")
+    if path.stat().st_size > MOST_BYTES:
+        raise ValueError(
+            f"recipe {path} has {path.stat().st_size / 1e6:.0f} MB, which no recipe has: give another file"
+        )
     values = parse_yaml(read_text(path), f"recipe {path}")
-    if values is not None and not isinstance(values, dict):
-        raise ValueError(f"recipe {path} must hold `key: value` lines, got a {type(values).__name__}")
-    return values or {}
+    if not isinstance(values, dict):
+        got = "nothing" if values is None else f"a {type(values).__name__}"
+        raise ValueError(f"recipe {path} must hold `key: value` lines, got {got}")
+    return values
 
 
 def check_section(values: dict[str, Any], where: str) -> None:

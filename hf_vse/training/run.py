@@ -13,6 +13,8 @@ The same recipe in the same directory continues where it stopped.
 
 import logging
 import os
+import re
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,25 +30,30 @@ from transformers.integrations import get_available_reporting_integrations, get_
 from hf_vse.encoders.own_models import load_vse_model
 from hf_vse.encoders.vse import VSEEncoder
 from hf_vse.evaluation.environment import environment
+from hf_vse.evaluation.equal_captions import equal_caption_remark
 from hf_vse.evaluation.evaluator import PairEmbeddings, embed_pairs
-from hf_vse.evaluation.record import recall_table, split_record
+from hf_vse.evaluation.record import recall_table, split_record, table_rows
 from hf_vse.files import check_output_folder, inside, read_json, write_json
 from hf_vse.hub.push import leave_card, push_model
 from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.model.processing_vse import VSEProcessor
 from hf_vse.training.arguments import VSETrainingArguments
-from hf_vse.training.build import build_model, build_processor, load_splits
+from hf_vse.training.build import build_model, build_processor, has_features, load_splits
 from hf_vse.training.checkpoints import last_checkpoint
 from hf_vse.training.claim import STAGES, check_claim, claim
 from hf_vse.training.frozen import cache_frozen_towers
 from hf_vse.training.pictures import draw_pictures
 from hf_vse.training.publish import check_hub_strategy
-from hf_vse.training.recipe import Recipe
+from hf_vse.training.recipe import Recipe, check_together
 from hf_vse.training.trainer import VSETrainer, check_warmup
 
 logger = logging.getLogger(__name__)
 
 STAGE_RECORD = "stage.json"
+WITH_PHOTOGRAPHS = ("scenes", "coco", "flickr30k", "flickr8k")
+BESIDE_WEIGHTS = 2**20  # code, tokenizer and states in a folder with a model
+FULL = 2**20  # a disk with fewer bytes than this
+HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 ALWAYS_LISTED = ("azure_ml", "flyte")  # transformers does not tell whether they are installed
 
 
@@ -64,12 +71,15 @@ def run_recipe(recipe: Recipe) -> dict[str, Any]:
     common = training_arguments(recipe, recipe.output_dir)
     stages = [Stage(recipe, place) for place in range(len(recipe.stages))]
     PartialState(cpu=common.use_cpu)
+    check_names(recipe)
     for stage in stages:
         check_stage(stage)
     check_claim(recipe)
     where = environment() | {"processes": PartialState().num_processes}  # of the code that runs, not of later edits
     set_seed(common.seed)
     splits = load_splits(recipe.data, common.max_broken_share, common.seed)
+    if has_features(splits["train"]):
+        check_together(recipe.with_features(), "recipe")
     processor = build_processor(recipe.model, splits["train"])
     model, records = None, []
     for stage in stages:
@@ -103,12 +113,33 @@ class Stage:
         return int(np.random.SeedSequence([self.args.seed, self.place]).generate_state(1)[0])
 
 
+def check_names(recipe: Recipe) -> None:
+    """Raises, before the data are read, where the recipe names a model or a file that cannot be there."""
+    model = recipe.model
+    for key in ("init_from", "image_tower", "text_tower"):
+        name = getattr(model, key)
+        if name is not None and not HUB_ID.fullmatch(name) and not Path(name).is_dir():
+            raise ValueError(f"{key} {name!r:.80} is no folder that exists, and no Hub id like org/name: give one")
+    given = (model.init_from, model.image_tower, model.vision_config, recipe.data.features)
+    if recipe.data.dataset in WITH_PHOTOGRAPHS and given == (None, None, None, None):
+        raise ValueError(
+            "the recipe names no image tower: give image_tower (a pretrained one, e.g. timm/resnet152.a1_in1k), "
+            "vision_config (fresh weights), features (precomputed), or init_from"
+        )
+    if model.image_tower_weights is not None and not Path(model.image_tower_weights).is_file():
+        raise FileNotFoundError(
+            f"image_tower_weights={model.image_tower_weights!r:.80} does not exist: give a safetensors file"
+        )
+
+
 def check_stage(stage: Stage) -> None:
     """Raises ValueError, before any work, for what a later stage would refuse after the stages before it."""
     args = stage.args
     if stage.model.loss_type is not None:
         check_warmup(stage.model.loss_type, args)
     check_hub_strategy(args)
+    if args.frozen_cache_dir is not None and (args.freeze_image_tower or args.freeze_text_tower):
+        check_output_folder("frozen_cache_dir", args.frozen_cache_dir)
     try:
         get_reporting_integration_callbacks(args.report_to)
     except ValueError as error:
@@ -144,7 +175,7 @@ def use_all_cores() -> None:
 
 
 def training_arguments(recipe: Recipe, output_dir: Path) -> VSETrainingArguments:
-    named = {"hub_model_id": recipe.output_dir.resolve().name}  # not the name of a stage
+    named = {"hub_model_id": Path(os.path.abspath(recipe.output_dir)).name}  # not the name of a stage
     try:
         return VSETrainingArguments(**named | recipe.section("training") | {"output_dir": str(output_dir)})
     except Exception as error:  # transformers raises what it likes for an argument it cannot use
@@ -184,14 +215,14 @@ def load_stage(folder: Path, **options: Any) -> VSEModel:
     """The model that a stage has made.
 
     Raises:
-        ValueError: it is damaged.
+        ValueError: it is damaged, or what this stage changes does not fit it.
     """
     try:
         return load_vse_model(folder, "cpu", **options)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"the model in {folder} is damaged ({' '.join(str(error).split()):.200}): remove {folder / STAGE_RECORD}, "
-            "and the stage goes on from its last checkpoint"
+            f"the model of a stage cannot be used ({' '.join(str(error).split()):.300}): remove "
+            f"{folder / STAGE_RECORD}, and the stage goes on from its last checkpoint"
         ) from error
 
 
@@ -200,7 +231,7 @@ def bytes_needed(model: VSEModel, args: VSETrainingArguments) -> int:
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     checkpoint = weights if args.save_only_model else 3 * weights
     kept = 0 if args.save_strategy == "no" else (args.save_total_limit or 1) + 1
-    return kept * checkpoint + 2 * weights
+    return kept * (checkpoint + BESIDE_WEIGHTS) + 2 * (weights + BESIDE_WEIGHTS)
 
 
 def size_of(folder: Path) -> int:
@@ -216,7 +247,8 @@ def train_stage(stage: Stage, model: VSEModel, processor: VSEProcessor, splits: 
         model, args, train_dataset=read["train"], eval_dataset=read.get("validation"), processing_class=processor
     )
     before_training = time.perf_counter()
-    trainer.train(resume_from_checkpoint=last_checkpoint(folder))
+    with a_full_disk_is_told(folder):
+        trainer.train(resume_from_checkpoint=last_checkpoint(folder))
     record = {
         "name": stage.name,
         "loss_type": model.config.loss_type,
@@ -234,6 +266,20 @@ def train_stage(stage: Stage, model: VSEModel, processor: VSEProcessor, splits: 
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.free_memory()
     return record
+
+
+@contextmanager
+def a_full_disk_is_told(folder: Path) -> Iterator[None]:
+    """torch says `unexpected pos 8512 vs 8406` where the disk has no room left."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not folder.is_dir() or shutil.disk_usage(folder).free > FULL:
+            raise
+        raise OSError(
+            f"the disk of {folder} is full ({' '.join(str(error).split()):.100}): make room and repeat the command, "
+            "which goes on from the last checkpoint"
+        ) from error
 
 
 def report(
@@ -281,13 +327,10 @@ def a_failure_is_a_remark(what: str) -> Iterator[None]:
 def run_summary(output_dir: Path, result: dict[str, Any]) -> str:
     """What a person wants to know at the end of a run: the table of recalls, and where everything is."""
     records = result["metrics"]
-    rows = {name: record["metrics"] for name, record in records.items()}
-    for name, record in records.items():
-        rows |= {f"{name} 5x1K": record["metrics_1k_folds"]} if "metrics_1k_folds" in record else {}
     lines = []
     if records:
-        rows["chance"] = next(iter(records.values()))["chance"]
-        lines = ["", result["loss_type"], recall_table(rows), ""]
+        lines = ["", result["loss_type"], recall_table(table_rows(records)), ""]
+        lines += [f"{name}: {remark}" for name, each in records.items() if (remark := equal_caption_remark(each))]
     lines += [f"numbers   {output_dir / 'metrics.json'}", f"card      {output_dir / 'README.md'}"]
     lines += [f"picture   {picture}" for picture in sorted(output_dir.glob("*.png"))]
     return "\n".join([*lines, f'model     AutoModel.from_pretrained("{output_dir}", trust_remote_code=True)'])

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Callable
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -13,7 +14,9 @@ from torch.utils.data import DataLoader
 from transformers import ProgressCallback
 
 from hf_vse.data.collator import VSECollator
-from hf_vse.data.pairs import Pair, PairDataset, StreamedPairs
+from hf_vse.data.decoding import BrokenImageError
+from hf_vse.data.encoding import to_device
+from hf_vse.data.pairs import PairDataset, StreamedPairs
 from hf_vse.data.sampler import PairBatchSampler
 from hf_vse.evaluation.evaluator import evaluate_retrieval
 from hf_vse.model.checkpoints_vse import SCALARS
@@ -22,12 +25,17 @@ from hf_vse.model.processing_vse import VSEProcessor
 from hf_vse.objectives.execution import execute_loss
 from hf_vse.objectives.grad_cache import cached_loss, mini_batches
 from hf_vse.training.arguments import VSETrainingArguments
-from hf_vse.training.callbacks import BatchDiagnostics, CollapseAlarm, LimitedTemperature, RecallProgress, StepDecay
+from hf_vse.training.callbacks import (
+    WARMED_UP,
+    BatchDiagnostics,
+    CollapseAlarm,
+    LimitedTemperature,
+    RecallProgress,
+    StepDecay,
+)
 from hf_vse.training.publish import PublishingTrainer, check_hub_strategy
 
 logger = logging.getLogger(__name__)
-
-WARMED_UP = ("hardnce", "hardnce_smooth", "hinge_max", "hinge_sum")
 
 
 class VSETrainer(PublishingTrainer):
@@ -72,14 +80,7 @@ class VSETrainer(PublishingTrainer):
             **kwargs,
         )
         self.model_accepts_loss_kwargs = False
-        config = model.config
-        self.alarm = CollapseAlarm(
-            args.collapse_patience,
-            loss_type=config.loss_type,
-            temperature=config.temperature,
-            margin=config.margin,
-            logit_bias=config.logit_bias_init,
-        )
+        self.alarm = CollapseAlarm(args.collapse_patience)
         self.add_callback(self.alarm)
         self.add_callback(LimitedTemperature())
         self.diagnostics = BatchDiagnostics(args.diagnostics_steps)
@@ -87,17 +88,15 @@ class VSETrainer(PublishingTrainer):
             self.add_callback(StepDecay(args.lr_decay_epochs, args.lr_decay_factor))
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(RecallProgress())
-        if pairs is not None and self.accelerator.num_processes > 1:
+        if pairs is not None:
             self.set_aside_unused(pairs)
 
     def set_aside_unused(self, pairs: PairDataset | StreamedPairs) -> None:
-        """Data-parallel training waits for every trainable parameter; those the loss does not reach are set aside."""
-        few = (
-            islice(pairs, 8)
-            if isinstance(pairs, StreamedPairs)
-            else (pairs[Pair(row, 0, 0)] for row in range(min(8, len(pairs.captions))))
-        )
-        unused = unused_parameters(self.model, self._prepare_inputs(self.data_collator(list(few))))
+        """Data-parallel training waits for every trainable parameter; those the loss does not reach are set aside.
+
+        Also by a single process, so that its optimizer has the parameters of theirs and either continues the other.
+        """
+        unused = unused_parameters(self.model, to_device(first_batch(pairs, self.data_collator), self.model))
         for name in unused:
             self.model.get_parameter(name).requires_grad_(False)
         if unused:
@@ -125,6 +124,17 @@ class VSETrainer(PublishingTrainer):
             )
             loader = DataLoader(self.train_dataset, batch_sampler=sampler, **options)
         return self.accelerator.prepare(loader)
+
+    def _init_training_state(self, max_steps: int, steps_in_epoch: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        """As upstream: passes and batches of a pass that were trained on; of a stream, whose length upstream does not
+        know, as the epoch tells, which grows by one with every pass and by one batch's share of all with every batch.
+        """
+        trained = super()._init_training_state(max_steps, steps_in_epoch, *args, **kwargs)
+        if not isinstance(self.train_dataset, StreamedPairs) or self.args.ignore_data_skip:
+            return trained
+        passes = int(self.state.epoch or 0)
+        batches = ((self.state.epoch or 0) - passes) * max_steps * self.args.gradient_accumulation_steps
+        return passes, round(batches)
 
     def current_loss_type(self) -> str:
         """The objective of this moment: that of the configuration, or before it that of the warm-up."""
@@ -160,19 +170,17 @@ class VSETrainer(PublishingTrainer):
         self, image_ids: Tensor | None, images: Tensor, texts: Tensor, temperature: Tensor, bias: Tensor
     ) -> Tensor:
         """The loss of a batch of embeddings, which alarm and diagnostics look at too."""
-        self.alarm.observe(images.detach(), texts.detach())
+        execution, dtype = self.args.execution, getattr(torch, self.args.loss_dtype)
+        objective = {
+            "loss_type": self.current_loss_type(),
+            "temperature": temperature,
+            "margin": self.model.config.margin,
+            "logit_bias": bias,
+        }
+        pairs = len(images) * (1 if execution.negatives is None else self.accelerator.num_processes)
+        self.alarm.observe(images.detach(), texts.detach(), pairs, **objective)
         self.diagnostics.observe(images.detach(), texts.detach())
-        dtype = getattr(torch, self.args.loss_dtype)
-        return execute_loss(
-            images.to(dtype),
-            texts.to(dtype),
-            execution=self.args.execution,
-            loss_type=self.current_loss_type(),
-            temperature=temperature,
-            margin=self.model.config.margin,
-            logit_bias=bias,
-            image_ids=image_ids,
-        )
+        return execute_loss(images.to(dtype), texts.to(dtype), execution=execution, image_ids=image_ids, **objective)
 
     def backward_of_part(self, loss: Tensor) -> None:
         """As `training_step` does it for the whole, of which this is a part."""
@@ -230,6 +238,18 @@ def embeddings_and_scalars(outputs: VSEOutput) -> tuple[Tensor, Tensor, Tensor, 
 
 def embed(model: torch.nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
     return embeddings_and_scalars(model(**inputs, return_logits=False))
+
+
+def first_batch(pairs: PairDataset | StreamedPairs, collate: Callable[[list], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """A few pairs from the beginning, where there are images that can be read."""
+    rows = pairs if isinstance(pairs, StreamedPairs) else map(pairs.first_of, range(len(pairs.captions)))
+    rows = iter(rows)
+    while few := list(islice(rows, 8)):
+        try:
+            return collate(few)
+        except BrokenImageError:
+            continue
+    raise BrokenImageError("none of the training images can be read; see the warnings above")
 
 
 def check_warmup(loss_type: str, args: VSETrainingArguments) -> None:

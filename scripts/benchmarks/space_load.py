@@ -1,11 +1,12 @@
-"""How long visitors of the demo wait when many come at once.
+"""How long visitors of the demo wait when many come at once, and whether its memory stays flat.
 
     python scripts/benchmarks/space_load.py --model DIR --dataset PARQUET [--output space_load.json]
     python scripts/benchmarks/space_load.py --url http://127.0.0.1:7860
 
 Starts the demo on this machine (or takes one that runs), and lets every visitor ask again as soon as the answer is
 there: sentences, photographs (a new upload each time) and labels, mixed by `--mix`. A time runs from the first byte of
-the question, upload included, to the last of the answer. Needs the extra `demo`.
+the question, upload included, to the last of the answer. Then `--requests` new visitors ask one question each while
+the resident memory of the demo is read (Linux; of a demo that is started here). Needs the extra `demo`.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from typing import Any
 import httpx
 import numpy as np
 import PIL.Image
-from measuring import record
+from measuring import record, status_bytes
 
 from hf_vse.evaluation.environment import environment
 
@@ -40,7 +41,11 @@ SENTENCES = (
     "children play in the snow",
 )
 LABELS = "circle, square, star, ring, dog, cat, beach, snow"
+KINDS = ("search_by_text", "search_by_image", "zero_shot")
 PHOTOGRAPHS = 32  # different ones, 640 x 480
+WARM_UP = 300  # requests until threads, sessions and caches have their size
+BETWEEN_READINGS = 100  # requests
+AT_ONCE = 4  # requests while memory is read
 SECONDS_TO_ANSWER = 60
 
 
@@ -53,6 +58,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=60, help="length of the measurement [60]")
     parser.add_argument("--pause", type=float, default=0, help="seconds a visitor waits before asking again [0]")
     parser.add_argument("--mix", type=int, nargs=3, default=[6, 3, 1], help="sentences, photographs, labels [6 3 1]")
+    parser.add_argument("--requests", type=int, default=2000, help="while memory is read, 0 for none [2000]")
     parser.add_argument("--output", type=Path, help="write the result as JSON")
     arguments = parser.parse_args()
     if not arguments.url and not (arguments.model and arguments.dataset):
@@ -61,10 +67,10 @@ def parse_arguments() -> argparse.Namespace:
 
 
 @contextmanager
-def running_demo(arguments: argparse.Namespace) -> Iterator[str]:
-    """Address of the demo, started unless it is given."""
+def running_demo(arguments: argparse.Namespace) -> Iterator[tuple[str, int | None]]:
+    """Address of the demo and, if it is started here, the number of its process."""
     if arguments.url:
-        yield arguments.url.rstrip("/")
+        yield arguments.url.rstrip("/"), None
         return
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -86,7 +92,7 @@ def running_demo(arguments: argparse.Namespace) -> Iterator[str]:
                     log.seek(0)
                     raise SystemExit(log.read().decode()[-2000:])
                 time.sleep(0.5)
-            yield url
+            yield url, process.pid
         finally:
             process.terminate()
             process.wait(30)
@@ -137,13 +143,12 @@ async def measure(url: str, arguments: argparse.Namespace) -> tuple[dict[str, li
     seconds: dict[str, list[float]] = defaultdict(list)
     failures: Counter[str] = Counter()
     files = photographs()
-    kinds = ("search_by_text", "search_by_image", "zero_shot")
     limits = httpx.Limits(max_connections=2 * arguments.visitors)
 
     async def visitor(web: httpx.AsyncClient, session: str, end: float) -> None:
         await asyncio.sleep(random.random() * arguments.pause)  # they do not all come at the same moment
         while time.perf_counter() < end:
-            kind = random.choices(kinds, arguments.mix)[0]
+            kind = random.choices(KINDS, arguments.mix)[0]
             start = time.perf_counter()
             try:
                 await ask(web, session, kind, files)
@@ -153,12 +158,30 @@ async def measure(url: str, arguments: argparse.Namespace) -> tuple[dict[str, li
             await asyncio.sleep(arguments.pause)
 
     async with httpx.AsyncClient(base_url=url, limits=limits, timeout=SECONDS_TO_ANSWER) as web:
-        for kind in kinds:
+        for kind in KINDS:
             await ask(web, "first", kind, files)  # the first ones are slower
         start = time.perf_counter()
         end = start + arguments.seconds
         await asyncio.gather(*(visitor(web, f"visitor{number}", end) for number in range(arguments.visitors)))
         return seconds, failures, time.perf_counter() - start
+
+
+async def measure_memory(url: str, process: int, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Resident memory in MB every BETWEEN_READINGS requests after the warm-up; each request is a new visitor's."""
+    files, readings = photographs(), []
+    async with httpx.AsyncClient(base_url=url, timeout=SECONDS_TO_ANSWER) as web:
+        for number in range(-WARM_UP, arguments.requests + 1, AT_ONCE):
+            if number >= 0 and number % BETWEEN_READINGS == 0:
+                readings.append(round(status_bytes("VmRSS", f"/proc/{process}/status") / 2**20, 1))
+            kinds = random.choices(KINDS, arguments.mix, k=AT_ONCE)
+            await asyncio.gather(*(ask(web, f"new{number}-{place}", kind, files) for place, kind in enumerate(kinds)))
+    return {
+        "warm_up": WARM_UP,
+        "requests": arguments.requests,
+        "resident_mb": readings,
+        "growth_mb": round(readings[-1] - readings[0], 1),
+        "spread_mb": round(max(readings) - min(readings), 1),
+    }
 
 
 def summary(seconds: list[float]) -> dict[str, float]:
@@ -172,9 +195,11 @@ def summary(seconds: list[float]) -> dict[str, float]:
 def main() -> None:
     arguments = parse_arguments()
     random.seed(0)
-    with running_demo(arguments) as url:
+    with running_demo(arguments) as (url, process):
         facts = asyncio.run(about(url))
         seconds, failures, wall = asyncio.run(measure(url, arguments))
+        watched = process is not None and arguments.requests > 0
+        memory = asyncio.run(measure_memory(url, process, arguments)) if watched else None
     total = sum(map(len, seconds.values()))
     result = {
         "what": "visitors of the demo who ask again after a pause (s), client and server on one machine",
@@ -185,6 +210,7 @@ def main() -> None:
         "answers_per_second": round(total / wall, 1),
         "errors": sum(failures.values()),
         "kinds_of_errors": dict(failures),
+        "memory": memory,
         "endpoints": {kind: summary(times) for kind, times in sorted(seconds.items())},
         "demo": {
             name: facts[name] for name in ("image_tower", "text_tower", "parameters", "photographs", "sentences")

@@ -12,7 +12,8 @@ from datasets import Dataset, DatasetDict, Image
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, CLIPImageProcessorPil
 
 from hf_vse.cli import demo
-from hf_vse.cli.main import COMMANDS, main
+from hf_vse.cli.command import Result
+from hf_vse.cli.main import COMMANDS, main, show
 from hf_vse.search.gallery import GalleryIndex
 from tests.conftest import make_pairs
 
@@ -80,6 +81,18 @@ def test_index_and_search(capsys, tiny_model, photographs, tmp_path, monkeypatch
 
     monkeypatch.setattr("sys.stdin", iter(["a red circle\n", "\n", "a blue star\n"]))
     assert [query["text"] for query in result(capsys, "search", index, "-")] == ["a red circle", "a blue star"]
+
+
+def test_what_an_index_leaves_out_is_said(capsys, caplog, tiny_model, photographs, tmp_path):
+    (photographs / "IMG_1.HEIC").write_bytes(b"heic")
+    with (photographs / "metadata.jsonl").open("a") as file:
+        file.write('\n{"file_name": "none.png"}')
+    words = ["index", str(photographs), str(tmp_path / "index"), "--model", str(tiny_model), "--quiet"]
+    assert main(words) == 0
+    said = "left out  1 pictures of a kind that is not read, the first IMG_1.HEIC"
+    assert said in capsys.readouterr().out and "1 (none.png) name no image in the folder" in caplog.text
+    made = result(capsys, *words)
+    assert made["passed_over"] == {"count": 1, "first": ["IMG_1.HEIC"]} and made["unmatched"]["count"] == 1
 
 
 def test_an_array_of_embeddings_is_indexed(capsys, tiny_model, tmp_path):
@@ -165,6 +178,14 @@ def test_refusals_are_one_line_and_json(capsys, tiny_model, tmp_path):
         printed = capsys.readouterr()
         assert message in json.loads(printed.out)["error"]
         assert printed.err.strip().splitlines()[-1].startswith("error: ") and "Traceback" not in printed.err
+
+
+def test_names_that_are_no_unicode_are_printed(capsys):
+    name = os.fsdecode(b"caf\xe9.png")
+    show(Result([name, "é"], f"{name} é"), as_json=True)
+    assert json.loads(capsys.readouterr().out) == [name, "é"]
+    show(Result([name], f"{name} é"), as_json=False)
+    assert capsys.readouterr().out == "caf\\udce9.png é\n"
 
 
 def test_two_processes_build_the_gallery_of_one(capsys, tiny_model, photographs, tmp_path):

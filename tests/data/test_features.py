@@ -217,3 +217,24 @@ def test_load_precomp_names_what_does_not_fit(tmp_path):
     (tmp_path / "train_caps.txt").unlink()
     with pytest.raises(FileNotFoundError, match="train_caps.txt does not exist: it must hold the captions"):
         load_precomp(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize("shape", [(3000, 4), (3000, 2, 4)])
+def test_every_row_is_looked_at(tmp_path, monkeypatch, shape, dtype):
+    array = normal(*shape, dtype=dtype)
+    np.save(tmp_path / "f.npy", array)
+    assert len(read_array(tmp_path / "f.npy")) == 3000
+    monkeypatch.setattr("hf_vse.data.features._CHUNK_BYTES", 700)  # with a last, shorter chunk
+    for row, value in ((0, np.nan), (1, np.inf), (1234, -np.inf), (2999, np.nan)):
+        bad = array.copy()
+        bad[row, ..., -1] = value
+        np.save(tmp_path / "f.npy", bad)
+        with pytest.raises(ValueError, match=rf"f.npy has non-finite values \(nan or inf\) in row {row}: compute"):
+            read_array(tmp_path / "f.npy")
+
+
+def test_the_largest_numbers_are_numbers(tmp_path):
+    for dtype in (np.float16, np.float32):
+        np.save(tmp_path / "f.npy", np.full((2, 2), np.finfo(dtype).max, dtype))
+        assert (read_array(tmp_path / "f.npy") == np.finfo(dtype).max).all()

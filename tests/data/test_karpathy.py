@@ -272,3 +272,45 @@ def test_a_file_without_any_caption_is_an_error(tmp_path):
     np.save(tmp_path / "f.npy", np.zeros((1, 3), np.float32))
     with pytest.raises(ValueError, match=f"{path.name} has no image with a caption"):
         load_karpathy("flickr8k", tmp_path, features=tmp_path / "f.npy")
+
+
+def test_images_of_one_name_in_two_folders_are_told_apart(tmp_path):
+    images = entries(["train", "train", "test"], coco=True)
+    for image, folder in zip(images, ("train2014", "val2014", "elsewhere"), strict=True):
+        image |= {"filename": "1.jpg", "filepath": folder}
+        draw(tmp_path / "images" / folder, [1])
+        (tmp_path / "images" / folder / "1.jpg").unlink()
+        PIL.Image.new("RGB", (8, 8), (0, 0, 40 * len(folder))).save(tmp_path / "images" / folder / "1.jpg")
+    write(tmp_path, images, "dataset_coco.json")
+    pairs = load_karpathy("coco", tmp_path)
+    names = [
+        Path(row["image"]["path"]).parent.name for row in pairs["train"].cast_column("image", Image(decode=False))
+    ]
+    assert names == ["train2014", "val2014"]
+
+
+def test_images_and_captions_that_occur_twice_are_counted(tmp_path, caplog):
+    images = entries(["train", "test", "test"])
+    images[1]["filename"] = "0.jpg"  # also in train
+    images[2]["imgid"] = 1
+    images[2]["sentences"][1]["raw"] = images[2]["sentences"][0]["raw"]
+    write(tmp_path, images)
+    draw(tmp_path, [0, 2])
+    with caplog.at_level(logging.WARNING):
+        load_karpathy("flickr8k", tmp_path)
+    said = messages(caplog)
+    assert f"1 images are named by several entries (first: {tmp_path / '0.jpg'})" in said
+    assert "dataset_flickr8k.json, test: 1 captions repeat another caption of the same image" in said
+    assert any(
+        each.startswith("dataset_flickr8k.json, test: 1 rows have the image_id of another row (first: 1)")
+        for each in said
+    )
+
+
+@pytest.mark.parametrize("field", ["filename", "filepath"])
+@pytest.mark.parametrize("name", ["../0.jpg", "/etc/hostname", "C:\\0.jpg", "file:///0.jpg"])
+def test_names_that_lead_out_are_refused(tmp_path, field, name):
+    images = entries(["train"])
+    images[0][field] = name
+    with pytest.raises(ValueError, match=rf"images\[0\] is not as .*{field} is .* leads out of"):
+        read_split_file(write(tmp_path, images))

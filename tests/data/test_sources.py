@@ -20,10 +20,11 @@ from datasets import Dataset, DatasetDict, Features, Image, IterableDataset, Lis
 from torch.utils.data import DataLoader
 
 from hf_vse.data import sources
-from hf_vse.data.sources import load_pairs, to_pairs
+from hf_vse.data.sources import load_pairs, to_pairs, with_validation
 
 COLUMNS = {"image", "image_id", "captions", "caption_ids"}
 IMAGE = Features({"image": Image()})
+CAPTIONED = Features({"image": Image(), "caption": Value("string")})
 
 
 def encoded(number: int) -> bytes:
@@ -441,6 +442,112 @@ def test_images_are_not_copied():
     bytes_before = source.data.table["image"].chunk(0).field("bytes").buffers()[2].address
     pairs = to_pairs(source)["train"]
     assert pairs.data.table["image"].chunk(0).field("bytes").buffers()[2].address == bytes_before and len(pairs) == 3
+
+
+def test_rows_of_one_image_that_stay_apart_have_one_number_and_are_counted(caplog):
+    for name in ("img_id", "filename"):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            train = to_pairs(table(3, captions=[["a", "b"], ["c"], ["d"]], **{name: ["x", "y", "x"]}))["train"]
+        assert train["image_id"] == [0, 1, 0] and len(train) == 3
+        assert messages(caplog) == [
+            "split train: 1 rows have the image_id of another row (first: 0): they are no negatives of each other in "
+            "training, but different images in evaluation"
+        ]
+
+
+def test_rows_with_the_same_content_are_one_image_also_without_a_name():
+    contents = [encoded(1), encoded(2), encoded(1)]
+    rows = {"image": [{"bytes": each, "path": None} for each in contents]}
+    images = Dataset.from_dict(rows, features=IMAGE)
+    train = to_pairs(images.add_column("caption", ["a", "b", "c"]))["train"]
+    assert train["captions"] == [["a", "c"], ["b"]]
+    lists = to_pairs(images.add_column("captions", [["a", "x"], ["b"], ["c"]]))["train"]
+    assert lists["image_id"] == [0, 1, 0]
+
+
+def test_captions_of_an_image_that_repeat_are_counted(caplog):
+    with caplog.at_level(logging.WARNING):
+        train = to_pairs(table(2, captions=[["a", "a", "b"], ["a"]]))["train"]
+    assert train["captions"] == [["a", "a", "b"], ["a"]]
+    assert messages(caplog) == ["split train: 1 captions repeat another caption of the same image"]
+
+
+def test_files_that_no_line_names_are_counted(tmp_path, caplog):
+    folder = tmp_path / "photos"
+    image_folder(folder, [{"caption": "a"}, {"caption": "b"}])
+    for name in ("later.png", "phone.HEIC", "small.avif", ".hidden.png"):
+        (folder / name).write_bytes(encoded(0))
+    with caplog.at_level(logging.WARNING):
+        check(load_pairs("imagefolder", data_dir=folder, cache_dir=tmp_path / "cache"), train=2)
+    assert messages(caplog) == [
+        f"3 images of {folder} are in no line of its metadata and are left out (first: later.png)"
+    ]
+
+
+def test_a_line_without_its_file_is_counted_with_the_broken_images(tmp_path, caplog):
+    folder = tmp_path / "photos"
+    image_folder(folder, [{"caption": "a"}, {"caption": "b"}])
+    (folder / "1.png").unlink()
+    options = {"data_dir": folder, "cache_dir": tmp_path / "cache"}
+    with pytest.raises(
+        ValueError, match=r"1 of 2 images are missing or broken \(first: .*1.png: file does not exist\)"
+    ):
+        load_pairs("imagefolder", **options)
+    with caplog.at_level(logging.WARNING):
+        check(load_pairs("imagefolder", max_broken_share=0.5, **options), train=1)
+    assert "and are left out" in messages(caplog)[0]
+    (folder / "0.png").unlink()
+    with pytest.raises(ValueError, match="split train: no image with a caption can be read .*does not exist"):
+        load_pairs("imagefolder", max_broken_share=1.0, **options)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("address", ["{secret}", "file://{secret}", "zip://a.png::{secret}", "http://127.0.0.1/a.png"])
+def test_strangers_cannot_name_pictures_of_this_machine(tmp_path, monkeypatch, address, streaming):
+    secret = tmp_path / "secret.png"
+    secret.write_bytes(encoded(7))
+    values = [{"bytes": None, "path": address.format(secret=secret)}]
+    stranger = Dataset.from_dict({"image": values, "caption": ["a"]}, features=CAPTIONED)
+    loaded = DatasetDict(train=stranger.to_iterable_dataset() if streaming else stranger)
+    monkeypatch.setattr("hf_vse.data.karpathy.load_dataset", lambda *_, **__: loaded)
+    with pytest.raises(ValueError, match="column 'image' names .* which is not of this data set: remove it"):
+        list(load_pairs("org/name", streaming=streaming)["train"])
+    assert red(to_pairs(stranger)["train"][0]["image"]) == 7 if address == "{secret}" else True  # one's own table
+
+
+def test_names_of_files_in_a_data_set_of_the_hub_name_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.png").write_bytes(encoded(7))
+    stranger = DatasetDict(train=Dataset.from_dict({"image": ["mine.png"], "caption": ["a"]}))
+    monkeypatch.setattr("hf_vse.data.karpathy.load_dataset", lambda *_, **__: stranger)
+    with pytest.raises(ValueError, match="names 'mine.png', which is not of this data set"):
+        load_pairs("org/name")
+
+
+def test_what_is_downloaded_may_be_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    (tmp_path / "hub").mkdir()
+    (tmp_path / "hub" / "a.png").write_bytes(encoded(7))
+    files = [{"bytes": None, "path": str(tmp_path / "hub" / "a.png")}]
+    theirs = Dataset.from_dict({"image": files, "caption": ["a"]}, features=CAPTIONED)
+    monkeypatch.setattr("hf_vse.data.karpathy.load_dataset", lambda *_, **__: DatasetDict(train=theirs))
+    assert red(load_pairs("org/name")["train"][0]["image"]) == 7
+
+
+def test_a_split_column_with_a_name_that_is_none_is_refused():
+    with pytest.raises(ValueError, match="column 'split' holds 'trian' in 1 of 2 rows, others are train, restval"):
+        to_pairs(table(2, caption=["a", "b"], split=["trian", "test"]))
+
+
+def test_nothing_is_held_out_of_nothing():
+    pairs = to_pairs(table(1, caption=["a"]))
+    with pytest.raises(ValueError, match="the train split has one image"):
+        with_validation(pairs)
+    with pytest.raises(
+        ValueError, match="there is no train split but test: name the files or folders train, val, test"
+    ):
+        with_validation({"test": pairs["train"]})
 
 
 # Streaming

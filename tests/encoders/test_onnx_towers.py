@@ -9,6 +9,7 @@ import torch
 
 from hf_vse.encoders.encode import encode_images, encode_texts
 from hf_vse.encoders.load import load_encoder
+from hf_vse.encoders.onnx_towers import open_session
 from hf_vse.encoders.vse import VSEEncoder
 from hf_vse.hub.onnx_export import export_onnx
 from hf_vse.model.modeling_vse import VSEModel
@@ -128,3 +129,14 @@ def test_files_that_do_not_fit_are_named(foreign, exported, tiny_model):
     (foreign / "text_model.onnx").unlink()
     with pytest.raises(OSError, match="does not hold two ONNX files that are known"):
         load_encoder(str(foreign), kind="onnx")
+
+
+@pytest.mark.parametrize(("device", "number"), [(None, 0), ("cuda", 0), ("cuda:1", 1), (torch.device("cuda:3"), 3)])
+def test_the_number_of_a_gpu_reaches_onnxruntime(device, number, monkeypatch):
+    asked = []
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr("onnxruntime.InferenceSession", lambda file, providers: asked.append(providers))
+    open_session(Path("some.onnx"), device)
+    assert asked == [[("CUDAExecutionProvider", {"device_id": number}), "CPUExecutionProvider"]]
+    open_session(Path("some.onnx"), "cpu")
+    assert asked[1] == ["CPUExecutionProvider"]

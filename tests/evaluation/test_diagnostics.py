@@ -5,12 +5,14 @@ import json
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import normalize
 
 from hf_vse.evaluation.diagnostics import diagnose as diagnose_module
 from hf_vse.evaluation.diagnostics.diagnose import diagnose, quick_diagnostics
 from hf_vse.evaluation.diagnostics.geometry import geometry
 from hf_vse.evaluation.diagnostics.hubness import hubness
 from hf_vse.evaluation.diagnostics.similarities import similarities
+from hf_vse.evaluation.metrics import retrieval_metrics
 from tests.conftest import make_captions
 from tests.evaluation.test_metrics import embeddings
 
@@ -128,3 +130,42 @@ def test_quick_numbers_take_what_training_has():
     collapsed = quick_diagnostics(torch.ones(24, 16), torch.ones(24, 16))
     assert all(np.isfinite(list(collapsed.values()))) and collapsed["uniformity_text"] == pytest.approx(0, abs=1e-5)
     assert collapsed["effective_rank_image"] < 1.2
+
+
+def test_a_batch_that_is_not_finite_is_passed_over():
+    images, texts = normalize(torch.randn(2, 6, 4), dim=-1)
+    assert quick_diagnostics(images, texts)
+    for bad in (torch.nan, torch.inf):
+        broken = texts.clone()
+        broken[2, 1] = bad
+        assert quick_diagnostics(images, broken) == {}
+        assert quick_diagnostics(broken, images) == {}
+
+
+class OnAppleGPU(torch.Tensor):
+    """A tensor that says it is on the GPU of an Apple computer, and like one there knows no float64."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        if func == torch.Tensor.device.__get__:
+            return torch.device("mps:0")
+        if func is torch.Tensor.cpu:
+            with torch._C.DisableTorchFunctionSubclass():
+                return args[0].clone().as_subclass(torch.Tensor)
+        found = super().__torch_function__(func, types, args, kwargs or {})
+        if isinstance(found, torch.Tensor) and found.dtype == torch.float64:
+            raise TypeError(
+                "Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64."
+            )
+        return found
+
+
+def test_diagnostics_and_ranks_do_without_float64_on_the_gpu_of_an_apple_computer():
+    images, texts = normalize(torch.randn(36, 4), dim=-1).split([12, 24])
+    owner = torch.arange(24) // 2
+    there = [each.as_subclass(OnAppleGPU) for each in (images, texts)]
+    with pytest.raises(TypeError, match="float64"):
+        there[0].double()
+    assert quick_diagnostics(*there, owner) == quick_diagnostics(images, texts, owner)
+    assert retrieval_metrics(*there, owner) == retrieval_metrics(images, texts, owner)
+    assert diagnose(*there, owner, None) == diagnose(images, texts, owner, None)

@@ -1,5 +1,7 @@
 """Recalls against an independent NumPy implementation that sorts."""
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 import torch
@@ -95,6 +97,29 @@ def test_chance_is_what_random_embeddings_score():
         runs.append(retrieval_metrics(rng.normal(size=(50, 16)), rng.normal(size=(250, 16)), np.arange(250) // 5))
     for name, value in chance_recalls(50, 250).items():
         assert np.mean([run[name] for run in runs]) == pytest.approx(value, rel=0.3), name
+
+
+@pytest.mark.parametrize("counts", [[2, 2, 2], [1, 2, 4], [3, 1], [1, 1, 1, 1, 1], [9, 3]])
+def test_chance_is_the_share_of_all_orders_in_which_an_own_candidate_comes_first(counts):
+    """Enumerated: every set of first candidates is equally likely."""
+    texts, images = sum(counts), len(counts)
+    owner = [image for image, count in enumerate(counts) for _ in range(count)]
+    for level in (1, 5, 10):
+        firsts = list(combinations(range(texts), min(level, texts)))
+        hits = [sum(any(owner[text] == image for text in first) for first in firsts) for image in range(images)]
+        expected = 100 * sum(hits) / len(firsts) / images
+        found = chance_recalls(images, texts, counts)
+        assert found[f"i2t_r{level}"] == pytest.approx(expected), level
+        assert found[f"t2i_r{level}"] == pytest.approx(100 * min(1, level / images))
+        if max(counts) - min(counts) <= 1:
+            assert chance_recalls(images, texts) == found
+
+
+def test_chance_of_any_small_split_is_a_share():
+    for images in range(1, 13):
+        for texts in range(images, 40):
+            assert all(0 < value <= 100 for value in chance_recalls(images, texts).values()), (images, texts)
+    assert chance_recalls(5000, 25000)["i2t_r1"] == pytest.approx(100 * 5 / 25000)
 
 
 def test_bad_input_is_refused():

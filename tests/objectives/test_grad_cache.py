@@ -1,6 +1,7 @@
 """Mini-batches with a cached gradient equal the whole batch, dropout, autocast and batch normalisation included."""
 
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -129,6 +130,44 @@ def test_random_state_is_restored_and_left_alone():
     with state.restored():
         assert torch.equal(torch.rand(3), first)
     assert torch.equal(torch.get_rng_state(), here)
+
+
+def test_mini_batches_are_equally_many_on_all_processes(monkeypatch):
+    for rows in ([8, 5], [8, 2], [3, 3], [7, 1]):
+        monkeypatch.setattr("hf_vse.objectives.grad_cache.row_counts", lambda _, rows=rows: rows)
+        for size in (1, 2, 3, 8):
+            parts = [mini_batches(inputs(count), size) for count in rows]
+            assert len({len(of_process) for of_process in parts}) == 1, (rows, size)
+            for count, of_process in zip(rows, parts, strict=True):
+                lengths = [len(part["image"]) for part in of_process]
+                assert min(lengths) > 0 and sum(lengths) == count
+
+
+def test_generator_of_an_apple_gpu_is_restored_and_left_alone(monkeypatch):
+    """It has one generator, which takes no device."""
+    state = [torch.tensor(1)]
+    module = SimpleNamespace(get_rng_state=lambda: state[0], set_rng_state=lambda new: state.__setitem__(0, new))
+    monkeypatch.setattr(torch, "get_device_module", lambda device: module)
+    kept = RandomState({"image": SimpleNamespace(device=torch.device("mps:0"))})
+    state[0] = torch.tensor(2)
+    with kept.restored():
+        assert state == [torch.tensor(1)]
+        state[0] = torch.tensor(3)
+    assert state == [torch.tensor(2)]
+
+
+def test_generator_of_one_gpu_of_several_is_the_one_that_is_asked_for(monkeypatch):
+    states = {0: 10, 1: 11}
+    module = SimpleNamespace(
+        get_rng_state=lambda device: torch.tensor(states[device.index]),
+        set_rng_state=lambda new, device: states.__setitem__(device.index, int(new)),
+    )
+    monkeypatch.setattr(torch, "get_device_module", lambda device: module)
+    kept = RandomState({"image": SimpleNamespace(device=torch.device("cuda:1"))})
+    states[1] = 5
+    with kept.restored():
+        assert states == {0: 10, 1: 11}
+    assert states == {0: 10, 1: 5}
 
 
 def check_data_parallel(rank: int, meeting_point: str) -> None:

@@ -26,6 +26,15 @@ from tests.hub.fake_hub import FakeHub, Repository
 DEMO = Path(__file__).parents[2] / "spaces_demo"
 sys.path.insert(0, str(DEMO))
 PHOTOGRAPHS = 11
+API = "/gradio_api"
+META = {"_type": "gradio.FileData"}
+WITH_PHOTOGRAPH = {  # endpoint: arguments, with None for the photograph
+    "search_by_image": [None, 3],
+    "similar": [None, 3],
+    "combined": ["a dog", None, 0.5, 3],
+    "zero_shot": [None, "dog, cat", "{}"],
+}
+WITHOUT_PHOTOGRAPH = {"search_by_text": ["a dog", 3], "compare": ["a dog", 3], "thumbnail": [1], "about": []}
 
 
 def png(image: PIL.Image.Image) -> bytes:
@@ -138,3 +147,21 @@ def wait_until(condition, seconds: float) -> None:
     while not condition():
         assert time.monotonic() < end, "it did not happen"
         time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def web(server):
+    httpx = pytest.importorskip("httpx")
+    with httpx.Client(base_url=server.url, timeout=20) as client:
+        yield client
+
+
+def ask(web, endpoint: str, data: list, **more) -> str:
+    """The event that answers a question."""
+    asked = web.post(f"{API}/call/{endpoint}", json={"data": data} | more)
+    assert asked.status_code == 200, asked.text
+    return web.get(f"{API}/call/{endpoint}/{asked.json()['event_id']}").text
+
+
+def good_answer(web) -> bool:
+    return ask(web, "search_by_text", ["a small red circle", 2]).startswith("event: complete")

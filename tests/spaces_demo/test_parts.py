@@ -163,6 +163,15 @@ def test_sources_agree(tmp_path, parquet, gallery_rows):
         Source(Settings("m", str(folder.parent), split="train"))
 
 
+def test_a_photograph_that_is_a_line_is_left_out(tmp_path):
+    (tmp_path / "line.png").write_bytes(png(PIL.Image.new("L", (1, 60_000))))
+    (tmp_path / "sound.png").write_bytes(png(PIL.Image.new("L", (30, 40))))
+    lines = [json.dumps({"file_name": f"{name}.png", "caption": name}) for name in ("line", "sound")]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
+    source = Source(Settings("m", str(tmp_path)))
+    assert [each.captions for each in source] == [["sound"]] and source.broken == 1
+
+
 def test_gallery_is_encoded_once(tmp_path, model_folder, parquet, monkeypatch):
     settings = Settings(str(model_folder), str(parquet), cache_dir=tmp_path)
     encoder = Encoder(settings.model)
@@ -209,6 +218,16 @@ def test_visitors_are_apart_and_forgotten():
     visitors.add("ben", [picture])
     now[0] = SECONDS_TO_KEEP + 1.0
     assert visitors.pictures("ben") == []
+
+
+def test_pictures_of_all_visitors_are_bounded(monkeypatch):
+    monkeypatch.setattr("visitors.MAX_BYTES", 2500)
+    visitors = Visitors()
+    picture = Picture(b"x" * 1000, np.zeros(2, dtype=np.float32))
+    for name in ("anna", "ben", "carl"):
+        visitors.add(name, [picture])
+    assert [len(visitors.pictures(name)) for name in ("anna", "ben", "carl")] == [0, 1, 1]
+    assert len(visitors.add("anna", [picture] * 3)) == 3  # the newest are kept whatever they take
 
 
 def test_recalls_come_from_metrics_or_model_card(tmp_path):

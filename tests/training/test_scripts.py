@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.conftest import make_captions
+from tests.test_architecture import PAYLOAD
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 IMAGES, DIM = 48, 12
@@ -21,10 +22,10 @@ IMAGES, DIM = 48, 12
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory) -> Path:
-    """Features and captions in the layout of VSE++: 48 training and 16 validation images."""
+    """Features and captions in the layout of VSE++: 48 training and 17 validation images."""
     folder = tmp_path_factory.mktemp("precomp")
     rng = np.random.default_rng(0)
-    for split, count in (("train", IMAGES), ("dev", 16)):
+    for split, count in (("train", IMAGES), ("dev", 17)):
         np.save(folder / f"{split}_ims.npy", rng.normal(size=(count, DIM)).astype(np.float32))
         captions = [caption for index in range(count) for caption in make_captions(index)]
         (folder / f"{split}_caps.txt").write_text("\n".join(captions) + "\n")
@@ -38,6 +39,7 @@ text_config: {word_dim: 8}
 min_word_count: 1
 num_train_epochs: 2
 per_device_train_batch_size: 8
+per_device_eval_batch_size: 14  # 85 validation captions: four batches of 43 on one process, three of 42 on another
 learning_rate: 1e-2
 lr_scheduler_type: constant
 logging_steps: 1
@@ -86,7 +88,7 @@ TWO_PROCESSES = {
 
 @pytest.mark.parametrize(
     ("loss_type", "frozen", "ways"),
-    [("nce", False, list(TWO_PROCESSES)), ("hinge_max", False, ["gathered"]), ("nce", True, ["gathered"])],
+    [("siglip", False, list(TWO_PROCESSES)), ("hinge_max", False, ["gathered"]), ("nce", True, ["gathered"])],
 )
 def test_two_processes_train_as_one_on_the_same_global_batch(loss_type, frozen, ways, data_dir, tmp_path):
     # 48 images in batches of 16: the last batch of an epoch is whole, so that both runs see the same pairs
@@ -106,11 +108,21 @@ def test_two_processes_train_as_one_on_the_same_global_batch(loss_type, frozen, 
     rsum = metrics["one"]["metrics"]["validation"]["metrics"]["rsum"]
     for way in ways:
         assert metrics[way]["environment"]["processes"] == 2
+        assert_can_be_loaded_anywhere(tmp_path / way / "stages" / "train")
         assert logged_losses(tmp_path / way) == pytest.approx(one, rel=1e-3), way
         found = load_file(tmp_path / way / "model.safetensors")
         for name, tensor in weights.items():
             torch.testing.assert_close(found[name], tensor, rtol=1e-2, atol=1e-3)
         assert metrics[way]["metrics"]["validation"]["metrics"]["rsum"] == pytest.approx(rsum, abs=10)
+
+
+def assert_can_be_loaded_anywhere(stage: Path) -> None:
+    """The model of a stage and its checkpoints name the class that stands in their files, sharded or not."""
+    for folder in (stage, *stage.glob("checkpoint-*")):
+        config = json.loads((folder / "config.json").read_text())
+        assert config["architectures"] == ["VSEModel"]
+        assert config["auto_map"]["AutoModel"] == "modeling_vse.VSEModel", folder
+        assert {path.name for path in PAYLOAD} <= {path.name for path in folder.glob("*.py")}, folder
 
 
 def test_killed_and_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(data_dir, tmp_path):

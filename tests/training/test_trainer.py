@@ -1,19 +1,23 @@
 import logging
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import CLIPImageProcessorPil, TrainerCallback
 
+from hf_vse.data.decoding import BrokenImageError
+from hf_vse.data.pairs import PairDataset, StreamedPairs
 from hf_vse.evaluation.diagnostics.geometry import mean_cosine
 from hf_vse.model.configuration_vse import VSEConfig
-from hf_vse.model.losses_vse import contrastive_loss
+from hf_vse.model.losses_vse import OBJECTIVES, contrastive_loss
 from hf_vse.model.modeling_vse import MAX_LOGIT_SCALE, VSEModel
 from hf_vse.model.processing_vse import VSEProcessor
 from hf_vse.training.arguments import VSETrainingArguments
-from hf_vse.training.callbacks import BatchDiagnostics, CollapseAlarm
-from hf_vse.training.trainer import VSETrainer, unused_parameters
+from hf_vse.training.callbacks import WARMED_UP, BatchDiagnostics, CollapseAlarm, indifferent_loss
+from hf_vse.training.trainer import VSETrainer, first_batch, unused_parameters
 from tests.conftest import make_feature_pairs, make_pairs
+from tests.faults.killing import SOAK
 
 DIM = 16
 
@@ -247,6 +251,86 @@ def test_collapse_raises_the_alarm_once(tokenizer, tmp_path, caplog):
     assert "hard_negative_warmup_epochs=1" in alarms[0]
 
 
+def alarms(alarm: CollapseAlarm, lines: list[float], caplog) -> list[str]:
+    """What is said where these losses are logged, one every ten steps."""
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        for line, loss in enumerate(lines, start=1):
+            state = SimpleNamespace(is_world_process_zero=True, global_step=10 * line)
+            alarm.on_log(None, state, None, {"loss": loss})
+    return [record.getMessage() for record in caplog.records]
+
+
+SCATTERED = torch.nn.functional.normalize(torch.randn(2, 8, 4, generator=torch.Generator().manual_seed(0)), dim=-1)
+
+
+@pytest.mark.parametrize(
+    ("loss_type", "indifferent"),
+    [("hardnce", 2 * 0.2 / 0.1), ("hinge_max", 8 * 2 * 0.2), ("nce", 2 * math.log(8)), ("clip", math.log(8))],
+)
+def test_a_model_whose_loss_rests_where_nothing_is_told_apart_raises_the_alarm_once(loss_type, indifferent, caplog):
+    def watching() -> CollapseAlarm:
+        alarm = CollapseAlarm(5)
+        alarm.observe(*SCATTERED, 8, loss_type=loss_type, temperature=0.1, margin=0.2, logit_bias=0.0)
+        return alarm
+
+    stuck = alarms(watching(), [indifferent * (1 + 0.01 * (-1) ** step) for step in range(60)], caplog)
+    assert len(stuck) == 1 and "step 210: the model does not learn: for 200 steps" in stuck[0]
+    assert f"the loss is {1.01 * indifferent:.3g} where one that tells nothing apart has {indifferent:.3g}" in stuck[0]
+    assert ("hard_negative_warmup_epochs=1" in stuck[0]) == (loss_type in WARMED_UP)
+    # slow to leave it, and learning; then one that gets lost on the way
+    healthy = [indifferent] * 15 + [indifferent * (0.97 - 0.01 * step) for step in range(40)]
+    assert alarms(watching(), healthy, caplog) == []
+    assert len(alarms(watching(), healthy + [indifferent] * 25, caplog)) == 1
+
+
+def test_loss_that_the_alarm_compares_with_is_the_dense_one_of_equal_similarities():
+    alike = torch.ones(6, 1)
+    settings = {"temperature": 0.07, "margin": 0.3, "logit_bias": 0.0}
+    for loss_type in OBJECTIVES:
+        found = indifferent_loss(6, loss_type=loss_type, **settings)
+        if loss_type == "siglip":
+            assert found is None
+        else:
+            assert found == pytest.approx(contrastive_loss(alike, alike, loss_type=loss_type, **settings).item())
+
+
+@pytest.mark.parametrize("warmup", [0, 1])
+def test_the_alarm_speaks_of_the_objective_of_the_moment(warmup, tokenizer, tmp_path, caplog):
+    """During the warm-up of hard negatives it quoted the loss of the objective to come."""
+    model = make_model(tokenizer, loss_type="hardnce")
+    with torch.no_grad():
+        for parameter in (model.visual_projection.weight, model.text_model.embedding.weight):
+            parameter.zero_()
+        model.visual_projection.bias.fill_(1.0)
+    options = {"collapse_patience": 3, "learning_rate": 0.0, "num_train_epochs": 1}
+    with caplog.at_level(logging.WARNING):
+        make_trainer(tmp_path, tokenizer, model=model, hard_negative_warmup_epochs=warmup, **options).train()
+    (alarm,) = [record.getMessage() for record in caplog.records if "has collapsed" in record.getMessage()]
+    indifferent = 2 * math.log(8) if warmup else 2 * 0.2 / 0.1
+    assert f"where one that tells nothing apart has {indifferent:.3g}" in alarm
+
+
+def test_a_batch_that_is_not_finite_does_not_end_training(tokenizer, tmp_path, caplog):
+    """A scaler of half precision skips its step, and training goes on."""
+    trainer = make_trainer(tmp_path, tokenizer, diagnostics_steps=1, max_steps=2, learning_rate=0.0)
+    contrast = trainer.contrast
+    trainer.contrast = lambda ids, images, *rest: contrast(ids, images * math.nan, *rest)
+    with caplog.at_level(logging.WARNING):
+        trainer.train()
+    assert trainer.state.global_step == 2
+    assert "embeddings of this batch are not finite" in caplog.text
+
+
+def test_several_gpus_without_a_launcher_are_one_gpu_and_a_remark(tokenizer, tmp_path, caplog):
+    trainer = make_trainer(tmp_path, tokenizer)
+    trainer.args._n_gpu = 2  # as upstream counts them where nothing was launched
+    with caplog.at_level(logging.WARNING):
+        assert trainer.args.n_gpu == 1 and trainer.args.train_batch_size == 8
+        assert trainer._wrap_model(trainer.model) is trainer.model
+    assert "this process trains on one of 2 GPUs; to use all: accelerate launch --num_processes 2" in caplog.text
+
+
 def test_diagnostics_stand_beside_the_loss_at_their_interval_and_change_nothing(tokenizer, tmp_path):
     every = {"diagnostics_steps": 3, "num_train_epochs": 1, "max_steps": 8}
     trainer = make_trainer(tmp_path / "on", tokenizer, **every)
@@ -349,3 +433,88 @@ def test_step_decay_follows_the_epoch_also_when_resumed(tokenizer, tmp_path):
     of_epoch = [rates["whole"][15 * epoch + 7] for epoch in range(5)]
     assert of_epoch == pytest.approx([1e-2, 1e-2, 1e-3, 1e-3, 1e-4])
     assert rates["resumed"] == rates["whole"]
+
+
+def test_step_decay_of_a_part_of_an_epoch_is_that_of_a_resumed_run_too(tokenizer, tmp_path):
+    options = {"lr_decay_epochs": 0.6, "num_train_epochs": 2, "save_strategy": "steps", "save_steps": 4}
+    options |= {"save_total_limit": None}
+    rates = {}
+    for name, checkpoint in (("whole", None), ("resumed", str(tmp_path / "whole" / "checkpoint-12"))):  # 0.8 epochs
+        trainer, used = make_trainer(tmp_path / name, tokenizer, **options), {}
+        look = Watch(
+            lambda of=trainer, used=used: used.update({of.state.global_step: of.optimizer.param_groups[0]["lr"]})
+        )
+        trainer.add_callback(look)
+        trainer.train(resume_from_checkpoint=checkpoint)
+        rates[name] = used
+    expected = {9: 1e-2, 10: 1e-3, 18: 1e-3, 19: 1e-4, 27: 1e-4, 28: 1e-5}
+    assert {step: rates["whole"][step] for step in expected} == pytest.approx(expected)
+    assert rates["resumed"] == {step: rate for step, rate in rates["whole"].items() if step > 12}
+
+
+def test_stream_resumed_after_its_first_pass_ends_with_the_weights_of_an_uninterrupted_one(tokenizer, tmp_path):
+    stream = make_feature_pairs(24).to_iterable_dataset()  # three batches a pass
+    options = {"max_steps": 10, "save_strategy": "steps", "save_steps": 1, "save_total_limit": None}
+    whole = make_trainer(tmp_path / "whole", tokenizer, stream, **options)
+    whole.train()
+    assert whole.state.epoch > 3
+    for steps in (2, 6, 8):  # in the first pass, at the end of the second, in the third
+        resumed = make_trainer(tmp_path / "resumed", tokenizer, stream, **options | {"save_strategy": "no"})
+        resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{steps}"))
+        assert losses(resumed)[steps:] == losses(whole)[steps:], steps
+        for name, tensor in weights(whole.model).items():
+            assert torch.equal(tensor, weights(resumed.model)[name]), (steps, name)
+
+
+def test_workers_of_a_stream_draw_each_their_own(monkeypatch):
+    pairs = StreamedPairs(make_feature_pairs(12).to_iterable_dataset(num_shards=2))
+    draws = {}
+    for number in range(2):
+        worker = SimpleNamespace(id=number, num_workers=2, dataset=pairs, seed=0)
+        monkeypatch.setattr("hf_vse.data.pairs.get_worker_info", lambda worker=worker: worker)
+        draws[number] = [row["draw"] for row in pairs][:6]
+    assert not set(draws[0]) & set(draws[1])
+
+
+def test_optimizer_of_one_process_has_the_parameters_of_several(tokenizer, tmp_path):
+    tiny = {"hidden_size": DIM, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    text = {"model_type": "bert", "vocab_size": len(tokenizer), "max_position_embeddings": 64} | tiny
+    vision = {"model_type": "vse_features", "hidden_size": DIM}
+    config = VSEConfig(vision_config=vision, text_config=text, text_pooling="mean", projection_dim=DIM)
+    trainer = make_trainer(tmp_path, tokenizer, model=VSEModel(config))
+    trainer.create_optimizer()
+    trained = {id(parameter) for group in trainer.optimizer.param_groups for parameter in group["params"]}
+    of_loss = {id(each) for name, each in trainer.model.named_parameters() if not name.startswith("text_model.pooler")}
+    assert trained == of_loss
+
+
+def test_parameters_are_looked_at_where_the_model_is(tokenizer, tmp_path, monkeypatch):
+    """FSDP leaves it on the CPU until training begins, while batches go to the GPU."""
+
+    def elsewhere(self, inputs):
+        raise RuntimeError("Expected all tensors to be on the same device")
+
+    monkeypatch.setattr(VSETrainer, "_prepare_inputs", elsewhere)
+    make_trainer(tmp_path, tokenizer)
+
+
+@pytest.mark.skipif(not SOAK, reason="compiles for a minute (make soak)")
+def test_compiled_training_with_the_kernels_and_tf32(tokenizer, tmp_path, monkeypatch):
+    pytest.importorskip("triton")
+    monkeypatch.setattr(torch.backends, "fp32_precision", "tf32")  # what --tf32 and --torch_compile set on a GPU
+    options = {"loss_execution": "fused", "max_steps": 3}
+    trainers = [make_trainer(tmp_path, tokenizer, torch_compile=compiled, **options) for compiled in (False, True)]
+    for trainer in trainers:
+        trainer.train()
+    assert losses(trainers[0]) == pytest.approx(losses(trainers[1]), rel=1e-3)
+
+
+def test_first_pairs_that_cannot_be_read_stop_nothing(tokenizer):
+    def collate(items):
+        if items[0]["image_id"] < 16:
+            raise BrokenImageError("none of the images of a batch can be read")
+        return items
+
+    assert [item["image_id"] for item in first_batch(PairDataset(make_feature_pairs(20)), collate)] == [16, 17, 18, 19]
+    with pytest.raises(BrokenImageError, match="none of the training images can be read"):
+        first_batch(PairDataset(make_feature_pairs(9)), collate)

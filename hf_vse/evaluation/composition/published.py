@@ -15,7 +15,7 @@ arXiv 2306.14610. Winoground: Thrush et al., CVPR 2022, arXiv 2204.03162; its sc
 `winoground_probe`.
 """
 
-import json
+import math
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -31,6 +31,8 @@ from hf_vse.data.scene_truth import check_choice
 from hf_vse.data.schema import CAPTIONS, IMAGE
 from hf_vse.evaluation.composition.caption_foils import Captions, false_captions
 from hf_vse.evaluation.composition.probe import Foil
+from hf_vse.evaluation.zero_shot import saved_dataset
+from hf_vse.files import inside, read_json, read_json_lines
 
 PublishedName = Literal["vg_relation", "vg_attribution", "sugarcrepe", "winoground", "coco_order", "flickr30k_order"]
 
@@ -43,6 +45,7 @@ _ARO_KINDS: dict[str, tuple[str, type]] = {
 _FOLDERS = ("", "images", "val2017", "images/val2017", "val2014", "train2014", "images/val2014", "images/train2014")
 _PREFIXES = ("", "COCO_val2014_", "COCO_train2014_")  # what COCO's images were called before 2017
 
+LARGEST_SIDE = 1_000_000  # pixels
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
 
 
@@ -81,13 +84,7 @@ def read_entries(path: Path) -> list[tuple[Any, Any]]:
     """The entries of a JSON or JSON Lines file, each with its key or number."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: directory must hold the files as they are distributed")
-    text = path.read_text(encoding="utf-8")
-    try:
-        content = (
-            [json.loads(line) for line in text.splitlines() if line] if path.suffix == ".jsonl" else json.loads(text)
-        )
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON ({error}): download it again") from error
+    content = [line for _, line in read_json_lines(path)] if path.suffix == ".jsonl" else read_json(path)
     if not isinstance(content, dict | list) or not content:
         raise ValueError(f"{path} holds neither a list nor a dictionary of entries: download it again")
     return list(content.items() if isinstance(content, dict) else enumerate(content))
@@ -108,13 +105,21 @@ def aro_items(name: str, directory: Path) -> list[Item]:
     items = []
     for key, entry in read_entries(path):
         image, true, false = fields(path, key, entry, ("image_path", "true_caption", "false_caption"))
-        box = fields(path, key, entry, ("bbox_x", "bbox_y", "bbox_w", "bbox_h"), (int, float))
-        left, top, width, height = (int(value) for value in box)
+        left, top, width, height = box_of(path, key, entry)
         field, kind = _ARO_KINDS[name]
         (group,) = fields(path, key, entry, (field,), kind)
         group = group if isinstance(group, str) else ", ".join(map(str, group))
         items.append(Item(image, (left, top, left + width, top + height), true, false, group))
     return items
+
+
+def box_of(path: Path, key: Any, entry: Any) -> list[int]:
+    """Left, top, width and height in whole pixels."""
+    names = ("bbox_x", "bbox_y", "bbox_w", "bbox_h")
+    box = fields(path, key, entry, names, (int, float))
+    if not all(math.isfinite(value) and abs(value) < LARGEST_SIDE for value in box) or min(box[2:]) < 1:
+        raise ValueError(f"{path}, entry {key}: the box {box} is no part of an image; it is not the published file")
+    return [int(value) for value in box]
 
 
 def sugarcrepe_items(name: str, directory: Path) -> list[Item]:
@@ -144,7 +149,7 @@ def find_files(names: Sequence[str], folder: Path) -> dict[str, str]:
     folders = [folder / below for below in _FOLDERS if (folder / below).is_dir()]
     for name in dict.fromkeys(names):
         spellings = [f"{prefix}{name}" for prefix in _PREFIXES] + [f"{name}.png"]
-        places = (each / spelling for each in folders for spelling in spellings)
+        places = (inside(each, spelling, "the name of an image") for each in folders for spelling in spellings)
         if path := next((place for place in places if place.is_file()), None):
             found[name] = str(path.absolute())
     return found
@@ -166,7 +171,9 @@ def placed_foils(items: list[Item], folder: Path, max_broken_share: float) -> tu
 
 def saved_winoground(directory: Path) -> tuple[list[Foil], Dataset]:
     """From a copy by `Dataset.save_to_disk`, whose columns `image_0` and `image_1` hold the pictures."""
-    dataset = Dataset.load_from_disk(str(directory))
+    dataset = saved_dataset(directory)
+    if not isinstance(dataset, Dataset):
+        raise ValueError(f"{directory} holds several splits: give the folder of one; it is not Winoground")
     columns = ("image_0", "image_1", "caption_0", "caption_1")
     if missing := [name for name in columns if name not in dataset.column_names]:
         raise ValueError(f"{directory} lacks the columns {missing}, has {dataset.column_names}; it is not Winoground")

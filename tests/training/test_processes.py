@@ -1,0 +1,106 @@
+"""Four processes that share the work: whatever one process does alone, they do together, and equally often.
+
+Started once for everything here, and forked, because a fresh process takes seconds to import what it needs.
+"""
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from accelerate import PartialState
+
+from hf_vse.data.tokenization import train_word_tokenizer
+from hf_vse.encoders.vse import VSEEncoder
+from hf_vse.evaluation.evaluator import embed_pairs
+from hf_vse.model.processing_vse import VSEProcessor
+from hf_vse.training.frozen import check_shared
+from tests.conftest import make_captions, make_feature_pairs
+from tests.training.test_trainer import losses, make_model, make_trainer, weights
+
+WORLD = 4
+PAIRS = 64  # in batches of 16, so that all see the same pairs
+HELD_OUT = (65, 13)  # captions, images: shares of 17, 16, 16 and 16, and of 4, 3, 3 and 3
+
+
+def processor() -> VSEProcessor:
+    captions = [caption for index in range(50) for caption in make_captions(index)]
+    return VSEProcessor(tokenizer=train_word_tokenizer(captions, min_count=1))
+
+
+def train(folder, batch: int) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """Two epochs of pairs of features with a learned temperature."""
+    prepared = processor()
+    model = make_model(prepared.tokenizer, loss_type="siglip")
+    options = {"per_device_train_batch_size": batch, "max_grad_norm": 1.0, "word_dropout": 0.2}
+    data = make_feature_pairs(PAIRS, captions=1)
+    trainer = make_trainer(folder, prepared.tokenizer, data, model, prepared, **options)
+    trainer.train()
+    return losses(trainer), weights(model)
+
+
+def embed(counted: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Vectors of a held-out split; every pass through the model is counted."""
+    prepared = processor()
+    model = make_model(prepared.tokenizer)
+    model.register_forward_hook(lambda module, inputs, output: counted.append("pass"))
+    captions, images = HELD_OUT
+    data = make_feature_pairs(images, captions=captions // images)
+    pairs = embed_pairs(VSEEncoder(model, prepared), data, batch_size=8, progress=False)
+    return pairs.image_embeds, pairs.text_embeds
+
+
+def check_process(rank: int, port: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    where = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": WORLD, "LOCAL_WORLD_SIZE": WORLD}
+    os.environ |= {name: str(value) for name, value in where.items()}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    PartialState._reset_state()  # that of the process this one was forked from
+    assert PartialState(cpu=True).num_processes == WORLD
+    counted: list[str] = []
+    found = {"embeds": embed(counted), "passes": len(counted)}
+    check_shared(Path(folder, "shared"))
+    with pytest.raises(ValueError) as refused:
+        check_shared(Path(folder, str(min(rank, 2))))  # process 0, process 1, and one machine of two processes
+    found["refused"] = str(refused.value)
+    found["training"] = train(f"{folder}/run", 4)
+    torch.save(found, f"{folder}/{rank}.pt")
+    PartialState().wait_for_everyone()
+    PartialState().destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory) -> list[dict]:
+    """What each of the processes found."""
+    folder = tmp_path_factory.mktemp("processes")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.start_processes(check_process, args=(port, str(folder)), nprocs=WORLD, start_method="fork")
+    return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
+
+
+def test_four_processes_train_as_one(processes, tmp_path):
+    expected, expected_weights = train(tmp_path, 4 * WORLD)
+    assert len(expected) == 2 * PAIRS / (4 * WORLD)
+    for found in processes:
+        assert found["training"][0] == pytest.approx(expected, rel=1e-4)
+        for name, tensor in expected_weights.items():
+            torch.testing.assert_close(found["training"][1][name], tensor, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_every_process_passes_equally_often_through_the_model_and_has_all_vectors(processes):
+    counted: list[str] = []
+    images, texts = embed(counted)
+    assert len({found["passes"] for found in processes}) == 1 and processes[0]["passes"] < len(counted)
+    for found in processes:
+        torch.testing.assert_close(found["embeds"][0], images)
+        torch.testing.assert_close(found["embeds"][1], texts)
+
+
+def test_a_cache_that_is_not_shared_is_refused_by_all_in_one_line(processes):
+    for found in processes:
+        assert "is not the same folder on all machines" in found["refused"] and "\n" not in found["refused"]
+        assert "give a folder on storage that all share, or cache_frozen=false" in found["refused"]
