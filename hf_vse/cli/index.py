@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from hf_vse.cli.command import (
     Result,
@@ -15,6 +15,7 @@ from hf_vse.cli.command import (
     read_lines,
     share,
 )
+from hf_vse.search.plan import IndexKind
 
 DESCRIPTION = """Encodes photographs once, so that they can be searched often. The same command again encodes only what
 is new or changed, and continues where it was interrupted. How the gallery is searched (exactly, or by an approximate
@@ -27,7 +28,7 @@ EXAMPLES = """
   hf-vse index my_photos my_index --model DIR --kind hnsw --recall 0.99
   accelerate launch --num_processes 8 -m hf_vse.cli index my_photos my_index --model DIR"""
 
-KINDS = ("auto", "exact", "ivf", "hnsw", "pq")
+KINDS = ("auto", *get_args(IndexKind))
 LEFT_OUT = {
     "passed_over": "pictures of a kind that is not read",
     "unmatched": "lines of metadata.jsonl that name no image",

@@ -212,7 +212,9 @@ class Where:
 
 
 def under(path: str, folder: Path) -> bool:
-    return os.path.abspath(path).startswith(os.path.join(os.path.abspath(folder), ""))
+    """Whether a path lies in a folder, by the name of the folder or, where that is a link, by its target."""
+    places = {os.path.join(find(folder), "") for find in (os.path.abspath, os.path.realpath)}
+    return os.path.abspath(path).startswith(tuple(places))
 
 
 def _image_column(part: Dataset, where: Where) -> Dataset:

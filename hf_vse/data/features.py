@@ -46,8 +46,8 @@ def read_array(path: str | Path, key: str = "features") -> np.ndarray:
         (images, dim) or (images, regions, dim), row i being the output for image i.
 
     Raises:
-        OSError, ValueError: no such file, another kind, or a number in it that is none. All are looked at, at 1 to 3
-            GB a second where the disk is as fast.
+        OSError, ValueError: no such file, another kind, or a number in it that is none. All are looked at, at about
+            one GB a second.
     """
     path = Path(path)
     if not path.is_file():

@@ -7,14 +7,16 @@ load_pairs("org/scenes")  # the same images, captions and fingerprints
 """
 
 import logging
+import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
+import huggingface_hub
 from datasets import Dataset, DatasetDict
 from huggingface_hub import CommitOperationAdd, DatasetCard, HfApi
 from tqdm.auto import tqdm
 
-from hf_vse.data.images import why_unreadable
+from hf_vse.data.images import stored_images, why_unreadable
 from hf_vse.data.pairs import undecoded_images
 from hf_vse.data.schema import CAPTIONS, IMAGE, IMAGE_FEATURES, IMAGE_ID, fingerprint
 from hf_vse.hub.errors import hub_errors
@@ -71,10 +73,13 @@ def push_data(
         source: where they come from: "scenes", "coco", "flickr30k", "flickr8k", or words for the card.
 
     Raises:
-        ValueError: streamed or empty splits, other columns, no readable image, or the Hub refuses.
+        ValueError: streamed or empty splits, other columns, no readable image, one that is a link to somewhere else,
+            or the Hub refuses.
         ConnectionError: it did not finish.
     """
     check_splits(splits)
+    for name, split in splits.items():
+        check_links(name, split)
     kept, broken = DatasetDict(), {}
     for name, split in splits.items():
         kept[name], broken[name] = without_broken_images(name, split)
@@ -107,6 +112,24 @@ def check_splits(splits: DatasetDict) -> None:
             raise ValueError(f"split {name!r} is empty: leave it out")
     if not splits:
         raise ValueError("there is no split to publish: load data with load_pairs")
+
+
+def check_links(name: str, split: Dataset) -> None:
+    """Raises ValueError where an image is a link out of the folder of all: it was not meant to be public."""
+    if IMAGE not in split.column_names:
+        return
+    stored = stored_images(undecoded_images(split))
+    files = [os.path.abspath(path) for path, content in stored if path and content is None and "://" not in path]
+    if not files:
+        return
+    places = [os.path.commonpath([os.path.dirname(file) for file in files]), huggingface_hub.constants.HF_HUB_CACHE]
+    real = tuple(os.path.join(os.path.realpath(place), "") for place in places)
+    for file in files:
+        target = os.path.realpath(file)
+        if os.path.exists(file) and not target.startswith(real):
+            raise ValueError(
+                f"split {name!r}: {file} is a link to {target}, outside of {places[0]}: put a copy there to publish it"
+            )
 
 
 def without_broken_images(name: str, split: Dataset) -> tuple[Dataset, int]:

@@ -78,10 +78,7 @@ def build_gallery(
     state = PartialState(cpu=not torch.accelerator.is_available())
     with locked(folder) if state.is_main_process else nullcontext():
         known = list(known_vectors(folder, encoder))
-        there = set().union(*(vectors.rows for vectors in known))
-        missing = [photograph for photograph in photographs if photograph.key not in there]
-        if there:
-            logger.info("%d of %d images are encoded already", len(photographs) - len(missing), len(photographs))
+        missing = without_vectors(photographs, known)
         state.wait_for_everyone()  # nobody writes before everybody has looked
         own = missing[state.process_index :: state.num_processes]
         encode_missing(own, encoder, folder, batch_size, num_workers, progress and state.is_main_process)
@@ -137,6 +134,15 @@ def vectors_of_gallery(folder: Path, encoder: Encoder) -> Iterator[Vectors]:
         check_files(folder, header, (VECTORS_FILE, KEYS_FILE), whole=True)
         version = version_folder(folder, header["version"])
         yield Vectors.with_keys(version / VECTORS_FILE, read_json(version / KEYS_FILE, list), encoder.dim)
+
+
+def without_vectors(photographs: Sequence[Photograph], known: Sequence[Vectors]) -> list[Photograph]:
+    """Those that have to be encoded."""
+    there = set().union(*(vectors.rows for vectors in known))
+    missing = [photograph for photograph in photographs if photograph.key not in there]
+    if there:
+        logger.info("%d of %d images are encoded already", len(photographs) - len(missing), len(photographs))
+    return missing
 
 
 def encode_missing(

@@ -42,6 +42,7 @@ from hf_vse.search.storage import (
     check_files,
     check_place,
     commit,
+    keep_keys,
     locked,
     new_version,
     remove_leftovers,
@@ -224,13 +225,16 @@ class GalleryIndex:
 
         Args:
             recipe: names all that it is made of, see `unchanged`.
-            keys: names what each vector was made of, so that it need not be made again.
+            keys: names what each vector was made of, so that it need not be made again; default: as the gallery that
+                is replaced says, where its vectors are the same.
         """
         with new_version(folder) as version:
             save_file({"embeds": np.ascontiguousarray(self.embeds)}, version / VECTORS_FILE)
             with (version / ITEMS_FILE).open("w", encoding="utf-8", newline="\n") as file:
                 file.writelines(to_json(item) + "\n" for item in self.items)
-            if keys is not None:
+            if keys is None:
+                keep_keys(folder, version)
+            else:
                 (version / KEYS_FILE).write_text(json.dumps(keys), encoding="utf-8")
             self.vectors.save(version / FAISS_FILE)
             if self.hubs is not None:

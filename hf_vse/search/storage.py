@@ -13,6 +13,7 @@ import errno
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -24,6 +25,7 @@ from hf_vse.search.header import (
     FILES,
     FORMAT,
     HEADER_FILE,
+    KEYS_FILE,
     VECTORS_FILE,
     VERSION,
     checksum_of,
@@ -158,6 +160,17 @@ def new_version(folder: Path) -> Iterator[Path]:
         with suppress(OSError, ValueError):
             remove_versions(folder)  # not this one by name: it may be the current one already
         raise
+
+
+def keep_keys(folder: Path, version: Path) -> None:
+    """Copies the keys of the current version to another, if both have the same vectors."""
+    try:
+        header = read_header(folder)
+        if file_checksum(version / VECTORS_FILE) == header["files"][VECTORS_FILE]["checksum"]:
+            check_files(folder, header, (KEYS_FILE,))
+            shutil.copyfile(version_folder(folder, header["version"]) / KEYS_FILE, version / KEYS_FILE)
+    except (FileNotFoundError, ValueError, KeyError):  # no gallery, or none of photographs, or a damaged one
+        return
 
 
 def commit(folder: Path, version: Path, facts: dict[str, Any]) -> None:

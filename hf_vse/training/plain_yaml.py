@@ -11,6 +11,7 @@ import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode
 
 MOST_VALUES = 10_000  # aliases counted as often as they stand there
+DEEPEST = 50  # levels of maps and lists
 MERGE = "tag:yaml.org,2002:merge"
 UNWRITABLE = re.compile("[\0\ud800-\udfff]")
 LINE_ENDS = re.compile("[\r\x85\u2028\u2029\ufeff]")
@@ -18,7 +19,17 @@ PLAIN = (str, int, float, bool, type(None))
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which 2e-4 is a number, as everyone who writes a recipe expects."""
+    """YAML in which 2e-4 is a number, as everyone who writes a recipe expects, and nothing is nested without end."""
+
+    depth = 0
+
+    def compose_node(self, parent: Node | None, index: Any) -> Node:
+        self.depth += 1
+        if self.depth > DEEPEST:
+            raise ValueError(f"nested more than {DEEPEST} levels deep")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
 
 class _Dumper(yaml.SafeDumper):
@@ -62,8 +73,6 @@ def parse_yaml(text: str, where: str) -> Any:
             return None
         count_values(node, {})
         value = loader.construct_document(node)
-    except RecursionError:
-        raise ValueError(f"{where} is nested too deeply to be a recipe") from None
     except (
         yaml.YAMLError,
         ValueError,

@@ -14,6 +14,7 @@ import asyncio
 import json
 import os
 import random
+import signal
 import socket
 import subprocess
 import sys
@@ -194,6 +195,7 @@ def summary(seconds: list[float]) -> dict[str, float]:
 
 def main() -> None:
     arguments = parse_arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the demo ends with this
     random.seed(0)
     with running_demo(arguments) as (url, process):
         facts = asyncio.run(about(url))

@@ -124,7 +124,7 @@ def columns(draw) -> dict[str, list]:
     return found
 
 
-@bounded
+@settings(bounded, max_examples=25)
 @given(columns(), st.booleans())
 def test_any_columns_beside_the_images(folder, columns, one_caption):
     table = Dataset.from_dict({"image": [str(folder / f"{row}.png") for row in range(2)]})

@@ -2,6 +2,7 @@
 
 import gc
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from tests.training.tiny_runs import same_outcome, tiny_recipe, write_features
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
+def data(tmp_path_factory) -> Iterator[Path]:
     folder = write_features(tmp_path_factory.mktemp("data") / "features")
     warm = tmp_path_factory.mktemp("warm")
     run_recipe(tiny_recipe(folder, warm / "run", max_steps=1, save_steps=1, eval_steps=1))  # what it imports

@@ -81,6 +81,20 @@ def test_card_of_a_run_shows_folds_stages_and_pictures():
     }
 
 
+def test_card_says_which_captions_are_equal_and_gives_each_split_its_chance():
+    record = without_paths(coco_record())
+    for name, number in (("validation", 7.0), ("test", 8.0)):
+        measured = record["metrics"][name]
+        measured["chance"] = {key: number for key in measured["chance"]}
+    record["metrics"]["test"] |= {
+        "equal_captions": {"captions": 1234, "images": 99, "sentences": 5},
+        "metrics_equal_captions": {key: 77.7 for key in record["metrics"]["test"]["metrics"]},
+    }
+    text = model_card(config(), record, (), repo_id="org/name")
+    assert "| chance, validation | 7.0 |" in text and "| chance, test | 8.0 |" in text
+    assert "| test, equal captions | 77.7 |" in text and "(1,234 of test)" in text
+
+
 def test_card_is_ours_until_a_person_changes_it():
     text = model_card(config(), without_paths(coco_record()), (), repo_id="org/name")
     card = ModelCard(text)

@@ -90,6 +90,20 @@ def test_page_shows_what_the_record_says(written, judgements):
     assert json.loads(inside[1]) == kept
 
 
+def test_equal_captions_stand_beside_the_usual_recalls(tiny_model, tmp_path):
+    pairs = make_pairs(12, captions=2)
+    pairs = pairs.map(
+        lambda row, index: {"captions": [f"Scene {index % 3}", f"scene {index % 3} "]}, with_indices=True
+    )
+    judgement = judge(load_encoder(str(tiny_model), device="cpu"), pairs, progress=False)
+    text = " ".join(Page(write_report(tmp_path / "new", [judgement], judgement.record).read_text("utf-8")).texts)
+    assert judgement.record["equal_captions"] == {"captions": 24, "images": 12, "sentences": 3}
+    for name in ("i2t_r1", "t2i_r5", "rsum"):
+        assert f"{judgement.record['metrics_equal_captions'][name]:.1f}" in text
+    assert f"{judgement.record['chance_equal_captions']['t2i_r1']:.1f}" in text  # 33.3, against 8.3
+    assert "24 of 24 captions are, word for word" in " ".join(text.split())
+
+
 def test_captions_are_text_and_never_markup(written):
     page = Page(written.read_text(encoding="utf-8"))
     assert page.elements.count("script") == 1 and "b" not in page.elements
