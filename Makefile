@@ -2,6 +2,7 @@
 #
 #   make quickstart   trains on the built-in scenes and shows what the model finds
 #   make test         quality checks and tests
+#   make soak         the tests that take their time: kills at every write, processes of every kind, a page under load
 #   make test-timm    the extras timm and open_clip, training from pixels, in an environment of its own (several GB)
 
 PYTHON ?= python3
@@ -19,7 +20,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: quickstart test test-timm check format clean
+.PHONY: quickstart test soak test-timm check format clean
 
 quickstart: $(VENV)/installed
 	$(VENV)/bin/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
@@ -27,6 +28,9 @@ quickstart: $(VENV)/installed
 
 test: $(VENV)/installed check
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n $(WORKERS) --dist loadfile
+
+soak: $(VENV)/installed
+	HF_VSE_SOAK=1 OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n $(WORKERS) --dist loadfile
 
 check: $(VENV)/installed
 	$(VENV)/bin/ruff check .

@@ -144,7 +144,10 @@ def checked_name(field: str, path: str | Path) -> Path:
     """The path, if the machine can hold a file of that name."""
     if not str(path).strip() or "\0" in str(path):
         raise OSError(f"{field} {str(path)!r} is no name for a file: give another")
-    path = Path(path).expanduser()
+    try:
+        path = Path(path).expanduser()
+    except RuntimeError as error:
+        raise OSError(f"{field} {path}: there is no such user: give another place") from error
     try:
         path.lstat()
     except OSError as error:

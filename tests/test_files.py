@@ -87,6 +87,7 @@ def test_outputs_are_checked_before_the_work(tmp_path):
         (tmp_path / ("x" * 300), "cannot be used"),
         ("a\0b", "no name"),
         (" ", "no name"),
+        ("~nobody-of-that-name/x", "no such user"),
     ):
         with pytest.raises(OSError, match=f"^--output .*{says}"):
             check_output_file("--output", path)

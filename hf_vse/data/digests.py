@@ -88,7 +88,7 @@ def images_digest(images: Dataset | Sequence[Mapping[str, Any]]) -> str:
         images: rows with one column, as `undecoded_images` gives them or as `decode_image` reads them.
 
     Embedded images and features are read whole, about a second for each gigabyte. Of a file count its name, size and
-    time, and its bytes: all of a small one, 48 KiB of a larger one, 0.1 ms a file where it is in memory.
+    time, and its bytes: all of a small one, 48 KiB of a larger one, less than a millisecond for each.
     """
     digest = blake2b(digest_size=16)
     for row in images:

@@ -88,13 +88,11 @@ def load_pairs(
         return load_karpathy(source, path, split_file=split_file, features=features, restval=restval, **checks)
     if kind == "precomp":
         return load_precomp(path)
-    checks |= dict(image_column=image_column, caption_column=caption_column)
+    checks |= dict(image_column=image_column, caption_column=caption_column, places=_places(path, cache_dir))
     reading: dict[str, Any] = dict(streaming=streaming, cache_dir=cache_dir and str(cache_dir))
-    checks |= dict(places=_places(path, cache_dir))
-    if kind == "hub":
-        with clear_errors(source):
+    with clear_errors(path or source):
+        if kind == "hub":
             return _hub_pairs(source, load_from_hub(source, revision, data_dir, **reading), **checks)
-    with clear_errors(path):
         return to_pairs(_load_files(kind, path, **reading), root=path, **checks)
 
 

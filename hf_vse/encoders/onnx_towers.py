@@ -139,14 +139,15 @@ class ONNXEncoder(DualEncoder):
 
 def processor_parts(name: str) -> tuple[BaseImageProcessor, PreTrainedTokenizerBase, Reading]:
     """Image processor, tokenizer and, where the model's configuration lies beside them, how it reads sentences."""
+    trust = {"trust_remote_code": False}  # and nobody is asked
     try:
-        model_type = AutoConfig.from_pretrained(name).model_type
+        model_type = AutoConfig.from_pretrained(name, **trust).model_type
     except (OSError, ValueError):
         model_type = None
     if model_type in FAMILIES:
-        parts = AutoImageProcessor.from_pretrained(name, backend="pil"), AutoTokenizer.from_pretrained(name)
-        return *parts, FAMILIES[model_type].reading
-    processor = VSEProcessor.from_pretrained(name)
+        image_processor = AutoImageProcessor.from_pretrained(name, backend="pil", **trust)
+        return image_processor, AutoTokenizer.from_pretrained(name, **trust), FAMILIES[model_type].reading
+    processor = VSEProcessor.from_pretrained(name, **trust)
     return processor.image_processor, processor.tokenizer, Reading()
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from hf_vse.data.digests import digest_of, weights_digest
 from hf_vse.encoders.protocol import DualEncoder
-from hf_vse.encoders.weights import chosen_device, chosen_precision, one_line
+from hf_vse.encoders.weights import check_finite, chosen_device, chosen_precision, one_line
 
 PREFIX = "open_clip:"
 OF_PRECISION = {torch.float32: "fp32", torch.bfloat16: "pure_bf16", torch.float16: "pure_fp16"}
@@ -80,6 +80,7 @@ class OpenCLIPEncoder(DualEncoder):
                 **prepared,
             )
             tokenizer = open_clip.get_tokenizer(architecture)
+        check_finite(name, model)
         return cls(model, transform, tokenizer, f"{PREFIX}{name.removeprefix(PREFIX)}")
 
     @cached_property

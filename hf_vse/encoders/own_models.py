@@ -19,7 +19,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from hf_vse.encoders.sentences import positions_of
 from hf_vse.encoders.stored import StoredTensor, stored_config, stored_json, stored_tensors, without_remarks
 from hf_vse.encoders.vse import VSEEncoder
-from hf_vse.encoders.weights import chosen_device, chosen_precision, one_line
+from hf_vse.encoders.weights import check_finite, chosen_device, chosen_precision, one_line
 from hf_vse.model.configuration_vse import FEATURES_MODEL_TYPE, GRU_MODEL_TYPE, VSEConfig
 from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.model.processing_vse import VSEFeatureProcessor, VSEProcessor
@@ -146,9 +146,7 @@ def check_keys(name: str, what: str, keys: Iterable[str], fresh: tuple[str, ...]
 
 def check_values(name: str, model: nn.Module) -> None:
     """Raises ValueError for weights that are not numbers, and for parts that are zero altogether."""
-    for key, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise ValueError(f"{name}: {key} holds what is no finite number: its training diverged, or {FETCH_AGAIN}")
+    check_finite(name, model)
     parts = {part: getattr(model, part) for part in ("vision_model", "text_model")}
     parts |= {part: getattr(model, part) for part in ("visual_projection", "text_projection")}
     for part, module in (parts | {"the word embedding": model.get_input_embeddings()}).items():

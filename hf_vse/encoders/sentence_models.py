@@ -9,7 +9,7 @@ import torch
 from huggingface_hub import snapshot_download
 from PIL import Image
 from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.image_processing_utils import BaseImageProcessor
 
 from hf_vse.data.digests import (
@@ -20,7 +20,8 @@ from hf_vse.data.digests import (
     weights_digest,
 )
 from hf_vse.encoders.protocol import DualEncoder
-from hf_vse.encoders.weights import chosen_device, chosen_precision, one_line
+from hf_vse.encoders.stored import without_remarks
+from hf_vse.encoders.weights import check_finite, check_found, chosen_device, chosen_precision, one_line
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -64,13 +65,15 @@ class SentenceTransformersEncoder(DualEncoder):
             folder = Path(name if Path(name).is_dir() else snapshot_download(name, ignore_patterns=NOT_READ))
         refuse_pickles(name, folder)
         weights = {"torch_dtype": chosen_precision(dtype), "use_safetensors": True}
-        with one_line(name, "every module needs its weights as model.safetensors"):
+        weights["ignore_mismatched_sizes"] = True  # they are told below, all of them
+        with one_line(name, "every module needs its weights as model.safetensors"), without_remarks():
             model = SentenceTransformer(
                 str(folder),
                 device=str(chosen_device(device)),
                 trust_remote_code=trust_remote_code,
                 model_kwargs=weights,
             )
+        check_parts(name, model)
         return cls(model, name)
 
     @cached_property
@@ -105,6 +108,22 @@ class SentenceTransformersEncoder(DualEncoder):
 
     def encode(self, inputs: list[dict[str, Any]]) -> Tensor:
         return self.model.encode(inputs, batch_size=len(inputs), convert_to_tensor=True, show_progress_bar=False)
+
+
+def check_parts(name: str, model: "SentenceTransformer") -> None:
+    """Raises ValueError where a model inside lacks weights, which transformers would have filled in at random."""
+    check_finite(name, model)
+    for inner in (part for module in model for part in module.children() if isinstance(part, PreTrainedModel)):
+        with one_line(name, "every module needs its weights as model.safetensors"), without_remarks():
+            _, found = type(inner).from_pretrained(
+                inner.name_or_path,
+                config=inner.config,
+                device_map="meta",
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+        check_found(name, inner, found)
 
 
 def refuse_pickles(name: str, folder: Path) -> None:

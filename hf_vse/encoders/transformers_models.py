@@ -34,8 +34,8 @@ from hf_vse.data.digests import (
 from hf_vse.data.transforms import needed_side
 from hf_vse.encoders.protocol import DualEncoder
 from hf_vse.encoders.sentences import Reading, SentenceReader, positions_of
-from hf_vse.encoders.stored import SAFETENSORS_ONLY
-from hf_vse.encoders.weights import chosen_device, chosen_precision, one_line
+from hf_vse.encoders.stored import SAFETENSORS_ONLY, without_remarks
+from hf_vse.encoders.weights import check_finite, check_found, chosen_device, chosen_precision, one_line
 
 # Of what an image processor does, the part that decides what is seen of a photograph.
 IMAGE_SIZES = ("size", "crop_size", "max_num_patches")
@@ -160,16 +160,14 @@ class TransformersEncoder(DualEncoder):
                 f"({', '.join(FAMILIES)}); write an adapter, see hf_vse.encoders.protocol"
             )
         weights = {"dtype": chosen_precision(dtype), "use_safetensors": True, "output_loading_info": True}
+        weights["ignore_mismatched_sizes"] = True  # they are told below, all of them
         family = FAMILIES.get(config.model_type, Family())
-        with one_line(name, SAFETENSORS_ONLY):
+        with one_line(name, SAFETENSORS_ONLY), without_remarks():
             model, found = family.model_class.from_pretrained(
                 name, attn_implementation=family.attention, **weights, **trust
             )
-        if missing := sorted(found["missing_keys"]):
-            raise ValueError(
-                f"{name} lacks {len(missing)} weights of {type(model).__name__} (the first is {missing[0]!r}) and "
-                "would be judged with random ones; give a model that was trained for retrieval"
-            )
+        check_found(name, model, found)
+        check_finite(name, model)
         with one_line(name, "save the image processor and the tokenizer beside the weights"):
             # Pillow is what the models were published with; torchvision interpolates a little differently.
             image_processor = AutoImageProcessor.from_pretrained(name, backend="pil", **trust)

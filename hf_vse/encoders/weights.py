@@ -1,9 +1,11 @@
 """Loading what others have written: to a device, in a precision, without ever unpickling, and with one-line errors."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
+from torch import nn
+from transformers import PreTrainedModel
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -55,3 +57,45 @@ def one_line(name: str, remedy: str) -> Iterator[None]:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         reason = f"unknown: {reason}" if isinstance(error, KeyError) else reason
         raise OSError(f"{name} cannot be loaded ({reason}); {remedy}") from error
+
+
+def check_finite(name: str, model: nn.Module) -> None:
+    """Raises ValueError for weights that are not numbers: every vector made with them would be none."""
+    for key, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ValueError(
+                f"{name}: {key} holds what is no finite number: its training diverged, or fetch or save it again"
+            )
+
+
+def check_found(name: str, model: PreTrainedModel, found: Mapping[str, Iterable]) -> None:
+    """Raises ValueError where the weights that were found are not those of the model.
+
+    More than it needs is no fault, such as the heads of another task; more layers than its configuration builds is.
+
+    Args:
+        found: what transformers says with `output_loading_info`.
+    """
+    wrong = {
+        "lacks": sorted(found["missing_keys"]),
+        "has, in another shape,": sorted(key for key, *_ in found["mismatched_keys"]),
+        "has, in layers that its configuration does not build,": too_deep(model, found["unexpected_keys"]),
+    }
+    for what, keys in wrong.items():
+        if keys:
+            raise ValueError(
+                f"{name} {what} {len(keys)} weights of {type(model).__name__} (the first is {keys[0]!r}) and would be "
+                "judged with random ones; give a model that was trained for retrieval, whole"
+            )
+
+
+def too_deep(model: nn.Module, keys: Iterable[str]) -> list[str]:
+    """Those of layers beyond the last one of a stack in the model."""
+    stacks = {name: len(part) for name, part in model.named_modules() if isinstance(part, nn.ModuleList)}
+    found = []
+    for key in sorted(keys):
+        parts = key.split(".")
+        above = {".".join(parts[:place]): part for place, part in enumerate(parts) if part.isdecimal()}
+        if any(int(number) >= stacks.get(stack, int(number) + 1) for stack, number in above.items()):
+            found.append(key)
+    return found

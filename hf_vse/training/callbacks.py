@@ -3,8 +3,10 @@
 Hardest-negative objectives are known to collapse at the start or when a backbone is unfrozen. The loss then rests at
 the value it has when all similarities are equal (2 m / t for `hardnce`) and nothing crashes. What tells it without
 doubt is the mean cosine between different items of one modality, which costs next to nothing: with the mean vector c
-of n unit vectors it is (n |c|^2 - 1) / (n - 1). A model may also stay apart in space and still tell nothing: then it
-is the loss alone that does not leave that value.
+of n unit vectors it is (n |c|^2 - 1) / (n - 1). A model may also lie apart in space and tell nothing: then the loss
+rests there and pairs score hardly above others. The loss alone does not tell: where images are much alike, the hardest
+negative scores as the pair does in a model that retrieves well (scenes, `hardnce` after a warm-up: rsum 310 of 600 at
+2 m / t, pairs 1.3 standard deviations above others; from scratch rsum 59, and 0.3).
 """
 
 import logging
@@ -24,13 +26,15 @@ logger = logging.getLogger(__name__)
 WARMED_UP = ("hardnce", "hardnce_smooth", "hinge_max", "hinge_sum")
 STUCK_MARGIN = 0.02
 STUCK_STEPS = 200
+STUCK_SEPARATION = 0.7
 
 
 class CollapseAlarm(TrainerCallback):
     """Says so once when the model has collapsed, and once when it does not learn.
 
     Collapsed: the embeddings of both modalities have been alike for `patience` log lines. Not learning: in all lines
-    of `STUCK_STEPS` steps, the loss was what it is for a model that tells nothing apart.
+    of `STUCK_STEPS` steps, the loss was what it is for a model that tells nothing apart, and pairs scored hardly above
+    others.
 
     Args:
         patience: log lines.
@@ -53,6 +57,7 @@ class CollapseAlarm(TrainerCallback):
         """
         if len(image_embeds) > 1:
             self.pairs, self.objective = pairs, objective
+            self.sample = image_embeds[:BATCH_ROWS].clone(), text_embeds[:BATCH_ROWS].clone()
             self.cosines = tuple(
                 mean_cosine(embeds.mean(dim=0), len(embeds)) for embeds in (image_embeds, text_embeds)
             )
@@ -63,7 +68,8 @@ class CollapseAlarm(TrainerCallback):
         images, texts = (cosine.item() for cosine in self.cosines)
         indifferent = indifferent_loss(self.pairs, **self.objective)
         collapsed = min(images, texts) > COLLAPSED_COSINE
-        stuck = indifferent is not None and logs["loss"] > (1 - STUCK_MARGIN) * indifferent
+        resting = indifferent is not None and logs["loss"] > (1 - STUCK_MARGIN) * indifferent
+        stuck = resting and separation(*self.sample) < STUCK_SEPARATION
         self.collapsed_logs = self.collapsed_logs + 1 if collapsed else 0
         self.stuck_since = (self.stuck_since or state.global_step) if stuck else None
         self.said_stuck = self.said_stuck and stuck
@@ -80,6 +86,14 @@ class CollapseAlarm(TrainerCallback):
                 "step %d: the model %s the loss is %.3g%s. %s",
                 state.global_step, found, logs["loss"], of_none, remedy(self.objective["loss_type"]),
             )  # fmt: skip
+
+
+def separation(image_embeds: Tensor, text_embeds: Tensor) -> float:
+    """How far pairs score above others on average, in standard deviations of these: of (rows, dim) and (rows, dim)."""
+    scores = image_embeds.float() @ text_embeds.float().T
+    others = scores[~torch.eye(len(scores), dtype=torch.bool, device=scores.device)]
+    spread = others.std().clamp(min=1e-5)  # well above what rounding makes of equal scores
+    return ((scores.diagonal().mean() - others.mean()) / spread).item()
 
 
 def indifferent_loss(pairs: int, **objective: Any) -> float | None:

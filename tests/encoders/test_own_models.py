@@ -2,10 +2,12 @@
 
 import json
 import shutil
+from copy import deepcopy
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import CLIPImageProcessorPil, CLIPModel, CLIPProcessor
 
 from hf_vse.encoders.load import load_encoder
 from hf_vse.encoders.own_models import load_vse, load_vse_model
@@ -95,3 +97,30 @@ def test_a_device_that_is_not_there_is_refused_in_one_line(monkeypatch):
     assert chosen_device("cuda:1") == torch.device("cuda:1") and chosen_device(None) == torch.device("cuda")
     with pytest.raises(ValueError, match="device='cuda:2' is not on this machine, which has 2"):
         chosen_device("cuda:2")
+
+
+@pytest.mark.parametrize("kind", ["transformers", "sentence_transformers"])
+def test_models_of_others_are_loaded_whole_too(kind, tokenizer, tmp_path):
+    folder = save(tmp_path / "clip", CASES["clip"], tokenizer)
+    if kind == "sentence_transformers":
+        sentence_transformers = pytest.importorskip("sentence_transformers")
+        clip, pixels = CLIPModel.from_pretrained(folder), CLIPImageProcessorPil.from_pretrained(folder)
+        CLIPProcessor(pixels, deepcopy(tokenizer)).save_pretrained(folder)
+        clip.save_pretrained(folder)
+        sentence_transformers.SentenceTransformer(str(folder), device="cpu").save(str(tmp_path / "outer"))
+        folder = tmp_path / "outer"
+    good = (folder / "model.safetensors").read_bytes()
+    assert load_encoder(str(folder), device="cpu", kind=kind)
+    layer = "vision_model.encoder.layers.0.mlp.fc1.bias"
+    for change, says in (
+        (lambda weights: weights.pop(layer), f"lacks 1 weights of CLIPModel .the first is '{layer}'"),
+        (lambda weights: weights.update({layer: torch.ones(3)}), f"in another shape, 1 weights .*'{layer}'"),
+        (lambda weights: weights.update({layer.replace("0", "9"): torch.ones(3)}), "does not build, 1 weights"),
+        (lambda weights: weights[layer].fill_(torch.nan), "fc1.bias holds what is no finite number"),
+    ):
+        change_weights(folder, change)
+        with pytest.raises(ValueError, match=says):
+            load_encoder(str(folder), device="cpu", kind=kind)
+        (folder / "model.safetensors").write_bytes(good)
+    change_weights(folder, lambda weights: weights.update(head_of_another_task=torch.ones(3)))
+    assert load_encoder(str(folder), device="cpu", kind=kind)

@@ -14,7 +14,7 @@ from hf_vse.model.losses_vse import OBJECTIVES, contrastive_loss
 from hf_vse.model.modeling_vse import MAX_LOGIT_SCALE, VSEModel
 from hf_vse.model.processing_vse import VSEProcessor
 from hf_vse.training.arguments import VSETrainingArguments
-from hf_vse.training.callbacks import WARMED_UP, BatchDiagnostics, CollapseAlarm, indifferent_loss
+from hf_vse.training.callbacks import WARMED_UP, BatchDiagnostics, CollapseAlarm, indifferent_loss, separation
 from hf_vse.training.trainer import VSETrainer, first_batch, unused_parameters
 from tests.conftest import make_feature_pairs, make_pairs
 from tests.faults.killing import SOAK
@@ -269,9 +269,9 @@ SCATTERED = torch.nn.functional.normalize(torch.randn(2, 8, 4, generator=torch.G
     [("hardnce", 2 * 0.2 / 0.1), ("hinge_max", 8 * 2 * 0.2), ("nce", 2 * math.log(8)), ("clip", math.log(8))],
 )
 def test_a_model_whose_loss_rests_where_nothing_is_told_apart_raises_the_alarm_once(loss_type, indifferent, caplog):
-    def watching() -> CollapseAlarm:
+    def watching(texts: torch.Tensor = SCATTERED[1]) -> CollapseAlarm:
         alarm = CollapseAlarm(5)
-        alarm.observe(*SCATTERED, 8, loss_type=loss_type, temperature=0.1, margin=0.2, logit_bias=0.0)
+        alarm.observe(SCATTERED[0], texts, 8, loss_type=loss_type, temperature=0.1, margin=0.2, logit_bias=0.0)
         return alarm
 
     stuck = alarms(watching(), [indifferent * (1 + 0.01 * (-1) ** step) for step in range(60)], caplog)
@@ -282,6 +282,17 @@ def test_a_model_whose_loss_rests_where_nothing_is_told_apart_raises_the_alarm_o
     healthy = [indifferent] * 15 + [indifferent * (0.97 - 0.01 * step) for step in range(40)]
     assert alarms(watching(), healthy, caplog) == []
     assert len(alarms(watching(), healthy + [indifferent] * 25, caplog)) == 1
+    # it retrieves, though the hardest negatives are as near as the pairs are
+    assert alarms(watching(SCATTERED[0]), [indifferent] * 60, caplog) == []
+
+
+def test_separation_counts_standard_deviations():
+    images, texts = SCATTERED
+    others = [(images[i] @ texts[j]).item() for i in range(8) for j in range(8) if i != j]
+    own = sum((images[i] @ texts[i]).item() for i in range(8)) / 8
+    expected = (own - sum(others) / 56) / torch.tensor(others).std().item()
+    assert separation(images, texts) == pytest.approx(expected, rel=1e-4) and expected < 0.7
+    assert abs(separation(images[:1].expand(4, 4), texts[:1].expand(4, 4))) < 0.7  # all alike
 
 
 def test_loss_that_the_alarm_compares_with_is_the_dense_one_of_equal_similarities():
