@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 
 from hf_vse.cli.main import main
-from tests.bad_input.table import Case
+from tests.bad_input.table import Case, one_clear_line
 from tests.training.tiny_runs import tiny_values, write_features
 
 STAGE = "run/stages/base"
@@ -156,3 +156,5 @@ CASES = [
         for what, (name, content) in CHECKPOINTS.items()
     ),
 ]
+
+test_one_clear_line = one_clear_line(CASES)
