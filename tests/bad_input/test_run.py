@@ -1,5 +1,6 @@
 """The folder of a run, its files damaged one after the other, and the same command again."""
 
+import atexit
 import contextlib
 import shutil
 import tempfile
@@ -21,6 +22,7 @@ QUIET = ["train", "r.yaml", "--quiet"]
 def finished() -> Path:
     """A folder with a recipe and its finished run, made once."""
     folder = Path(tempfile.mkdtemp(prefix="hf_vse_runs_"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     data = write_features(folder / "data")
     changed = {"frozen_cache_dir": None, "stages": [{"name": "base"}]}
     values = tiny_values(data, Path("run"), **changed)
