@@ -6,6 +6,8 @@ import json
 import struct
 import sys
 import zlib
+from concurrent.futures import ThreadPoolExecutor
+from threading import get_ident
 
 import numpy as np
 import PIL.Image
@@ -186,6 +188,19 @@ def test_gallery_is_encoded_once(tmp_path, model_folder, parquet, monkeypatch):
     assert len(open_galleries(Source(fewer), [encoder], tmp_path)[0].album) == 3
     next(tmp_path.glob("embeds-*")).write_bytes(b"torn")
     assert len(open_galleries(Source(settings), [encoder], tmp_path)[0].album) == PHOTOGRAPHS
+
+
+def test_the_model_runs_in_one_thread_whoever_asks(model_folder, monkeypatch):
+    """Every thread that has run a model keeps memory for it."""
+    encoder, threads = Encoder(str(model_folder)), []
+    process = encoder._process
+    monkeypatch.setattr(encoder, "_process", lambda **given: threads.append(get_ident()) or process(**given))
+    with ThreadPoolExecutor(4) as visitors:
+        image = PIL.Image.new("RGB", (32, 32))
+        answers = list(visitors.map(lambda _: encoder.encode_photographs([image]), range(8)))
+        list(visitors.map(lambda _: encoder.encode_sentences(["a red ring"]), range(8)))
+    assert len(threads) == 16 and len(set(threads)) == 1
+    assert all(np.array_equal(each, answers[0]) for each in answers)
 
 
 def test_search_marks_own_photograph_and_merges_pictures(tmp_path, model_folder, parquet):
