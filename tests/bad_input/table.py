@@ -1,13 +1,16 @@
 """Cases of bad input, each through the command in this process, as a person would meet it.
 
-A file `cases_*.py` holds `CASES`, made by rules. What is refused ends with exit code 1 (2 for a wrong command line),
-prints one line that says why and names the remedy, and writes nothing. What is accepted ends with 0.
+A file holds its `CASES`, made by rules, and ends with `test_one_clear_line = one_clear_line(CASES)`. What is refused
+ends with exit code 1 (2 for a wrong command line), prints one line that says why and names the remedy, and writes
+nothing. What is accepted ends with 0.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+import pytest
 
 from hf_vse.cli.main import main
 
@@ -70,3 +73,15 @@ def check(case: Case, parts: Parts, folder: Path, capfd) -> None:
     changed = {name for name in before | after if before.get(name) != after.get(name)}
     unexpected = {name for name in changed if not name.startswith(case.may_write or ("\0",))}
     assert not unexpected, f"written although refused: {sorted(unexpected)}"
+
+
+def one_clear_line(cases: Sequence[Case]) -> Callable:
+    """The test of a file: each of its cases, see `check`."""
+    names = [case.name for case in cases]
+    assert len(names) == len(set(names)), "every case has a name of its own"
+
+    @pytest.mark.parametrize("case", cases, ids=names)
+    def test_one_clear_line(case, parts, tmp_path, capfd):
+        check(case, parts, tmp_path / "here", capfd)
+
+    return test_one_clear_line

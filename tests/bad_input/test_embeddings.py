@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from hf_vse.data.sources import load_pairs
 from hf_vse.encoders.own_models import load_vse
 from hf_vse.evaluation.evaluator import made_by
-from tests.bad_input.cases_model import copied, evaluate, features
-from tests.bad_input.table import Case, Parts
+from tests.bad_input.table import Case, Parts, one_clear_line
+from tests.bad_input.test_model import copied, evaluate, features
 
 IMAGES, TEXTS, DIM = 10, 10, 16  # photographs with metadata, their captions, dimensions of the model
 
@@ -225,3 +225,5 @@ CASES = [
     *(Case(f"device/{name}", on_device(name), says) for name, says in DEVICES.items()),
     *(Case(f"recipe beside a model/{what}", with_recipe(text), says) for what, (text, says) in RECIPES.items()),
 ]
+
+test_one_clear_line = one_clear_line(CASES)

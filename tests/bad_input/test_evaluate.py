@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.bad_input.table import Case, Parts
+from tests.bad_input.table import Case, Parts, one_clear_line
 
 DEEP = '{"a":' * 100_000 + "1" + "}" * 100_000
 GARBAGE = bytes(range(128, 256))
@@ -349,3 +349,5 @@ CASES = [
     *foil_cases(),
     *array_cases(),
 ]
+
+test_one_clear_line = one_clear_line(CASES)

@@ -1,6 +1,6 @@
 """The command line itself, before anything is read."""
 
-from tests.bad_input.table import Case
+from tests.bad_input.table import Case, one_clear_line
 
 
 def words(*given: str):
@@ -14,3 +14,5 @@ CASES = [
     Case("command/evaluate number that is none", words("evaluate", "x", "--batch_size", "many"), "batch_size"),
     Case("command/data push without a name", words("data", "push"), "organisation/name"),
 ]
+
+test_one_clear_line = one_clear_line(CASES)

@@ -1,5 +1,6 @@
 """The folder of a run, its files damaged one after the other, and the same command again."""
 
+import atexit
 import contextlib
 import shutil
 import tempfile
@@ -10,7 +11,7 @@ from pathlib import Path
 import yaml
 
 from hf_vse.cli.main import main
-from tests.bad_input.table import Case
+from tests.bad_input.table import Case, one_clear_line
 from tests.training.tiny_runs import tiny_values, write_features
 
 STAGE = "run/stages/base"
@@ -21,6 +22,7 @@ QUIET = ["train", "r.yaml", "--quiet"]
 def finished() -> Path:
     """A folder with a recipe and its finished run, made once."""
     folder = Path(tempfile.mkdtemp(prefix="hf_vse_runs_"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     data = write_features(folder / "data")
     changed = {"frozen_cache_dir": None, "stages": [{"name": "base"}]}
     values = tiny_values(data, Path("run"), **changed)
@@ -156,3 +158,5 @@ CASES = [
         for what, (name, content) in CHECKPOINTS.items()
     ),
 ]
+
+test_one_clear_line = one_clear_line(CASES)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from tests.bad_input.table import Case, Parts
+from tests.bad_input.table import Case, Parts, one_clear_line
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 PROCESSOR, TOKENIZER_CONFIG = "processor_config.json", "tokenizer_config.json"
@@ -318,3 +318,5 @@ CASES = [
         for command in ("index", "search")
     ),
 ]
+
+test_one_clear_line = one_clear_line(CASES)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from tests.bad_input.table import Case, Parts
+from tests.bad_input.table import Case, Parts, one_clear_line
 
 NAME = "org/name"
 ASKS_THE_HUB = "did not finish"
@@ -245,3 +245,5 @@ CASES = [
     Case("push/record of numbers that are none", push(record(metrics={"test": {"metrics": {"i2t_r1": "x"}}})),
          r"metrics\.json"),
 ]  # fmt: skip
+
+test_one_clear_line = one_clear_line(CASES)

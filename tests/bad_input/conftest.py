@@ -1,16 +1,11 @@
-"""Every case of every `cases_*.py`; see `table.py`."""
+"""Good things to begin with, and a folder of its own for each case."""
 
 import shutil
-from importlib import import_module
-from pathlib import Path
 
 import pytest
 
 from hf_vse.cli.main import main
-from tests.bad_input.table import Case, Parts, check
-
-FILES = sorted(Path(__file__).parent.glob("cases_*.py"))
-CASES: list[Case] = [case for path in FILES for case in import_module(f"tests.bad_input.{path.stem}").CASES]
+from tests.bad_input.table import Parts
 
 
 @pytest.fixture(scope="session")
@@ -29,13 +24,3 @@ def in_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.setenv("TQDM_DISABLE", "1")
     yield
     shutil.rmtree(tmp_path, ignore_errors=True)
-
-
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_one_clear_line(case, parts, tmp_path, capfd):
-    check(case, parts, tmp_path / "here", capfd)
-
-
-def test_every_case_has_a_name_of_its_own():
-    names = [case.name for case in CASES]
-    assert len(names) == len(set(names))

@@ -11,7 +11,7 @@ import PIL.Image
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tests.bad_input.table import Case
+from tests.bad_input.table import Case, one_clear_line
 from tests.bad_input.values import DAMAGES, MISSING, VALUES
 
 CAPTION = "caption of a picture"
@@ -350,3 +350,5 @@ CASES += [
         ".",
     ),
 ]
+
+test_one_clear_line = one_clear_line(CASES)

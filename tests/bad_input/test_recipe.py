@@ -8,7 +8,7 @@ import yaml
 
 from hf_vse.training.arguments import VSETrainingArguments
 from hf_vse.training.recipe import SECTIONS, DataArguments, ModelArguments
-from tests.bad_input.table import Case
+from tests.bad_input.table import Case, one_clear_line
 
 GOOD: dict[str, Any] = {
     "dataset": "precomp",
@@ -61,7 +61,8 @@ OF_NUMBERS = [
 ]
 NEGATIVE = [
     Case(f"recipe/{name} negative", train(recipe(**{name: -2})), f"{name} is a number")
-    for name in NUMBERS.keys() - SIGNED
+    for name in NUMBERS
+    if name not in SIGNED
 ]
 OF_TEXT = [
     Case(f"recipe/{name} {what}", train(recipe(**{name: value})), f"{name} (must be|is a)")
@@ -306,3 +307,5 @@ CASES = [
     Case("recipe/file a folder", absent("folder"), "recipe folder does not exist"),
     Case("recipe/file a name that is near", absent("quickstrt"), "quickstrt does not exist"),
 ]
+
+test_one_clear_line = one_clear_line(CASES)

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from tests.bad_input.cases_karpathy import NAME, content
-from tests.bad_input.table import Case
+from tests.bad_input.table import Case, one_clear_line
+from tests.bad_input.test_karpathy import NAME, content
 
 GOOD = np.arange(12, dtype=np.float32).reshape(3, 4)
 
@@ -161,3 +161,5 @@ CASES += [
     Case("precomp/utf16", precomp(GOOD, FIFTEEN.decode().encode("utf-16")), "UTF-8"),
     Case("precomp/nan", precomp(with_((2, 0), np.nan), FIFTEEN), "row 2"),
 ]
+
+test_one_clear_line = one_clear_line(CASES)

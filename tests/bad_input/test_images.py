@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 
-from tests.bad_input.table import Case
+from tests.bad_input.table import Case, one_clear_line
 
 RAMP = np.linspace(0, 255, 64).round().astype(np.uint8).reshape(8, 8)
 
@@ -141,3 +141,5 @@ CASES += [
 CASES += [
     Case(f"index/picture {name}", indexed(ODD[name]), accepted=True) for name in ("16 bits", "mode P", "one pixel")
 ]
+
+test_one_clear_line = one_clear_line(CASES)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from hf_vse.search.gallery import GalleryIndex
-from tests.bad_input.table import Case, Parts
+from tests.bad_input.table import Case, Parts, one_clear_line
 
 
 def search(*words: str, make: Callable[[Path], object] = lambda folder: None):
@@ -146,3 +146,5 @@ def odd_items(parts: Parts, folder: Path) -> list[str]:
 ACCEPTED.append(Case("search/valid items of every kind", odd_items, accepted=True))
 ACCEPTED.append(Case("search/valid -k huge", search("a dog", "-k", str(10**20)), accepted=True))
 CASES = CONDITIONS + QUERIES + GALLERIES + SHEETS + ACCEPTED
+
+test_one_clear_line = one_clear_line(CASES)

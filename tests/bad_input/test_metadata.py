@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.bad_input.table import Case, Parts
+from tests.bad_input.table import Case, Parts, one_clear_line
 
 GOOD = {"file_name": "city/00.png", "captions": ["red circle"], "year": 2000}
 
@@ -113,3 +113,5 @@ ACCEPTED = {
     "HEIC beside": with_bytes(None, lambda photographs: (photographs / "a.HEIC").write_bytes(b"heic")),
 }
 CASES = REFUSED + [Case(f"metadata/valid {name}", make, accepted=True) for name, make in ACCEPTED.items()]
+
+test_one_clear_line = one_clear_line(CASES)

@@ -9,7 +9,7 @@ import numpy as np
 
 from hf_vse.search.gallery import GalleryIndex
 from hf_vse.search.header import FORMAT, checksum_of, to_json
-from tests.bad_input.table import Case, Parts
+from tests.bad_input.table import Case, Parts, one_clear_line
 
 HEADER = "gallery.json"
 FILES = (HEADER, "items.jsonl", "gallery.safetensors", "index.faiss", "hubs.safetensors")
@@ -241,3 +241,5 @@ ARRAYS = [
     array_case("with items that are a folder", "items photos does not exist", "--items", "photos"),
 ]
 CASES = file_cases() + header_cases() + over_cases() + PLACES + ARRAYS
+
+test_one_clear_line = one_clear_line(CASES)

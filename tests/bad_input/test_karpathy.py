@@ -7,7 +7,7 @@ from typing import Any
 
 import PIL.Image
 
-from tests.bad_input.table import Case
+from tests.bad_input.table import Case, one_clear_line
 from tests.bad_input.values import DAMAGES, MISSING, VALUES, without
 
 NAME = "dataset_flickr8k.json"
@@ -142,3 +142,6 @@ CASES += [
 def arrange_none(folder: Path) -> list[str]:
     (folder / "readme.txt").touch()
     return ["data", "show", "--dataset", "flickr8k", "--data_dir", str(folder)]
+
+
+test_one_clear_line = one_clear_line(CASES)
