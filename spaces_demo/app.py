@@ -17,8 +17,8 @@ from typing import NoReturn
 
 # Both have to be known before gradio is imported. Its record of events is for a monitor that this page does not have.
 os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_ANALYTICS_MAX_EVENTS": "64"}
-# Threads of the model that wait for each other sleep: on few cores they would hold up the server, and each other. Known
-# before torch is imported.
+# Threads of the model that wait for each other sleep: on few cores they would hold up the server, and each other. This
+# has to be known before torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import gradio as gr  # noqa: E402
