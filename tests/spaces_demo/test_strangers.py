@@ -1,5 +1,6 @@
 """The demo as strangers meet it: files of the host, endless requests, odd JSON, and a server that has to end."""
 
+import contextlib
 import io
 import json
 import os
@@ -288,5 +289,6 @@ def test_the_command_and_its_page_end_together(tmp_path, model_folder, parquet):
             os.killpg(process.pid, 0)  # nobody of its group is left
         assert not list((tmp_path / "tmp").glob("vse_demo_*"))
     finally:
-        if process.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
+        process.wait(20)
