@@ -39,9 +39,7 @@ def precisions():
     places = torch.backends, torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
     before = [place.fp32_precision for place in places]
     for place in places:
-        place.fp32_precision = (
-            "none"  # what any test said of matrices alone wins over what is said of all
-        )
+        place.fp32_precision = "none"  # what any test said of matrices alone wins over what is said of all
     yield
     torch.set_float32_matmul_precision("highest")
     for place, precision in zip(places, before, strict=True):
