@@ -85,6 +85,20 @@ def seeded():
     torch.manual_seed(0)
 
 
+QUIET = ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS")
+
+
+@pytest.fixture(autouse=True)
+def commands_leave_no_variables():
+    """`--quiet` sets variables for its process, which here is that of the tests after it too."""
+    before = {name: os.environ.get(name) for name in QUIET}
+    yield
+    for name, value in before.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory, tokenizer, tiny_resnet) -> Path:
     """A saved model of 16 dimensions that reads photographs of 32 pixels; its weights are random."""
