@@ -136,13 +136,14 @@ def without_broken_images(name: str, split: Dataset) -> tuple[Dataset, int]:
     """The rows whose image can be decoded, and how many cannot."""
     if IMAGE not in split.column_names:
         return split, 0
-    good, first = [], ""
+    good, first, seen = [], "", 0
     with ThreadPoolExecutor() as pool, tqdm(total=len(split), desc=f"checking {name}", leave=False) as bar:
         for batch in undecoded_images(split).iter(batch_size=256):
             for reason in pool.map(why_unreadable, batch[IMAGE]):
                 first = first or reason or ""
                 if not reason:
-                    good.append(bar.n)
+                    good.append(seen)  # not the count of the bar, which stays at 0 where bars are switched off
+                seen += 1
                 bar.update()
     broken = len(split) - len(good)
     if not good:

@@ -1,12 +1,16 @@
 """Publishing data: what is refused before the first request."""
 
+from functools import partial
+
 import PIL.Image
 import pytest
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, Image
+from tqdm.auto import tqdm
 
 from hf_vse.data.sources import load_pairs
 from hf_vse.hub import data
-from hf_vse.hub.data import check_links, push_data
+from hf_vse.hub.data import check_links, push_data, without_broken_images
+from tests.conftest import make_pairs
 
 
 @pytest.fixture(autouse=True)
@@ -77,3 +81,15 @@ def test_a_stream_is_refused(tmp_path):
     pairs = load_pairs("imagefolder", data_dir=photographs(tmp_path), cache_dir=tmp_path / "cache", streaming=True)
     with pytest.raises(ValueError, match="split 'train' is a stream: load it with streaming=False"):
         push_data(pairs, "org/pairs")
+
+
+def test_rows_are_counted_where_bars_are_switched_off(monkeypatch):
+    """`--quiet` does so; the count of such a bar stays at 0."""
+    monkeypatch.setattr("hf_vse.hub.data.tqdm", partial(tqdm, disable=True))
+    split = make_pairs(5).cast_column("image", Image(decode=False))
+    broken = split.map(
+        lambda row, n: row | {"image": {"bytes": b"broken" if n == 1 else row["image"]["bytes"], "path": None}},
+        with_indices=True,
+    ).cast_column("image", Image())
+    kept, count = without_broken_images("train", broken)
+    assert count == 1 and kept["image_id"][:] == [0, 2, 3, 4]
