@@ -26,7 +26,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse_arguments()
-    from hf_vse.encoders.own_models import load_vse
+    from hf_vse.embed.adapters.own_models import load_vse
     from hf_vse.errors import one_line_errors
     from hf_vse.hub.onnx_export import export_onnx
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from hf_vse.encoders.encode import encode_images, encode_texts
-from hf_vse.encoders.load import load_encoder
-from hf_vse.encoders.open_clip_models import OpenCLIPEncoder
+from hf_vse.embed.adapters.open_clip_models import OpenCLIPEncoder
+from hf_vse.embed.load import load_encoder
+from hf_vse.embed.run import encode_images, encode_texts
 
 pytestmark = pytest.mark.timm
 TEXTS = ["red", "a small blue circle above two green squares", "small green star", "yellow " * 90]

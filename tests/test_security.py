@@ -29,7 +29,7 @@ FORBIDDEN_OPTIONS = {"shell": True, "allow_pickle": True, "weights_only": False,
 # Where it is done on purpose: an adapter that a person names, the model that a Space shows, a loss to compare with.
 RUNS_CODE = {
     "scripts/benchmarks/loss_step.py": "exec_module",
-    "hf_vse/encoders/load.py": "exec_module",
+    "hf_vse/embed/load.py": "exec_module",
     "spaces_demo/encoder.py": "trust_remote_code",
 }
 

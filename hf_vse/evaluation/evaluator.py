@@ -19,9 +19,9 @@ from hf_vse.data.encoding import UNREAD, batches_of
 from hf_vse.data.features import FeatureRows
 from hf_vse.data.pairs import undecoded_images
 from hf_vse.data.schema import CAPTION_FEATURES, CAPTIONS, IMAGE_ID, fingerprint, flatten_captions
-from hf_vse.encoders.encode import encode_images, encode_texts
-from hf_vse.encoders.protocol import DualEncoder
-from hf_vse.encoders.vse import VSEEncoder
+from hf_vse.embed.adapters.vse import VSEEncoder
+from hf_vse.embed.encoder import DualEncoder
+from hf_vse.embed.run import encode_images, encode_texts
 from hf_vse.evaluation.metrics import fold_metrics, retrieval_metrics
 from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.model.processing_vse import VSEProcessor

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from hf_vse.data.schema import CAPTIONS, flatten_captions
-from hf_vse.encoders.arrays import GivenEmbeddings, read_embeddings
+from hf_vse.embed.adapters.arrays import GivenEmbeddings, read_embeddings
 from hf_vse.evaluation.evaluator import PairEmbeddings
 from hf_vse.evaluation.judge import Judgement, Texts, judge_embeddings, texts_of
 

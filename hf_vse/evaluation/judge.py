@@ -19,7 +19,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from hf_vse.data.schema import CAPTION_IDS, IMAGE_ID
-from hf_vse.encoders.protocol import DualEncoder
+from hf_vse.embed.encoder import DualEncoder
 from hf_vse.evaluation.diagnostics.diagnose import diagnose
 from hf_vse.evaluation.evaluator import PairEmbeddings, embed_pairs
 from hf_vse.evaluation.intervals import compare_models, holm, recall_intervals

@@ -22,8 +22,8 @@ from hf_vse.data.columns import SPLITS
 from hf_vse.data.karpathy import load_from_hub
 from hf_vse.data.pairs import undecoded_images
 from hf_vse.data.schema import IMAGE
-from hf_vse.encoders.encode import encode_images, encode_texts
-from hf_vse.encoders.protocol import DualEncoder
+from hf_vse.embed.encoder import DualEncoder
+from hf_vse.embed.run import encode_images, encode_texts
 from hf_vse.evaluation.ranks import Array, as_matrix, as_tensor, finite_norms, retrieval_ranks
 
 LABEL = "label"

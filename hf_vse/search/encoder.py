@@ -8,9 +8,9 @@ import torch
 
 from hf_vse.data.encoding import UNREAD
 from hf_vse.data.images import BrokenImageError, decode_image
-from hf_vse.encoders.encode import encode_images, encode_texts
-from hf_vse.encoders.own_models import load_vse
-from hf_vse.encoders.vse import VSEEncoder
+from hf_vse.embed.adapters.own_models import load_vse
+from hf_vse.embed.adapters.vse import VSEEncoder
+from hf_vse.embed.run import encode_images, encode_texts
 from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.model.processing_vse import VSEProcessor
 

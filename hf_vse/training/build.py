@@ -17,8 +17,8 @@ from transformers.image_processing_utils import BaseImageProcessor
 from hf_vse.data.schema import CAPTIONS, IMAGE_FEATURES
 from hf_vse.data.sources import load_pairs, with_validation
 from hf_vse.data.tokenization import train_word_tokenizer
-from hf_vse.encoders.own_models import check_processor, load_vse_model, load_vse_processor
-from hf_vse.encoders.stored import without_remarks
+from hf_vse.embed.adapters.own_models import check_processor, load_vse_model, load_vse_processor
+from hf_vse.embed.stored import without_remarks
 from hf_vse.model.configuration_vse import FEATURES_MODEL_TYPE, GRU_MODEL_TYPE, VSEConfig
 from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.model.processing_vse import VSEFeatureProcessor, VSEProcessor

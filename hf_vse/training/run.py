@@ -27,8 +27,8 @@ from accelerate import PartialState
 from transformers import set_seed
 from transformers.integrations import get_available_reporting_integrations, get_reporting_integration_callbacks
 
-from hf_vse.encoders.own_models import load_vse_model
-from hf_vse.encoders.vse import VSEEncoder
+from hf_vse.embed.adapters.own_models import load_vse_model
+from hf_vse.embed.adapters.vse import VSEEncoder
 from hf_vse.evaluation.environment import environment
 from hf_vse.evaluation.equal_captions import equal_caption_remark
 from hf_vse.evaluation.evaluator import PairEmbeddings, embed_pairs

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel, CLIPImageProcessorPil, PreTrainedModel, TimmWrapperConfig
 from transformers.utils import CONFIG_NAME
 
-from hf_vse.encoders.stored import stored_json
+from hf_vse.embed.stored import stored_json
 from hf_vse.training.recipe import CROP, RESIZE, ModelArguments
 
 logger = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from measuring import record
 
 from hf_vse.data.schema import CAPTIONS, IMAGE_ID, fingerprint
 from hf_vse.data.trained_on import data_settings, held_out, load_as_trained
-from hf_vse.encoders.own_models import load_vse
+from hf_vse.embed.adapters.own_models import load_vse
 from hf_vse.evaluation.environment import environment
 from hf_vse.evaluation.evaluator import PairEmbeddings, embed_pairs
 from hf_vse.evaluation.metrics import RECALL_LEVELS, retrieval_metrics

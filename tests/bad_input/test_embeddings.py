@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from hf_vse.data.sources import load_pairs
-from hf_vse.encoders.own_models import load_vse
+from hf_vse.embed.adapters.own_models import load_vse
 from hf_vse.evaluation.evaluator import made_by
 from tests.bad_input.table import Case, Parts, one_clear_line
 from tests.bad_input.test_model import copied, evaluate, features

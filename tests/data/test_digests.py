@@ -13,7 +13,7 @@ from PIL import ImageOps
 
 from hf_vse.data.digests import WHOLE_FILE, images_digest
 from hf_vse.data.sources import load_pairs
-from hf_vse.encoders.own_models import load_vse
+from hf_vse.embed.adapters.own_models import load_vse
 from hf_vse.evaluation.evaluator import embed_pairs, made_by
 from tests.bad_input.test_model import with_field
 from tests.conftest import make_feature_pairs, make_pairs

@@ -13,7 +13,7 @@ from datasets import Dataset
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from hf_vse.encoders.protocol import DualEncoder
+from hf_vse.embed.encoder import DualEncoder
 from hf_vse.evaluation.composition.probe import (
     Foil,
     composition_probe,

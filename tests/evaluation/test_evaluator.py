@@ -4,8 +4,8 @@ import torch
 from datasets import Image
 from transformers import CLIPImageProcessorPil
 
-from hf_vse.encoders.protocol import DualEncoder
-from hf_vse.encoders.vse import VSEEncoder
+from hf_vse.embed.adapters.vse import VSEEncoder
+from hf_vse.embed.encoder import DualEncoder
 from hf_vse.evaluation.environment import environment
 from hf_vse.evaluation.evaluator import embed_pairs, evaluate_retrieval
 from hf_vse.evaluation.metrics import retrieval_metrics

@@ -9,7 +9,7 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 
-from hf_vse.encoders.protocol import DualEncoder
+from hf_vse.embed.encoder import DualEncoder
 from hf_vse.evaluation import zero_shot
 from hf_vse.evaluation.zero_shot import (
     TEMPLATES,

@@ -11,7 +11,7 @@ import pytest
 import torch
 from datasets import Image
 
-from hf_vse.encoders.load import load_encoder
+from hf_vse.embed.load import load_encoder
 from hf_vse.evaluation.composition.probe import Foil, FoilScores, summary, winoground_scores
 from hf_vse.evaluation.intervals import holm
 from hf_vse.evaluation.judge import Judgement, compare, judge

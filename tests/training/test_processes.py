@@ -13,7 +13,7 @@ import torch.multiprocessing as mp
 from accelerate import PartialState
 
 from hf_vse.data.tokenization import train_word_tokenizer
-from hf_vse.encoders.vse import VSEEncoder
+from hf_vse.embed.adapters.vse import VSEEncoder
 from hf_vse.evaluation.evaluator import embed_pairs
 from hf_vse.model.processing_vse import VSEProcessor
 from hf_vse.training.frozen import check_shared

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hf_vse.encoders.encode import encode_texts
-from hf_vse.encoders.protocol import DualEncoder
+from hf_vse.embed.encoder import DualEncoder
+from hf_vse.embed.run import encode_texts
 from hf_vse.evaluation.composition.caption_foils import caption_foils
 from hf_vse.evaluation.composition.probe import (
     Foil,

@@ -23,8 +23,8 @@ from torch import Tensor
 from torch.utils.data import Subset
 
 from hf_vse.data.pairs import undecoded_images
-from hf_vse.encoders.encode import encode_images, encode_texts
-from hf_vse.encoders.protocol import DualEncoder
+from hf_vse.embed.encoder import DualEncoder
+from hf_vse.embed.run import encode_images, encode_texts
 from hf_vse.evaluation.ranks import TIE_TOLERANCE, Array, as_matrix, as_tensor, finite_norms, pair_scores
 
 # Similarities of float32 unit vectors that differ by less may owe it to rounding.

@@ -24,13 +24,13 @@ from typing import Any, Literal, get_args
 import torch
 from transformers import CONFIG_NAME
 
-from hf_vse.encoders.onnx_towers import ONNXEncoder, onnx_files
-from hf_vse.encoders.open_clip_models import PREFIX, OpenCLIPEncoder
-from hf_vse.encoders.own_models import load_vse
-from hf_vse.encoders.protocol import DualEncoder
-from hf_vse.encoders.sentence_models import SentenceTransformersEncoder
-from hf_vse.encoders.stored import stored_json
-from hf_vse.encoders.transformers_models import FAMILIES, TransformersEncoder
+from hf_vse.embed.adapters.onnx_towers import ONNXEncoder, onnx_files
+from hf_vse.embed.adapters.open_clip_models import PREFIX, OpenCLIPEncoder
+from hf_vse.embed.adapters.own_models import load_vse
+from hf_vse.embed.adapters.sentence_models import SentenceTransformersEncoder
+from hf_vse.embed.adapters.transformers_models import FAMILIES, TransformersEncoder
+from hf_vse.embed.encoder import DualEncoder
+from hf_vse.embed.stored import stored_json
 from hf_vse.model.configuration_vse import VSEConfig
 
 Kind = Literal["auto", "vse", "transformers", "sentence_transformers", "open_clip", "onnx", "python"]
@@ -40,7 +40,7 @@ Precision = str | torch.dtype | None
 UNDERSTOOD = (
     f"understood are models of this package, of transformers ({', '.join(FAMILIES)}), of sentence-transformers, "
     f"{PREFIX}ARCHITECTURE/WEIGHTS, a folder with two ONNX files, and FILE.py:CLASS, a subclass of "
-    "hf_vse.encoders.protocol.DualEncoder with encode_images(images) and encode_texts(texts)"
+    "hf_vse.embed.encoder.DualEncoder with encode_images(images) and encode_texts(texts)"
 )
 PYTHON_NAME = re.compile(r"(?P<place>.+\.py|[A-Za-z_][\w.]*):(?P<name>[A-Za-z_]\w*)")
 
@@ -128,7 +128,7 @@ def load_python(name: str, device: Device, dtype: Precision, trust_remote_code: 
     module = module_of_file(Path(place)) if place.endswith(".py") else installed_module(place)
     found = vars(module).get(class_name)
     if not isinstance(found, type) or not issubclass(found, DualEncoder):
-        what = "has no" if found is None else "does not derive from hf_vse.encoders.protocol.DualEncoder:"
+        what = "has no" if found is None else "does not derive from hf_vse.embed.encoder.DualEncoder:"
         raise ValueError(f"{place} {what} {class_name}; write class {class_name}(DualEncoder)")
     encoder = found()
     if encoder.name == DualEncoder.name:

@@ -19,10 +19,10 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from hf_vse.data.digests import digest_of, image_processor_digest, tokenizer_digest
 from hf_vse.data.transforms import needed_side
-from hf_vse.encoders.protocol import DualEncoder
-from hf_vse.encoders.sentences import Reading, SentenceReader
-from hf_vse.encoders.transformers_models import FAMILIES
-from hf_vse.encoders.weights import one_line
+from hf_vse.embed.adapters.transformers_models import FAMILIES
+from hf_vse.embed.encoder import DualEncoder
+from hf_vse.embed.sentences import Reading, SentenceReader
+from hf_vse.embed.weights import one_line
 from hf_vse.model.processing_vse import VSEFeatureProcessor, VSEProcessor
 
 if TYPE_CHECKING:

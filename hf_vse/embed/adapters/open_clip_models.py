@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from hf_vse.data.digests import digest_of, weights_digest
-from hf_vse.encoders.protocol import DualEncoder
-from hf_vse.encoders.weights import check_finite, chosen_device, chosen_precision, one_line
+from hf_vse.embed.encoder import DualEncoder
+from hf_vse.embed.weights import check_finite, chosen_device, chosen_precision, one_line
 
 PREFIX = "open_clip:"
 OF_PRECISION = {torch.float32: "fp32", torch.bfloat16: "pure_bf16", torch.float16: "pure_fp16"}

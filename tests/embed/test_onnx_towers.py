@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from hf_vse.encoders.encode import encode_images, encode_texts
-from hf_vse.encoders.load import load_encoder
-from hf_vse.encoders.onnx_towers import open_session
-from hf_vse.encoders.vse import VSEEncoder
+from hf_vse.embed.adapters.onnx_towers import open_session
+from hf_vse.embed.adapters.vse import VSEEncoder
+from hf_vse.embed.load import load_encoder
+from hf_vse.embed.run import encode_images, encode_texts
 from hf_vse.hub.onnx_export import export_onnx
 from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.model.processing_vse import VSEProcessor

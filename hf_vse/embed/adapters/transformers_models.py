@@ -32,10 +32,10 @@ from hf_vse.data.digests import (
     weights_digest,
 )
 from hf_vse.data.transforms import needed_side
-from hf_vse.encoders.protocol import DualEncoder
-from hf_vse.encoders.sentences import Reading, SentenceReader, positions_of
-from hf_vse.encoders.stored import SAFETENSORS_ONLY, without_remarks
-from hf_vse.encoders.weights import check_finite, check_found, chosen_device, chosen_precision, one_line
+from hf_vse.embed.encoder import DualEncoder
+from hf_vse.embed.sentences import Reading, SentenceReader, positions_of
+from hf_vse.embed.stored import SAFETENSORS_ONLY, without_remarks
+from hf_vse.embed.weights import check_finite, check_found, chosen_device, chosen_precision, one_line
 
 # Of what an image processor does, the part that decides what is seen of a photograph.
 IMAGE_SIZES = ("size", "crop_size", "max_num_patches")
@@ -157,7 +157,7 @@ class TransformersEncoder(DualEncoder):
         if config.model_type not in FAMILIES and not trust_remote_code:
             raise ValueError(
                 f"{name} is a model of type {config.model_type!r}, none of the known dual encoders "
-                f"({', '.join(FAMILIES)}); write an adapter, see hf_vse.encoders.protocol"
+                f"({', '.join(FAMILIES)}); write an adapter, see hf_vse.embed.encoder"
             )
         weights = {"dtype": chosen_precision(dtype), "use_safetensors": True, "output_loading_info": True}
         weights["ignore_mismatched_sizes"] = True  # they are told below, all of them

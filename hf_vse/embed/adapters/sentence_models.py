@@ -19,9 +19,9 @@ from hf_vse.data.digests import (
     tokenizer_digest,
     weights_digest,
 )
-from hf_vse.encoders.protocol import DualEncoder
-from hf_vse.encoders.stored import without_remarks
-from hf_vse.encoders.weights import check_finite, check_found, chosen_device, chosen_precision, one_line
+from hf_vse.embed.encoder import DualEncoder
+from hf_vse.embed.stored import without_remarks
+from hf_vse.embed.weights import check_finite, check_found, chosen_device, chosen_precision, one_line
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

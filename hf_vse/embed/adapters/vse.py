@@ -16,7 +16,7 @@ from hf_vse.data.digests import (
 )
 from hf_vse.data.encoding import to_device
 from hf_vse.data.transforms import needed_side
-from hf_vse.encoders.protocol import DualEncoder
+from hf_vse.embed.encoder import DualEncoder
 from hf_vse.model.configuration_vse import FEATURES_MODEL_TYPE
 from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.model.processing_vse import VSEFeatureProcessor, VSEProcessor

@@ -14,9 +14,9 @@ import transformers
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, trainers
 
-from hf_vse.encoders.encode import encode_images, encode_texts
-from hf_vse.encoders.load import load_encoder
-from hf_vse.encoders.transformers_models import FAMILIES, TransformersEncoder
+from hf_vse.embed.adapters.transformers_models import FAMILIES, TransformersEncoder
+from hf_vse.embed.load import load_encoder
+from hf_vse.embed.run import encode_images, encode_texts
 
 LAYERS = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 VISION = LAYERS | {"image_size": 32, "patch_size": 8}

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from hf_vse.data.encoding import UNREAD, batches_of, readable_batches
 from hf_vse.data.schema import IMAGE
 from hf_vse.data.unfinished import finish, missing_rows, open_unfinished
-from hf_vse.encoders.protocol import DualEncoder
+from hf_vse.embed.encoder import DualEncoder
 
 LENGTH_TOLERANCE = 1e-3  # of the square of a length in float32
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 import transformers
 
-from hf_vse.encoders.encode import encode_texts
-from hf_vse.encoders.load import LOADERS, Kind, kind_of, load_encoder
+from hf_vse.embed.load import LOADERS, Kind, kind_of, load_encoder
+from hf_vse.embed.run import encode_texts
 from hf_vse.errors import is_refusal
 from hf_vse.evaluation.evaluator import embed_pairs
 from hf_vse.model.modeling_vse import VSEModel
@@ -18,7 +18,7 @@ from tests.conftest import make_pairs
 ADAPTER = """
 import beside
 import torch
-from hf_vse.encoders.protocol import DualEncoder
+from hf_vse.embed.encoder import DualEncoder
 
 class Sizes(DualEncoder):
     def encode_images(self, images):
@@ -80,8 +80,8 @@ def test_own_file_is_known_by_its_text(adapter, tmp_path):
 
 
 def test_class_of_an_installed_module():
-    encoder = load_encoder("tests.encoders.test_encode:Colours")
-    assert encoder.name == "colours" and kind_of("tests.encoders.test_encode:Colours") == "python"
+    encoder = load_encoder("tests.embed.test_encode:Colours")
+    assert encoder.name == "colours" and kind_of("tests.embed.test_encode:Colours") == "python"
 
 
 def refusal(call) -> str:
@@ -94,7 +94,7 @@ def refusal(call) -> str:
 def test_what_is_wrong_with_an_own_file_is_said(adapter, tmp_path):
     file = tmp_path / "my_encoder.py"
     assert "has no Size; write class Size(DualEncoder)" in refusal(lambda: load_encoder(f"{file}:Size"))
-    assert "does not derive from hf_vse.encoders.protocol.DualEncoder: Other" in refusal(
+    assert "does not derive from hf_vse.embed.encoder.DualEncoder: Other" in refusal(
         lambda: load_encoder(f"{file}:Other")
     )
     assert "there is no file" in refusal(lambda: load_encoder(f"{tmp_path}/none.py:Sizes"))

@@ -10,9 +10,9 @@ import torch
 import transformers
 
 from hf_vse.data.tokenization import train_word_tokenizer
-from hf_vse.encoders.encode import encode_images, encode_texts
-from hf_vse.encoders.load import kind_of, load_encoder
-from tests.encoders.test_transformers_models import CASES, TEXTS, images, save
+from hf_vse.embed.load import kind_of, load_encoder
+from hf_vse.embed.run import encode_images, encode_texts
+from tests.embed.test_transformers_models import CASES, TEXTS, images, save
 
 sentence_transformers = pytest.importorskip("sentence_transformers")
 
@@ -87,6 +87,6 @@ def test_model_that_reads_no_images_is_refused(tmp_path):
 
 
 def test_missing_package_is_named(folder, monkeypatch):
-    monkeypatch.setattr("hf_vse.encoders.sentence_models.find_spec", lambda package: None)
+    monkeypatch.setattr("hf_vse.embed.adapters.sentence_models.find_spec", lambda package: None)
     with pytest.raises(ImportError, match=r"needs sentence-transformers: pip install 'hf_vse\[sentence\]'"):
         load_encoder(str(folder))

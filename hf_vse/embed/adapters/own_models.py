@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 from transformers.image_processing_utils import BaseImageProcessor
 
-from hf_vse.encoders.sentences import positions_of
-from hf_vse.encoders.stored import StoredTensor, stored_config, stored_json, stored_tensors, without_remarks
-from hf_vse.encoders.vse import VSEEncoder
-from hf_vse.encoders.weights import check_finite, chosen_device, chosen_precision, one_line
+from hf_vse.embed.adapters.vse import VSEEncoder
+from hf_vse.embed.sentences import positions_of
+from hf_vse.embed.stored import StoredTensor, stored_config, stored_json, stored_tensors, without_remarks
+from hf_vse.embed.weights import check_finite, chosen_device, chosen_precision, one_line
 from hf_vse.model.configuration_vse import FEATURES_MODEL_TYPE, GRU_MODEL_TYPE, VSEConfig
 from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.model.processing_vse import VSEFeatureProcessor, VSEProcessor

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from hf_vse.encoders.arrays import GivenEmbeddings, read_embeddings, save_embeddings
+from hf_vse.embed.adapters.arrays import GivenEmbeddings, read_embeddings, save_embeddings
 from hf_vse.evaluation.metrics import retrieval_metrics
 
 

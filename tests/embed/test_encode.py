@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from hf_vse.data.encoding import UNREAD
-from hf_vse.encoders.encode import encode_images, encode_texts
-from hf_vse.encoders.protocol import DualEncoder
+from hf_vse.embed.encoder import DualEncoder
+from hf_vse.embed.run import encode_images, encode_texts
 from hf_vse.evaluation.evaluator import embed_pairs
 from tests.conftest import make_pairs
 
