@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "data": {"model"},
     "embed": {"model", "data"},
     "search": {"model", "data", "embed"},
-    "evaluation": {"model", "data", "embed", "search"},
+    "evaluation": {"model", "data", "embed"},
     "hub": {"model", "data", "evaluation"},
     "plots": set(),
     "errors": set(),

@@ -12,9 +12,9 @@ from datasets import Dataset
 from torch import Tensor
 
 from hf_vse.embed.encoder import DualEncoder
+from hf_vse.embed.hub_correction import Correction, QueryBank
 from hf_vse.evaluation.evaluator import PairEmbeddings, embed_pairs
 from hf_vse.evaluation.metrics import summarize_ranks
-from hf_vse.search.hubness import Correction, QueryBank
 
 BANK_IMAGES = 2000  # of the training split, with all their captions
 ROWS = 500  # queries corrected at once

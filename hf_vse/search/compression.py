@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.numpy import save_file
+
+from hf_vse.embed.matrices import as_vectors, read_tensors
 
 Precision = Literal["float32", "float16", "int8", "binary"]
 BITS = {"float32": 32, "float16": 16, "int8": 8, "binary": 1}
@@ -122,26 +124,6 @@ class Compression:
         if basis.ndim != 2 or scale.shape != (1,) or precision not in get_args(Precision):
             raise ValueError(f"{path} holds no compression: write one with Compression.save")
         return cls(basis, float(scale[0]), precision)
-
-
-def read_tensors(path: str | Path, *names: str) -> list[np.ndarray]:
-    """Tensors of a safetensors file.
-
-    Raises:
-        ValueError: it is damaged, or lacks one.
-    """
-    try:
-        with safe_open(path, framework="np") as file:
-            return [file.get_tensor(name) for name in names]
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is damaged or of another kind ({error}): write it again") from error
-
-
-def as_vectors(name: str, embeds: Any) -> np.ndarray:
-    embeds = np.asarray(embeds)
-    if embeds.ndim != 2 or not len(embeds):
-        raise ValueError(f"{name} must be a non-empty (items, dim) matrix, got shape {embeds.shape}")
-    return embeds
 
 
 def chunks(rows: np.ndarray) -> list[np.ndarray]:

@@ -20,8 +20,9 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from hf_vse.data.features import read_array
+from hf_vse.embed.hub_correction import Correction, QueryBank
+from hf_vse.embed.matrices import as_vectors
 from hf_vse.files import numbered_lines, parse_json
-from hf_vse.search.compression import as_vectors
 from hf_vse.search.filters import matching
 from hf_vse.search.header import (
     FAISS_FILE,
@@ -36,7 +37,6 @@ from hf_vse.search.header import (
     read_header,
     to_json,
 )
-from hf_vse.search.hubness import Correction, QueryBank
 from hf_vse.search.plan import Plan, bytes_on_disk, choose_plan
 from hf_vse.search.storage import (
     check_files,
@@ -152,7 +152,7 @@ class GalleryIndex:
             model: what made them, a name or an `Encoder`; refused if it is not what made the gallery.
             where: conditions that an item must fulfil, such as `["year>=2020"]`, or a function of the item.
             correction: takes from hubs their unearned places, as `learn_hubs` knows them: `qbnorm` or
-                `inverted_softmax`. Scores are then corrected ones, see `hubness.py`.
+                `inverted_softmax`. Scores are then corrected ones, see `embed/hub_correction.py`.
 
         Returns:
             `scores` (queries, k), best first, and for every query its items; fewer than `k` where there are no more.

@@ -247,8 +247,8 @@ def test_many_vectors_are_checked_where_they_are_read_anyway(photographs, folder
 
 
 def test_a_damaged_bank_or_compression_is_one_line(tmp_path):
+    from hf_vse.embed.hub_correction import QueryBank
     from hf_vse.search.compression import Compression
-    from hf_vse.search.hubness import QueryBank
 
     for content in (b"", b"garbage" * 10, b"\x02\0\0\0\0\0\0\0{}"):
         (tmp_path / "file").write_bytes(content)

@@ -1,17 +1,18 @@
-"""Hubs lose their unearned places: scores corrected at query time by how much a bank of queries likes each item.
+"""Hub correction: scores corrected at query time by how close each item is to a bank of typical queries.
 
-In high dimensions a few items are near to almost every query. A bank of typical queries, such as captions of the
-training set, tells which: an item's normaliser is the soft maximum of its scores with all of them.
+In high dimensions a few items, the hubs, are near to almost every query. A bank of typical queries, such as captions
+of the training set, shows which: an item's normaliser is the soft maximum of its scores with all of them.
 
 - `inverted_softmax` (Smith et al., ICLR 2017, arXiv 1702.03859, equation 8): the probability of the query given the
   item instead of that of the item given the query.
 - `qbnorm` (Bogolin et al., CVPR 2022, arXiv 2112.12777, the dynamic inverted softmax): the same, but only for queries
-  whose first item is in the activation set, the items that some query of the bank finds first. Queries that no hub
-  has been seen to catch keep their order, so that a bank which does not fit does less harm.
+  whose first item is in the activation set, the items that some query of the bank finds first. Other queries keep
+  their order, so that a bank which does not fit does less harm.
 
-Corrected scores are in the unit of similarity, s - t log(mean over the bank of exp(b / t)): the logarithm of those of
-the papers, times t, and apart from a constant; the order is theirs. Compare them within a query only. Nothing in this
-package applies a correction by itself: what it gains has to be measured, with a bank that holds no query of the test.
+Corrected scores are s - t log(mean over the bank of exp(b / t)), in the unit of similarity: the logarithm of the
+papers' scores, times t, up to a constant for each query, so that the order is the same. Compare them within one query
+only. Nothing in this package corrects scores unless asked to: measure the gain first, with a bank that holds no query
+of the test set.
 """
 
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from safetensors.numpy import save_file
 
-from hf_vse.search.compression import as_vectors, read_tensors
+from hf_vse.embed.matrices import as_vectors, read_tensors
 
 Correction = Literal["qbnorm", "inverted_softmax"]
 # 1 / 20, the default of the program that the authors of QB-Norm published. Two models trained on Flickr8k gained most

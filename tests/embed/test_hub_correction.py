@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from hf_vse.search import hubness as hubness_module
+from hf_vse.embed import hub_correction
+from hf_vse.embed.hub_correction import TEMPERATURE, QueryBank
 from hf_vse.search.gallery import GalleryIndex
-from hf_vse.search.hubness import TEMPERATURE, QueryBank
 from hf_vse.search.vectors import exact_search
 
 
@@ -29,8 +29,8 @@ def dense_inverted_softmax(gallery, bank, queries, temperature):
 @pytest.mark.parametrize("tile", [(7, 11), (1000, 5000)])
 @pytest.mark.parametrize("temperature", [0.05, 0.5])
 def test_inverted_softmax_equals_the_dense_formula(space, tile, temperature, monkeypatch):
-    monkeypatch.setattr(hubness_module, "BANK_ROWS", tile[0])
-    monkeypatch.setattr(hubness_module, "GALLERY_ROWS", tile[1])
+    monkeypatch.setattr(hub_correction, "BANK_ROWS", tile[0])
+    monkeypatch.setattr(hub_correction, "GALLERY_ROWS", tile[1])
     gallery, bank, queries = space
     corrected = QueryBank.fit(gallery, bank, temperature).rescore(queries @ gallery.T, "inverted_softmax")
     expected = temperature * np.log(len(bank) * dense_inverted_softmax(gallery, bank, queries, temperature))
@@ -41,8 +41,8 @@ def test_inverted_softmax_equals_the_dense_formula(space, tile, temperature, mon
 @pytest.mark.parametrize("tile", [(7, 11), (1000, 5000)])
 @pytest.mark.parametrize("top", [1, 3, 40])
 def test_qbnorm_corrects_queries_whose_first_item_is_active(space, tile, top, monkeypatch):
-    monkeypatch.setattr(hubness_module, "BANK_ROWS", tile[0])
-    monkeypatch.setattr(hubness_module, "GALLERY_ROWS", tile[1])
+    monkeypatch.setattr(hub_correction, "BANK_ROWS", tile[0])
+    monkeypatch.setattr(hub_correction, "GALLERY_ROWS", tile[1])
     gallery, bank, queries = space
     bank = bank[:25]
     fitted = QueryBank.fit(gallery, bank, top=top)
