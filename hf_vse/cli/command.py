@@ -8,9 +8,12 @@ from typing import Any
 
 import hf_vse
 from hf_vse.files import numbered_lines
+from hf_vse.training.documented import documented_in
 
 PACKAGE = Path(hf_vse.__file__).parent
-DATA_OPTIONS = ("data_dir", "split_file", "features", "image_column", "caption_column")
+DATA_OPTIONS = {
+    "data_dir": "DIR", "split_file": "FILE", "features": "FILE", "image_column": "NAME", "caption_column": "NAME",
+}  # fmt: skip
 
 
 @dataclass
@@ -36,18 +39,14 @@ def command_parser(name: str, description: str, examples: str) -> argparse.Argum
 
 
 def add_data_options(parser: argparse.ArgumentParser, dataset: str | None, note: str) -> None:
-    """The options of `load_pairs`."""
+    """The options of `load_pairs` that `DATA_OPTIONS` names, with its texts."""
     group = parser.add_argument_group("data")
     group.add_argument(
         "--dataset", default=dataset, metavar="NAME", help=f"scenes, coco, flickr30k, flickr8k, ...{note}"
     )
-    group.add_argument("--data_dir", metavar="DIR", help="folder with the images and the captions file")
-    group.add_argument("--split_file", metavar="FILE", help="Karpathy's split JSON, where it is not in data_dir")
-    group.add_argument(
-        "--features", metavar="FILE", help="array (npy, safetensors) that takes the place of the images"
-    )
-    group.add_argument("--image_column", metavar="NAME", help="column of the images, where its name does not tell")
-    group.add_argument("--caption_column", metavar="NAME", help="column of the captions, where its name does not tell")
+    texts = documented_in(PACKAGE / "data" / "sources.py", "load_pairs")
+    for name, metavar in DATA_OPTIONS.items():
+        group.add_argument(f"--{name}", metavar=metavar, help=texts[name].removesuffix("."))
 
 
 def positive(text: str) -> int:

@@ -66,14 +66,29 @@ def load_pairs(
 ) -> DatasetDict | IterableDatasetDict:
     """Images with their captions from any source, in the columns of `schema.py` and the splits that there are.
 
+    An option that means nothing to a source is an error. Recipes and commands take the options, their defaults and
+    these texts from here.
+
     Args:
-        source: "scenes"; "coco", "flickr30k", "flickr8k" (from `data_dir` or else the Hub); "precomp", "imagefolder",
-            "parquet", "webdataset", "json" with `data_dir`; a local path; or a data set of the Hub, "org/name".
-        data_dir: the folder to read, or for parquet, webdataset and json also the file.
-        image_column, caption_column: the columns to use where type and customary names do not tell.
-        streaming: read while training, not before; from files or the Hub.
-        split_file, features, restval, max_broken_share, check_images: see `load_karpathy`; for `num_train` to
-            `image_size` see `load_scenes`.
+        source: where the data are: `scenes` (generated); `coco`, `flickr30k` or `flickr8k` (from data_dir, or else the
+            Hub); `precomp`, `imagefolder`, `parquet`, `webdataset` or `json`, with data_dir; a local path; or a data
+            set of the Hub, `org/name`.
+        data_dir: folder with the images and the captions file; for parquet, webdataset and json also one file.
+        split_file: Karpathy's split JSON, where it is not in data_dir.
+        features: array (npy, safetensors) that takes the place of the images.
+        restval: train on the restval images of coco too.
+        image_column: column of the images, where its name does not tell.
+        caption_column: column of the captions, where its name does not tell.
+        streaming: read the training split as a stream, from files or the Hub; training then needs max_steps.
+        max_broken_share: stop where a larger share of the images cannot be read.
+        check_images: look for broken files before anything else.
+        revision: branch or commit of a Hub data set.
+        cache_dir: where `datasets` keeps what it reads.
+        num_train: number of training images of the scenes.
+        num_eval: number of images of the scenes' validation split, and of their test split.
+        seed: seed of the scenes.
+        difficulty: how hard the scenes are: easy, medium or hard.
+        image_size: pixels of a side of the scenes' images.
     """
     given: dict[str, Any] = dict(data_dir=data_dir, split_file=split_file, features=features, revision=revision)
     given |= dict(image_column=image_column, caption_column=caption_column, streaming=streaming or None)

@@ -1,23 +1,26 @@
 """A recipe: everything one run needs, in one flat YAML file, with `--field value` on the command line winning.
 
-A key is a field of `DataArguments`, `ModelArguments` or `VSETrainingArguments`. Under `stages` stands a list of
-overrides, trained one after the other, each from the weights of the one before: the paper's base stage without heads
-and its contrastive stage, or a frozen backbone and its fine-tuning. A key nobody knows is an error that names the
-nearest known one.
+A key is an option of `load_pairs`, a field of `VSEConfig` or of `VSETrainingArguments`, taken from there, or one of
+the few that `OwnDataArguments` and `OwnModelArguments` add. Under `stages` stands a list of overrides, trained one
+after the other, each from the weights of the one before: the paper's base stage without heads and its contrastive
+stage, or a frozen backbone and its fine-tuning. An unknown key is an error that names the nearest known one.
 """
 
 import argparse
 import re
 from collections.abc import Sequence
-from dataclasses import MISSING, Field, dataclass, field, fields, replace
+from dataclasses import MISSING, Field, dataclass, field, fields, make_dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-from hf_vse.data.sources import VALIDATION_SHARE
+from transformers import PreTrainedConfig
+
+from hf_vse.data.sources import SOURCES, VALIDATION_SHARE, load_pairs
 from hf_vse.files import read_text
 from hf_vse.model.configuration_vse import VSEConfig
 from hf_vse.training.arguments import VSETrainingArguments
+from hf_vse.training.documented import fields_of_config, fields_of_function
 from hf_vse.training.effects import check_effects, own_images
 from hf_vse.training.limits import TOWERS, check_values
 from hf_vse.training.plain_yaml import parse_yaml, to_yaml
@@ -31,36 +34,27 @@ def setting(default: Any, text: str) -> Any:
 RESIZE, CROP = 256, 224  # of images for a tower that says nothing else: the paper's evaluation transform
 
 
-@dataclass(frozen=True)
-class DataArguments:
-    """What to train on; the arguments of `load_pairs`."""
+# Options of `load_pairs` that are no keys: `seed` and `max_broken_share` belong to training, the cache to the machine.
+NO_KEYS = ("max_broken_share", "seed", "cache_dir")
 
-    dataset: str = setting("scenes", "scenes, coco, flickr30k, flickr8k, precomp, imagefolder, parquet, or a Hub id.")
-    data_dir: str | None = setting(None, "Folder with the images and the captions file.")
-    split_file: str | None = setting(None, "Karpathy's split JSON, where it is not in data_dir.")
-    features: str | None = setting(None, "Array (npy, safetensors) that takes the place of the images.")
-    restval: bool = setting(True, "coco: train on the restval images too.")
-    image_column: str | None = setting(None, "Column of the images, where its name does not tell.")
-    caption_column: str | None = setting(None, "Column of the captions, where its name does not tell.")
-    streaming: bool = setting(False, "Read the training split as a stream; needs max_steps.")
-    revision: str | None = setting(None, "Branch or commit of a Hub data set.")
-    check_images: bool = setting(True, "Look for broken files before the run.")
-    num_train: int | None = setting(None, "scenes: training images.")
-    num_eval: int | None = setting(None, "scenes: images of the validation and of the test split.")
-    difficulty: str | None = setting(None, "scenes: easy, medium or hard.")
-    image_size: int | None = setting(None, "scenes: pixels of a side.")
-    validation_share: float = setting(VALIDATION_SHARE, "Held out for validation where the data has no such split.")
+
+@dataclass(frozen=True)
+class OwnDataArguments:
+    """Keys of the data beside the options of `load_pairs`."""
+
+    dataset: str = setting("scenes", f"One of {', '.join(SOURCES)}, a local path, or a data set of the Hub, org/name.")
+    validation_share: float = setting(VALIDATION_SHARE, "Held out for validation where the data have no such split.")
 
     @property
     def load_options(self) -> dict[str, Any]:
         """Keyword arguments of `load_pairs`."""
-        given = {item.name: getattr(self, item.name) for item in fields(self)}
-        return {name: value for name, value in given.items() if name not in ("dataset", "validation_share")}
+        own = {item.name for item in fields(OwnDataArguments)}
+        return {item.name: getattr(self, item.name) for item in fields(self) if item.name not in own}
 
 
 @dataclass(frozen=True)
-class ModelArguments:
-    """What to train: towers, pooling, projection, objective, and how images and words are prepared."""
+class OwnModelArguments:
+    """Keys of the model beside the fields of `VSEConfig`: towers, and how images and words are prepared."""
 
     init_from: str | None = setting(None, "Model folder or Hub id to start from; the fields given here override it.")
     image_tower: str | None = setting(None, "Pretrained image tower, folder or Hub id; or give vision_config.")
@@ -68,21 +62,6 @@ class ModelArguments:
     text_tower: str | None = setting(None, "Pretrained text tower, folder or Hub id; or give text_config.")
     vision_config: dict | None = setting(None, "Configuration of an image tower with fresh weights.")
     text_config: dict | None = setting(None, "Configuration of a text tower; default: the paper's GRU.")
-    vision_pooling: str | None = setting(None, "mean, max, cls, gpo or pooler.")
-    text_pooling: str | None = setting(None, "mean, max, last, cls, gpo or pooler.")
-    vision_hidden_size: int | None = setting(None, "Size of the image tower's states, where it cannot be told.")
-    vision_norm: str | None = setting(None, "Scale pooled image vectors: l2, rms or none.")
-    text_norm: str | None = setting(None, "Scale pooled text vectors: l2, rms or none.")
-    vision_power: float | None = setting(None, "Exponent of pooled image features; 0.5 tames the few strong ones.")
-    feature_dropout: float | None = setting(None, "Share of pooled features set to zero in training.")
-    head_dropout: float | None = setting(None, "Share of the head's inner features set to zero in training.")
-    projection_type: str | None = setting(None, "linear, mlp for the paper's head, or residual.")
-    head_init: str | None = setting(None, "How an mlp head starts: xavier, or identity, which starts better.")
-    projection_dim: int | None = setting(None, "Dimension of the common space.")
-    loss_type: str | None = setting(None, "nce, hardnce, hardnce_smooth, hinge_sum, hinge_max, clip or siglip.")
-    temperature: float | None = setting(None, "Divisor of the similarities.")
-    margin: float | None = setting(None, "Margin of the hinge and hardest-negative objectives.")
-    logit_bias_init: float | None = setting(None, "Initial bias of siglip.")
     min_word_count: int = setting(4, "Words that occur less often in the training captions are unknown.")
     max_length: int = setting(64, "Words of a caption, start and end included; longer ones are cut.")
     resize: int | None = setting(None, "Shorter side of an image before the crop; default: the tower's own, or 256.")
@@ -90,17 +69,17 @@ class ModelArguments:
     image_mean: list | None = setting(None, "Three numbers; default: those of the tower, or of ImageNet.")
     image_std: list | None = setting(None, "Three numbers; default: those of the tower, or of ImageNet.")
 
-    CONFIG_FIELDS: ClassVar = (
-        "vision_pooling", "text_pooling", "vision_hidden_size", "vision_norm", "text_norm", "vision_power",
-        "feature_dropout", "head_dropout", "head_init", "projection_type", "projection_dim", "loss_type",
-        "temperature", "margin", "logit_bias_init",
-    )  # fmt: skip
-
     @property
     def config_options(self) -> dict[str, Any]:
         """Fields of `VSEConfig` that are given here, without the towers."""
-        return {name: getattr(self, name) for name in self.CONFIG_FIELDS if getattr(self, name) is not None}
+        return {name: value for name in CONFIG_FIELDS if (value := getattr(self, name)) is not None}
 
+
+OF_LOADING = fields_of_function(load_pairs, leave_out=NO_KEYS)
+OF_CONFIG = fields_of_config(VSEConfig, PreTrainedConfig, leave_out=TOWERS)
+CONFIG_FIELDS = tuple(name for name, _, _ in OF_CONFIG)
+DataArguments: Any = make_dataclass("DataArguments", OF_LOADING, bases=(OwnDataArguments,), frozen=True)
+ModelArguments: Any = make_dataclass("ModelArguments", OF_CONFIG, bases=(OwnModelArguments,), frozen=True)
 
 SECTIONS = {"data": DataArguments, "model": ModelArguments, "training": VSETrainingArguments}
 STAGE_NAME = re.compile(r"[^\W.][\w .+-]{0,79}(?<![ .])")
@@ -265,7 +244,7 @@ def check_together(recipe: Recipe, where: str) -> None:
     """Raises ValueError for keys that contradict each other or would do nothing."""
     if not (recipe.values["output_dir"] or "").strip():
         raise ValueError(f"{where}: output_dir is empty: give the folder for the run, such as runs/vse")
-    passed_on = set(ModelArguments.CONFIG_FIELDS)
+    passed_on = set(CONFIG_FIELDS)
     of_data = {item.name for item in fields(DataArguments)}
     check_effects(recipe.values, recipe.stages, defaults_of_keys(), passed_on, of_data, where)
     if own_images(lambda key: recipe.values.get(key)):

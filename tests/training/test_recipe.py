@@ -1,9 +1,19 @@
+import subprocess
+import sys
+from dataclasses import fields
+from inspect import signature
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
+from transformers import PreTrainedConfig
 
-from hf_vse.training.recipe import build_recipe, parse_command_line, read_recipe
+from hf_vse.data.sources import load_pairs
+from hf_vse.model.configuration_vse import VSEConfig
+from hf_vse.training.documented import documented, documented_in
+from hf_vse.training.limits import TOWERS
+from hf_vse.training.recipe import CONFIG_FIELDS, NO_KEYS, build_recipe, known_keys, parse_command_line, read_recipe
 
 RECIPES = sorted((Path(__file__).parents[2] / "scripts" / "recipes").rglob("*.yaml"))
 DEFAULT = Path(__file__).parents[2] / "scripts" / "recipes" / "quickstart.yaml"
@@ -97,3 +107,67 @@ def test_help_teaches_by_example(capsys):
     text = capsys.readouterr().out
     assert "accelerate launch scripts/train.py" in text and "--hard_negative_warmup_epochs" in text
     assert "continues an interrupted run" in text
+
+
+def test_options_of_the_data_are_those_of_load_pairs():
+    """Name, default and type; what is left out belongs to training, or to the machine."""
+    options = {name: item for name, item in signature(load_pairs).parameters.items() if item.kind is item.KEYWORD_ONLY}
+    assert set(NO_KEYS) < options.keys() and len(options) > 10
+    for name in options.keys() - set(NO_KEYS):
+        item = known_keys()[name]
+        assert item.default == options[name].default, name
+        kinds = set(get_args(options[name].annotation) or [options[name].annotation]) - {Path}
+        assert set(get_args(item.type) or [item.type]) == kinds, name
+        assert len(item.metadata["help"].split()) > 2, name
+
+
+def test_fields_of_the_model_are_those_of_its_configuration():
+    own = {item.name for item in fields(VSEConfig)} - {item.name for item in fields(PreTrainedConfig)}
+    assert own == {*CONFIG_FIELDS, *TOWERS}
+    for name in own:
+        assert known_keys()[name].default is None and len(known_keys()[name].metadata["help"].split()) > 2, name
+
+
+WIDER = '''
+from hf_vse.model import configuration_vse
+
+class VSEConfig(configuration_vse.VSEConfig):
+    """A configuration with another field.
+
+    Args:
+        wobble: how much it `wobbles`,
+            in metres.
+    """
+
+    model_type = "vse_wider"
+    wobble: float | int = 0.5
+
+configuration_vse.VSEConfig = VSEConfig
+from hf_vse.training.recipe import build_recipe, help_parser, known_keys
+from pathlib import Path
+
+recipe = build_recipe({"dataset": "precomp", "wobble": 2})
+print(recipe.model.config_options, recipe.stage({"name": "a", "wobble": 3}).model.config_options)
+print(" ".join(help_parser(Path("r.yaml")).format_help().split()))
+for values in ({"wobbel": 1}, {"wobble": "much"}):
+    try:
+        build_recipe(values)
+    except ValueError as error:
+        print(error)
+'''
+
+
+def test_a_field_added_to_the_configuration_is_one_of_recipes():
+    done = subprocess.run([sys.executable, "-c", WIDER], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("{'wobble': 2} {'wobble': 3}")
+    assert "--wobble VALUE How much it wobbles, in metres." in done.stdout
+    assert "unknown key 'wobbel'; did you mean 'wobble'" in done.stdout
+    assert "wobble must be float, got 'much'" in done.stdout
+
+
+def test_a_docstring_is_read_without_importing_its_module():
+    texts = documented_in(Path(load_pairs.__code__.co_filename), "load_pairs")
+    assert texts == documented(load_pairs.__doc__)
+    assert texts.keys() == signature(load_pairs).parameters.keys()
+    assert texts["image_column"] == "column of the images, where its name does not tell."
+    assert documented("Nothing.") == documented(None) == {}
