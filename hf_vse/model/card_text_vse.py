@@ -9,60 +9,11 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from .configuration_vse import FEATURES_MODEL_TYPE, GRU_MODEL_TYPE, VSEConfig
+from .losses_vse import OBJECTIVES
 
 PAPER = "https://arxiv.org/abs/2110.08872"
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
-# name -> what it is known as, the row loss, the symbols in it, in words
-LOSSES = {
-    "nce": (
-        "ConVSE, the first loss of the paper",
-        "-log( e^{p/t} / sum_j e^{s_j/t} )",
-        "s p t",
-        "all candidates of the batch are contrasted with an anchor's own one",
-    ),
-    "hardnce": (
-        "ConVSE++, the second loss of the paper as its authors' code has it",
-        "max(0, (n + m - p) / t)",
-        "p n t m",
-        "only the hardest negative counts. It is `hinge_max / (t * batch)`: the published code computes VSE++'s hinge "
-        "in another unit",
-    ),
-    "hardnce_smooth": (
-        "ConVSE++ with the positive in the normaliser",
-        "-log( e^{p/t} / (e^{p/t} + e^{(n+m)/t}) )",
-        "p n t m",
-        "only the hardest negative counts, and the loss never is exactly zero",
-    ),
-    "hinge_sum": (
-        "VSE0 or UVS, https://arxiv.org/abs/1411.2539",
-        "sum_j max(0, m + s_j - p)",
-        "s p m",
-        "every negative that comes closer than the margin counts",
-    ),
-    "hinge_max": (
-        "VSE++, https://arxiv.org/abs/1707.05612",
-        "max(0, m + n - p)",
-        "p n m",
-        "only the hardest negative counts, where it comes closer than the margin",
-    ),
-    "clip": (
-        "CLIP, https://arxiv.org/abs/2103.00020",
-        "-log( e^{p/t} / sum_j e^{s_j/t} )",
-        "s p t",
-        "as `nce`, with a temperature that is learned and the two directions averaged",
-    ),
-    "siglip": (
-        "SigLIP, https://arxiv.org/abs/2303.15343",
-        "-log sig(p/t + b) - sum_j log sig(-s_j/t - b)",
-        "s p t b",
-        "every pair of the batch is a decision of its own, with learned scale and bias",
-    ),
-}
-REDUCTION = {"hinge_sum": "summed over the batch, the two directions added",
-             "hinge_max": "summed over the batch, the two directions added",
-             "clip": "the mean over the batch, the two directions averaged",
-             "siglip": "the mean over the batch, the two directions averaged"}  # fmt: skip
 DATASETS = {
     "scenes": "the generated scenes built into hf_vse",
     "coco": "MS-COCO, Karpathy split",
@@ -115,7 +66,7 @@ def rows_of(record: dict[str, Any]) -> dict[str, tuple[str, dict[str, float]]]:
 
 
 def introduction(config: VSEConfig, record: dict[str, Any]) -> str:
-    known = LOSSES[config.loss_type][0].split(",")[0]
+    known = OBJECTIVES[config.loss_type].known_as.split(",")[0]
     on = f", trained on {dataset_words(record['dataset'])}" if record.get("dataset") else ""
     return (
         f"A visual-semantic embedding{on} with the objective `{config.loss_type}` ({known}): an image tower and a "
@@ -173,24 +124,28 @@ def architecture(config: VSEConfig, num_parameters: int | None) -> str:
 
 
 def objective(config: VSEConfig, record: dict[str, Any]) -> str:
-    known, formula, symbols, words = LOSSES[config.loss_type]
-    learned = "learned, from " if config.loss_type in ("clip", "siglip") else ""
+    chosen = OBJECTIVES[config.loss_type]
+    initial = {"temperature": config.temperature, "margin": config.margin, "logit_bias": config.logit_bias_init}
+    value = {name: f"{'learned, from ' * (name in chosen.learned)}{each:g}" for name, each in initial.items()}
     meaning = {
-        "s": "s_j the cosine similarity of an anchor to candidate j",
-        "p": "p its similarity to its own candidate",
-        "n": "n that to the hardest negative",
-        "t": f"t the temperature ({learned}{config.temperature:g})",
-        "m": f"m the margin ({config.margin:g})",
-        "b": f"b a bias (learned, from {config.logit_bias_init:g})",
+        "p": "p the cosine similarity to its positive",
+        "n": "n that to its hardest negative",
+        "s_j": "s_j that to candidate j",
+        "t": f"t the temperature ({value['temperature']})",
+        "m": f"m the margin ({value['margin']})",
+        "b": f"b a bias ({value['logit_bias']})",
     }
     masked = " Other captions of the same image are no negatives."
     if not record.get("recipe", {}).get("mask_same_image", True):
         masked = ""
-    explained = ", ".join(meaning[each] for each in symbols.split())
-    batch = REDUCTION.get(config.loss_type, "the mean over the batch, the two directions added")
+    symbols = re.findall(r"\w+", chosen.formula)
+    explained = ", ".join(words for symbol, words in meaning.items() if symbol in symbols)
+    reduced = "summed over the batch" if chosen.reduction == "sum" else "the mean over the batch"
+    directions = "added" if chosen.directions == "add" else "averaged"
     return (
-        f"`{config.loss_type}` ({known}): {words}. For each anchor, image or sentence, with {explained}:\n\n"
-        f"```\n{formula}\n```\n\nThe loss is {batch}.{masked}"
+        f"`{config.loss_type}` ({chosen.known_as}). {chosen.words} For each query, image or sentence, with "
+        f"{explained}:\n\n```\n{chosen.formula}\n```\n\n"
+        f"The loss is {reduced}, the two directions {directions}.{masked}"
     )
 
 

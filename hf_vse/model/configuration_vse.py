@@ -10,19 +10,20 @@ from typing import Any, Literal, NamedTuple, get_args
 from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
-LossType = Literal["nce", "hardnce", "hardnce_smooth", "hinge_sum", "hinge_max", "clip", "siglip"]
+from .losses_vse import OBJECTIVES
+
 PoolingType = Literal["mean", "max", "last", "cls", "gpo", "pooler"]
 ProjectionType = Literal["linear", "mlp", "residual"]
 NormType = Literal["none", "l2", "rms"]
 HeadInit = Literal["xavier", "identity"]
 CHOICES = {
-    "loss_type": LossType,
-    "vision_pooling": PoolingType,
-    "text_pooling": PoolingType,
-    "projection_type": ProjectionType,
-    "head_init": HeadInit,
-    "vision_norm": NormType,
-    "text_norm": NormType,
+    "loss_type": OBJECTIVES,
+    "vision_pooling": get_args(PoolingType),
+    "text_pooling": get_args(PoolingType),
+    "projection_type": get_args(ProjectionType),
+    "head_init": get_args(HeadInit),
+    "vision_norm": get_args(NormType),
+    "text_norm": get_args(NormType),
 }
 
 GRU_MODEL_TYPE = "vse_gru_text"
@@ -178,9 +179,9 @@ class VSEConfig(PreTrainedConfig):
             training starts from the linear map and fresh heads lose nothing of a base embedding.
         projection_dim: dimension of the common space.
         loss_type: the objective, see `losses_vse.py`.
-        temperature: divisor of the similarities; the initial value where the objective learns it (`clip`, `siglip`).
-        margin: margin of `hinge_*` and `hardnce*`, in units of cosine similarity.
-        logit_bias_init: initial bias of `siglip`.
+        temperature: divisor of the similarities; the initial value where the objective learns it.
+        margin: of a hinge or a hardest-negative objective, in units of cosine similarity.
+        logit_bias_init: initial bias, where the objective has one.
     """
 
     model_type = "vse"
@@ -199,7 +200,7 @@ class VSEConfig(PreTrainedConfig):
     projection_type: ProjectionType = "linear"
     head_init: HeadInit = "xavier"
     projection_dim: int = 1024
-    loss_type: LossType = "nce"
+    loss_type: str = "nce"
     temperature: float | int = 0.1
     margin: float | int = 0.2
     logit_bias_init: float | int = -10.0
@@ -207,10 +208,9 @@ class VSEConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         self.vision_config = tower_config("vision_config", self.vision_config, default="resnet")
         self.text_config = tower_config("text_config", self.text_config, default=GRU_MODEL_TYPE)
-        for name, literal in CHOICES.items():
-            if getattr(self, name) not in get_args(literal):
-                got = f"{getattr(self, name)!r:.60}"
-                raise ValueError(f"{name} must be one of {', '.join(get_args(literal))}, got {got}")
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r:.60}")
         check_numbers(self, NUMBERS)
         super().__post_init__(**kwargs)
 

@@ -1,26 +1,17 @@
-"""Row losses: what the objectives mean.
+"""Objectives: what training minimises.
 
-Every cross-modal objective is a row loss. Given the similarities of Q anchors to C candidates of the other modality,
-`scores (Q, C)`, the place of each anchor's own candidate, `positives (Q,)`, and the candidates that show the same
-image and so are no negatives, `excluded (Q, C)` or None, it returns one loss per anchor, `(Q,)`. Both directions, the
-reduction and every fast way of execution exist once, outside. With s = cosine similarity, p = that of the positive,
-n = that of the hardest negative, t = temperature, m = margin:
+Every objective is a row loss. It gets the similarities of Q queries to C candidates of the other modality,
+`scores (Q, C)`, the place of each query's positive, `positives (Q,)`, the candidates that show the query's image and
+therefore are no negatives, `excluded (Q, C)` or None, and by name the settings it uses. It returns one loss for each
+query, `(Q,)`. Both directions, the reduction and every faster way to compute the same stand outside of it, once.
 
-| name             | row loss                                      | known as                                         |
-|------------------|-----------------------------------------------|--------------------------------------------------|
-| `nce`            | -log( e^{p/t} / sum_j e^{s_j/t} )             | ConVSE (Jain & Verma, arXiv 2110.08872)          |
-| `hardnce`        | max(0, (n + m - p) / t)                       | ConVSE++ (the same, as its authors' code has it) |
-| `hardnce_smooth` | -log( e^{p/t} / (e^{p/t} + e^{(n+m)/t}) )     | `hardnce` with the positive in the normaliser    |
-| `hinge_sum`      | sum_j max(0, m + s_j - p)                     | VSE0, UVS (Kiros et al., arXiv 1411.2539)        |
-| `hinge_max`      | max(0, m + n - p)                             | VSE++ (Faghri et al., arXiv 1707.05612)          |
-| `clip`           | `nce` with a learned temperature              | CLIP (Radford et al., arXiv 2103.00020)          |
-| `siglip`         | -log sig(p/t + b) - sum_j log sig(-s_j/t - b) | SigLIP (Zhai et al., arXiv 2303.15343)           |
-
-The paper's losses are means over the rows with the two directions added; VSE0 and VSE++ sum over the batch; CLIP and
-SigLIP average the directions. Everything is computed in float32, whatever autocast says.
+The docstring of a row loss is its formula and what it means, with s_j = cosine similarity to candidate j, p = that to
+the positive, n = that to the hardest negative, t = temperature, m = margin, b = bias. All is computed in float32.
 """
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Literal, NamedTuple
 
 import torch
@@ -28,72 +19,170 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Scalar = float | Tensor
+SETTINGS = ("temperature", "margin", "logit_bias")
 
 
-def own_scores(scores: Tensor, positives: Tensor) -> Tensor:
-    """The similarity of every anchor to its own candidate: (Q, C), (Q,) -> (Q,)."""
+def positive_scores(scores: Tensor, positives: Tensor) -> Tensor:
+    """The similarity of every query to its positive: (Q, C), (Q,) -> (Q,)."""
     return scores.gather(1, positives[:, None]).squeeze(1)
 
 
 def negative_scores(scores: Tensor, positives: Tensor, excluded: Tensor | None) -> Tensor:
-    """The scores with everything that is no negative at minus infinity: (Q, C)."""
+    """The scores with minus infinity wherever a candidate is no negative: (Q, C)."""
     negatives = scores.scatter(1, positives[:, None], float("-inf"))
     return negatives if excluded is None else negatives.masked_fill(excluded, float("-inf"))
 
 
-def nce(scores: Tensor, positives: Tensor, excluded: Tensor | None, *, temperature: Scalar, **_: Scalar) -> Tensor:
+def hardest_negative(scores: Tensor, positives: Tensor, excluded: Tensor | None) -> Tensor:
+    """The highest similarity of every query to a negative, minus infinity without one: (Q,)."""
+    return negative_scores(scores, positives, excluded).max(dim=1).values
+
+
+def nce(scores: Tensor, positives: Tensor, excluded: Tensor | None, *, temperature: Scalar) -> Tensor:
+    """-log( e^{p/t} / sum_j e^{s_j/t} )
+
+    All candidates of the batch are contrasted with the positive.
+    """
     logits = scores / temperature
     candidates = logits if excluded is None else logits.masked_fill(excluded, float("-inf"))
-    return candidates.logsumexp(dim=1) - own_scores(logits, positives)
+    return candidates.logsumexp(dim=1) - positive_scores(logits, positives)
 
 
 def hardnce(
-    scores: Tensor, positives: Tensor, excluded: Tensor | None, *, temperature: Scalar, margin: Scalar, **_: Scalar
+    scores: Tensor, positives: Tensor, excluded: Tensor | None, *, temperature: Scalar, margin: Scalar
 ) -> Tensor:
+    """max(0, (n + m - p) / t)
+
+    Only the hardest negative counts. It is `hinge_max / (t * batch)`: the published code computes the hinge of VSE++
+    in another unit.
+    """
     return hinge_max(scores, positives, excluded, margin=margin) / temperature
 
 
 def hardnce_smooth(
-    scores: Tensor, positives: Tensor, excluded: Tensor | None, *, temperature: Scalar, margin: Scalar, **_: Scalar
+    scores: Tensor, positives: Tensor, excluded: Tensor | None, *, temperature: Scalar, margin: Scalar
 ) -> Tensor:
-    hardest = negative_scores(scores, positives, excluded).max(dim=1).values
-    return F.softplus((hardest + margin - own_scores(scores, positives)) / temperature)
+    """-log( e^{p/t} / (e^{p/t} + e^{(n+m)/t}) )
+
+    Only the hardest negative counts, and the loss is never exactly zero.
+    """
+    hardest = hardest_negative(scores, positives, excluded)
+    return F.softplus((hardest + margin - positive_scores(scores, positives)) / temperature)
 
 
-def hinge_sum(scores: Tensor, positives: Tensor, excluded: Tensor | None, *, margin: Scalar, **_: Scalar) -> Tensor:
+def hinge_sum(scores: Tensor, positives: Tensor, excluded: Tensor | None, *, margin: Scalar) -> Tensor:
+    """sum_j max(0, m + s_j - p)
+
+    Every negative that comes closer than the margin counts.
+    """
     negatives = negative_scores(scores, positives, excluded)
-    return (margin + negatives - own_scores(scores, positives)[:, None]).clamp(min=0).sum(dim=1)
+    return (margin + negatives - positive_scores(scores, positives)[:, None]).clamp(min=0).sum(dim=1)
 
 
-def hinge_max(scores: Tensor, positives: Tensor, excluded: Tensor | None, *, margin: Scalar, **_: Scalar) -> Tensor:
-    hardest = negative_scores(scores, positives, excluded).max(dim=1).values
-    return (margin + hardest - own_scores(scores, positives)).clamp(min=0)
+def hinge_max(scores: Tensor, positives: Tensor, excluded: Tensor | None, *, margin: Scalar) -> Tensor:
+    """max(0, m + n - p)
+
+    Only the hardest negative counts, where it comes closer than the margin.
+    """
+    hardest = hardest_negative(scores, positives, excluded)
+    return (margin + hardest - positive_scores(scores, positives)).clamp(min=0)
 
 
 def siglip(
-    scores: Tensor, positives: Tensor, excluded: Tensor | None, *, temperature: Scalar, logit_bias: Scalar, **_: Scalar
+    scores: Tensor, positives: Tensor, excluded: Tensor | None, *, temperature: Scalar, logit_bias: Scalar
 ) -> Tensor:
+    """-log sig(p/t + b) - sum_j log sig(-s_j/t - b)
+
+    Every pair of the batch is a decision of its own.
+    """
     logits = scores / temperature + logit_bias
     negatives = F.softplus(negative_scores(logits, positives, excluded)).sum(dim=1)
-    return negatives + F.softplus(-own_scores(logits, positives))
+    return negatives + F.softplus(-positive_scores(logits, positives))
+
+
+@cache
+def settings_of(row_loss: Callable[..., Tensor]) -> tuple[str, ...]:
+    """Names of the settings that a row loss uses: its keyword arguments, or all where it takes any."""
+    parameters = inspect.signature(row_loss).parameters.values()
+    if any(each.kind is each.VAR_KEYWORD for each in parameters):
+        return SETTINGS
+    return tuple(each.name for each in parameters if each.kind is each.KEYWORD_ONLY)
 
 
 class Objective(NamedTuple):
-    """A row loss, how rows become a batch loss, and how the two directions are put together."""
+    """All there is to know of an objective; a row loss in `objectives/streamed.py` is also computed without a matrix.
+
+    Attributes:
+        row_loss: see above.
+        reduction: how the rows of a batch become one number.
+        directions: how the losses of image-to-text and text-to-image are put together.
+        known_as: its name in the literature, and the source.
+        learned: settings that are parameters of the model.
+        may_collapse: it may fail from scratch, and is helped by some epochs of another objective before.
+    """
 
     row_loss: Callable[..., Tensor]
-    reduction: Literal["mean", "sum"]
-    directions: Literal["add", "average"]
+    reduction: Literal["mean", "sum"] = "mean"
+    directions: Literal["add", "average"] = "add"
+    known_as: str = "an objective of its own"
+    learned: tuple[str, ...] = ()
+    may_collapse: bool = False
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """Those of `SETTINGS` that have an effect."""
+        return settings_of(self.row_loss)
+
+    @property
+    def formula(self) -> str:
+        return (inspect.getdoc(self.row_loss) or "").partition("\n\n")[0]
+
+    @property
+    def words(self) -> str:
+        """What the formula means."""
+        return " ".join((inspect.getdoc(self.row_loss) or "").partition("\n\n")[2].split())
+
+    def rows(
+        self, scores: Tensor, positives: Tensor, excluded: Tensor | None, settings: Mapping[str, Scalar]
+    ) -> Tensor:
+        """The row loss with those of the settings that it uses: (Q, C), (Q,), (Q, C) -> (Q,)."""
+        with torch.autocast(scores.device.type, enabled=False):
+            return self.row_loss(scores, positives, excluded, **{name: settings[name] for name in self.settings})
+
+    def reduce(self, image_rows: Tensor, text_rows: Tensor, total_rows: int | None = None) -> Tensor:
+        """The batch loss from the row losses of the two directions.
+
+        Args:
+            image_rows, text_rows: (Q,) each; image-to-text and text-to-image.
+            total_rows: what a mean divides by, where these are only some of the rows; default Q.
+        """
+        loss = image_rows.sum() + text_rows.sum()
+        if self.reduction == "mean":
+            loss = loss / (len(image_rows) if total_rows is None else total_rows)
+        return loss / 2 if self.directions == "average" else loss
 
 
 OBJECTIVES: dict[str, Objective] = {
-    "nce": Objective(nce, "mean", "add"),
-    "hardnce": Objective(hardnce, "mean", "add"),
-    "hardnce_smooth": Objective(hardnce_smooth, "mean", "add"),
-    "hinge_sum": Objective(hinge_sum, "sum", "add"),
-    "hinge_max": Objective(hinge_max, "sum", "add"),
-    "clip": Objective(nce, "mean", "average"),
-    "siglip": Objective(siglip, "mean", "average"),
+    "nce": Objective(nce, known_as="ConVSE, the first loss of the paper"),
+    "hardnce": Objective(
+        hardnce, known_as="ConVSE++, the second loss of the paper as its authors' code has it", may_collapse=True
+    ),
+    "hardnce_smooth": Objective(
+        hardnce_smooth, known_as="ConVSE++ with the positive in the normaliser", may_collapse=True
+    ),
+    "hinge_sum": Objective(
+        hinge_sum, "sum", known_as="VSE0 or UVS, https://arxiv.org/abs/1411.2539", may_collapse=True
+    ),
+    "hinge_max": Objective(hinge_max, "sum", known_as="VSE++, https://arxiv.org/abs/1707.05612", may_collapse=True),
+    "clip": Objective(
+        nce, directions="average", known_as="CLIP, https://arxiv.org/abs/2103.00020", learned=("temperature",)
+    ),
+    "siglip": Objective(
+        siglip,
+        directions="average",
+        known_as="SigLIP, https://arxiv.org/abs/2303.15343",
+        learned=("temperature", "logit_bias"),
+    ),
 }
 
 
@@ -110,22 +199,8 @@ def similarity(queries: Tensor, candidates: Tensor) -> Tensor:
 
 
 def same_image(query_ids: Tensor, candidate_ids: Tensor, positives: Tensor) -> Tensor:
-    """Candidates of an anchor's image other than its own one: (Q,), (C,), (Q,) -> (Q, C) bool."""
+    """Candidates that show the query's image, except the positive: (Q,), (C,), (Q,) -> (Q, C) bool."""
     return (query_ids[:, None] == candidate_ids[None, :]).scatter(1, positives[:, None], False)
-
-
-def reduce_rows(loss_type: str, image_rows: Tensor, text_rows: Tensor, total_rows: int | None = None) -> Tensor:
-    """The batch loss from the row losses of the two directions.
-
-    Args:
-        image_rows, text_rows: (Q,) each; image-to-text and text-to-image.
-        total_rows: what a mean divides by, where these are only some of the rows; default Q.
-    """
-    chosen = objective(loss_type)
-    loss = image_rows.sum() + text_rows.sum()
-    if chosen.reduction == "mean":
-        loss = loss / (len(image_rows) if total_rows is None else total_rows)
-    return loss / 2 if chosen.directions == "average" else loss
 
 
 def contrastive_loss(
@@ -138,14 +213,14 @@ def contrastive_loss(
     logit_bias: Scalar = 0.0,
     image_ids: Tensor | None = None,
 ) -> Tensor:
-    """The objective on one batch of pairs, computed densely: the reference that everything faster must equal.
+    """The objective on one batch of pairs, computed densely: the reference for every faster way.
 
     Args:
         image_embeds, text_embeds: (batch, dim) unit vectors; row i of one belongs to row i of the other.
         loss_type: one of `OBJECTIVES`.
-        temperature: divisor of the similarities (`nce`, `hardnce*`, `clip`, `siglip`).
-        margin: in units of cosine similarity (`hinge_*`, `hardnce*`).
-        logit_bias: added to the scaled similarities (`siglip`).
+        temperature: divisor of the similarities.
+        margin: in units of cosine similarity.
+        logit_bias: added to the scaled similarities.
         image_ids: (batch,) integers; pairs with equal ids show one image and are no negatives of each other.
 
     Returns:
@@ -159,15 +234,12 @@ def contrastive_loss(
             f"image_embeds and text_embeds must both be (batch, dim), got {tuple(image_embeds.shape)} and "
             f"{tuple(text_embeds.shape)}; give one caption for each image of the batch"
         )
-    row_loss = objective(loss_type).row_loss
-    options = {"temperature": temperature, "margin": margin, "logit_bias": logit_bias}
+    chosen, settings = objective(loss_type), {"temperature": temperature, "margin": margin, "logit_bias": logit_bias}
     scores = similarity(image_embeds, text_embeds)
     positives = torch.arange(len(scores), device=scores.device)
     excluded = None if image_ids is None else same_image(image_ids, image_ids, positives)
-    with torch.autocast(scores.device.type, enabled=False):
-        image_rows = row_loss(scores, positives, excluded, **options)
-        text_rows = row_loss(scores.T, positives, excluded, **options)
-    return reduce_rows(loss_type, image_rows, text_rows)
+    image_rows, text_rows = (chosen.rows(each, positives, excluded, settings) for each in (scores, scores.T))
+    return chosen.reduce(image_rows, text_rows)
 
 
-__all__ = ["OBJECTIVES", "Objective", "contrastive_loss", "objective", "reduce_rows", "same_image", "similarity"]
+__all__ = ["OBJECTIVES", "Objective", "contrastive_loss", "objective", "same_image", "similarity"]

@@ -20,7 +20,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .checkpoints_vse import SCALARS
 from .configuration_vse import GRU_MODEL_TYPE, VSEConfig
-from .losses_vse import contrastive_loss
+from .losses_vse import OBJECTIVES, contrastive_loss
 from .pooling_vse import Pooling
 from .projection_vse import MirroredLinear, PooledFeatures, ProjectionHead, ZeroLinear
 from .publish_vse import upload_model
@@ -34,7 +34,6 @@ from .towers_vse import (
     vision_hidden_size,
 )
 
-LEARNED_TEMPERATURE = ("clip", "siglip")
 # exp(7) = 1,097: published models fit under it (CLIP stores log 100, SigLIP up to log 118), products of float32 are
 # still exact to 1e-4 of a logit, and no precision rounds it, so that a parameter at the limit keeps its gradient.
 MAX_LOGIT_SCALE = 7.0
@@ -138,10 +137,10 @@ class VSEModel(VSEPreTrainedModel):
                 "starts_as_identity": config.head_init == "identity",
             }
             self.visual_head, self.text_head = ProjectionHead(dim, **options), ProjectionHead(dim, **options)
-        learned = config.loss_type in LEARNED_TEMPERATURE
+        learned = OBJECTIVES[config.loss_type].learned
         # Of shape (1,), because FSDP shards no scalars.
-        self.logit_scale = nn.Parameter(torch.empty(1)) if learned else None
-        self.logit_bias = nn.Parameter(torch.empty(1)) if config.loss_type == "siglip" else None
+        self.logit_scale = nn.Parameter(torch.empty(1)) if "temperature" in learned else None
+        self.logit_bias = nn.Parameter(torch.empty(1)) if "logit_bias" in learned else None
         self.post_init()
 
     @classmethod

@@ -1,40 +1,38 @@
-"""Any row loss on a few anchors at a time: O(chunk x candidates) memory.
+"""Any row loss on a few queries at a time: O(chunk x candidates) memory.
 
-The rows of a chunk are computed, reduced to one loss each and forgotten; the backward pass computes them again
-(activation checkpointing, Chen et al., arXiv 1604.06174). Nothing is asked of the row loss, so it is the way for one
-that is not in the table; for those that are, `streamed` does half of the arithmetic.
+The scores of a chunk are computed, reduced to one loss for each query and dropped; the backward pass computes them
+again (activation checkpointing, Chen et al., arXiv 1604.06174). It works with any row loss; for those that `streamed`
+knows, that needs half of the arithmetic.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from hf_vse.model.losses_vse import same_image, similarity
+from hf_vse.model.losses_vse import Objective, Scalar, same_image, similarity
 
 
 def chunked_rows(
-    row_loss: Callable[..., Tensor],
+    objective: Objective,
     queries: Tensor,
     candidates: Tensor,
     positives: Tensor,
     query_ids: Tensor | None = None,
     candidate_ids: Tensor | None = None,
     *,
+    settings: Mapping[str, Scalar],
     chunk_size: int | None = None,
-    **options: Any,
 ) -> Tensor:
-    """`row_loss` of every query.
+    """The row loss of every query.
 
     Args:
-        row_loss: as those of `losses_vse`.
         queries: (Q, dim); candidates: (C, dim).
-        positives: (Q,) the place of each query's own candidate.
-        query_ids, candidate_ids: (Q,), (C,) integers; candidates of a query's image are no negatives of it.
+        positives: (Q,) the place of each query's positive among the candidates.
+        query_ids, candidate_ids: (Q,), (C,) integers; candidates that show a query's image are no negatives of it.
+        settings: temperature, margin and bias, by name.
         chunk_size: queries compared at once; None compares all, and keeps what the backward pass needs.
-        options: of the row loss.
 
     Returns:
         (Q,) float32.
@@ -42,8 +40,7 @@ def chunked_rows(
 
     def rows(queries, candidates, positives, query_ids):
         excluded = None if query_ids is None else same_image(query_ids, candidate_ids, positives)
-        with torch.autocast(queries.device.type, enabled=False):
-            return row_loss(similarity(queries, candidates), positives, excluded, **options)
+        return objective.rows(similarity(queries, candidates), positives, excluded, settings)
 
     if chunk_size is None or chunk_size >= len(queries):
         return rows(queries, candidates, positives, query_ids)

@@ -22,7 +22,7 @@ from hf_vse.model.losses_vse import contrastive_loss
 from hf_vse.objectives.exchange import ExchangeName, world_size
 from hf_vse.objectives.gather import gathered_contrastive_loss
 from hf_vse.objectives.kernels import fused_tiles, why_not_fused
-from hf_vse.objectives.streamed import STREAMS, streamed_contrastive_loss
+from hf_vse.objectives.streamed import has_stream, streamed_contrastive_loss
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ def choose_execution(execution: Execution, loss_type: str, pairs: int, device: t
     name, ring = execution.name, execution.negatives == "ring"
     if ring and name in ("dense", "chunked"):
         raise ValueError(f"loss execution {name!r} needs all candidates at once; use streamed or fused for a ring")
-    if name in ("streamed", "fused") and loss_type not in STREAMS:
+    if name in ("streamed", "fused") and not has_stream(loss_type):
         raise ValueError(f"loss_type {loss_type!r} has no stream; use loss execution chunked or dense")
     why_not = why_not_fused(device)
     if name == "fused" and why_not:
@@ -68,7 +68,7 @@ def choose_execution(execution: Execution, loss_type: str, pairs: int, device: t
         return name, "it was asked for"
     if pairs**2 <= SMALL_MATRIX and (world_size() == 1 or execution.negatives is None):
         return "dense", "the batch is small"
-    if loss_type not in STREAMS:
+    if not has_stream(loss_type):
         return "chunked", f"{loss_type} is known only as a row loss"
     return ("streamed", f"not fused: {why_not}") if why_not else ("fused", "the kernels run here")
 

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from hf_vse.model.losses_vse import objective, reduce_rows
+from hf_vse.model.losses_vse import objective
 from hf_vse.objectives.chunked import chunked_rows
 from hf_vse.objectives.exchange import gathered_parts, row_counts, world_size
 
@@ -70,10 +70,11 @@ def gathered_contrastive_loss(
         all_images, all_texts = gather_rows(image_embeds, counts), gather_rows(text_embeds, counts)
         all_ids = None if image_ids is None else gather_rows(image_ids, counts)
     positives = torch.arange(first, first + len(image_embeds), device=image_embeds.device)
-    options = {"temperature": 0.1, "margin": 0.2, "logit_bias": 0.0, "chunk_size": chunk_size} | options
-    row_loss = objective(loss_type).row_loss
+    chosen, settings = objective(loss_type), {"temperature": 0.1, "margin": 0.2, "logit_bias": 0.0} | options
     image_rows, text_rows = (
-        chunked_rows(row_loss, anchors, candidates, positives, image_ids, all_ids, **options)
-        for anchors, candidates in ((image_embeds, all_texts), (text_embeds, all_images))
+        chunked_rows(
+            chosen, queries, candidates, positives, image_ids, all_ids, settings=settings, chunk_size=chunk_size
+        )
+        for queries, candidates in ((image_embeds, all_texts), (text_embeds, all_images))
     )
-    return len(counts) * reduce_rows(loss_type, image_rows, text_rows, total_rows=sum(counts))
+    return len(counts) * chosen.reduce(image_rows, text_rows, total_rows=sum(counts))

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hf_vse.model import losses_vse
-from hf_vse.model.losses_vse import Scalar, objective, reduce_rows
+from hf_vse.model.losses_vse import Objective, Scalar, objective
 from hf_vse.objectives.exchange import ExchangeName, exchange
 from hf_vse.objectives.reductions import ReductionName
 from hf_vse.objectives.statistics import Plan, Tiles, TorchTiles, negative_statistics
@@ -67,7 +67,8 @@ def against_hardest(row_loss: Callable[..., Tensor]) -> Callable[[Tensor, Tensor
 
     def loss(hardest: Tensor, own: Tensor, settings: Settings) -> Tensor:
         scores = torch.stack([own, hardest], dim=1)
-        return row_loss(scores, scores.new_zeros(len(scores), dtype=torch.int64), None, **settings._asdict())
+        positives = scores.new_zeros(len(scores), dtype=torch.int64)
+        return Objective(row_loss).rows(scores, positives, None, settings._asdict())
 
     return loss
 
@@ -80,15 +81,19 @@ def siglip(total: Tensor, own: Tensor, settings: Settings) -> Tensor:
     return total + F.softplus(-(own / settings.temperature + settings.logit_bias))
 
 
-STREAMS: dict[str, Stream] = {
-    "nce": Stream("logsumexp", by_temperature, nce),
-    "hardnce": Stream("hardest", plain_similarities, against_hardest(losses_vse.hardnce)),
-    "hardnce_smooth": Stream("hardest", plain_similarities, against_hardest(losses_vse.hardnce_smooth)),
-    "hinge_sum": Stream("hinge_sum", violations, hinge_sum),
-    "hinge_max": Stream("hardest", plain_similarities, against_hardest(losses_vse.hinge_max)),
-    "clip": Stream("logsumexp", by_temperature, nce),
-    "siglip": Stream("softplus_sum", by_temperature_and_bias, siglip),
+STREAMS: dict[Callable[..., Tensor], Stream] = {
+    losses_vse.nce: Stream("logsumexp", by_temperature, nce),
+    losses_vse.hinge_sum: Stream("hinge_sum", violations, hinge_sum),
+    losses_vse.siglip: Stream("softplus_sum", by_temperature_and_bias, siglip),
+    **{
+        row_loss: Stream("hardest", plain_similarities, against_hardest(row_loss))
+        for row_loss in (losses_vse.hardnce, losses_vse.hardnce_smooth, losses_vse.hinge_max)
+    },
 }
+
+
+def has_stream(loss_type: str) -> bool:
+    return objective(loss_type).row_loss in STREAMS
 
 
 def streamed_contrastive_loss(
@@ -119,12 +124,12 @@ def streamed_contrastive_loss(
         the processes as data-parallel training does, are those of the whole batch.
 
     Raises:
-        ValueError: an unknown `loss_type`, or one that no stream is known of.
+        ValueError: an unknown `loss_type`, or one whose row loss is not in `STREAMS`.
     """
-    objective(loss_type)
-    if loss_type not in STREAMS:
+    chosen, settings = objective(loss_type), Settings(temperature, margin, logit_bias)
+    if not has_stream(loss_type):
         raise ValueError(f"loss_type {loss_type!r} has no stream; use chunked execution, which takes any row loss")
-    stream, settings = STREAMS[loss_type], Settings(temperature, margin, logit_bias)
+    stream = STREAMS[chosen.row_loss]
     dtype, exchanged = image_embeds.dtype, exchange(negatives, image_embeds)
     plan = Plan(stream.reduction, exchanged, tiles or TorchTiles(), chunk_size, dtype)
     with torch.autocast(image_embeds.device.type, enabled=False):
@@ -137,4 +142,4 @@ def streamed_contrastive_loss(
         of_images, of_texts = negative_statistics(images, texts, plan, scale, offset, image_ids)
         image_rows, text_rows = (stream.row_loss(each, own, settings) for each in (of_images, of_texts))
     counts = exchanged.counts
-    return len(counts) * reduce_rows(loss_type, image_rows, text_rows, total_rows=sum(counts))
+    return len(counts) * chosen.reduce(image_rows, text_rows, total_rows=sum(counts))

@@ -19,11 +19,10 @@ from transformers import ProgressCallback, TrainerCallback
 
 from hf_vse.evaluation.diagnostics.diagnose import BATCH_ROWS, quick_diagnostics
 from hf_vse.evaluation.diagnostics.geometry import COLLAPSED_COSINE, mean_cosine
-from hf_vse.model.losses_vse import OBJECTIVES, reduce_rows
+from hf_vse.model.losses_vse import Objective, objective
 
 logger = logging.getLogger(__name__)
 
-WARMED_UP = ("hardnce", "hardnce_smooth", "hinge_max", "hinge_sum")
 STUCK_MARGIN = 0.02
 STUCK_STEPS = 200
 STUCK_SEPARATION = 0.7
@@ -84,7 +83,7 @@ class CollapseAlarm(TrainerCallback):
             of_none = "" if indifferent is None else f" where one that tells nothing apart has {indifferent:.3g}"
             logger.warning(
                 "step %d: the model %s the loss is %.3g%s. %s",
-                state.global_step, found, logs["loss"], of_none, remedy(self.objective["loss_type"]),
+                state.global_step, found, logs["loss"], of_none, remedy(objective(self.objective["loss_type"])),
             )  # fmt: skip
 
 
@@ -96,19 +95,18 @@ def separation(image_embeds: Tensor, text_embeds: Tensor) -> float:
     return ((scores.diagonal().mean() - others.mean()) / spread).item()
 
 
-def indifferent_loss(pairs: int, **objective: Any) -> float | None:
-    """The loss of so many pairs whose similarities are all equal; None for `siglip`, where it depends on which."""
-    loss_type = objective.pop("loss_type")
-    if loss_type == "siglip":
-        return None
-    objective = {name: torch.as_tensor(value).detach().cpu() for name, value in objective.items()}
-    row = OBJECTIVES[loss_type].row_loss(torch.zeros(1, pairs), torch.zeros(1, dtype=torch.int64), None, **objective)
-    return reduce_rows(loss_type, row.expand(pairs), row.expand(pairs)).item()
+def indifferent_loss(pairs: int, loss_type: str, **settings: Any) -> float | None:
+    """The loss of so many pairs whose similarities are all equal; None where it depends on which, as with `siglip`."""
+    chosen = objective(loss_type)
+    settings = {name: torch.as_tensor(value).detach().cpu() for name, value in settings.items()}
+    scores = torch.tensor([[0.0], [0.5]]).expand(2, pairs)
+    one, other = chosen.rows(scores, torch.zeros(2, dtype=torch.int64), None, settings)
+    return chosen.reduce(one.expand(pairs), one.expand(pairs)).item() if one.isclose(other, rtol=1e-3) else None
 
 
-def remedy(loss_type: str) -> str:
+def remedy(chosen: Objective) -> str:
     """What helps a model that has collapsed."""
-    first = "Start with hard_negative_warmup_epochs=1, or warm up" if loss_type in WARMED_UP else "Warm up"
+    first = "Start with hard_negative_warmup_epochs=1, or warm up" if chosen.may_collapse else "Warm up"
     return f"{first} the learning rate (warmup_steps=0.1), or lower it."
 
 

@@ -10,10 +10,9 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from hf_vse.model.configuration_vse import VSEConfig
+from hf_vse.model.losses_vse import OBJECTIVES
 
 Get = Callable[[str], Any]
-MARGINS = ("hardnce", "hardnce_smooth", "hinge_sum", "hinge_max")
-WITHOUT_TEMPERATURE = ("hinge_sum", "hinge_max")
 WITHOUT_WARMUP = ("constant", "reduce_lr_on_plateau")
 
 # Fields of transformers.TrainingArguments without an effect on this trainer.
@@ -68,6 +67,16 @@ class Need(NamedTuple):
     text: str
 
 
+def of_objectives(setting: str, word: str) -> Need:
+    """The need of a setting that only some objectives use."""
+    users = [name for name, objective in OBJECTIVES.items() if setting in objective.settings]
+    known = f"only {', '.join(users)} {'have' if len(users) > 1 else 'has'} a {word}"
+    return Need(
+        lambda get: any(name is None or setting in OBJECTIVES[name].settings for name in losses(get)),
+        f"{known}: remove it, or choose one of them as loss_type",
+    )
+
+
 _IMAGES = Need(own_images, "images are prepared as features, init_from or image_tower have it: remove one of them")
 _PIXELS = Need(lambda get: not takes_features(get), "features take the place of images: remove it")
 _HUB = Need(lambda get: bool(get("push_to_hub")), "nothing is pushed: add push_to_hub: true")
@@ -97,17 +106,9 @@ NEEDS: dict[str, Need] = (
             lambda get: get("image_tower") is not None and get("init_from") is None and not takes_features(get),
             "they belong to an image_tower of timm: give it, without features and init_from",
         ),
-        "margin": Need(
-            lambda get: bool(losses(get) & {*MARGINS, None}),
-            f"only {', '.join(MARGINS)} have a margin: remove it, or choose one of them as loss_type",
-        ),
-        "temperature": Need(
-            lambda get: bool(losses(get) - {*WITHOUT_TEMPERATURE}),
-            f"{' and '.join(WITHOUT_TEMPERATURE)} have no temperature: remove it, or choose another loss_type",
-        ),
-        "logit_bias_init": Need(
-            lambda get: bool(losses(get) & {"siglip", None}), "only siglip has a bias: remove it"
-        ),
+        "margin": of_objectives("margin", "margin"),
+        "temperature": of_objectives("temperature", "temperature"),
+        "logit_bias_init": of_objectives("logit_bias", "bias"),
         "hard_negative_warmup_loss": Need(
             lambda get: get("hard_negative_warmup_epochs") > 0, "there is no warm-up: give hard_negative_warmup_epochs"
         ),

@@ -20,13 +20,13 @@ from hf_vse.data.pairs import PairDataset, StreamedPairs
 from hf_vse.data.sampler import PairBatchSampler
 from hf_vse.evaluation.evaluator import evaluate_retrieval
 from hf_vse.model.checkpoints_vse import SCALARS
+from hf_vse.model.losses_vse import OBJECTIVES, objective
 from hf_vse.model.modeling_vse import VSEModel, VSEOutput
 from hf_vse.model.processing_vse import VSEProcessor
 from hf_vse.objectives.execution import execute_loss
 from hf_vse.objectives.grad_cache import cached_loss, mini_batches
 from hf_vse.training.arguments import VSETrainingArguments
 from hf_vse.training.callbacks import (
-    WARMED_UP,
     BatchDiagnostics,
     CollapseAlarm,
     LimitedTemperature,
@@ -253,9 +253,10 @@ def first_batch(pairs: PairDataset | StreamedPairs, collate: Callable[[list], di
 
 
 def check_warmup(loss_type: str, args: VSETrainingArguments) -> None:
-    if args.hard_negative_warmup_epochs and loss_type not in WARMED_UP:
+    if args.hard_negative_warmup_epochs and not objective(loss_type).may_collapse:
+        known = ", ".join(name for name, each in OBJECTIVES.items() if each.may_collapse)
         raise ValueError(
-            f"hard_negative_warmup_epochs={args.hard_negative_warmup_epochs} is for {', '.join(WARMED_UP)}; "
+            f"hard_negative_warmup_epochs={args.hard_negative_warmup_epochs} is for {known}; "
             f"loss_type is {loss_type!r}: leave it at 0"
         )
 

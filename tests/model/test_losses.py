@@ -1,13 +1,11 @@
 """Every objective against a naive double loop in float64."""
 
 import math
-from typing import get_args
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from hf_vse.model.configuration_vse import LossType
 from hf_vse.model.losses_vse import OBJECTIVES, contrastive_loss
 
 TEMPERATURE, MARGIN, BIAS = 0.3, 0.2, -1.5
@@ -132,8 +130,13 @@ def test_low_temperature_does_not_overflow_in_half_precision():
     assert loss.isfinite()
 
 
-def test_table_and_literal_name_the_same_objectives():
-    assert set(OBJECTIVES) == set(get_args(LossType))
+@pytest.mark.parametrize("loss_type", OBJECTIVES)
+def test_settings_are_those_that_change_the_loss(loss_type):
+    images, texts = embeddings()
+    loss = contrastive_loss(images, texts, loss_type=loss_type, **options())
+    for name, value in options().items():
+        changed = contrastive_loss(images, texts, loss_type=loss_type, **(options() | {name: value + 0.1}))
+        assert (changed != loss) == (name in OBJECTIVES[loss_type].settings), name
 
 
 def test_bad_input_names_the_remedy():

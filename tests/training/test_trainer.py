@@ -14,7 +14,7 @@ from hf_vse.model.losses_vse import OBJECTIVES, contrastive_loss
 from hf_vse.model.modeling_vse import MAX_LOGIT_SCALE, VSEModel
 from hf_vse.model.processing_vse import VSEProcessor
 from hf_vse.training.arguments import VSETrainingArguments
-from hf_vse.training.callbacks import WARMED_UP, BatchDiagnostics, CollapseAlarm, indifferent_loss, separation
+from hf_vse.training.callbacks import BatchDiagnostics, CollapseAlarm, indifferent_loss, separation
 from hf_vse.training.trainer import VSETrainer, first_batch, unused_parameters
 from tests.conftest import make_feature_pairs, make_pairs
 from tests.faults.killing import SOAK
@@ -277,7 +277,7 @@ def test_a_model_whose_loss_rests_where_nothing_is_told_apart_raises_the_alarm_o
     stuck = alarms(watching(), [indifferent * (1 + 0.01 * (-1) ** step) for step in range(60)], caplog)
     assert len(stuck) == 1 and "step 210: the model does not learn: for 200 steps" in stuck[0]
     assert f"the loss is {1.01 * indifferent:.3g} where one that tells nothing apart has {indifferent:.3g}" in stuck[0]
-    assert ("hard_negative_warmup_epochs=1" in stuck[0]) == (loss_type in WARMED_UP)
+    assert ("hard_negative_warmup_epochs=1" in stuck[0]) == OBJECTIVES[loss_type].may_collapse
     # slow to leave it, and learning; then one that gets lost on the way
     healthy = [indifferent] * 15 + [indifferent * (0.97 - 0.01 * step) for step in range(40)]
     assert alarms(watching(), healthy, caplog) == []
