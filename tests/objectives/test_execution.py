@@ -5,9 +5,9 @@ import logging
 import pytest
 import torch
 
-from hf_vse.model.losses_vse import OBJECTIVES, Objective, nce
+from hf_vse.model.losses_vse import OBJECTIVES, Objective
 from hf_vse.objectives.execution import Execution, announce, choose_execution, execute_loss
-from tests.objectives.batches import Batch, assert_same
+from tests.objectives.batches import Batch, assert_same, squared
 
 CPU = torch.device("cpu")
 
@@ -26,7 +26,7 @@ def test_choice_depends_on_batch_and_objective(monkeypatch):
     monkeypatch.setattr("hf_vse.objectives.execution.why_not_fused", lambda device: "there is none")
     assert choose_execution(Execution(), "nce", 128, CPU) == ("dense", "the batch is small")
     assert choose_execution(Execution(), "nce", 8192, CPU) == ("streamed", "not fused: there is none")
-    monkeypatch.setitem(OBJECTIVES, "own", Objective(nce, "mean", "add"))
+    monkeypatch.setitem(OBJECTIVES, "own", Objective(squared))
     assert choose_execution(Execution(), "own", 8192, CPU)[0] == "chunked"
     for asked, loss_type, message in (
         (Execution("streamed"), "own", "'own' has no stream; use loss execution chunked or dense"),

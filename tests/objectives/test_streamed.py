@@ -4,10 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hf_vse.model.losses_vse import OBJECTIVES, Objective, contrastive_loss, nce
+from hf_vse.model.losses_vse import OBJECTIVES, Objective, contrastive_loss
 from hf_vse.objectives.gather import gathered_contrastive_loss
 from hf_vse.objectives.streamed import STREAMS, streamed_contrastive_loss
-from tests.objectives.batches import OPTIONS, Batch, assert_same
+from tests.objectives.batches import OPTIONS, Batch, assert_same, squared
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -31,10 +31,7 @@ def test_chunks_equal_dense_loss_and_gradient(loss_type, ids):
 
 
 def test_chunks_take_a_row_loss_of_ones_own(monkeypatch):
-    def squared(scores, positives, excluded, **options):
-        return nce(scores, positives, excluded, **options).square()
-
-    monkeypatch.setitem(OBJECTIVES, "squared", Objective(squared, "mean", "add"))
+    monkeypatch.setitem(OBJECTIVES, "squared", Objective(squared))
     batch = Batch(11)
     found = batch.loss_and_gradients(gathered_contrastive_loss, loss_type="squared", chunk_size=4)
     assert_same(found, batch.reference(loss_type="squared"))
