@@ -1,4 +1,4 @@
-"""One clear line for what a user can cause, a traceback for everything else."""
+"""User errors end in one clear line; bugs keep their traceback."""
 
 import errno
 import sys
@@ -7,23 +7,23 @@ from contextlib import contextmanager
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent
-# What a machine refuses, whichever library was writing; `None` stands for no number.
+# The remedy for errors of the operating system, whichever library hit them.
 OF_THE_MACHINE = {
-    errno.ENOSPC: "make room on the disk and repeat the command",
-    errno.EDQUOT: "make room on the disk and repeat the command",
-    errno.EROFS: "choose a place that may be written",
-    errno.EACCES: "choose a place that you may read and write",
-    errno.EPERM: "choose a place that you may read and write",
+    errno.ENOSPC: "free some disk space and repeat the command",
+    errno.EDQUOT: "free some disk space and repeat the command",
+    errno.EROFS: "choose a writable path",
+    errno.EACCES: "choose a path that you can read and write",
+    errno.EPERM: "choose a path that you can read and write",
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.EMFILE: "raise the limit of open files (ulimit -n), or use fewer --num_workers",
     errno.ENOMEM: "use a smaller batch or a machine with more memory",
 }
-FULL = "No space left on device"  # of writers that are no Python, which pass the text alone
+FULL = "No space left on device"  # native writers pass on only the text
 NO_MEMORY = ("can't allocate memory", "out of memory")
 
 
 def raised_here(error: BaseException) -> bool:
-    """Whether this package raised the error itself, with a message meant for people."""
+    """Whether this package raised the error itself, so that its message is meant for the user."""
     frame = error.__traceback__
     while frame is not None and frame.tb_next is not None:
         frame = frame.tb_next
@@ -31,7 +31,7 @@ def raised_here(error: BaseException) -> bool:
 
 
 def remedy_of_machine(error: BaseException) -> str | None:
-    """What to do where the machine, and no program, is at fault; None for anything else."""
+    """The remedy if the machine is at fault (disk, memory, permissions); None otherwise."""
     text = str(error)
     if isinstance(error, OSError) and error.errno in OF_THE_MACHINE:
         return OF_THE_MACHINE[error.errno]
@@ -43,7 +43,7 @@ def remedy_of_machine(error: BaseException) -> str | None:
 
 
 def refusal(error: BaseException) -> str | None:
-    """One line for what the package or the machine refused, which a person can mend; None for a fault of ours."""
+    """One line for an error that the user can fix; None for a bug in the package."""
     line = " ".join(str(error).split())
     if isinstance(error, ValueError | OSError | ImportError) and raised_here(error):
         return line
@@ -52,13 +52,13 @@ def refusal(error: BaseException) -> str | None:
 
 
 def is_refusal(error: BaseException) -> bool:
-    """Whether `refusal` has a line for it."""
+    """Whether the user can fix the error; see `refusal`."""
     return refusal(error) is not None
 
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Around a script: ends it with `error: ...` where the package refused its input."""
+    """Wraps a script: a user error ends it with the line `error: ...`."""
     try:
         yield
     except Exception as error:

@@ -30,15 +30,17 @@ def test_lines_end_with_a_line_feed_and_nothing_else(tmp_path):
 def test_what_is_no_text_is_said_with_its_place(tmp_path):
     path = tmp_path / "latin1.txt"
     path.write_bytes(b"caf\xe9")
-    with pytest.raises(ValueError, match=r"latin1.txt is no UTF-8 text \(byte 0xe9 at position 3\): save it as UTF-8"):
+    with pytest.raises(
+        ValueError, match=r"latin1.txt is not valid UTF-8 \(byte 0xe9 at position 3\): save it as UTF-8"
+    ):
         read_text(path)
 
 
 @pytest.mark.parametrize(
     ("text", "kind", "says"),
     [
-        ("", dict, "is no JSON"),
-        ("{", dict, "is no JSON"),
+        ("", dict, "is not valid JSON"),
+        ("{", dict, "is not valid JSON"),
         ("null", dict, "holds NoneType, not an object"),
         ("[1]", dict, "holds list, not an object"),
         ("{}", list, "holds dict, not a list"),
@@ -85,8 +87,8 @@ def test_outputs_are_checked_before_the_work(tmp_path):
         (tmp_path, "is a folder"),
         (tmp_path / "file" / "deep.json", "which is a file"),
         (tmp_path / ("x" * 300), "cannot be used"),
-        ("a\0b", "no name"),
-        (" ", "no name"),
+        ("a\0b", "is not a valid file name"),
+        (" ", "is not a valid file name"),
         ("~nobody-of-that-name/x", "no such user"),
     ):
         with pytest.raises(OSError, match=f"^--output .*{says}"):
@@ -100,7 +102,7 @@ def test_outputs_are_checked_before_the_work(tmp_path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc is no place to write on Linux")
 def test_a_folder_that_takes_no_files_is_found_before_the_work():
-    with pytest.raises(OSError, match="^--output .*(may not be written|MB free)"):
+    with pytest.raises(OSError, match="^--output .*(is not writable|MB free)"):
         check_output_file("--output", "/proc/none.json")
 
 
@@ -120,7 +122,7 @@ def test_names_that_lead_out_of_a_folder_are_refused(tmp_path, name):
 
 def test_a_fault_of_the_machine_is_one_line_whoever_met_it():
     full = OSError(28, "No space left on device", "x.json")
-    assert refusal(full).endswith("make room on the disk and repeat the command")
+    assert refusal(full).endswith("free some disk space and repeat the command")
     assert "smaller batch" in refusal(MemoryError())
     assert "smaller batch" in refusal(RuntimeError("DefaultCPUAllocator: can't allocate memory"))
     assert refusal(RuntimeError("shapes differ")) is None and refusal(OSError(2, "no such file")) is None
@@ -129,7 +131,7 @@ def test_a_fault_of_the_machine_is_one_line_whoever_met_it():
 def test_a_fault_of_ours_keeps_its_traceback():
     with pytest.raises(ValueError) as refused:
         parse_json("{", "x.json")
-    assert refusal(refused.value).startswith("x.json is no JSON")
+    assert refusal(refused.value).startswith("x.json is not valid JSON")
     with pytest.raises(ValueError) as broken:
         json.loads("{")
     assert refusal(broken.value) is None

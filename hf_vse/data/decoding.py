@@ -1,9 +1,9 @@
-"""One photograph out of a file: which formats are read, how large it may be, and what its numbers mean.
+"""Decodes one image file: the accepted formats, the size limits, and the range of the pixel values.
 
-Formats are named, because Pillow would hand others to programs beside it (PostScript to Ghostscript). Size is limited
-by what has to be held, not by what a file weighs: a PNG of 200 kB can be 500 MB of pixels, and a strip of one pixel by
-60,000 becomes 9 GB when its shorter side is brought to 224. Pixels of more than eight bits are brought to eight by
-the range that their format has, or refused where it does not say.
+Only listed formats are read, because Pillow runs external programs for others (Ghostscript for PostScript). The limit
+is on pixels, not on file size: a 200 kB PNG can decode to 500 MB, and a strip of 1 x 60,000 pixels grows to 9 GB when
+its shorter side is resized to 224. Pixels with more than eight bits are scaled to eight by the range of their format;
+if that range is unknown, the image is rejected.
 """
 
 import logging
@@ -23,14 +23,14 @@ import PIL.ImageOps
 logger = logging.getLogger(__name__)
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", *(["AVIF"] if PIL.features.check("avif") else []))
-MAX_PIXELS = 90_000_000  # decoded at once: 270 MB as RGB; of a larger JPEG a half, a quarter or an eighth is decoded
-MAX_ASPECT = 100  # longer side by shorter
-SPARE = 4  # a photograph is shrunk early to this many times the side that is needed, so that the filter sees enough
-PIXELS_IN_FLIGHT = 32_000_000  # decoded photographs that wait for the image processor together: 96 MB
-DRAFTS = (1, 2, 4, 8)  # what a JPEG can be divided by while it is decoded
-BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # of TIFF
-ORIENTATION = 0x0112  # of EXIF
-# How files begin that people take for photographs and that are not read.
+MAX_PIXELS = 90_000_000  # decoded at once: 270 MB as RGB; a larger JPEG is decoded at 1/2, 1/4 or 1/8 of its size
+MAX_ASPECT = 100  # longer side / shorter side
+SPARE = 4  # early shrinking keeps this multiple of the needed side, so that the final resize filter has enough pixels
+PIXELS_IN_FLIGHT = 32_000_000  # decoded pixels waiting for the image processor: 96 MB
+DRAFTS = (1, 2, 4, 8)  # divisors that a JPEG decoder offers
+BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # TIFF tags and a value
+ORIENTATION = 0x0112  # EXIF tag
+# First bytes of unsupported formats that users may mistake for images.
 NOT_READ = {
     b"%!PS": "PostScript",
     b"\xc5\xd0\xd3\xc6": "PostScript",
@@ -44,29 +44,29 @@ NOT_READ = {
 }
 HEIF = (b"heic", b"heix", b"hevc", b"mif1", b"msf1", b"avif", b"avis")
 
-_said: set[tuple[str, int]] = set()  # so that a folder of such images is told of once
+_said: set[tuple[str, int]] = set()  # (mode, white) pairs already warned about
 
-# What Pillow warns of from 89 million pixels on is refused here, or decoded smaller.
+# Pillow warns above 89 million pixels; this module rejects such images or decodes them smaller.
 warnings.filterwarnings("ignore", category=PIL.Image.DecompressionBombWarning)
 
 
 class BrokenImageError(ValueError):
-    """An image that cannot be opened or decoded; the message is one line with the file and the reason."""
+    """An image cannot be opened or decoded; the message is one line with the file and the reason."""
 
 
 def decode_image(value: Any, name: str = "image", needed: int | None = None) -> PIL.Image.Image:
-    """The image as RGB, turned upright as its EXIF orientation says. Transparency is left out, as in most data sets.
+    """The image as RGB, rotated upright by its EXIF orientation. Transparency is dropped, as in most data sets.
 
     Args:
         value: `{"bytes": ..., "path": ...}` as a column of `datasets.Image(decode=False)` gives it, a path or URL, or
             a PIL image.
-        name: what to call the image in an error when it has no path.
-        needed: length in pixels to which the shorter side will be brought. A photograph that is eight times as large
-            or larger is shrunk while it is read, to not less than four times this; any other stays as it is.
+        name: name for error messages if the image has no path.
+        needed: length in pixels that the shorter side will be resized to. An image of at least eight times this size
+            is shrunk while it is read, to no less than four times this size; any other image keeps its size.
 
     Raises:
-        BrokenImageError: missing or empty file, truncated or unknown data, too many pixels, a strip, or pixels whose
-            range nobody can know.
+        BrokenImageError: missing or empty file, truncated or unknown data, too many pixels, extreme aspect ratio, or
+            pixel values of unknown range.
     """
     path, data = path_and_bytes(value)
     name = path or name
@@ -88,7 +88,7 @@ def path_and_bytes(value: Any) -> tuple[str | None, bytes | None]:
 
 
 def open_file(path: str | None, data: bytes | None = None) -> BinaryIO:
-    """The content of an image: bytes, a regular file, or what a streamed data set refers to in an archive."""
+    """Opens the content of an image: bytes, a regular file, or a URL, such as a file inside a streamed archive."""
     if data is not None:
         if not data:
             raise ValueError("0 bytes")
@@ -97,16 +97,16 @@ def open_file(path: str | None, data: bytes | None = None) -> BinaryIO:
         raise ValueError("neither bytes nor a path")
     if "://" in path:
         return fsspec.open(path, "rb").open()
-    if not stat.S_ISREG(Path(path).stat().st_mode):  # a named pipe would wait for ever
-        raise ValueError("no regular file")
+    if not stat.S_ISREG(Path(path).stat().st_mode):  # a named pipe would block forever
+        raise ValueError("not a regular file")
     return open(path, "rb")
 
 
 def open_image(file: BinaryIO) -> PIL.Image.Image:
-    """The header of an image of one of `FORMATS`; its pixels are not decoded yet.
+    """Opens the header of an image in one of `FORMATS`; the pixels are not decoded yet.
 
     Raises:
-        ValueError: another format, or more pixels than can be decoded.
+        ValueError: another format, too many pixels, or an extreme aspect ratio.
     """
     try:
         image = PIL.Image.open(file, formats=FORMATS)
@@ -122,12 +122,12 @@ def unknown_format(head: bytes) -> str:
     if head[4:8] == b"ftyp" and head[8:12] in HEIF:
         found = "AVIF" if head[8:12].startswith(b"avi") else "HEIC"
     if found is None:
-        return "not an image, or of an unknown format"
-    return f"not an image that is read but {found}: convert it to JPEG or PNG"
+        return "not an image, or an unknown format"
+    return f"{found} is not supported: convert it to JPEG or PNG"
 
 
 def check_extent(image: PIL.Image.Image) -> None:
-    """Raises ValueError for a strip, and for more pixels than may be held even after a JPEG was shrunk."""
+    """Raises ValueError for an extreme aspect ratio, or too many pixels even after JPEG shrinking."""
     width, height = image.size
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise ValueError(f"{width:,} x {height:,} pixels, more than {MAX_ASPECT} times as long as wide")
@@ -136,14 +136,14 @@ def check_extent(image: PIL.Image.Image) -> None:
 
 
 def smallest_draft(image: PIL.Image.Image) -> int | None:
-    """The smallest divisor with which few enough pixels are decoded; None if there is none."""
+    """The smallest divisor that keeps the decoded image within `MAX_PIXELS`; None if there is none."""
     width, height = image.size
     possible = DRAFTS if image.format in ("JPEG", "MPO") else DRAFTS[:1]
     return next((each for each in possible if (width // each) * (height // each) <= MAX_PIXELS), None)
 
 
 def finish(image: PIL.Image.Image, name: str, needed: int | None) -> PIL.Image.Image:
-    """The opened image decoded, upright, in RGB, and not much larger than needed."""
+    """Decodes an opened image: upright, RGB, and not much larger than needed."""
     check_extent(image)
     side = needed and SPARE * needed
     shrink = max(smallest_draft(image) or 1, min(image.size) // side if side else 1)
@@ -161,14 +161,14 @@ def finish(image: PIL.Image.Image, name: str, needed: int | None) -> PIL.Image.I
 def upright(image: PIL.Image.Image) -> PIL.Image.Image:
     try:
         return image if image.getexif().get(ORIENTATION, 1) == 1 else PIL.ImageOps.exif_transpose(image)
-    except Exception:  # damaged metadata around sound pixels
+    except Exception:  # damaged metadata, intact pixels
         return image
 
 
 def eight_bits(image: PIL.Image.Image, name: str) -> PIL.Image.Image:
-    """A picture of 12, 16 or 32 bits in 0 to 255."""
+    """Scales an image with 12, 16 or 32 bits per pixel to the range 0 to 255."""
     values = np.asarray(image)
-    tags = getattr(image, "tag_v2", {})  # of a TIFF
+    tags = getattr(image, "tag_v2", {})  # TIFF only
     white = white_of(image, values, tags.get(BITS_PER_SAMPLE, (16,))[0], name)
     scaled = np.rint(values * np.float32(255 / white))
     if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:
@@ -177,20 +177,20 @@ def eight_bits(image: PIL.Image.Image, name: str) -> PIL.Image.Image:
 
 
 def white_of(image: PIL.Image.Image, values: np.ndarray, bits: int, name: str) -> int:
-    """The number that is white: by the format where that says it, else by the range in which all numbers lie."""
+    """The pixel value of white: given by the format, or else guessed from the range of the values."""
     if image.mode.startswith("I;16"):
         return 2**bits - 1
-    if image.mode == "I" and image.format in ("PNG", "PPM"):  # which Pillow has brought to 16 bits
+    if image.mode == "I" and image.format in ("PNG", "PPM"):  # Pillow scales these to 16 bits
         return 2**16 - 1
     low, high = float(values.min()), float(values.max())
     ranges = [1, 255, 65535] if image.mode == "F" else [255, 65535]
-    if not low >= 0 or not high <= ranges[-1]:  # also where one is not a number
+    if not low >= 0 or not high <= ranges[-1]:  # `not` also catches nan
         kind = "float" if image.mode == "F" else "32-bit"
         raise ValueError(f"{kind} pixels from {low:g} to {high:g}: save it with 8 or 16 bits, black at 0")
     white = next(each for each in ranges if high <= each)
     if (image.mode, white) not in _said:
         _said.add((image.mode, white))
-        logger.warning("%s: its numbers, and others like these, are read as 0 (black) to %d (white)", name, white)
+        logger.warning("%s: pixel values of this and similar images are read as 0 (black) to %d (white)", name, white)
     return white
 
 
@@ -204,7 +204,7 @@ def reason_of(error: Exception) -> str:
 
 
 def groups_in_flight(images: Iterable[PIL.Image.Image | None]) -> Iterator[list[PIL.Image.Image | None]]:
-    """Consecutive images, decoded one after the other, in groups of `PIXELS_IN_FLIGHT` at most (or of one image)."""
+    """Splits images, in order, into groups of at most `PIXELS_IN_FLIGHT` pixels (or of one image)."""
     group: list[PIL.Image.Image | None] = []
     pixels = 0
     for image in images:

@@ -1,7 +1,7 @@
-"""Backbone outputs computed once: an array on disk takes the place of the images.
+"""Precomputed features: an array of backbone outputs on disk replaces the images.
 
-A frozen backbone gives the same output in every epoch, so it is computed once. The array may be larger than the
-memory: it stays memory-mapped, and the Arrow column `image_features` is laid over it without a copy. Its shape is
+A frozen backbone gives the same output in every epoch, so its output is computed once. The array may be larger than
+memory: it stays memory-mapped, and the Arrow column `image_features` is a view of it without a copy. Its shape is
 (images, dim) or (images, regions, dim). The `*_precomp` folders of VSE++ (Faghri et al., BMVC 2018) and SCAN (Lee et
 al., ECCV 2018) are read the same way.
 """
@@ -26,14 +26,14 @@ from hf_vse.files import read_text
 
 logger = logging.getLogger(__name__)
 
-STORED = b"stored_in"  # in the metadata of a column: where its values lie
+STORED = b"stored_in"  # metadata key of a column: the files that hold its values
 _SAFETENSORS_TYPES = {"F16": np.float16, "F32": np.float32, "BF16": np.uint16}
 _PRECOMP_SPLITS = {"train": "train", "dev": "validation", "test": "test", "testall": "testall"}
 _CAPTIONS_PER_IMAGE = 5
 _SAMPLED_ROWS = 1000
-_SAMPLED_BYTES = 2**25  # so that a fingerprint of region features does not read for a minute
+_SAMPLED_BYTES = 2**25  # limits how much a fingerprint of region features reads
 _CHUNK_BYTES = 2**24
-_PROGRESS_FROM = 2**32  # bytes; fewer are checked in a few seconds
+_PROGRESS_FROM = 2**32  # bytes; smaller arrays take only a few seconds to check
 
 
 def read_array(path: str | Path, key: str = "features") -> np.ndarray:
@@ -43,11 +43,11 @@ def read_array(path: str | Path, key: str = "features") -> np.ndarray:
         key: name of the tensor in a .safetensors file; a file with one tensor needs no name.
 
     Returns:
-        (images, dim) or (images, regions, dim), row i being the output for image i.
+        (images, dim) or (images, regions, dim); row i belongs to image i.
 
     Raises:
-        OSError, ValueError: no such file, another kind, or a number in it that is none. All are looked at, at about
-            one GB a second.
+        OSError, ValueError: the file does not exist, has another format, or holds nan or inf. All values are checked,
+            at about 1 GB/s.
     """
     path = Path(path)
     if not path.is_file():
@@ -69,12 +69,12 @@ def read_array(path: str | Path, key: str = "features") -> np.ndarray:
 def _read_npy(path: Path) -> np.ndarray:
     try:
         return np.lib.format.open_memmap(path, mode="r")
-    except Exception as error:  # its header is Python, which fails in many ways
-        raise ValueError(f"{path} is no complete .npy array: {str(error):.200}") from error
+    except Exception as error:  # the header is a Python literal, which can fail in many ways
+        raise ValueError(f"{path} is not a complete .npy array: {str(error):.200}") from error
 
 
 def _read_safetensors(path: Path, key: str) -> np.ndarray:
-    """The tensor as a memory map; the library itself would read all of it. Format: length, JSON header, data."""
+    """The tensor as a memory map (safetensors would read all of it). File format: length, JSON header, data."""
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -90,7 +90,7 @@ def _read_safetensors(path: Path, key: str) -> np.ndarray:
             raise ValueError(f"tensor {name!r} is {entry['dtype']}: save the features as float16 or float32")
         dtype, (begin, end) = np.dtype(_SAFETENSORS_TYPES[entry["dtype"]]), entry["data_offsets"]
         if not 0 <= begin <= end or end - begin != math.prod(entry["shape"]) * dtype.itemsize:
-            raise ValueError(f"tensor {name!r} of shape {entry['shape']} does not lie at {entry['data_offsets']}")
+            raise ValueError(f"tensor {name!r} of shape {entry['shape']} does not fit {entry['data_offsets']}")
         array = np.memmap(path, dtype, mode="r", offset=8 + length + begin, shape=tuple(entry["shape"]))
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, OSError) as error:
         raise ValueError(f"cannot read features from {path}: {str(error):.200}") from error
@@ -100,13 +100,13 @@ def _read_safetensors(path: Path, key: str) -> np.ndarray:
 
 
 def _sample_rows(array: np.ndarray, most: int = _SAMPLED_ROWS) -> np.ndarray:
-    """Indices of the first, the last and evenly spaced rows between them."""
+    """Indices of the first row, the last row, and evenly spaced rows between them."""
     most = min(most, len(array), max(2, _SAMPLED_BYTES // array[0].nbytes))
     return np.unique(np.linspace(0, len(array) - 1, most).astype(np.int64))
 
 
 def _check_finite(array: np.ndarray, path: Path) -> None:
-    """All rows, a chunk at a time: a single one that is no number ends a training hours later, or spoils a gallery."""
+    """Checks all rows, chunk by chunk: one nan would stop training hours later or corrupt a gallery."""
     step = max(1, _CHUNK_BYTES // array[0].nbytes)
     for start in tqdm(range(0, len(array), step), "checking features", disable=array.nbytes < _PROGRESS_FROM or None):
         chunk = array[start : start + step]
@@ -119,7 +119,7 @@ def _check_finite(array: np.ndarray, path: Path) -> None:
 
 
 def _all_finite(chunk: np.ndarray) -> bool:
-    if chunk.dtype == np.float16:  # by its bits, five times as fast
+    if chunk.dtype == np.float16:  # comparing the bits is five times as fast
         return int((chunk.view(np.uint16) & 0x7FFF).max()) < 0x7C00
     return bool(np.isfinite(chunk).all())
 
@@ -130,9 +130,9 @@ def features_dataset(
     captions: Sequence[Sequence[str]],
     caption_ids: Sequence[Sequence[int]],
 ) -> Dataset:
-    """A data set whose column `image_features` lies over `array` without a copy.
+    """A data set whose column `image_features` is a view of `array`, without a copy.
 
-    Under `with_format("numpy")` a row is (dim,) or (regions, dim) in float32, also where the array is float16.
+    With `with_format("numpy")` a row is (dim,) or (regions, dim) in float32, even if the array is float16.
     """
     lengths = {"image_ids": len(image_ids), "captions": len(captions), "caption_ids": len(caption_ids)}
     for what, length in lengths.items():
@@ -150,7 +150,7 @@ def features_dataset(
     # Without a fingerprint `datasets` would pickle and hash the whole array.
     table = pa.table(columns)
     schema = table.schema
-    if isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap):  # the whole map, not a part of one
+    if isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap):  # the whole memory map, not a slice of it
         file = {"path": str(array.filename), "offset": array.offset, "dtype": array.dtype.str, "shape": array.shape}
         schema = schema.set(0, stored_field(schema.field(0), [file]))
     table = pa.Table.from_arrays(table.columns, schema=schema)
@@ -158,16 +158,16 @@ def features_dataset(
 
 
 def stored_field(field: pa.Field, files: list[dict]) -> pa.Field:
-    """A column that knows the files its values are mapped from, in order.
+    """The column with the list of files, in order, that its values are memory-mapped from in its metadata.
 
     Args:
-        files: `path` of an Arrow file with a column of that name; or of any file, with `offset`, `dtype` and `shape`.
+        files: `path` of an Arrow file that has this column; or `path`, `offset`, `dtype` and `shape` of a raw array.
     """
     return field.with_metadata({STORED: json.dumps(files)})
 
 
 def stored_chunks(name: str, files: list[dict]) -> list[pa.Array | np.ndarray]:
-    """The chunks of a column, mapped from its files."""
+    """The chunks of a column, memory-mapped from its files."""
     chunks = []
     for file in files:
         if "shape" in file:
@@ -178,8 +178,10 @@ def stored_chunks(name: str, files: list[dict]) -> list[pa.Array | np.ndarray]:
 
 
 class FeatureRows:
-    """A column of features as NumPy rows, memory-mapped where the column is, a hundred times faster than through
-    `datasets`. `rows[i]` is (dim,) or (regions, dim) in float32; of `caption_features`, (captions, dim)."""
+    """A feature column as NumPy rows, a hundred times faster than through `datasets`; stays memory-mapped.
+
+    `rows[i]` is (dim,) or (regions, dim) in float32; for `caption_features` it is (captions, dim).
+    """
 
     def __init__(self, dataset: Dataset, name: str):
         self.name = name
@@ -187,11 +189,11 @@ class FeatureRows:
         self.files: list[dict] | None = None if stored is None else json.loads(stored)
         self.chunks = [_feature_values(chunk) for chunk in dataset.data.column(name).chunks if len(chunk)]
         self.starts = np.cumsum([0] + [len(starts) - 1 for starts, _ in self.chunks])
-        indices = dataset._indices  # of a data set that was selected from or shuffled
+        indices = dataset._indices  # set after `select` or `shuffle`
         self.rows = None if indices is None else indices.column(0).to_numpy().astype(np.int64)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a worker process that is spawned gets: names of files, where the values are mapped from files."""
+        """A spawned worker process gets file names instead of values if the values are memory-mapped."""
         return vars(self) if self.files is None else vars(self) | {"chunks": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -214,7 +216,7 @@ class FeatureRows:
 
 
 def _feature_values(chunk: pa.Array | np.ndarray) -> tuple[range | np.ndarray, np.ndarray]:
-    """Where each row of a column begins, and its values without a copy; a range where a row is one value."""
+    """The start of each row and the values, without a copy; the starts are a range if each row is one value."""
     if isinstance(chunk, np.ndarray):
         return range(len(chunk) + 1), chunk
     starts: range | np.ndarray = range(len(chunk) + 1)
@@ -238,16 +240,17 @@ def _fingerprint(array: np.ndarray, *columns: Sequence) -> str:
 
 
 def load_precomp(data_dir: str | Path) -> DatasetDict:
-    """A VSE++ / SCAN folder: `{train,dev,test,testall}_ims.npy` with `_caps.txt`, one caption a line.
+    """A VSE++ / SCAN folder: `{train,dev,test,testall}_ims.npy` with `_caps.txt`, one caption per line.
 
-    There is one image row per image (five captions each), or one per caption: every image repeated five times or, if
-    five such rows differ, one-to-one pairs. dev becomes `validation`.
+    The array has one row per image (five captions each) or one row per caption. In the second case every image is
+    repeated five times, or, if those five rows differ, rows and captions are one-to-one pairs. dev becomes
+    `validation`.
     """
     data_dir = Path(data_dir)
     present = [name for name in _PRECOMP_SPLITS if (data_dir / f"{name}_ims.npy").is_file()]
     if not present:
         names = ", ".join(f"{name}_ims.npy" for name in _PRECOMP_SPLITS)
-        raise FileNotFoundError(f"data_dir={str(data_dir)!r} has none of {names}: give the folder that does")
+        raise FileNotFoundError(f"data_dir={str(data_dir)!r} has none of {names}: give the folder that contains them")
     return DatasetDict({_PRECOMP_SPLITS[name]: _precomp_split(data_dir, name) for name in present})
 
 
@@ -255,7 +258,7 @@ def _precomp_split(data_dir: Path, name: str) -> Dataset:
     array = read_array(data_dir / f"{name}_ims.npy")
     caps_file = data_dir / f"{name}_caps.txt"
     if not caps_file.is_file():
-        raise FileNotFoundError(f"{caps_file} does not exist: it must hold the captions of {name}_ims.npy, one a line")
+        raise FileNotFoundError(f"{caps_file} does not exist: it must hold the captions of {name}_ims.npy")
     lines = [line.strip() for line in read_text(caps_file).removesuffix("\n").split("\n")]
     rows, per_row = _image_rows(array, len(lines), caps_file)
     captions: list[list[str]] = [[] for _ in range(len(array))]
@@ -270,13 +273,13 @@ def _precomp_split(data_dir: Path, name: str) -> Dataset:
     report_repeated(str(caps_file), captions, [])
     kept = [row for row in rows if captions[row]]
     if not kept:
-        raise ValueError(f"{caps_file} holds no caption: give the captions of {name}_ims.npy, one a line")
+        raise ValueError(f"{caps_file} holds no captions: give the captions of {name}_ims.npy, one per line")
     whole = features_dataset(array, list(range(len(array))), captions, caption_ids)
     return whole if len(kept) == len(array) else whole.select(kept)
 
 
 def _image_rows(array: np.ndarray, num_captions: int, caps_file: Path) -> tuple[range, int]:
-    """The rows of `array` that stand for one image each, and how many lines of captions every such row has."""
+    """The rows of `array` with different images, and the number of caption lines per such row."""
     if num_captions == _CAPTIONS_PER_IMAGE * len(array):
         return range(len(array)), _CAPTIONS_PER_IMAGE
     if num_captions != len(array):

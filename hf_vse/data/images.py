@@ -1,9 +1,9 @@
-"""Living with the few photographs of a collection that are broken; `decoding.py` reads one.
+"""Handles broken images in a data set; `decoding.py` reads a single image.
 
-A collection of 100,000 photographs nearly always holds a truncated, empty or missing one; it should neither end the
-run nor go unnoticed. Two defences: `find_broken_images` and `find_broken_rows` look before a run without decoding what
-is sound, and `BrokenImages` counts during the run what fails to decode and stops it only when that is more than a
-small share.
+A collection of 100,000 images nearly always has a truncated, empty or missing one. It should neither stop the run nor
+go unnoticed. Before a run, `find_broken_images` and `find_broken_rows` find broken images without decoding the intact
+ones. During the run, `BrokenImages` counts images that fail to decode and stops the run only if their share is too
+large.
 """
 
 import logging
@@ -34,27 +34,27 @@ from hf_vse.data.schema import IMAGE
 
 logger = logging.getLogger(__name__)
 
-# How a complete file of the common formats ends. Cameras and editors append padding, so the tail is searched.
+# End marks of complete files. Cameras and editors append padding, so the whole tail is searched.
 _END_MARKS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}
 _TAIL_BYTES = 1024
-_PROGRESS_FROM = 2000  # files; fewer are checked in about a second
-_LARGE = Lock()  # held while one of the threads decodes a large photograph
+_PROGRESS_FROM = 2000  # files; fewer take about a second to check
+_LARGE = Lock()  # held while a thread decodes a large image
 
 
 def find_broken_images(paths: Iterable[str | Path], workers: int = 8) -> dict[str | Path, str]:
-    """Broken files among `paths` and why, found without decoding the sound ones.
+    """Broken files among `paths` with the reason, found without decoding intact JPEG and PNG files.
 
-    A file is sound if its header opens and, for JPEG and PNG, its last bytes hold the end-of-image mark; a file
-    without the mark, or of a format that has none, is decoded to be sure. Above 2,000 files a progress bar appears.
+    A JPEG or PNG is intact if its header opens and its last bytes hold the end-of-image mark. A file without the mark,
+    or in another format, is decoded to be sure. Above 2,000 files a progress bar appears.
     """
     return _find_broken({path: path for path in paths}, workers)
 
 
 def _find_broken(values: Mapping[Any, str | Path | pa.Buffer], workers: int = 8) -> dict[Any, str]:
-    """The keys of the broken ones among files and contents, and why."""
+    """The keys of the broken files or contents, with the reason."""
     with ThreadPoolExecutor(workers) as pool:
         reasons = pool.map(_why_broken, values.values())
-        silent = {"disable": True} if len(values) <= _PROGRESS_FROM else {}  # else as TQDM_DISABLE says
+        silent = {"disable": True} if len(values) <= _PROGRESS_FROM else {}  # otherwise TQDM_DISABLE decides
         shown = tqdm(reasons, "checking images", total=len(values), **silent)
         return {key: reason for key, reason in zip(values, shown, strict=True) if reason}
 
@@ -76,12 +76,12 @@ def _why_broken(value: str | Path | pa.Buffer) -> str | None:
 
 
 def _opened(value: str | Path | pa.Buffer) -> BinaryIO:
-    """Without a copy: of the content of a data set on disk only what is looked at is read."""
+    """Opens without a copy: only the bytes that are read are loaded from a memory-mapped data set."""
     return pa.BufferReader(value) if isinstance(value, pa.Buffer) else open_file(str(value))
 
 
 def why_unreadable(value: Any) -> str | None:
-    """Why an image cannot be decoded to its end, None where it can. Threads may call it: large ones take turns."""
+    """Why an image cannot be fully decoded; None if it can. Thread-safe: large images are decoded one at a time."""
     try:
         with open_file(*path_and_bytes(value)) as file:
             width, height = open_image(file).size
@@ -95,9 +95,10 @@ def why_unreadable(value: Any) -> str | None:
 
 
 def check_broken_share(broken: Mapping[str | Path, str], total: int, max_share: float) -> None:
-    """One warning line that the files in `broken` (file -> reason) are left out, or ValueError if they are too many.
+    """Warns in one line that the files in `broken` (file -> reason) are left out.
 
-    Too many is more than `max_share` of the `total` number of images.
+    Raises:
+        ValueError: they are more than `max_share` of the `total` number of images.
     """
     if not broken:
         return
@@ -110,18 +111,18 @@ def check_broken_share(broken: Mapping[str | Path, str], total: int, max_share: 
 
 
 def stored_images(images: Dataset) -> Iterator[tuple[str | None, pa.Buffer | None]]:
-    """Of every row of an image column its path and its bytes, where the data set holds them; reads no image."""
+    """The path and the bytes of each row of an image column, or None where the data set has none; opens no file."""
     for chunk in images.with_format("arrow")[:][IMAGE].chunks:
         names = [field.name for field in chunk.type]
-        fields = dict(zip(names, chunk.flatten(), strict=True))  # null where the row is
+        fields = dict(zip(names, chunk.flatten(), strict=True))  # null if the row is null
         for path, content in zip(fields["path"].to_pylist(), fields["bytes"], strict=True):
             yield path, content.as_buffer() if content.is_valid else None
 
 
 def find_broken_rows(images: Dataset, max_share: float) -> dict[int, str]:
-    """Rows of the column `image` without an image or with a missing or broken one, and why; see `check_broken_share`.
+    """Rows of the column `image` that are empty, missing or broken, with the reason; see `check_broken_share`.
 
-    What lies elsewhere, at an address, is looked at when it is decoded.
+    URLs are not checked here; they fail when they are decoded.
     """
     if IMAGE not in images.column_names:  # precomputed features
         return {}
@@ -141,10 +142,10 @@ def find_broken_rows(images: Dataset, max_share: float) -> dict[int, str]:
 
 
 def image_keys(images: Dataset) -> list[Hashable]:
-    """For every row of the column `image` a key that only rows with the same image share; None where none does.
+    """A key per row of the column `image`: equal keys mean the same image; None means that no other row has it.
 
-    A path alone does not do: images stored in the data set may all be called "image.jpg", or nothing. Of those that
-    have path, length and both ends in common all bytes are compared.
+    The path alone is not enough: images stored in the data set may all be called "image.jpg", or have no name. Rows
+    with equal path, length, first bytes and last bytes are compared by all their bytes.
     """
     if IMAGE not in images.column_names:
         return [None] * len(images)
@@ -163,11 +164,11 @@ def _ends(content: pa.Buffer) -> tuple[bytes, bytes]:
 
 
 class BrokenImages:
-    """Counts images that failed to decode during a run and stops it when they are too many.
+    """Counts images that fail to decode during a run and stops the run if there are too many.
 
     Args:
-        max_share: the share of broken images that is tolerated.
-        min_seen: images to see before judging, so that one broken file among the first ten stops nothing.
+        max_share: tolerated share of broken images.
+        min_seen: images to see before the share is checked, so that one bad file among the first ten is no error.
     """
 
     def __init__(self, max_share: float = 0.01, min_seen: int = 100):
@@ -181,12 +182,12 @@ class BrokenImages:
         self._reported: set[str] = set()
 
     def seen_good(self) -> None:
-        """Count an image that was decoded."""
+        """Counts a decoded image."""
         self.seen += 1
         self._check()
 
     def seen_broken(self, error: BrokenImageError) -> None:
-        """Count an image that was not, warn once per file, and raise ValueError if there are too many."""
+        """Counts a broken image, warns once per file, and raises ValueError if there are too many."""
         self.seen += 1
         self.broken += 1
         self._last = str(error)

@@ -141,7 +141,7 @@ IN_FOLDER: dict[str, tuple[Callable, str]] = {
     "captions an object": (lambda tensors, place: (place / "captions.json").write_text("{}"), "captions.json"),
     "captions of numbers": (lambda tensors, place: (place / "captions.json").write_text("[1,2,3,4,5]"), "no text"),
     "captions in latin-1": (
-        lambda tensors, place: (place / "captions.txt").write_bytes(b"caf\xe9\n" * 5), "captions.txt is no UTF-8"
+        lambda tensors, place: (place / "captions.txt").write_bytes(b"caf\xe9\n" * 5), "is not valid UTF-8"
     ),
     "too few captions": (lambda tensors, place: (place / "captions.txt").write_text("one\n"), "captions has 1 entr"),
     "ids nested": (lambda tensors, place: (place / "image_ids.json").write_text("[[1], [2, 3]]"), "image_ids"),
@@ -166,12 +166,12 @@ def foreign_folder(folder: Path) -> str:
 PLACES = {
     "embeddings a file": (evaluate, "--embeddings", lambda folder: a_file(folder, "f"), "embeddings .* is a file"),
     "embeddings under a file": (
-        evaluate, "--embeddings", lambda folder: a_file(folder, "f") + "/x", "embeddings .* lies under .* a file"
+        evaluate, "--embeddings", lambda folder: a_file(folder, "f") + "/x", "embeddings .* is below .* a file"
     ),
-    "embeddings without a name": (evaluate, "--embeddings", lambda folder: "\0", "embeddings .* is no name"),
+    "embeddings without a name": (evaluate, "--embeddings", lambda folder: "\0", "embeddings .* is not a valid file"),
     "features a file": (features, "--output", lambda folder: a_file(folder, "f"), "--output .* is a file"),
     "features under a file": (
-        features, "--output", lambda folder: a_file(folder, "f") + "/x", "--output .* lies under .* a file"
+        features, "--output", lambda folder: a_file(folder, "f") + "/x", "--output .* is below .* a file"
     ),
     "features in a folder of somebody": (features, "--output", foreign_folder, "holds other things than features"),
 }  # fmt: skip

@@ -63,14 +63,14 @@ OUTPUTS = {
     "nothing": ("", "", "is a folder"),
     "blank": ("", " ", "no name"),
     "too long": ("", "n" * 300, "too long"),
-    "in /proc": ("", "/proc/numbers.json", "MB free|may not be written"),
+    "in /proc": ("", "/proc/numbers.json", "MB free|is not writable"),
 }
 FOLDERS = {
     "is a file": ("taken", "taken", "is a file"),
     "under a file": ("taken", "taken/deep", "is a file"),
     "nothing": ("", "", "no name|is there|other files|folder"),
     "too long": ("", "n" * 300, "too long"),
-    "in /proc": ("", "/proc/folder", "MB free|may not be written"),
+    "in /proc": ("", "/proc/folder", "MB free|is not writable"),
 }
 
 
@@ -239,7 +239,7 @@ def foil_cases() -> list[Case]:
         Case(
             f"evaluate/vg_relation {field} {value!r:.20}",
             foils("vg_relation", [ARO | {field: value}]),
-            rf"{field}|the box|leads out|no name of a file|nowhere\.png",
+            rf"{field}|the box|points outside|give the name of a file|nowhere\.png",
         )
         for field, values in fields.items()
         for value in values
@@ -248,7 +248,7 @@ def foil_cases() -> list[Case]:
         Case(
             f"evaluate/winoground {field} {value!r:.20}",
             foils("winoground", WINO | {field: value}),
-            rf"{field}|leads out|nowhere",
+            rf"{field}|points outside|nowhere",
         )
         for field in ("image_0", "caption_1")
         for value in (None, 3, *(("../../x", "nowhere") if field == "image_0" else ()))

@@ -212,7 +212,7 @@ PLACES = [
     Case("gallery/a file", indexed("photos", "mine.txt", make=a_file), "is a file"),
     Case("gallery/under a file", indexed("photos", "mine.txt/index", make=a_file), "which is a file"),
     Case("gallery/a device", indexed("photos", "/dev/null"), "is a file"),
-    Case("gallery/NUL in its name", indexed("photos", "a\0b"), "no name for a file"),
+    Case("gallery/NUL in its name", indexed("photos", "a\0b"), "not a valid file name"),
     Case("gallery/name of 300", indexed("photos", "a" * 300), "cannot be used"),
     Case("gallery/no name", indexed("photos", ""), "name of a folder"),
     Case("gallery/no photographs", indexed("nowhere", "i"), "nowhere is no folder"),
@@ -236,8 +236,8 @@ ARRAYS = [
     array_case("with nan", "nan", r5=float("nan")),
     array_case("without its items", "items none.jsonl does not exist", "--items", "none.jsonl"),
     array_case("with too few items", "19 lines for the 20 vectors", "--items", "few.jsonl"),
-    array_case("with items that are no JSON", "bad.jsonl, line 20 is no JSON", "--items", "bad.jsonl"),
-    array_case("with items of latin-1", "latin1.jsonl is no UTF-8", "--items", "latin1.jsonl"),
+    array_case("with items that are no JSON", "bad.jsonl, line 20 is not valid JSON", "--items", "bad.jsonl"),
+    array_case("with items of latin-1", "latin1.jsonl is not valid UTF-8", "--items", "latin1.jsonl"),
     array_case("with items that are a folder", "items photos does not exist", "--items", "photos"),
 ]
 CASES = file_cases() + header_cases() + over_cases() + PLACES + ARRAYS

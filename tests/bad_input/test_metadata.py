@@ -87,10 +87,12 @@ REFUSED = [
     Case("metadata/file_name absent", with_line('{"captions": ["a dog"]}'), "line 2 has no file_name"),
     Case("metadata/file_name misspelt", with_line('{"filename": "lake/01.png"}'), "line 2 has no file_name"),
     Case(
-        "metadata/latin-1", with_line('{"file_name": "lake/01.png", "captions": ["caf\xe9"]}', "latin-1"), "no UTF-8"
+        "metadata/latin-1",
+        with_line('{"file_name": "lake/01.png", "captions": ["caf\xe9"]}', "latin-1"),
+        "not valid UTF-8",
     ),
-    Case("metadata/utf-16", with_line(json.dumps(GOOD), "utf-16"), "no UTF-8"),
-    Case("metadata/garbage", with_bytes(bytes(range(256))), "no UTF-8"),
+    Case("metadata/utf-16", with_line(json.dumps(GOOD), "utf-16"), "not valid UTF-8"),
+    Case("metadata/garbage", with_bytes(bytes(range(256))), "not valid UTF-8"),
     Case("metadata/a JSON list", with_bytes(json.dumps([GOOD]).encode()), "line 1 holds list"),
     Case("metadata/indented", with_bytes(json.dumps(GOOD, indent=1).encode()), "line 1"),
 ]

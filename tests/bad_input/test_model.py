@@ -238,10 +238,10 @@ def of_features(model: Path) -> None:
 EVIL = {"AutoImageProcessor": "evil.Evil", "AutoConfig": "evil.Evil", "AutoModel": "evil.Evil"}
 OTHER_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "pickled weights alone": (only_pickled, "pytorch_model.bin is not read: only safetensors"),
-    "index of shards is garbage": (with_index("<html>"), "index.json is no JSON"),
+    "index of shards is garbage": (with_index("<html>"), "index.json is not valid JSON"),
     "index of shards is empty": (with_index("{}"), "index.json has no weight_map"),
     "index of shards names what is not there": (with_index('{"weight_map": {"a": "b.safetensors"}}'), "b.safetensors"),
-    "index of shards leads out": (with_index('{"weight_map": {"a": "../b.safetensors"}}'), "leads out of"),
+    "index of shards leads out": (with_index('{"weight_map": {"a": "../b.safetensors"}}'), "points outside"),
     "tokenizer with more words": (of_words(5), "tokenizer knows 23 words and its text tower 18"),
     "tokenizer with fewer words": (of_words(-5), "tokenizer knows 13 words and its text tower 18"),
     "image processor with code": (

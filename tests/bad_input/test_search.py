@@ -121,7 +121,7 @@ def sheet(name: str):
 SHEETS = [
     Case("search/sheet a folder", sheet("folder.png"), "folder.png is a folder"),
     Case("search/sheet under a file", sheet("file/x.png"), "which is a file"),
-    Case("search/sheet NUL", sheet("a\0.png"), "no name for a file"),
+    Case("search/sheet NUL", sheet("a\0.png"), "not a valid file name"),
     Case("search/sheet name of 300", sheet("a" * 300 + ".png"), "cannot be used"),
     *(
         Case(f"search/sheet {name!r}", sheet(name), "must end in .png")

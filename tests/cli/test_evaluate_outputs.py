@@ -57,7 +57,7 @@ def test_numbers_that_cannot_be_written_are_printed(vectors, tmp_path, capsys, m
     assert main(asked(vectors, tmp_path, "--report", tmp_path / "page", "--json")) == 1
     said = capsys.readouterr()
     assert json.loads(said.out)["metrics"]["rsum"] > 0
-    assert "error: the numbers could not be written" in said.err and "make room on the disk" in said.err
+    assert "error: the numbers could not be written" in said.err and "free some disk space" in said.err
     assert is_report(tmp_path / "page") and not (tmp_path / "numbers.json").exists()
 
 

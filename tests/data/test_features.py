@@ -68,7 +68,7 @@ def save_and_read(path: Path, array: np.ndarray) -> np.ndarray:
         (np.zeros((0, 4), np.float32), r"has shape \(0, 4\)"),
         (np.array([[1, 2], [3, np.nan]], np.float32), "non-finite values .nan or inf. in row 1"),
         (np.array([[np.inf, 2], [3, 4]], np.float16), "non-finite values .nan or inf. in row 0"),
-        (np.array([[None]], object), "is no complete .npy array"),
+        (np.array([[None]], object), "is not a complete .npy array"),
     ],
 )
 def test_read_array_names_what_is_wrong(tmp_path, array, message):
@@ -91,7 +91,7 @@ def test_read_array_names_files_that_are_missing_cut_or_of_another_kind(tmp_path
         read_array(tmp_path / "a.pt")
     np.save(tmp_path / "cut.npy", normal(100, 10))
     (tmp_path / "cut.npy").write_bytes((tmp_path / "cut.npy").read_bytes()[:500])
-    with pytest.raises(ValueError, match="cut.npy is no complete .npy array"):
+    with pytest.raises(ValueError, match="cut.npy is not a complete .npy array"):
         read_array(tmp_path / "cut.npy")
     save_file({"features": normal(100, 10)}, tmp_path / "cut.safetensors")
     whole = (tmp_path / "cut.safetensors").read_bytes()

@@ -204,7 +204,7 @@ def test_find_broken_rows_looks_at_local_files_and_at_what_the_data_set_holds(tm
         None,
     ]
     broken = find_broken_rows(stored(rows), max_share=0.5)
-    assert broken == {1: "0 bytes", 2: "not an image, or of an unknown format", 5: "no image"}
+    assert broken == {1: "0 bytes", 2: "not an image, or an unknown format", 5: "no image"}
     with pytest.raises(ValueError, match="3 of 6 images are missing or broken"):
         find_broken_rows(stored(rows), max_share=0.1)
 

@@ -312,5 +312,5 @@ def test_images_and_captions_that_occur_twice_are_counted(tmp_path, caplog):
 def test_names_that_lead_out_are_refused(tmp_path, field, name):
     images = entries(["train"])
     images[0][field] = name
-    with pytest.raises(ValueError, match=rf"images\[0\] is not as .*{field} is .* leads out of"):
+    with pytest.raises(ValueError, match=rf"images\[0\] is not as .*{field} is .* points outside"):
         read_split_file(write(tmp_path, images))

@@ -120,5 +120,5 @@ def test_files_of_another_kind_are_refused(tmp_path):
     with pytest.raises(ValueError, match="caption_ids.json holds a dict; write a list"):
         read_embeddings(tmp_path / "folder")
     save_file({"image_embeds": torch.ones(1, 1)}, tmp_path / "other.safetensors", {"captions": "not JSON"})
-    with pytest.raises(ValueError, match="other.safetensors is no JSON"):
+    with pytest.raises(ValueError, match="other.safetensors is not valid JSON"):
         read_embeddings(tmp_path / "other.safetensors")

@@ -128,7 +128,7 @@ def test_names_that_are_not_understood_list_what_is(tokenizer, tmp_path):
     assert "nothing of that name was found on the Hub" in refusal(lambda: load_encoder("no-such/model"))
     assert "kind must be one of auto, vse" in refusal(lambda: load_encoder("bert", kind="keras"))
     (tmp_path / "empty" / "config.json").write_text("{")
-    assert "config.json is no JSON" in refusal(lambda: load_encoder(str(tmp_path / "empty")))
+    assert "config.json is not valid JSON" in refusal(lambda: load_encoder(str(tmp_path / "empty")))
 
 
 def test_code_of_the_hub_needs_consent(tmp_path):

@@ -383,7 +383,7 @@ def test_orders_of_a_karpathy_split_take_every_caption(tmp_path):
 def test_wrong_files_are_refused_by_name_and_field(tmp_path):
     path = tmp_path / "visual_genome_relation.json"
     cases = [
-        ("[", "is no JSON"),
+        ("[", "is not valid JSON"),
         ("[]", "neither a list nor a dictionary"),
         (json.dumps([aro_entry("a.png", {})]), "entry 0: field 'relation_name' is missing"),
         (json.dumps([aro_entry("a.png", {"relation_name": "on", "bbox_x": "1"})]), "field 'bbox_x' is '1'"),
