@@ -1,7 +1,7 @@
-"""From a list of pairs to the tensors of one batch.
+"""Turns a list of pairs into the tensors of one batch.
 
-Here images are decoded, augmented and processed, captions tokenized, and images that cannot be read are left out of
-the batch and counted, so that a long run neither dies of one of them nor trains on nothing.
+The collator decodes, augments and processes images and tokenizes captions. Images that cannot be read are left out of
+the batch and counted, so one bad image does not stop a long run, but many do.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,17 +18,17 @@ from hf_vse.data.schema import CAPTION_FEATURES, CAPTIONS, IMAGE, IMAGE_FEATURES
 from hf_vse.data.transforms import Augmentation, input_size, needed_side
 from hf_vse.model.processing_vse import VSEFeatureProcessor, VSEProcessor
 
-REMEMBERED_CAPTIONS = 1_000_000  # some 150 MB
+REMEMBERED_CAPTIONS = 1_000_000  # about 150 MB
 
 
 class VSECollator:
-    """Makes model inputs of pairs, or of rows as `load_pairs` returns them.
+    """Makes model inputs from pairs, or from rows of `load_pairs`.
 
     Args:
         processor: image processor and tokenizer.
-        augmentation: of training images; None treats them as in evaluation.
-        word_dropout: share of words that become the unknown word, or the mask where the tokenizer has one.
-        max_broken_share: more unreadable images than this share stop the run with an error.
+        augmentation: augmentation of training images; None processes them as in evaluation.
+        word_dropout: share of tokens replaced by the mask token, or by the unknown token if there is no mask token.
+        max_broken_share: a larger share of unreadable images stops the run with an error.
     """
 
     def __init__(
@@ -45,8 +45,11 @@ class VSECollator:
         self.sentences: dict[str, np.ndarray] = {}
 
     def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        """Items with `image` or `image_features`, `caption` (or `captions`, of which one is taken) or
-        `caption_features`, and optionally `image_id` and `draw`, the seed of augmentation and word dropout.
+        """Collates items into a batch.
+
+        Args:
+            items: each has `image` or `image_features`; `caption`, `captions` (one is chosen) or `caption_features`;
+                and optionally `image_id` and `draw`, the seed of augmentation and word dropout.
 
         Returns:
             `pixel_values` or `image_features` (and `image_mask`), `input_ids` and `attention_mask` or
@@ -68,7 +71,7 @@ class VSECollator:
         return batch
 
     def pixels(self, values: list[Any], rngs: list[np.random.Generator]) -> tuple[list[int], dict[str, torch.Tensor]]:
-        """Places of the images that can be read, and the inputs made of these, as many at once as may be held."""
+        """Indices of the readable images and their model inputs; decodes in groups to limit memory."""
         needed = None if self.augmentation and self.augmentation.crops else needed_side(self.processor.image_processor)
         kept: list[int] = []
         inputs = []
@@ -84,7 +87,7 @@ class VSECollator:
         return kept, dict(joined(inputs))
 
     def read(self, value: Any, needed: int | None = None) -> Any:
-        """The decoded image (see `decode_image`), or None, counted, where it is broken."""
+        """The decoded image (see `decode_image`), or None if it is broken; counts both."""
         try:
             image = decode_image(value, needed=needed)
         except BrokenImageError as error:
@@ -102,7 +105,7 @@ class VSECollator:
         return self.processor.image_processor(changed, return_tensors="pt", **framing)
 
     def tokenized(self, captions: list[str]) -> list[np.ndarray]:
-        """Token ids of each caption; a caption is split into words once and then remembered."""
+        """Token ids of each caption; each caption is tokenized once and cached."""
         new = list({caption for caption in captions if caption not in self.sentences})
         found = self.processor.tokenizer(new, truncation=True)["input_ids"] if new else []
         fresh = {caption: np.array(ids, dtype=np.int32) for caption, ids in zip(new, found, strict=True)}
@@ -123,7 +126,7 @@ class VSECollator:
 
 
 def pad_sentences(sentences: list[np.ndarray], pad_token_id: int, side: str) -> dict[str, torch.Tensor]:
-    """`input_ids` and `attention_mask`, (batch, longest), of sentences of different length."""
+    """Pads token ids to `input_ids` and `attention_mask`, both (batch, longest)."""
     rows = [torch.from_numpy(sentence).long() for sentence in sentences]
     ids = pad_sequence(rows, batch_first=True, padding_value=pad_token_id, padding_side=side)
     mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side=side)
@@ -131,7 +134,7 @@ def pad_sentences(sentences: list[np.ndarray], pad_token_id: int, side: str) -> 
 
 
 def caption_of(item: Mapping[str, Any]) -> str:
-    """The caption of a pair; of a row with several, the one its `draw` chooses, without one the first."""
+    """The caption of a pair; for a row with several captions, the one chosen by `draw` (default: the first)."""
     if "caption" in item:
         return item["caption"]
     captions = item[CAPTIONS]

@@ -1,7 +1,7 @@
-"""Short names for what a stored result depends on: weights, preparation, configuration, content.
+"""Digests of what a stored result depends on: weights, preprocessing, configuration, content.
 
-Equal digests, equal results. What changes a vector changes its digest; what does not (where things lie, which version
-of a library wrote a file, how the model was trained) leaves it.
+Equal digests mean equal results. Anything that changes a vector changes its digest. Anything else does not: file
+locations, library versions, how the model was trained.
 """
 
 import json
@@ -18,25 +18,25 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.image_processing_utils import BaseImageProcessor
 
-# Of a configuration, what says nothing about the vectors of a model that is run as it is.
+# Configuration fields that do not affect the vectors.
 NO_MATTER = {
     "transformers_version", "_name_or_path", "architectures", "dtype", "torch_dtype", "id2label", "label2id",
     "num_labels", "num_classes", "label_names", "auto_map", "use_cache", "initializer_range", "problem_type",
     "pretrained_cfg",
 }  # fmt: skip
-# Of an image processor: a name that differs between its variants, and where its code is.
+# Image processor fields that do not affect the pixels: class names and the location of the code.
 NO_SETTING = {"image_processor_type", "processor_class", "_processor_class", "auto_map", "feature_extractor_type"}
-WHOLE_FILE = 2**17  # bytes; of a larger file three blocks are read
+WHOLE_FILE = 2**17  # bytes; for a larger file only three blocks are read
 BLOCK = 2**14
 
 
 def digest_of(*parts: Any) -> str:
-    """Sixteen bytes, in hexadecimal, of values that print what they are."""
+    """16-byte hex digest of values whose `repr` shows their content."""
     return blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
 
 def weights_digest(tower: nn.Module) -> str:
-    """Sixteen bytes, in hexadecimal, that change with any weight or statistic of the tower."""
+    """16-byte hex digest of all parameters and buffers of a tower."""
     digest = blake2b(digest_size=16)
     for name, tensor in sorted(tower.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -45,7 +45,7 @@ def weights_digest(tower: nn.Module) -> str:
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Of the vocabulary, the rules, and how much is read of a sentence; without the padding of the latest call."""
+    """Digest of the vocabulary, rules, maximum length and sides; ignores the padding of the latest call."""
     if tokenizer.is_fast:
         rules = json.loads(tokenizer.backend_tokenizer.to_str()) | {"padding": None, "truncation": None}
     else:
@@ -55,22 +55,22 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def image_processor_digest(image_processor: BaseImageProcessor) -> str:
-    """Of everything an image processor does to a picture."""
+    """Digest of all settings of an image processor that affect the pixels."""
     settings = json.loads(image_processor.to_json_string())
     kind = type(image_processor).__name__.removesuffix("Fast").removesuffix("Pil")
     return digest_of(kind, sorted((key, value) for key, value in settings.items() if key not in NO_SETTING))
 
 
 def configuration_digest(config: PreTrainedConfig) -> str:
-    """Of what a tower computes with its weights: activations, heads, scales, and the like.
+    """Digest of how a tower uses its weights: activations, heads, scales, and so on.
 
-    Only what differs from the defaults of its kind, so that a newer library with more fields changes nothing.
+    Only values that differ from the class defaults count, so new fields in a newer library change nothing.
     """
     inner = [name for name in config.sub_configs if isinstance(getattr(config, name), PreTrainedConfig)]
     values = config.to_diff_dict()
     try:
         defaults = {} if inner else type(config)().to_diff_dict()
-    except (ValueError, TypeError, ImportError):  # a kind that has no defaults
+    except (ValueError, TypeError, ImportError):  # a class without defaults
         defaults = {}
     told = {
         key: value
@@ -82,13 +82,13 @@ def configuration_digest(config: PreTrainedConfig) -> str:
 
 
 def images_digest(images: Dataset | Sequence[Mapping[str, Any]]) -> str:
-    """Of the contents of images, or of the rows of features that take their place, in their order.
+    """Digest of the contents of images, or of feature rows, in order.
 
     Args:
-        images: rows with one column, as `undecoded_images` gives them or as `decode_image` reads them.
+        images: rows with one column, as returned by `undecoded_images` or accepted by `decode_image`.
 
-    Embedded images and features are read whole, about a second for each gigabyte. Of a file count its name, size and
-    time, and its bytes: all of a small one, 48 KiB of a larger one, less than a millisecond for each.
+    Embedded images and features are read completely, at about 1 GB/s. For a file, the digest covers its name, size,
+    modification time, and all bytes of a small file or 48 KiB of a larger one; this takes less than a millisecond.
     """
     digest = blake2b(digest_size=16)
     for row in images:
@@ -97,7 +97,7 @@ def images_digest(images: Dataset | Sequence[Mapping[str, Any]]) -> str:
 
 
 def content_digest(value: Any) -> bytes:
-    """Sixteen bytes for one image: a file, its bytes, a picture or an array."""
+    """16-byte digest of one image: a file, its bytes, a PIL image or an array."""
     if isinstance(value, Mapping):
         value = value.get("path") if value.get("bytes") is None else value["bytes"]
     digest = blake2b(digest_size=16)
@@ -114,7 +114,7 @@ def content_digest(value: Any) -> bytes:
 
 
 def file_digest(path: Path) -> bytes:
-    """Sixteen bytes that change with a file; of one that is not there, with its name."""
+    """16-byte digest of a file; of its name alone if it does not exist."""
     digest = blake2b(path.name.encode(errors="surrogateescape"), digest_size=16)
     if path.is_file():
         status = path.stat()

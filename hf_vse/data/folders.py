@@ -1,7 +1,7 @@
-"""Folders of photographs with metadata, and JSON files, looked at before `datasets` reads them.
+"""Checks image folders with metadata, and JSON files, before `datasets` reads them.
 
-What it would pass over or stumble on becomes a line of ours: files that no line describes, names that lead out of the
-folder, text that is no UTF-8, and JSON so deeply nested that the reader of Arrow ends the process.
+Problems that `datasets` would ignore or fail on give a clear message: images without a metadata line, file names that
+point outside the folder, invalid UTF-8, and JSON nested so deeply that Arrow's reader crashes the process.
 """
 
 import csv
@@ -18,17 +18,17 @@ from hf_vse.files import inside, read_json, read_json_lines, read_text
 logger = logging.getLogger(__name__)
 
 METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
-# Besides those that `decoding.py` reads, those that people take for them.
+# Includes formats that `decoding.py` does not read, so that such files are reported.
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 IMAGE_SUFFIXES |= {".heic", ".heif", ".avif", ".jxl", ".jp2"}
 
 
 def check_image_folder(path: Path) -> None:
-    """Warns of images that no line of the metadata names.
+    """Warns about images that are not in the metadata.
 
     Raises:
-        OSError: there is no metadata.
-        ValueError: a line of it is no such line, or leads out of its folder.
+        OSError: there is no metadata file.
+        ValueError: a metadata line is invalid, or names a file outside the folder.
     """
     files = [file for file in sorted(path.rglob("metadata.*")) if file.name in METADATA_FILES and file.is_file()]
     if not files:
@@ -40,7 +40,7 @@ def check_image_folder(path: Path) -> None:
     seen = (file for file in images if not any(part.startswith(".") for part in file.relative_to(path).parts))
     if unnamed := [file for file in seen if str(file) not in named]:
         logger.warning(
-            "%s images of %s are in no line of its metadata and are left out (first: %s)",
+            "%s images of %s are not in its metadata and are left out (first: %s)",
             f"{len(unnamed):,}",
             path,
             unnamed[0].relative_to(path),
@@ -48,7 +48,7 @@ def check_image_folder(path: Path) -> None:
 
 
 def named_files(file: Path) -> Iterator[str]:
-    """The files that the lines of a metadata file name, normalised."""
+    """The file names in a metadata file, normalised."""
     for where, fields in metadata_lines(file):
         for field, value in fields.items():
             if field == "file_name" or field.endswith("_file_name"):
@@ -64,7 +64,7 @@ def named_files(file: Path) -> Iterator[str]:
 
 
 def metadata_lines(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Where each line is, and its fields."""
+    """The location (for messages) and the fields of each line of a metadata file."""
     if file.suffix == ".jsonl":
         for number, fields in read_json_lines(file):
             yield f"{file}, line {number}", fields
@@ -72,29 +72,29 @@ def metadata_lines(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         try:
             rows = list(csv.DictReader(StringIO(read_text(file), newline="")))
         except csv.Error as error:
-            raise ValueError(f"{file} is no table of comma-separated values ({error}): write it again") from error
+            raise ValueError(f"{file} is not a valid CSV file ({error}): write it again") from error
         for number, fields in enumerate(rows, start=1):
             yield f"{file}, row {number}", {name: value for name, value in fields.items() if name}
     else:
         try:
             rows = pq.read_table(file).to_pylist()
-        except Exception as error:  # Arrow has many types of them
+        except Exception as error:  # Arrow raises many types
             raise ValueError(
-                f"{file} is no parquet file ({str(error).splitlines()[0]:.200}): write it again"
+                f"{file} is not a valid parquet file ({str(error).splitlines()[0]:.200}): write it again"
             ) from error
         for number, fields in enumerate(rows):
             yield f"{file}, row {number}", fields
 
 
 def check_json_files(files: Iterable[str | Path]) -> None:
-    """Raises ValueError for the first that is neither JSON lines nor one JSON text."""
+    """Raises ValueError for the first file that is neither JSON Lines nor one JSON text."""
     for file in map(Path, files):
         if not (file.suffix == ".json" and is_one_text(file)) and not sum(1 for _ in read_json_lines(file)):
             raise ValueError(f"{file} is empty: give a JSON object with image and captions in each line")
 
 
 def is_one_text(file: Path) -> bool:
-    """Whether a whole file is one JSON text, not one in each line."""
+    """Whether the whole file is one JSON text, not one per line."""
     try:
         return isinstance(read_json(file), dict | list)
     except ValueError:

@@ -1,8 +1,8 @@
-"""What training reads: a data set of images with captions, seen as pairs.
+"""Training data: a data set of images with captions, as image-caption pairs.
 
-A pair is asked for by `(row, caption, draw)`. The sampler chooses all three, so everything random about a pair, its
-crop and its dropped words included, follows from the integer `draw`: workers are pure functions, and a resumed run
-sees what an uninterrupted one would have seen.
+A pair is indexed by `(row, caption, draw)`, all chosen by the sampler. The integer `draw` seeds everything random
+about a pair, including its crop and its dropped words. So workers are pure functions, and a resumed run sees the same
+data as an uninterrupted one.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from hf_vse.data.schema import CAPTION_FEATURES, CAPTIONS, IMAGE, IMAGE_FEATURES
 
 
 class Pair(NamedTuple):
-    """Which pair, and the seed of everything random about it."""
+    """The index of a pair, and the seed `draw` of everything random about it."""
 
     row: int
     caption: int
@@ -28,7 +28,7 @@ class Pair(NamedTuple):
 
 
 def undecoded_images(dataset: Dataset) -> Dataset:
-    """The image column alone: files as they are, so that a broken one is met where it can be counted, or arrays."""
+    """Only the image column: encoded files, so that the collator can count broken ones, or feature arrays."""
     if IMAGE_FEATURES in dataset.column_names:
         return dataset.select_columns([IMAGE_FEATURES]).with_format("numpy")
     return dataset.select_columns([IMAGE]).cast_column(IMAGE, Image(decode=False)).with_format(None)
@@ -41,7 +41,7 @@ class PairDataset(TorchDataset):
         dataset: a split as `load_pairs` returns it.
 
     Raises:
-        ValueError: the split is empty or lacks the columns.
+        ValueError: the split is empty or a column is missing.
     """
 
     def __init__(self, dataset: Dataset):
@@ -63,12 +63,12 @@ class PairDataset(TorchDataset):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by the trainer's data loader; the sampler reads it."""
+        """Sets the epoch that the sampler reads; called by the trainer's data loader."""
         self.epoch = epoch
 
     @property
     def caption_counts(self) -> np.ndarray:
-        """(rows,) captions of every image."""
+        """(rows,) number of captions per image."""
         return np.array([len(captions) for captions in self.captions])
 
     def __len__(self) -> int:
@@ -91,11 +91,11 @@ class PairDataset(TorchDataset):
 
 
 class StreamedPairs(TorchIterableDataset):
-    """Pairs of a streamed split: every image once an epoch with one of its captions, in the order of the stream.
+    """Pairs of a streamed split: every image once per epoch with one of its captions, in shuffled stream order.
 
     Args:
         dataset: a streamed split as `load_pairs` returns it.
-        seed, buffer_size: of the shuffling.
+        seed, buffer_size: seed and size of the shuffle buffer.
     """
 
     def __init__(self, dataset: IterableDataset, seed: int = 0, buffer_size: int = 1000):
@@ -110,7 +110,7 @@ class StreamedPairs(TorchIterableDataset):
         self.rows.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        worker = get_worker_info()  # each has rows of its own, and has to have draws of its own
+        worker = get_worker_info()  # workers read different rows, so their draws must differ too
         rng = np.random.default_rng((self.seed, self.epoch, 0 if worker is None else worker.id))
         for row in self.rows:
             yield row | {"draw": int(rng.integers(2**31))}

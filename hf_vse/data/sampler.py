@@ -1,8 +1,8 @@
 """Batches in which no image occurs twice.
 
-Five captions of an image in one batch make four false negatives each. The captions of every image are therefore
-spread evenly over the epoch, and a pair whose image is already in the batch waits for the next one. Every caption
-comes once an epoch. The batch is the global one: it is cut into one piece for each process.
+With five captions of one image in a batch, each has four false negatives. So the captions of an image are spread
+evenly over the epoch, and a pair whose image is already in the batch waits for the next batch. Every caption occurs
+once per epoch. The batch here is the global batch; it is split into one part per process.
 """
 
 from collections import deque
@@ -14,10 +14,10 @@ from hf_vse.data.pairs import Pair, PairDataset
 
 
 def spread_order(caption_counts: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """All pairs in random order, the captions of one image evenly spread.
+    """All pairs in random order, with the captions of each image spread evenly.
 
     Args:
-        caption_counts: (rows,) captions of every image.
+        caption_counts: (rows,) number of captions per image.
 
     Returns:
         `rows (pairs,)` and `captions (pairs,)`.
@@ -30,10 +30,10 @@ def spread_order(caption_counts: np.ndarray, rng: np.random.Generator) -> tuple[
 
 
 def unique_batches(rows: np.ndarray, batch_size: int) -> Iterator[list[int]]:
-    """Cuts a sequence of pairs into batches of different rows; yields positions in the sequence.
+    """Splits a sequence of pairs into batches of distinct rows; yields positions in the sequence.
 
-    A pair that has to wait is the first of the next batch. What is left at the end and cannot be placed without a
-    repetition is placed all the same, so that there are always `ceil(pairs / batch_size)` batches.
+    A pair that has to wait comes first in the next batch. Pairs left at the end that would repeat a row are placed
+    anyway, so there are always `ceil(pairs / batch_size)` batches.
     """
     of_image = rows.tolist()
     queue = deque(range(len(of_image)))
@@ -54,21 +54,21 @@ def unique_batches(rows: np.ndarray, batch_size: int) -> Iterator[list[int]]:
 
 
 class PairBatchSampler:
-    """Batches of pairs for every process in turn; `accelerate` gives batch i to process i modulo `num_processes`.
+    """Batches of pairs for all processes; `accelerate` gives batch i to process i modulo `num_processes`.
 
     Args:
-        dataset: the pairs; its `epoch` decides the order.
-        batch_size: pairs of one process.
+        dataset: the pairs; its `epoch` determines the order.
+        batch_size: pairs per process.
         num_processes: processes that share the global batch.
-        seed: of the order and of everything random about the pairs.
-        unique_images: no image twice in a global batch; otherwise pairs come in plain random order.
-        drop_last: leave out the last, smaller batch; otherwise it is kept if every process gets two pairs of it.
+        seed: seed of the order and of each pair's `draw`.
+        unique_images: no image occurs twice in a global batch; False gives plain random order.
+        drop_last: drop the last, smaller batch; False keeps it if every process gets at least two pairs.
 
     Raises:
-        ValueError: there are fewer pairs than one global batch, or fewer images where they must be unique.
+        ValueError: the global batch needs more pairs (or, with `unique_images`, more images) than there are.
     """
 
-    batch_size = None  # batches may differ in size; tells accelerate not to pad them
+    batch_size = None  # tells accelerate not to pad: batches may differ in size
 
     def __init__(
         self,
@@ -96,7 +96,7 @@ class PairBatchSampler:
 
     @property
     def remainder(self) -> int:
-        """Pairs of the last, smaller global batch, if it is used."""
+        """Number of pairs in the last, smaller global batch; 0 if it is dropped."""
         rest = int(self.counts.sum()) % self.global_batch
         return 0 if self.drop_last or rest < 2 * self.num_processes else rest
 

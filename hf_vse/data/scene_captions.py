@@ -1,4 +1,4 @@
-"""Captions of generated scenes: five true sentences, each worded in another way."""
+"""Captions of generated scenes: five true sentences with different wording."""
 
 import random
 import re
@@ -9,7 +9,7 @@ from hf_vse.data.scene_truth import CELLS, Scene, SceneObject, choose, sample
 
 CAPTIONS_PER_IMAGE = 5
 
-# The forms a caption may have; a slot in braces is filled by the function of that name in `_SLOTS`.
+# Caption templates; a slot in braces is filled by the function of that name in `_SLOTS`.
 _FORMS: dict[str, tuple[str, ...]] = {
     "list": ("{objects} on {backdrop}", "{objects} against {backdrop}", "{objects} in front of {backdrop}"),
     "places": ("{places}",),
@@ -20,7 +20,7 @@ _FORMS: dict[str, tuple[str, ...]] = {
     "count": ("{count}: {objects}", "{count}, namely {objects}"),
     "tally": ("in this picture: {tally}", "the scene has {tally}", "the drawing consists of {tally}"),
 }
-# An empty word leaves an attribute unmentioned. Each attribute takes one draw all the same: wording survives a swap.
+# An empty word omits the attribute. Every attribute still uses one random number, so wording survives a swap.
 # fmt: off
 WORDS: dict[str, tuple[str, ...]] = {
     "small": ("small", "little", "tiny", ""), "large": ("large", "big", "large", ""),
@@ -33,7 +33,7 @@ WORDS: dict[str, tuple[str, ...]] = {
     "left of": ("to the left of", "left of", "on the left side of"),
     "right of": ("to the right of", "right of", "on the right side of"),
 }
-PLACES = (  # of the cells, row by row
+PLACES = (  # grid cells, row by row
     ("in the top left corner", "at the upper left"),
     ("at the top", "in the middle of the top row"),
     ("in the top right corner", "at the upper right"),
@@ -49,11 +49,11 @@ NUMBER_WORDS = ("zero", "one", "two", "three", "four")
 
 
 def describe(scene: Scene, rng: random.Random) -> list[str]:
-    """Five true captions of a scene, each in another form, in random order.
+    """Five true captions of a scene, each in a different form, in random order.
 
-    One names all objects, one says where they are and, if there are two, one relates a pair of them; the other forms
-    name a part, count, or begin with the background. The wording depends on `rng` and on the objects' places; other
-    attributes only fill the slots (except in tallies, which group by them).
+    One names all objects, one says where they are, and with two or more objects one relates a pair of them. The other
+    forms name a part, count, or begin with the background. The wording depends on `rng` and on the positions of the
+    objects; other attributes only fill the slots (except in tallies, which group by them).
     """
     related = len(scene.objects) > 1
     forms = ["list", "places", "relation"] if related else ["list", "places"]

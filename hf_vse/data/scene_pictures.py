@@ -1,4 +1,4 @@
-"""Pictures of generated scenes: shapes, textures and backgrounds, drawn with Pillow."""
+"""Images of generated scenes: shapes, textures and backgrounds, drawn with Pillow."""
 
 import math
 from functools import lru_cache
@@ -10,7 +10,7 @@ from hf_vse.data.scene_truth import BACKGROUNDS, COLOURS, SIZES, Scene
 
 Contour = list[tuple[float, float]]
 
-_STROKE = 0.18  # width of the contours, in radii
+_STROKE = 0.18  # contour width, in radii
 _SUPERSAMPLING = 4
 
 
@@ -21,13 +21,13 @@ def _arc(radius: float, start: float, stop: float, x: float = 0.0, y: float = 0.
 
 
 def _turned(corners: Contour) -> Contour:
-    """The corners in all four quarter turns, one after the other."""
+    """The corners rotated by 0, 90, 180 and 270 degrees, concatenated."""
     return [(x * c - y * s, x * s + y * c) for c, s in ((1, 0), (0, 1), (-1, 0), (0, -1)) for x, y in corners]
 
 
-_TIPS, _NOTCHES = _arc(1.0, -90, 270, points=6), _arc(0.45, -54, 306, points=6)  # of the star
+_TIPS, _NOTCHES = _arc(1.0, -90, 270, points=6), _arc(0.45, -54, 306, points=6)  # for the star
 
-# A shape is a contour around the origin, within a circle of radius 1 or so, and perhaps a second contour: its hole.
+# A shape is a contour around the origin, within a radius of about 1, optionally followed by the contour of its hole.
 CONTOURS: dict[str, tuple[Contour, ...]] = {
     "circle": (_arc(0.95, 0, 360),),
     "square": (_turned([(0.82, 0.82)]),),
@@ -43,7 +43,7 @@ CONTOURS: dict[str, tuple[Contour, ...]] = {
 
 
 def render(scene: Scene, image_size: int = 64) -> Image.Image:
-    """The picture of a scene: RGB, `image_size` x `image_size`, drawn four times as large and averaged down."""
+    """The image of a scene: RGB, `image_size` x `image_size`, drawn at four times the size and averaged down."""
     canvas_size = image_size * _SUPERSAMPLING
     background = _background(scene.background, scene.background_style, image_size)
     canvas = background.resize((canvas_size, canvas_size), Image.Resampling.NEAREST)
@@ -61,7 +61,7 @@ def render(scene: Scene, image_size: int = 64) -> Image.Image:
 def _background(name: str, style: str, size: int) -> Image.Image:
     first, second = (np.array(shade, dtype=np.float64) for shade in BACKGROUNDS[name])
     down, right = np.mgrid[:size, :size] / size
-    share = {  # (size, size), of the second shade
+    share = {  # (size, size), weight of the second shade
         "plain": np.zeros((size, size)),
         "gradient": down,
         "checkered": (np.floor(down * 8) + np.floor(right * 8)) % 2,
@@ -73,20 +73,20 @@ def _background(name: str, style: str, size: int) -> Image.Image:
 
 @lru_cache(maxsize=64)
 def _masks(shape: str, radius: int) -> tuple[Image.Image, Image.Image]:
-    """Where the body of a shape is, and where its contour."""
+    """Masks of the body and of the contour of a shape, (2 * radius, 2 * radius) each."""
     body, contour = (Image.new("L", (2 * radius, 2 * radius)) for _ in range(2))
     scale = radius * (1 - _STROKE / 2)  # half of the stroke lies outside
     for hole, points in enumerate(CONTOURS[shape]):
         scaled = [(radius + scale * x, radius + scale * y) for x, y in points]
         ImageDraw.Draw(body).polygon(scaled, fill=0 if hole else 255)
-        closed = [*scaled, *scaled[:2]]  # the second point again, so that the last corner is joined too
+        closed = [*scaled, *scaled[:2]]  # repeat the second point, so that the last corner is joined too
         ImageDraw.Draw(contour).line(closed, fill=255, width=max(1, round(_STROKE * radius)), joint="curve")
     return body, contour
 
 
 @lru_cache(maxsize=128)
 def _fill(colour: str, texture: str, radius: int) -> Image.Image:
-    """A square of the colour, with stripes or dots in a paler tint, or in a darker one where the colour is pale."""
+    """A square of the colour, with stripes or dots in a paler tint (darker if the colour is pale)."""
     rgb, side = COLOURS[colour], 2 * radius
     towards, share = (0, 0.45) if min(rgb[:2]) > 190 else (255, 0.75)
     tint = tuple(round(c + share * (towards - c)) for c in rgb)

@@ -1,11 +1,10 @@
-"""Scenes: the built-in image-caption data set, generated, with nothing to download.
+"""Scenes: the built-in, generated image-caption data set; nothing to download.
 
     from hf_vse import load_pairs
     dataset = load_pairs("scenes", difficulty="hard")
     dataset["train"][0]["captions"]
 
-What there is to see is decided in `scene_truth.py`, drawn in `scene_pictures.py`, put into words in
-`scene_captions.py`.
+`scene_truth.py` samples the content of a scene, `scene_pictures.py` draws it, `scene_captions.py` describes it.
 """
 
 import io
@@ -21,7 +20,7 @@ from hf_vse.data.scene_pictures import render
 from hf_vse.data.scene_truth import SPLITS, Difficulty, check_choice, random_stream, sample_scene
 from hf_vse.data.schema import CAPTION_IDS, CAPTIONS, IMAGE, IMAGE_ID
 
-SCENES_VERSION = 1  # raise it whenever a pixel or a word changes, so that caches of the old version are left alone
+SCENES_VERSION = 1  # increase it when any pixel or word changes, so that old caches are not used
 
 
 def load_scenes(
@@ -33,10 +32,10 @@ def load_scenes(
     image_size: int = 64,
     cache_dir: str | Path | None = None,
 ) -> DatasetDict:
-    """`train`, `validation` and `test` in the columns of `schema.py`: drawn once, then read from the `datasets` cache.
+    """`train`, `validation` and `test` with the columns of `schema.py`; generated once, then read from the cache.
 
-    `validation` has `num_eval` images and so has `test`; pictures are `image_size` pixels wide and high. Two processes
-    may call it at once: one writes under the file lock of `datasets`, the other waits.
+    `validation` and `test` have `num_eval` images each; images are `image_size` x `image_size` pixels. Two processes
+    may call it at the same time: one writes under the file lock of `datasets`, the other waits.
     """
     check_choice("difficulty", difficulty, get_args(Difficulty))
     for name, value, least in (("num_train", num_train, 1), ("num_eval", num_eval, 1), ("image_size", image_size, 16)):
@@ -62,7 +61,7 @@ def _generate_rows(seed: int, split: str, difficulty: Difficulty, count: int, im
         scene = sample_scene(seed, index, difficulty, split)
         png = io.BytesIO()
         render(scene, image_size).save(png, format="PNG")
-        image_id = index * len(SPLITS) + SPLITS.index(split)  # interleaved: unique over splits of whatever size
+        image_id = index * len(SPLITS) + SPLITS.index(split)  # interleaved: unique across splits of any size
         yield {
             IMAGE: {"bytes": png.getvalue(), "path": None},
             IMAGE_ID: image_id,

@@ -1,13 +1,13 @@
-"""The one shape every source is brought to: a row is an image with all its captions.
+"""The common schema of all data sources: a row is an image with all its captions.
 
 | column           | type                            | meaning                                                |
 |------------------|---------------------------------|--------------------------------------------------------|
-| `image`          | `datasets.Image`                | the photograph, decoded lazily                         |
-| `image_features` | `(dim,)` or `(regions, dim)`    | takes the place of `image` where they were precomputed |
-| `image_id`       | int64                           | pairs with equal ids are no negatives of each other    |
-| `captions`       | list of strings                 | every caption of the image, at least one               |
+| `image`          | `datasets.Image`                | the image, decoded lazily                              |
+| `image_features` | `(dim,)` or `(regions, dim)`    | precomputed features, replace `image`                  |
+| `image_id`       | int64                           | pairs with equal ids are not negatives of each other   |
+| `captions`       | list of strings                 | all captions of the image, at least one                |
 | `caption_features` | list of `(dim,)`              | a frozen text tower's output for each of `captions`    |
-| `caption_ids`    | list of int64                   | identity of each caption, in the order of `captions`   |
+| `caption_ids`    | list of int64                   | id of each caption, in the order of `captions`         |
 
 The correspondence between captions and images is data (`text_to_image`), never the arithmetic `j // 5`.
 """
@@ -31,24 +31,24 @@ CAPTION_FEATURES = "caption_features"
 
 
 def view_column(view: int) -> str:
-    """The column of an image's features under one of several crops; view 0 is that of evaluation."""
+    """The column with the image features of one of several crops; view 0 is the evaluation crop."""
     return IMAGE_FEATURES if view == 0 else f"{IMAGE_FEATURES}_{view}"
 
 
 def is_id(value: object) -> bool:
-    """Whether a value is a number that a column of ids can hold."""
+    """Whether a value is an integer that fits an id column (int64)."""
     return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
 
 
 def report_repeated(where: str, captions: Sequence[Sequence[str]], image_ids: Sequence[int]) -> None:
-    """One warning line each for captions that an image has twice, and for images that occur in several rows."""
+    """Warns in one line each about repeated captions of an image and about image ids that occur in several rows."""
     if twice := sum(len(of_image) - len(set(of_image)) for of_image in captions):
         logger.warning("%s: %s captions repeat another caption of the same image", where, f"{twice:,}")
     if again := len(image_ids) - len(set(image_ids)):
         first = next(number for number, times in Counter(image_ids).items() if times > 1)
         logger.warning(
-            "%s: %s rows have the image_id of another row (first: %d): they are no negatives of each other in "
-            "training, but different images in evaluation",
+            "%s: %s rows have the image_id of another row (first: %d): they are not negatives of each other in "
+            "training, but count as different images in evaluation",
             where,
             f"{again:,}",
             first,
@@ -56,10 +56,10 @@ def report_repeated(where: str, captions: Sequence[Sequence[str]], image_ids: Se
 
 
 def flatten_captions(captions: Sequence[Sequence[str]]) -> tuple[list[str], np.ndarray]:
-    """All captions in one list, and for each the row of its image.
+    """All captions in one list, and the row of the image for each caption.
 
     Args:
-        captions: for every image the list of its captions.
+        captions: list of captions per image.
 
     Returns:
         `texts`, a list of T strings, and `text_to_image (T,)` int64: `texts[j]` describes image `text_to_image[j]`.
@@ -69,7 +69,7 @@ def flatten_captions(captions: Sequence[Sequence[str]]) -> tuple[list[str], np.n
 
 
 def fingerprint(image_ids: Sequence[int], captions: Sequence[Sequence[str]]) -> str:
-    """Sixteen hexadecimal digits that tell whether two evaluations saw the same images and captions in one order."""
+    """16 hex digits; equal if two evaluations used the same images and captions in the same order."""
     digest = sha256()
     for image_id, of_image in zip(image_ids, captions, strict=True):
         digest.update(repr((int(image_id), list(of_image))).encode())

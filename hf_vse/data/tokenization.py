@@ -1,7 +1,7 @@
-"""A word-level tokenizer for the recurrent text tower, trained on the training captions and on nothing else.
+"""A word-level tokenizer for the recurrent text tower, trained only on the training captions.
 
-Captions are lower-cased and split into words and punctuation; a word counts from `min_count` occurrences on (VSE++
-uses four); a sentence reads `<start> ... <end>`. The vocabulary is `tokenizers` JSON, never a pickle.
+Captions are lower-cased and split into words and punctuation. A word needs at least `min_count` occurrences (VSE++
+uses four). A sentence becomes `<start> ... <end>`. The vocabulary is stored as `tokenizers` JSON, never as a pickle.
 """
 
 from collections.abc import Iterable
@@ -20,11 +20,11 @@ def train_word_tokenizer(
     Args:
         captions: the training captions.
         min_count: words that occur less often become `<unk>`.
-        max_words: keep at most so many words, the most frequent.
-        max_length: sentences are cut to so many words, start and end included.
+        max_words: keep only this many of the most frequent words.
+        max_length: maximum sentence length in tokens, including start and end.
 
     Raises:
-        ValueError: no word occurs often enough.
+        ValueError: no word occurs `min_count` times.
     """
     tokenizer = Tokenizer(models.WordLevel(unk_token=UNKNOWN))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])

@@ -1,7 +1,7 @@
-"""Training augmentation without torchvision: a random part of the photograph, perhaps mirrored.
+"""Training augmentation without torchvision: a random resized crop and a random horizontal flip.
 
-After Szegedy et al. (arXiv 1409.4842), as VSE++ and the paper use it. Scaling to numbers and normalisation are left to
-the image processor, which is the same in training and in evaluation.
+After Szegedy et al. (arXiv 1409.4842), as in VSE++ and the paper. Rescaling and normalisation are left to the image
+processor, which is the same in training and evaluation.
 """
 
 import math
@@ -16,7 +16,7 @@ ATTEMPTS = 10
 
 
 def input_size(image_processor: ImageProcessingMixin) -> tuple[int, int]:
-    """Height and width of what the processor gives to the model."""
+    """Height and width of the images that the processor gives to the model."""
     settings = image_processor.to_dict()
     size = settings.get("crop_size") if settings.get("do_center_crop") else settings.get("size")
     size = dict(size or {})
@@ -28,7 +28,7 @@ def input_size(image_processor: ImageProcessingMixin) -> tuple[int, int]:
 
 
 def needed_side(image_processor: ImageProcessingMixin) -> int | None:
-    """Pixels to which the processor brings the shorter side at most; None where it leaves the size as it is."""
+    """Largest size in pixels that the processor resizes the shorter side to; None if it does not resize."""
     settings = image_processor.to_dict()
     sides = [side for side in dict(settings.get("size") or {}).values() if isinstance(side, int)]
     return max(sides) if sides and settings.get("do_resize") else None
@@ -37,7 +37,7 @@ def needed_side(image_processor: ImageProcessingMixin) -> int | None:
 def random_box(
     width: int, height: int, min_scale: float, rng: np.random.Generator
 ) -> tuple[float, float, float, float]:
-    """Left, top, right, bottom of a part with at least `min_scale` of the area; the whole if none fits."""
+    """Left, top, right and bottom of a random crop with at least `min_scale` of the area; the whole if none fits."""
     low, high = (math.log(ratio) for ratio in ASPECT_RATIOS)
     for _ in range(ATTEMPTS):
         area = width * height * rng.uniform(min_scale, 1.0)
@@ -51,11 +51,11 @@ def random_box(
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What happens to a training image before the image processor.
+    """Augmentation of a training image, applied before the image processor.
 
     Args:
-        min_scale: smallest share of the area that a random crop keeps; 1.0 leaves the framing to the image processor.
-        mirror: turn every second image left to right. Wrong where captions say left and right.
+        min_scale: smallest share of the area that a random crop keeps; 1.0 means no random crop.
+        mirror: flip half of the images horizontally. Wrong if captions mention left and right.
     """
 
     min_scale: float = 0.08
@@ -66,7 +66,7 @@ class Augmentation:
         return self.min_scale < 1.0
 
     def __call__(self, image: PIL.Image.Image, size: tuple[int, int], rng: np.random.Generator) -> PIL.Image.Image:
-        """Args: an RGB image; `size`, height and width of the result where it crops; the source of randomness."""
+        """Args: an RGB image; `size`, height and width of a random crop; the random generator."""
         if self.crops:
             box = random_box(*image.size, self.min_scale, rng)
             image = image.resize((size[1], size[0]), PIL.Image.Resampling.BICUBIC, box=box)

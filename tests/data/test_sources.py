@@ -451,8 +451,8 @@ def test_rows_of_one_image_that_stay_apart_have_one_number_and_are_counted(caplo
             train = to_pairs(table(3, captions=[["a", "b"], ["c"], ["d"]], **{name: ["x", "y", "x"]}))["train"]
         assert train["image_id"] == [0, 1, 0] and len(train) == 3
         assert messages(caplog) == [
-            "split train: 1 rows have the image_id of another row (first: 0): they are no negatives of each other in "
-            "training, but different images in evaluation"
+            "split train: 1 rows have the image_id of another row (first: 0): they are not negatives of each other in "
+            "training, but count as different images in evaluation"
         ]
 
 
@@ -481,7 +481,7 @@ def test_files_that_no_line_names_are_counted(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         check(load_pairs("imagefolder", data_dir=folder, cache_dir=tmp_path / "cache"), train=2)
     assert messages(caplog) == [
-        f"3 images of {folder} are in no line of its metadata and are left out (first: later.png)"
+        f"3 images of {folder} are not in its metadata and are left out (first: later.png)"
     ]
 
 
