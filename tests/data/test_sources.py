@@ -480,9 +480,7 @@ def test_files_that_no_line_names_are_counted(tmp_path, caplog):
         (folder / name).write_bytes(encoded(0))
     with caplog.at_level(logging.WARNING):
         check(load_pairs("imagefolder", data_dir=folder, cache_dir=tmp_path / "cache"), train=2)
-    assert messages(caplog) == [
-        f"3 images of {folder} are not in its metadata and are left out (first: later.png)"
-    ]
+    assert messages(caplog) == [f"3 images of {folder} are not in its metadata and are left out (first: later.png)"]
 
 
 def test_a_line_without_its_file_is_counted_with_the_broken_images(tmp_path, caplog):
