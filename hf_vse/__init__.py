@@ -29,7 +29,7 @@ _HOME = {
     "compute_retrieval_metrics": "hf_vse.evaluation.hook",
     "KeepEmbeddings": "hf_vse.evaluation.hook",
     "GalleryIndex": "hf_vse.search.gallery",
-    "Encoder": "hf_vse.search.encoder",
+    "Encoder": "hf_vse.embed.encoder",
     "VSETrainer": "hf_vse.training.trainer",
     "VSETrainingArguments": "hf_vse.training.arguments",
     "read_recipe": "hf_vse.training.recipe",

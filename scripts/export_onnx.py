@@ -26,12 +26,12 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse_arguments()
-    from hf_vse.embed.adapters.own_models import load_vse
+    from hf_vse.embed.load import load_encoder
     from hf_vse.errors import one_line_errors
     from hf_vse.hub.onnx_export import export_onnx
 
     with one_line_errors():
-        encoder = load_vse(arguments.model, "cpu")
+        encoder = load_encoder(arguments.model, device="cpu", kind="vse")
         try:
             record = export_onnx(
                 encoder.model,

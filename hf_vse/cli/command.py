@@ -49,6 +49,18 @@ def add_data_options(parser: argparse.ArgumentParser, dataset: str | None, note:
         group.add_argument(f"--{name}", metavar=metavar, help=texts[name].removesuffix("."))
 
 
+def add_model_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """How a model is opened, see `load_encoder`."""
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps, ... [what there is]")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of the weights [float32]")
+    parser.add_argument("--trust_remote_code", action="store_true", help="run code that comes with the model")
+
+
+def model_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Those given, for `load_encoder`."""
+    return {name: getattr(arguments, name) for name in ("device", "dtype", "trust_remote_code")}
+
+
 def positive(text: str) -> int:
     """An option that is a whole number from 1 on; `at_least_zero` one from 0 on, `share` a number between 0 and 1."""
     return whole_number(text, 1)

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 from hf_vse.cli.command import (
     Result,
     add_data_options,
+    add_model_options,
     at_least_zero,
     command_parser,
     data_options,
+    model_options,
     positive,
     read_lines,
 )
@@ -93,10 +95,8 @@ def add_execution(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--embeddings", type=Path, metavar="DIR", help="keep embeddings there: an interrupted run goes on"
     )
-    group.add_argument("--device", help="cpu, cuda, cuda:1, mps, ... [what there is]")
-    group.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of the towers [float32]")
     group.add_argument("--kind", default="auto", help="what the model is, where it cannot be told [auto]")
-    group.add_argument("--trust_remote_code", action="store_true", help="run code that comes with the model")
+    add_model_options(group)
 
 
 def run(arguments: argparse.Namespace) -> Result | None:
@@ -106,7 +106,7 @@ def run(arguments: argparse.Namespace) -> Result | None:
     arguments.split = arguments.split or "test"
     output = check_outputs(arguments)
     questions = questions_of(arguments)
-    loading = Loading(arguments.device, arguments.dtype, arguments.kind, arguments.trust_remote_code)
+    loading = Loading(kind=arguments.kind, **model_options(arguments))
     evaluation = evaluate_models(arguments.models, arguments.dataset, questions, loading, **data_options(arguments))
     if evaluation is None:  # not the main process
         return None

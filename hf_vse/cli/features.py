@@ -66,10 +66,10 @@ def load_tower(arguments: argparse.Namespace) -> tuple[Any, Any]:
     """A model whose image tower is the one asked for, on the accelerator there is, and what prepares images for it."""
     import torch
 
-    from hf_vse.search.encoder import Encoder
+    from hf_vse.embed.load import load_encoder
 
     if arguments.model is not None:
-        encoder = Encoder.from_pretrained(arguments.model)
+        encoder = load_encoder(arguments.model, kind="vse")
         if not encoder.reads_photographs:
             raise ValueError(f"--model {arguments.model} was trained on precomputed features and has no image tower")
         return encoder.model, encoder.processor.image_processor

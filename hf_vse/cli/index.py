@@ -8,9 +8,11 @@ from typing import Any, get_args
 from hf_vse.cli.command import (
     Result,
     add_data_options,
+    add_model_options,
     at_least_zero,
     command_parser,
     data_options,
+    model_options,
     positive,
     read_lines,
     share,
@@ -22,6 +24,8 @@ is new or changed, and continues where it was interrupted. How the gallery is se
 index with measured recall) is chosen from its size and said."""
 EXAMPLES = """
   hf-vse index my_photos my_index --model org/vse-hardnce
+  hf-vse index my_photos my_index --model google/siglip-base-patch16-224
+  hf-vse index my_photos my_index --model my_encoder.py:MyEncoder
   hf-vse index my_index --dataset flickr8k --data_dir DIR --split validation --model runs/flickr8k_photos
   hf-vse index embeddings.npy my_index --model org/vse-hardnce --items items.jsonl
   hf-vse index my_photos my_index --model DIR --query_bank sentences.txt      to search with --correction
@@ -40,7 +44,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = command_parser("index", DESCRIPTION, EXAMPLES)
     parser.add_argument("source", nargs="?", help="folder of images, or array of embeddings; or give --dataset")
     parser.add_argument("index", type=folder_name, help="folder to write, outside of the photographs")
-    parser.add_argument("--model", required=True, help="model folder or Hub id")
+    parser.add_argument("--model", required=True, help="any model that `hf-vse evaluate` takes")
     parser.add_argument("--items", type=Path, help="for an array: JSON lines, what each row stands for")
     parser.add_argument("--split", default="test", help="of the data set [test]")
     parser.add_argument("--kind", default="auto", choices=KINDS, help="how it is searched [auto]")
@@ -54,6 +58,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         metavar="FILE",
         help="sentences such as will be asked, a line each, to learn hubs from",
     )
+    add_model_options(parser)
     add_data_options(parser, None, "")
     arguments = parser.parse_args(argv)
     if (arguments.source is None) == (arguments.dataset is None):
@@ -98,7 +103,7 @@ def described(gallery: Any, index: Path) -> Result:
 
 def from_photographs(arguments: argparse.Namespace, bank: list[str]) -> Any:
     """A gallery of a folder or of a data set."""
-    from hf_vse.search.encoder import Encoder
+    from hf_vse.embed.load import load_encoder
     from hf_vse.search.gallery import GalleryIndex
     from hf_vse.search.photographs import read_metadata
     from hf_vse.search.storage import check_place
@@ -109,7 +114,7 @@ def from_photographs(arguments: argparse.Namespace, bank: list[str]) -> Any:
     if source is not None:
         read_metadata(Path(source))  # what is wrong with it is said before the model is loaded
     check_place(arguments.index, source)
-    encoder = Encoder.from_pretrained(arguments.model)
+    encoder = load_encoder(arguments.model, **model_options(arguments))
     if source is None:
         source, origin = load_split(arguments)
     options |= {"origin": origin, "query_bank": bank, "progress": not arguments.quiet}
@@ -134,28 +139,30 @@ def from_array(arguments: argparse.Namespace, bank: list[str]) -> Any:
     """A gallery of vectors that were computed elsewhere, with the model that queries will use."""
     from accelerate import PartialState
 
-    from hf_vse.search.encoder import Encoder
+    from hf_vse.embed.load import load_encoder
+    from hf_vse.embed.run import encode_texts
     from hf_vse.search.gallery import GalleryIndex, recipe_of
     from hf_vse.search.header import file_checksum
+    from hf_vse.search.model import model_facts
     from hf_vse.search.plan import bytes_on_disk, choose_plan
     from hf_vse.search.storage import check_place, locked, remove_leftovers
 
     source, index = Path(arguments.source), arguments.index
     embeds, items = read_vectors(source, arguments.items)
     check_place(index, needed=bytes_on_disk(choose_plan(*embeds.shape, arguments.kind), *embeds.shape))
-    encoder = Encoder.from_pretrained(arguments.model)
+    encoder = load_encoder(arguments.model, **model_options(arguments))
     if embeds.shape[1] != encoder.dim:
         raise ValueError(f"{source} has vectors of {embeds.shape[1]}, {encoder.name} makes {encoder.dim}")
     if not PartialState().is_main_process:
         return None
     options = {"kind": arguments.kind, "recall": arguments.recall}
-    recipe = recipe_of(file_checksum(source), items, encoder.name, encoder.digest, options, bank)
+    recipe = recipe_of(file_checksum(source), items, model_facts(encoder), options, bank)
     with locked(index):
         if GalleryIndex.unchanged(index, recipe) is None:
             gallery = GalleryIndex(embeds, items, encoder.name, progress=not arguments.quiet, **options)
-            gallery.facts["digest"] = encoder.digest
+            gallery.facts |= model_facts(encoder)
             if bank:
-                gallery.learn_hubs(encoder.texts(bank))
+                gallery.learn_hubs(encode_texts(encoder, bank).numpy())
             gallery.write(index, recipe)
         remove_leftovers(index)
     return GalleryIndex.load(index)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_vse.cli.command import Result, command_parser, positive, share
+from hf_vse.cli.command import Result, add_model_options, command_parser, model_options, positive, share
 
 DESCRIPTION = """Finds the photographs of a gallery that fit a sentence, a photograph, or both. Without either it asks
 for sentences, line by line; `-` reads them from the standard input, all at once."""
@@ -34,7 +34,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         choices=("qbnorm", "inverted_softmax"),
         help="take from hubs their unearned places; the index needs a --query_bank",
     )
-    parser.add_argument("--model", help="model folder or Hub id [the one the gallery names]")
+    parser.add_argument("--model", help="the model that made the gallery [as the gallery names it]")
+    add_model_options(parser)
     parser.add_argument("--sheet", type=Path, help="PNG file: contact sheet of what was found for the first query")
     parser.add_argument("--open", action="store_true", help="show the contact sheet")
     return parser.parse_args(argv)
@@ -42,6 +43,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def run(arguments: argparse.Namespace) -> Result | None:
     from hf_vse.search.gallery import GalleryIndex
+    from hf_vse.search.model import open_model
 
     sentences = read_sentences() if arguments.text == ["-"] else arguments.text
     check_queries(sentences, arguments)
@@ -49,9 +51,7 @@ def run(arguments: argparse.Namespace) -> Result | None:
     gallery.allowed(arguments.where)  # a wrong condition is said before the model is loaded
     if not sentences and arguments.image is None and not sys.stdin.isatty():
         raise ValueError("nothing to search for: give a sentence, --image FILE, or - to read sentences from the input")
-    if gallery.model is None and arguments.model is None:
-        raise ValueError(f"{arguments.index} does not say which model made it: give --model")
-    encoder = load_encoder(gallery.model if arguments.model is None else arguments.model)
+    encoder = open_model(gallery, arguments.model, **model_options(arguments))
     if not sentences and arguments.image is None:
         for sentence in asked():
             print(table(answer(gallery, encoder, [sentence], arguments)), file=sys.__stdout__)
@@ -87,12 +87,6 @@ def check_queries(sentences: Sequence[str], arguments: argparse.Namespace) -> No
         if arguments.sheet.suffix.lower() != ".png":
             raise ValueError(f"--sheet {arguments.sheet} must end in .png")
         arguments.sheet = check_output_file("--sheet", arguments.sheet)
-
-
-def load_encoder(name: str) -> Any:
-    from hf_vse.search.encoder import Encoder
-
-    return Encoder.from_pretrained(name)
 
 
 def asked() -> Iterator[str]:

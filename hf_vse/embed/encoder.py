@@ -1,8 +1,8 @@
-"""A dual encoder as evaluation and search see it: two functions into one space, whoever wrote the model.
+"""Any image-text model as two functions into one space. All commands work with an `Encoder`, whoever wrote the model.
 
 The whole adapter of a new model:
 
-    class MyEncoder(DualEncoder):
+    class MyEncoder(Encoder):
         name = "my model"
 
         def encode_images(self, images):  # list of RGB PIL images
@@ -11,43 +11,84 @@ The whole adapter of a new model:
         def encode_texts(self, texts):  # list of strings
             return my_model.texts(my_tokenizer(texts))
 
-Each returns one vector for each input, of any length and precision, on any device, with or without gradients. Batches,
-broken files, the order of the sentences, several processes, normalisation and resumption are the business of
-`encode.py`. Similarity is the cosine.
+Each returns one vector per input, of any length and precision, on any device, with or without gradients. Batches,
+broken files, the order of the texts, several processes, normalisation and resumption are handled by `run.py`.
+Similarity is the cosine.
 """
 
+import sys
+import warnings
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
+
+from hf_vse.data.decoding import BrokenImageError, decode_image
+from hf_vse.data.digests import digest_of, weights_digest
+from hf_vse.embed.run import encode_images, encode_texts
 
 
-class DualEncoder:
-    """What an adapter inherits from; only the two methods at the end have to be written.
+class Encoder:
+    """Base class of all adapters. A new model needs `encode_images` and `encode_texts`; the rest has defaults.
 
     Attributes:
         name: what to call the model in a report.
-        digest: names the weights: embeddings kept in files are continued only where it is the same. An encoder
-            without one is known by its name.
-        reads_photographs, reads_features: what `encode_images` understands: pictures, or the arrays of a data set of
+        place: what `load_encoder` was given, with the whole path of files; None for an object made otherwise.
+        kind: which adapter this is, in the words of `load_encoder`.
+        extra, needs: the extra of this package, and the packages in it, without which the adapter does not run.
+        dtype: precision of the weights, as `load_encoder` takes it; None where the model has its own.
+        reads_photographs, reads_features: what `encode_images` takes: images, or the arrays of a data set of
             precomputed features.
         stays: attributes that worker processes do without: they prepare images and get no copy of the model.
-        needed_side: pixels to which the shorter side of a photograph is brought, so that one of many times that size
-            is not held whole; None where it is not known.
+        needed_side: pixels to which the shorter side of an image is reduced before it is prepared, so that a much
+            larger one is not held whole; None where it is not known.
     """
 
     name: str = "unnamed model"
-    digest: str | None = None
+    place: str | None = None
+    kind: str = "python"
+    extra: str = ""
+    needs: tuple[str, ...] = ()
+    dtype: str | None = None
     reads_photographs: bool = True
     reads_features: bool = False
     stays: tuple[str, ...] = ("model",)
+    needed_side: int | None = None
+
+    @classmethod
+    def from_pretrained(cls, name: str, device: str | torch.device | None = None) -> "Encoder":
+        """Deprecated: `load_encoder` does the same, for every kind of model."""
+        from hf_vse.embed.load import load_encoder
+
+        warnings.warn("Encoder.from_pretrained is now load_encoder", DeprecationWarning, stacklevel=2)
+        return load_encoder(name, device=device)
 
     def __getstate__(self) -> dict[str, Any]:
         """What a worker process that is spawned gets."""
         return {name: value for name, value in vars(self).items() if name not in self.stays}
 
-    needed_side: int | None = None
+    @cached_property
+    def digest(self) -> str | None:
+        """Names all that decides the vectors, weights and preparation: vectors are comparable only where it is equal.
+
+        By default it covers the source files of the class and the weights of the `nn.Module`s that it holds. A class
+        whose vectors depend on more (a file that it reads, the version of a package) sets a digest of its own, any
+        text. None where the source is not known: such vectors are neither kept nor continued.
+        """
+        source = source_digest(type(self))
+        held = sorted(name for name, value in vars(self).items() if isinstance(value, nn.Module))
+        weights = [(name, weights_digest(vars(self)[name])) for name in held]
+        return None if source is None else digest_of(source, weights)
+
+    @cached_property
+    def dim(self) -> int:
+        """Length of the vectors."""
+        return encode_texts(self, ["a"]).shape[1]
 
     def facts(self) -> dict[str, Any]:
         """What a reader of the record should know: family, parameters, image size, templates, ..."""
@@ -64,3 +105,65 @@ class DualEncoder:
     def encode_texts(self, texts: list[str]) -> Tensor | np.ndarray:
         """(texts, dim)"""
         raise NotImplementedError(f"{type(self).__name__} does not say how it encodes texts")
+
+    def query(
+        self, text: str | Sequence[str] | None = None, image: Any = None, image_weight: float = 0.5
+    ) -> np.ndarray:
+        """Unit vectors to search with: texts, an image, or texts that refine an image.
+
+        Args:
+            text: one sentence or several.
+            image: a file, a PIL image or `{"bytes": ..., "path": ...}`; an array for a model of precomputed features.
+            image_weight: share of the image in the sum where both are given, from 0 to 1.
+
+        Returns:
+            (queries, dim) float32, one for each sentence, or one for the image.
+
+        Raises:
+            ValueError: nothing given, an empty sentence, or an image that cannot be read.
+        """
+        if text is None and image is None:
+            raise ValueError("nothing to search for: give text, image, or both")
+        if not 0 <= image_weight <= 1:
+            raise ValueError(f"image_weight must lie between 0 and 1, got {image_weight}")
+        of_image = None if image is None else self.image_query(image)
+        if text is None:
+            return of_image
+        sentences = [text] if isinstance(text, str) else list(text)
+        if not sentences or not all(sentence.strip() for sentence in sentences):
+            raise ValueError("a query is empty; write a sentence, such as 'two dogs in the snow'")
+        of_text = encode_texts(self, sentences).numpy()
+        if of_image is None:
+            return of_text
+        both = image_weight * of_image + (1 - image_weight) * of_text
+        return both / np.linalg.norm(both, axis=1, keepdims=True)
+
+    def image_query(self, image: Any) -> np.ndarray:
+        """(1, dim)"""
+        if not self.reads_photographs:
+            if isinstance(image, str):
+                raise ValueError(f"{self.name} was trained on precomputed features and cannot read the image {image}")
+            return encode_images(self, [{"image_features": image}]).numpy()
+        try:
+            decoded = decode_image(image, needed=self.needed_side)
+        except BrokenImageError as error:
+            raise ValueError(f"query image {error}") from error
+        return encode_images(self, [{"image": decoded}]).numpy()
+
+
+def source_digest(kind: type[Encoder]) -> str | None:
+    """Of the files that define a class and those that it derives from, up to `Encoder`; None where one is unknown."""
+    digests = []
+    for each in kind.__mro__[: kind.__mro__.index(Encoder)]:
+        file = getattr(sys.modules.get(each.__module__), "__file__", None)
+        if file is None or not Path(file).is_file():
+            return None
+        digests.append((each.__qualname__, digest_of(Path(file).read_bytes())))
+    return digest_of(digests)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "DualEncoder":
+        warnings.warn("DualEncoder is now called Encoder", DeprecationWarning, stacklevel=2)
+        return Encoder
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

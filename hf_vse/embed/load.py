@@ -1,4 +1,4 @@
-"""Any model by its name, as a dual encoder.
+"""Opens any model by its name, as an `Encoder`.
 
 | `kind`                  | what `name` may be                                                                   |
 |-------------------------|--------------------------------------------------------------------------------------|
@@ -14,22 +14,23 @@ With `kind="auto"` the name and the files behind it decide.
 
 import importlib
 import importlib.util
+import inspect
 import re
 import sys
 from collections.abc import Callable
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
 from transformers import CONFIG_NAME
 
+from hf_vse.data.digests import digest_of
 from hf_vse.embed.adapters.onnx_towers import ONNXEncoder, onnx_files
 from hf_vse.embed.adapters.open_clip_models import PREFIX, OpenCLIPEncoder
-from hf_vse.embed.adapters.own_models import load_vse
 from hf_vse.embed.adapters.sentence_models import SentenceTransformersEncoder
 from hf_vse.embed.adapters.transformers_models import FAMILIES, TransformersEncoder
-from hf_vse.embed.encoder import DualEncoder
+from hf_vse.embed.adapters.vse import VSEEncoder
+from hf_vse.embed.encoder import Encoder, source_digest
 from hf_vse.embed.stored import stored_json
 from hf_vse.model.configuration_vse import VSEConfig
 
@@ -40,7 +41,7 @@ Precision = str | torch.dtype | None
 UNDERSTOOD = (
     f"understood are models of this package, of transformers ({', '.join(FAMILIES)}), of sentence-transformers, "
     f"{PREFIX}ARCHITECTURE/WEIGHTS, a folder with two ONNX files, and FILE.py:CLASS, a subclass of "
-    "hf_vse.embed.encoder.DualEncoder with encode_images(images) and encode_texts(texts)"
+    "hf_vse.embed.encoder.Encoder with encode_images(images) and encode_texts(texts)"
 )
 PYTHON_NAME = re.compile(r"(?P<place>.+\.py|[A-Za-z_][\w.]*):(?P<name>[A-Za-z_]\w*)")
 
@@ -52,8 +53,8 @@ def load_encoder(
     dtype: Precision = None,
     trust_remote_code: bool = False,
     kind: Kind = "auto",
-) -> DualEncoder:
-    """Loads what `name` stands for, see above.
+) -> Encoder:
+    """Opens what `name` stands for, see above.
 
     Args:
         device: default: the accelerator, where there is one.
@@ -68,7 +69,20 @@ def load_encoder(
     if kind not in get_args(Kind):
         raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, got {kind!r}")
     kind = kind_of(name, trust_remote_code) if kind == "auto" else kind
-    return LOADERS[kind](name, device, dtype, trust_remote_code)
+    encoder = LOADERS[kind](name, device, dtype, trust_remote_code)
+    encoder.place = whole_path(name)
+    return encoder
+
+
+def whole_path(name: str) -> str:
+    """The name such that it can be used from any folder: paths that are there from the root on."""
+    if Path(name).exists():
+        return str(Path(name).absolute())
+    match = PYTHON_NAME.fullmatch(name)
+    if match is not None and match["place"].endswith(".py"):
+        return f"{Path(match['place']).absolute()}:{match['name']}"
+    model, at, file = name.partition("@")  # a folder of ONNX files and a model, or published weights and a file
+    return f"{whole_path(model)}@{whole_path(file)}" if at else name
 
 
 def kind_of(name: str, trust_remote_code: bool = False) -> Kind:
@@ -93,31 +107,16 @@ def kind_of(name: str, trust_remote_code: bool = False) -> Kind:
     if model_type in FAMILIES or (trust_remote_code and "auto_map" in config):
         return "transformers"
     if config:
-        raise ValueError(f"{name} is a model of type {model_type!r:.60}; {UNDERSTOOD}")
+        remedy = "; --trust_remote_code runs the code that comes with it" if "auto_map" in config else ""
+        raise ValueError(f"{name} is a model of type {model_type!r:.60}{remedy}; {UNDERSTOOD}")
     there = (
         "holds no config.json" if folder.is_dir() else "is no folder, and nothing of that name was found on the Hub"
     )
     raise ValueError(f"{name} {there}; {UNDERSTOOD}")
 
 
-def load_own(name: str, device: Device, dtype: Precision, trust_remote_code: bool) -> DualEncoder:
-    return load_vse(name, device, dtype)
-
-
-def load_open_clip(name: str, device: Device, dtype: Precision, trust_remote_code: bool) -> DualEncoder:
-    return OpenCLIPEncoder.from_pretrained(name, device, dtype)
-
-
-def load_onnx(name: str, device: Device, dtype: Precision, trust_remote_code: bool) -> DualEncoder:
-    if dtype is not None:
-        raise ValueError(
-            f"dtype={dtype!r} has no effect on {name}: ONNX files have a precision of their own; leave it out"
-        )
-    return ONNXEncoder.from_pretrained(name, device)
-
-
-def load_python(name: str, device: Device, dtype: Precision, trust_remote_code: bool) -> DualEncoder:
-    """An instance of a class that a person has written; without a digest it is known by the text of its file."""
+def load_python(name: str, device: Device, dtype: Precision, trust_remote_code: bool) -> Encoder:
+    """An instance of a class that a person has written. Its digest covers its source files beside what it declares."""
     match = PYTHON_NAME.fullmatch(name)
     if match is None:
         raise ValueError(f"{name!r} names no class; write my_encoder.py:MyEncoder")
@@ -127,14 +126,16 @@ def load_python(name: str, device: Device, dtype: Precision, trust_remote_code: 
     place, class_name = match["place"], match["name"]
     module = module_of_file(Path(place)) if place.endswith(".py") else installed_module(place)
     found = vars(module).get(class_name)
-    if not isinstance(found, type) or not issubclass(found, DualEncoder):
-        what = "has no" if found is None else "does not derive from hf_vse.embed.encoder.DualEncoder:"
-        raise ValueError(f"{place} {what} {class_name}; write class {class_name}(DualEncoder)")
+    if not isinstance(found, type) or not issubclass(found, Encoder):
+        what = "has no" if found is None else "does not derive from hf_vse.embed.encoder.Encoder:"
+        raise ValueError(f"{place} {what} {class_name}; write class {class_name}(Encoder)")
+    if isinstance(inspect.getattr_static(found, "digest"), property):
+        raise ValueError(f"{place}: digest of {class_name} is a property; make it an attribute or a cached_property")
     encoder = found()
-    if encoder.name == DualEncoder.name:
+    if encoder.name == Encoder.name:
         encoder.name = name
-    if encoder.digest is None and place.endswith(".py"):
-        encoder.digest = blake2b(Path(place).read_bytes() + class_name.encode(), digest_size=16).hexdigest()
+    source = source_digest(found)
+    encoder.digest = None if source is None else digest_of(source, encoder.digest)
     return encoder
 
 
@@ -161,11 +162,7 @@ def module_of_file(path: Path) -> Any:
     return module
 
 
-LOADERS: dict[str, Callable[[str, Device, Precision, bool], DualEncoder]] = {
-    "vse": load_own,
-    "transformers": TransformersEncoder.from_pretrained,
-    "sentence_transformers": SentenceTransformersEncoder.from_pretrained,
-    "open_clip": load_open_clip,
-    "onnx": load_onnx,
-    "python": load_python,
-}
+LOADERS: dict[str, Callable[[str, Device, Precision, bool], Encoder]] = {
+    adapter.kind: adapter.from_pretrained
+    for adapter in (VSEEncoder, TransformersEncoder, SentenceTransformersEncoder, OpenCLIPEncoder, ONNXEncoder)
+} | {Encoder.kind: load_python}

@@ -6,7 +6,7 @@ finished one has left is read.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,7 +19,9 @@ from tqdm.auto import tqdm
 from hf_vse.data.encoding import UNREAD, batches_of, readable_batches
 from hf_vse.data.schema import IMAGE
 from hf_vse.data.unfinished import finish, missing_rows, open_unfinished
-from hf_vse.embed.encoder import DualEncoder
+
+if TYPE_CHECKING:  # encoder.py imports this file
+    from hf_vse.embed.encoder import Encoder
 
 LENGTH_TOLERANCE = 1e-3  # of the square of a length in float32
 
@@ -71,7 +73,7 @@ def unit_or_unread(rows: np.ndarray) -> np.ndarray:
     return (np.abs(lengths - 1) < LENGTH_TOLERANCE) | (lengths == 0) | (rows == UNREAD).all(axis=1)
 
 
-def unit(embeds: Tensor | np.ndarray, count: int, encoder: DualEncoder) -> np.ndarray:
+def unit(embeds: Tensor | np.ndarray, count: int, encoder: "Encoder") -> np.ndarray:
     """What an encoder gave for `count` inputs as (count, dim) float32 of length one."""
     vectors = torch.as_tensor(embeds).detach()
     if vectors.ndim != 2 or len(vectors) != count:
@@ -82,7 +84,7 @@ def unit(embeds: Tensor | np.ndarray, count: int, encoder: DualEncoder) -> np.nd
     return normalize(vectors.float(), dim=1).cpu().numpy()
 
 
-def check_readable(encoder: DualEncoder, row: Mapping[str, Any]) -> None:
+def check_readable(encoder: "Encoder", row: Mapping[str, Any]) -> None:
     """Raises ValueError where a model of photographs is given features, or the reverse."""
     of_photographs = IMAGE in row
     if not (encoder.reads_photographs if of_photographs else encoder.reads_features):
@@ -92,7 +94,7 @@ def check_readable(encoder: DualEncoder, row: Mapping[str, Any]) -> None:
 
 @torch.no_grad()
 def encode_images(
-    encoder: DualEncoder,
+    encoder: "Encoder",
     images: Dataset | Sequence[Mapping[str, Any]],
     batch_size: int = 64,
     num_workers: int = 0,
@@ -140,7 +142,7 @@ def encode_images(
 
 @torch.no_grad()
 def encode_texts(
-    encoder: DualEncoder,
+    encoder: "Encoder",
     texts: Sequence[str],
     batch_size: int = 128,
     progress: bool = False,

@@ -2,10 +2,15 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+
+if TYPE_CHECKING:
+    from hf_vse.embed.encoder import Encoder
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -42,6 +47,12 @@ def chosen_precision(dtype: str | torch.dtype | None) -> torch.dtype:
     if dtype not in PRECISIONS:
         raise ValueError(f"dtype must be one of {', '.join(PRECISIONS)}, got {dtype!r}")
     return PRECISIONS[dtype]
+
+
+def check_installed(adapter: "type[Encoder]", name: str) -> None:
+    """Raises ImportError, with the extra to install, where a package that an adapter needs is missing."""
+    if missing := [package.replace("_", "-") for package in adapter.needs if find_spec(package) is None]:
+        raise ImportError(f"{name} needs {' and '.join(missing)}: pip install 'hf_vse[{adapter.extra}]'")
 
 
 @contextmanager

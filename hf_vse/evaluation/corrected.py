@@ -11,7 +11,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from hf_vse.embed.encoder import DualEncoder
+from hf_vse.embed.encoder import Encoder
 from hf_vse.embed.hub_correction import Correction, QueryBank
 from hf_vse.evaluation.evaluator import PairEmbeddings, embed_pairs
 from hf_vse.evaluation.metrics import summarize_ranks
@@ -21,7 +21,7 @@ ROWS = 500  # queries corrected at once
 TITLES = {"qbnorm": "QB-Norm", "inverted_softmax": "inverted softmax"}
 
 
-def training_bank(encoder: DualEncoder, train: Dataset, seed: int = 0, **encoding: Any) -> PairEmbeddings:
+def training_bank(encoder: Encoder, train: Dataset, seed: int = 0, **encoding: Any) -> PairEmbeddings:
     """Embeddings of a sample of the training split, by all processes together."""
     rows = np.random.default_rng(seed).permutation(len(train))[:BANK_IMAGES]
     return embed_pairs(encoder, train.select(sorted(rows.tolist())), **encoding)

@@ -20,7 +20,7 @@ from hf_vse.data.features import FeatureRows
 from hf_vse.data.pairs import undecoded_images
 from hf_vse.data.schema import CAPTION_FEATURES, CAPTIONS, IMAGE_ID, fingerprint, flatten_captions
 from hf_vse.embed.adapters.vse import VSEEncoder
-from hf_vse.embed.encoder import DualEncoder
+from hf_vse.embed.encoder import Encoder
 from hf_vse.embed.run import encode_images, encode_texts
 from hf_vse.evaluation.metrics import fold_metrics, retrieval_metrics
 from hf_vse.model.modeling_vse import VSEModel
@@ -64,7 +64,7 @@ def embed_caption_features(encoder: VSEEncoder, features: FeatureRows, batch_siz
 
 
 def embed_pairs(
-    encoder: DualEncoder,
+    encoder: Encoder,
     dataset: Dataset,
     *,
     batch_size: int = 128,
@@ -118,7 +118,7 @@ def share_of(total: int) -> list[int]:
     return [min(row, total - 1) for row in range(state.process_index, last, state.num_processes)]
 
 
-def made_by(encoder: DualEncoder, dataset: Dataset) -> str:
+def made_by(encoder: Encoder, dataset: Dataset) -> str:
     """Names all that embeddings depend on: model and preparation, images by content, captions and their order."""
     plain = dataset.with_format(None)
     data = fingerprint(plain[IMAGE_ID][:], plain[CAPTIONS][:]), images_digest(undecoded_images(dataset))

@@ -4,7 +4,7 @@
     test = load_pairs("flickr30k", data_dir=DIR)["test"]
     record = judge(load_encoder("openai/clip-vit-base-patch32"), test, source="flickr30k", split="test").record
 
-The model is anything that `load_encoder` opens, or a `DualEncoder` of your own; or there are only arrays of embeddings
+The model is anything that `load_encoder` opens, or an `Encoder` of your own; or there are only arrays of embeddings
 (`judge_embeddings`).
 """
 
@@ -19,7 +19,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from hf_vse.data.schema import CAPTION_IDS, IMAGE_ID
-from hf_vse.embed.encoder import DualEncoder
+from hf_vse.embed.encoder import Encoder
 from hf_vse.evaluation.diagnostics.diagnose import diagnose
 from hf_vse.evaluation.evaluator import PairEmbeddings, embed_pairs
 from hf_vse.evaluation.intervals import compare_models, holm, recall_intervals
@@ -60,7 +60,7 @@ def texts_of(dataset: Dataset, pairs: PairEmbeddings) -> Texts:
 
 
 def judge(
-    encoder: DualEncoder,
+    encoder: Encoder,
     dataset: Dataset,
     *,
     source: str = "",

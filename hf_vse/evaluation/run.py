@@ -13,7 +13,7 @@ from datasets import Dataset, DatasetDict
 from hf_vse.data.schema import CAPTIONS, IMAGE, IMAGE_ID, fingerprint, flatten_captions
 from hf_vse.data.sources import load_pairs
 from hf_vse.data.trained_on import data_settings, held_out, load_as_trained
-from hf_vse.embed.encoder import DualEncoder
+from hf_vse.embed.encoder import Encoder
 from hf_vse.embed.load import load_encoder
 from hf_vse.evaluation.composition.choice import OWN_FOILS, ask_own, ask_published, own_kind
 from hf_vse.evaluation.corrected import corrected_results, training_bank
@@ -192,7 +192,7 @@ def ask(name: str, loading: Loading, splits: DatasetDict, settings: dict[str, An
 
 
 def ask_further(
-    encoder: DualEncoder, judgement: Judgement, dataset: Dataset, settings: dict[str, Any], questions: Questions
+    encoder: Encoder, judgement: Judgement, dataset: Dataset, settings: dict[str, Any], questions: Questions
 ) -> dict[str, Any]:
     """What one process asks alone: foils and classes."""
     found: dict[str, Any] = {}

@@ -22,7 +22,7 @@ from hf_vse.data.columns import SPLITS
 from hf_vse.data.karpathy import load_from_hub
 from hf_vse.data.pairs import undecoded_images
 from hf_vse.data.schema import IMAGE
-from hf_vse.embed.encoder import DualEncoder
+from hf_vse.embed.encoder import Encoder
 from hf_vse.embed.run import encode_images, encode_texts
 from hf_vse.evaluation.ranks import Array, as_matrix, as_tensor, finite_norms, retrieval_ranks
 
@@ -68,7 +68,7 @@ def check_templates(templates: Sequence[str]) -> None:
 
 
 def class_vectors(
-    encoder: DualEncoder, class_names: Sequence[str], templates: Sequence[str] = TEMPLATES, batch_size: int = 128
+    encoder: Encoder, class_names: Sequence[str], templates: Sequence[str] = TEMPLATES, batch_size: int = 128
 ) -> Tensor:
     """One unit vector for each class, (classes, dim) float32.
 
@@ -132,7 +132,7 @@ def zero_shot_metrics(
 
 
 def zero_shot_classification(
-    encoder: DualEncoder,
+    encoder: Encoder,
     labelled: LabelledImages,
     templates: Sequence[str] = TEMPLATES,
     *,

@@ -17,12 +17,15 @@ from accelerate import PartialState
 from datasets import Dataset
 from tqdm.auto import tqdm
 
+from hf_vse.data.encoding import UNREAD
 from hf_vse.data.images import check_broken_share
-from hf_vse.data.schema import CAPTIONS
+from hf_vse.data.schema import CAPTIONS, IMAGE, IMAGE_FEATURES
+from hf_vse.embed.encoder import Encoder
+from hf_vse.embed.run import encode_images, encode_texts
 from hf_vse.files import read_json
-from hf_vse.search.encoder import Encoder
 from hf_vse.search.gallery import GalleryIndex, recipe_of
 from hf_vse.search.header import HEADER_FILE, KEYS_FILE, VECTORS_FILE, read_header
+from hf_vse.search.model import model_facts
 from hf_vse.search.parts import Vectors, read_parts, write_part
 from hf_vse.search.photographs import DatasetImage, Photograph, of_dataset, of_folder
 from hf_vse.search.plan import bytes_on_disk, choose_plan
@@ -63,9 +66,15 @@ def build_gallery(
         The gallery, saved. Run by several processes, each encodes a share.
 
     Raises:
-        OSError, ValueError: the source or the folder is not what it should be, see `of_folder` and `check_place`.
+        OSError, ValueError: the source or the folder is not what it should be, see `of_folder` and `check_place`; or
+            the encoder has no digest.
     """
     folder = Path(folder)
+    if encoder.digest is None:
+        raise ValueError(
+            f"{encoder.name} has no digest: nobody could tell later whether a query or a new image fits the gallery; "
+            "define its class in a file, or give it a digest that changes with weights and preparation"
+        )
     if isinstance(source, Dataset):
         root, photographs, facts = None, of_dataset(source, encoder), {}
     else:
@@ -73,7 +82,7 @@ def build_gallery(
         photographs, facts = of_folder(root)
     shape = len(photographs), encoder.dim
     check_place(folder, root, bytes_on_disk(choose_plan(*shape, kind), *shape))
-    facts |= {"root": root and str(root.absolute()), "origin": origin, "model": encoder.name, "digest": encoder.digest}
+    facts |= {"root": root and str(root.absolute()), "origin": origin} | model_facts(encoder)
     options = {"kind": kind, "recall": recall, "query_bank": list(query_bank)}
     state = PartialState(cpu=not torch.accelerator.is_available())
     with locked(folder) if state.is_main_process else nullcontext():
@@ -111,7 +120,7 @@ def write_gallery(
         gallery = GalleryIndex.without_index(embeds, items, facts, choose_plan(*embeds.shape, kind))
         gallery.vectors.build(sample_queries(items, encoder), recall, progress)
         if query_bank:
-            gallery.learn_hubs(encoder.texts(query_bank))
+            gallery.learn_hubs(encode_texts(encoder, query_bank).numpy())
         gallery.write(folder, recipe, keys)
     remove_leftovers(folder)
 
@@ -153,15 +162,16 @@ def encode_missing(
     num_workers: int,
     progress: bool,
 ) -> None:
-    """Writes parts. What cannot be read has no vector."""
+    """Writes parts. An image that cannot be read gets no vector."""
+    column = IMAGE if encoder.reads_photographs else IMAGE_FEATURES
     with tqdm(
         total=len(photographs), desc="encoding images", unit="image", disable=not (photographs and progress)
     ) as bar:
         for start in range(0, len(photographs), PART):
             part = photographs[start : start + PART]
             values = [each.value.read() if isinstance(each.value, DatasetImage) else each.value for each in part]
-            embeds = encoder.images(values, batch_size, num_workers)
-            readable = encoder.readable(embeds)
+            embeds = encode_images(encoder, [{column: value} for value in values], batch_size, num_workers).numpy()
+            readable = ~(embeds == UNREAD).all(axis=1)
             check_unit(embeds[readable], f"the vectors that {encoder.name} makes")
             if readable.any():
                 keys = [each.key for each, good in zip(part, readable, strict=True) if good]
@@ -201,4 +211,4 @@ def sample_queries(items: Iterable[dict[str, Any]], encoder: Encoder) -> np.ndar
     """Captions of the gallery, evenly spread, as sentences that a person might ask."""
     captions = [caption for item in items if (caption := next(filter(str.strip, item.get(CAPTIONS) or []), None))]
     some = captions[:: max(1, len(captions) // MEASURED_QUERIES)]
-    return encoder.texts(some) if some else None
+    return encode_texts(encoder, some).numpy() if some else None

@@ -149,7 +149,7 @@ class GalleryIndex:
 
         Args:
             queries: (queries, dim) unit vectors.
-            model: what made them, a name or an `Encoder`; refused if it is not what made the gallery.
+            model: what made them, an `Encoder` or its name; refused if it is not what made the gallery.
             where: conditions that an item must fulfil, such as `["year>=2020"]`, or a function of the item.
             correction: takes from hubs their unearned places, as `learn_hubs` knows them: `qbnorm` or
                 `inverted_softmax`. Scores are then corrected ones, see `embed/hub_correction.py`.
@@ -201,13 +201,13 @@ class GalleryIndex:
 
     def check_model(self, model: Any) -> None:
         """Raises ValueError if `model`, a name or an `Encoder`, is not what made the gallery."""
-        name, digest = (model, None) if isinstance(model, str) else (model.name, model.digest)
-        known = self.facts.get("digest")
-        same = digest == known if digest and known else name == self.model
+        name, known = (model if isinstance(model, str) else model.name), self.facts.get("digest")
+        by_name = isinstance(model, str) or known is None
+        same = name == self.model if by_name else model.digest == known
         if self.model is not None and not same:
             raise ValueError(
                 f"the gallery was made by {self.model!r}, the query by {name!r}"
-                f"{' with other weights' if name == self.model else ''}; use one model for both"
+                f"{' with other weights or another preparation' if name == self.model else ''}; use one model for both"
             )
 
     def save(self, folder: str | Path) -> None:

@@ -58,6 +58,15 @@ def is_object_or_null(value: Any) -> bool:
     return value is None or isinstance(value, dict)
 
 
+def is_encoder_or_null(value: Any) -> bool:
+    fields = {"place": str | None, "kind": str, "needs": list, "dtype": str | None}
+    return value is None or (
+        isinstance(value, dict)
+        and value.keys() == fields.keys()
+        and all(isinstance(value[name], kind) for name, kind in fields.items())
+    )
+
+
 NEEDED: dict[str, Check] = {
     "version": (is_version, "the name of a version"),
     "files": (is_list_of_files, "files with bytes and checksum"),
@@ -69,6 +78,7 @@ NEEDED: dict[str, Check] = {
 }
 OPTIONAL: dict[str, Check] = {
     "digest": (is_text_or_null, "text or null"),
+    "encoder": (is_encoder_or_null, "an object {...} that says how to open the model, or null"),
     "recipe": (is_text_or_null, "text or null"),
     "root": (is_text_or_null, "a folder or null"),
     "origin": (is_object_or_null, "an object {...} or null"),

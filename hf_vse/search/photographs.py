@@ -16,8 +16,8 @@ from datasets import Dataset
 
 from hf_vse.data.pairs import undecoded_images
 from hf_vse.data.schema import CAPTIONS, IMAGE, IMAGE_FEATURES
+from hf_vse.embed.encoder import Encoder
 from hf_vse.files import inside, read_json_lines
-from hf_vse.search.encoder import Encoder
 
 logger = logging.getLogger(__name__)
 

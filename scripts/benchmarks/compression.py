@@ -17,7 +17,7 @@ from measuring import record
 
 from hf_vse.data.schema import CAPTIONS, IMAGE_ID, fingerprint
 from hf_vse.data.trained_on import data_settings, held_out, load_as_trained
-from hf_vse.embed.adapters.own_models import load_vse
+from hf_vse.embed.load import load_encoder
 from hf_vse.evaluation.environment import environment
 from hf_vse.evaluation.evaluator import PairEmbeddings, embed_pairs
 from hf_vse.evaluation.metrics import RECALL_LEVELS, retrieval_metrics
@@ -56,7 +56,7 @@ def embed_split(arguments: argparse.Namespace) -> tuple[PairEmbeddings, dict]:
     splits = load_as_trained(settings, arguments.split, held_out(arguments.model))
     split = splits[arguments.split]
     with torch.no_grad():
-        pairs = embed_pairs(load_vse(arguments.model, "cpu"), split, progress=False)
+        pairs = embed_pairs(load_encoder(arguments.model, device="cpu"), split, progress=False)
     plain = split.with_format(None)
     return pairs, {
         "dataset": settings["dataset"],

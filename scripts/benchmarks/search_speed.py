@@ -22,8 +22,9 @@ from typing import Any
 import numpy as np
 from measuring import record, status_bytes
 
+from hf_vse.embed.load import load_encoder
+from hf_vse.embed.run import encode_images, encode_texts
 from hf_vse.evaluation.environment import environment
-from hf_vse.search.encoder import Encoder
 from hf_vse.search.gallery import GalleryIndex
 from hf_vse.search.vectors import exact_search
 
@@ -49,10 +50,10 @@ def seeds(arguments: argparse.Namespace, rng: np.random.Generator) -> tuple[np.n
     from hf_vse.data.schema import CAPTIONS, flatten_captions
     from hf_vse.data.sources import load_pairs
 
-    encoder = Encoder.from_pretrained(arguments.model)
+    encoder = load_encoder(arguments.model)
     split = load_pairs(arguments.dataset, data_dir=arguments.data_dir)[arguments.split]
-    images = encoder.images([next(iter(row.values())) for row in undecoded_images(split)])
-    texts = encoder.texts(flatten_captions(split[CAPTIONS])[0], progress=True)
+    images = encode_images(encoder, undecoded_images(split)).numpy()
+    texts = encode_texts(encoder, flatten_captions(split[CAPTIONS])[0], progress=True).numpy()
     return images, texts[rng.permutation(len(texts))]
 
 

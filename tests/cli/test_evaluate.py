@@ -21,9 +21,9 @@ from tests.conftest import make_pairs
 
 ADAPTER = """
 import numpy as np
-from hf_vse import DualEncoder
+from hf_vse import Encoder
 
-class Brightness(DualEncoder):
+class Brightness(Encoder):
     def encode_images(self, images):
         return np.array([[np.asarray(image).mean(), 100.0] for image in images])
 

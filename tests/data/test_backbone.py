@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 import torch
+from hf_vse.search.encoder import Encoder
 
 from hf_vse.data.backbone import extract_features
-from hf_vse.search.encoder import Encoder
 from tests.conftest import make_pairs
 
 

@@ -5,13 +5,13 @@ import pytest
 import torch
 
 from hf_vse.data.encoding import UNREAD
-from hf_vse.embed.encoder import DualEncoder
+from hf_vse.embed.encoder import Encoder
 from hf_vse.embed.run import encode_images, encode_texts
 from hf_vse.evaluation.evaluator import embed_pairs
 from tests.conftest import make_pairs
 
 
-class Colours(DualEncoder):
+class Colours(Encoder):
     """Images by their mean colour, sentences by their letters."""
 
     name = "colours"

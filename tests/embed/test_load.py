@@ -18,9 +18,9 @@ from tests.conftest import make_pairs
 ADAPTER = """
 import beside
 import torch
-from hf_vse.embed.encoder import DualEncoder
+from hf_vse.embed.encoder import Encoder
 
-class Sizes(DualEncoder):
+class Sizes(Encoder):
     def encode_images(self, images):
         return torch.tensor([[image.width, image.height + beside.ONE] for image in images])
     def encode_texts(self, texts):
@@ -93,10 +93,8 @@ def refusal(call) -> str:
 
 def test_what_is_wrong_with_an_own_file_is_said(adapter, tmp_path):
     file = tmp_path / "my_encoder.py"
-    assert "has no Size; write class Size(DualEncoder)" in refusal(lambda: load_encoder(f"{file}:Size"))
-    assert "does not derive from hf_vse.embed.encoder.DualEncoder: Other" in refusal(
-        lambda: load_encoder(f"{file}:Other")
-    )
+    assert "has no Size; write class Size(Encoder)" in refusal(lambda: load_encoder(f"{file}:Size"))
+    assert "does not derive from hf_vse.embed.encoder.Encoder: Other" in refusal(lambda: load_encoder(f"{file}:Other"))
     assert "there is no file" in refusal(lambda: load_encoder(f"{tmp_path}/none.py:Sizes"))
     assert "there is no module no_such_module" in refusal(lambda: load_encoder("no_such_module.encoders:Sizes"))
     assert "device='cuda' has no effect" in refusal(lambda: load_encoder(adapter, device="cuda"))

@@ -6,6 +6,7 @@ from copy import deepcopy
 
 import pytest
 import torch
+from hf_vse.search.encoder import Encoder
 from safetensors.torch import load_file, save_file
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPProcessor
 
@@ -13,7 +14,6 @@ from hf_vse.embed.adapters.own_models import load_vse, load_vse_model
 from hf_vse.embed.load import load_encoder
 from hf_vse.embed.weights import chosen_device
 from hf_vse.model.modeling_vse import VSEModel
-from hf_vse.search.encoder import Encoder
 from hf_vse.training.build import build_model, build_processor
 from hf_vse.training.recipe import ModelArguments
 from tests.conftest import make_pairs

@@ -13,7 +13,7 @@ from datasets import Dataset
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from hf_vse.embed.encoder import DualEncoder
+from hf_vse.embed.encoder import Encoder
 from hf_vse.evaluation.composition.probe import (
     Foil,
     composition_probe,
@@ -27,7 +27,7 @@ from hf_vse.evaluation.composition.probe import (
 from hf_vse.evaluation.composition.published import SUGARCREPE_KINDS, load_foils
 
 
-class TableEncoder(DualEncoder):
+class TableEncoder(Encoder):
     """Looks vectors up: of an image by the red of its corner, of a sentence by the sentence."""
 
     name = "table"

@@ -5,7 +5,7 @@ from datasets import Image
 from transformers import CLIPImageProcessorPil
 
 from hf_vse.embed.adapters.vse import VSEEncoder
-from hf_vse.embed.encoder import DualEncoder
+from hf_vse.embed.encoder import Encoder
 from hf_vse.evaluation.environment import environment
 from hf_vse.evaluation.evaluator import embed_pairs, evaluate_retrieval
 from hf_vse.evaluation.metrics import retrieval_metrics
@@ -86,7 +86,7 @@ def test_record_holds_numbers_protocol_and_fingerprint(tokenizer):
     assert {"versions", "device", "threads", "commit"} == environment().keys()
 
 
-class Counting(DualEncoder):
+class Counting(Encoder):
     """Vectors that follow from brightness and length, and a count of what was encoded."""
 
     name = "counting"

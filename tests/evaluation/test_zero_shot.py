@@ -9,7 +9,7 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 
-from hf_vse.embed.encoder import DualEncoder
+from hf_vse.embed.encoder import Encoder
 from hf_vse.evaluation import zero_shot
 from hf_vse.evaluation.zero_shot import (
     TEMPLATES,
@@ -23,7 +23,7 @@ from hf_vse.evaluation.zero_shot import (
 COLOURS = {"deep_red": (220, 30, 30), "grass-green": (40, 160, 60), "blue": (30, 60, 220)}
 
 
-class ColourEncoder(DualEncoder):
+class ColourEncoder(Encoder):
     """Mean colour of an image; of a text the colour whose name it holds. Lengths differ, none is one."""
 
     name = "colours"

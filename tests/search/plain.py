@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from hf_vse.search.encoder import Encoder
 
 from hf_vse.data.encoding import UNREAD
-from hf_vse.search.encoder import Encoder
 
 DIM = 8
 

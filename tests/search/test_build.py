@@ -6,11 +6,11 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from hf_vse.search.encoder import Encoder
 
 from hf_vse.data.pairs import undecoded_images
 from hf_vse.search import build
 from hf_vse.search.build import build_gallery
-from hf_vse.search.encoder import Encoder
 from hf_vse.search.gallery import GalleryIndex
 from tests.conftest import make_feature_pairs, make_pairs
 

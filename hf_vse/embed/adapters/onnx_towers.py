@@ -7,7 +7,6 @@ exported for a fixed number of words gets its sentences padded to it.
 from collections.abc import Mapping
 from functools import cached_property
 from hashlib import blake2b
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +19,9 @@ from transformers.image_processing_utils import BaseImageProcessor
 from hf_vse.data.digests import digest_of, image_processor_digest, tokenizer_digest
 from hf_vse.data.transforms import needed_side
 from hf_vse.embed.adapters.transformers_models import FAMILIES
-from hf_vse.embed.encoder import DualEncoder
+from hf_vse.embed.encoder import Encoder
 from hf_vse.embed.sentences import Reading, SentenceReader
-from hf_vse.embed.weights import one_line
+from hf_vse.embed.weights import check_installed, one_line
 from hf_vse.model.processing_vse import VSEFeatureProcessor, VSEProcessor
 
 if TYPE_CHECKING:
@@ -47,7 +46,7 @@ def onnx_files(folder: Path) -> tuple[Path, Path] | None:
     return None
 
 
-class ONNXEncoder(DualEncoder):
+class ONNXEncoder(Encoder):
     """
     Args:
         image_file, text_file: the towers.
@@ -57,6 +56,8 @@ class ONNXEncoder(DualEncoder):
         device: default: CUDA where onnxruntime has it.
     """
 
+    kind = "onnx"
+    extra, needs = "onnx", ("onnxruntime",)
     stays = ("image_session", "text_session")
     reads_features = True  # one exported from a model of features; onnxruntime refuses them otherwise
 
@@ -70,8 +71,6 @@ class ONNXEncoder(DualEncoder):
         name: str = "unnamed model",
         device: str | torch.device | None = None,
     ):
-        if find_spec("onnxruntime") is None:
-            raise ImportError(f"{name} needs onnxruntime: pip install 'hf_vse[onnx]'")
         self.files = Path(image_file), Path(text_file)
         self.name = name
         self.image_session, self.text_session = (open_session(file, device) for file in self.files)
@@ -82,12 +81,27 @@ class ONNXEncoder(DualEncoder):
         self.reader = SentenceReader(tokenizer, reading, length, name)
 
     @classmethod
-    def from_pretrained(cls, name: str, device: str | torch.device | None = None) -> "ONNXEncoder":
+    def from_pretrained(
+        cls,
+        name: str,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        trust_remote_code: bool = False,
+    ) -> "ONNXEncoder":
         """From `folder`, which holds the processor too, or `folder@processor`, a folder or Hub id.
 
+        No code comes with these files: `trust_remote_code` has no effect.
+
         Raises:
+            ImportError: onnxruntime is not installed.
+            ValueError: a `dtype` is given: the files have one of their own.
             OSError: no such files, or no processor.
         """
+        check_installed(cls, name)
+        if dtype is not None:
+            raise ValueError(
+                f"dtype={dtype!r} has no effect on {name}: ONNX files have a precision of their own; leave it out"
+            )
         folder, _, processor = (name, "", "") if Path(name).is_dir() else name.partition("@")
         files = onnx_files(Path(folder))
         if files is None:
@@ -96,6 +110,10 @@ class ONNXEncoder(DualEncoder):
         with one_line(name, "save its processor into the folder, or name that of the model: FOLDER@MODEL"):
             image_processor, tokenizer, reading = processor_parts(processor or folder)
         return cls(*files, image_processor, tokenizer, reading, name, device)
+
+    @property
+    def reads_photographs(self) -> bool:
+        return not isinstance(self.image_processor, VSEFeatureProcessor)
 
     @property
     def needed_side(self) -> int | None:
@@ -117,7 +135,7 @@ class ONNXEncoder(DualEncoder):
     def facts(self) -> dict[str, Any]:
         return {
             "family": "onnx",
-            "dimensions": self.encode_texts(["a"]).shape[1],
+            "dimensions": self.dim,
             "files": [file.name for file in self.files],
             "runs_on": self.image_session.get_providers()[0],
         } | self.reader.facts()

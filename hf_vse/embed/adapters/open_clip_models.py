@@ -6,7 +6,6 @@ a file; or `ViT-B-32/laion2b_s34b_b79k@file.safetensors`, a file prepared as tho
 
 from collections.abc import Callable
 from functools import cached_property
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 from hf_vse.data.digests import digest_of, weights_digest
-from hf_vse.embed.encoder import DualEncoder
-from hf_vse.embed.weights import check_finite, chosen_device, chosen_precision, one_line
+from hf_vse.embed.encoder import Encoder
+from hf_vse.embed.weights import check_finite, check_installed, chosen_device, chosen_precision, one_line
 
 PREFIX = "open_clip:"
 OF_PRECISION = {torch.float32: "fp32", torch.bfloat16: "pure_bf16", torch.float16: "pure_fp16"}
 
 
-class OpenCLIPEncoder(DualEncoder):
+class OpenCLIPEncoder(Encoder):
     """
     Args:
         model, transform, tokenizer: as `open_clip.create_model_and_transforms` and `open_clip.get_tokenizer` give
@@ -30,6 +29,8 @@ class OpenCLIPEncoder(DualEncoder):
         name: what to call it.
     """
 
+    kind = "open_clip"
+    extra, needs = "openclip", ("open_clip", "torchvision")
     stays = ("model", "weight", "tokenizer")
 
     def __init__(
@@ -47,17 +48,20 @@ class OpenCLIPEncoder(DualEncoder):
 
     @classmethod
     def from_pretrained(
-        cls, name: str, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None
+        cls,
+        name: str,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        trust_remote_code: bool = False,
     ) -> "OpenCLIPEncoder":
-        """See the names above.
+        """See the names above. No code comes with these models: `trust_remote_code` has no effect.
 
         Raises:
             ImportError: open_clip is not installed.
             ValueError: an unknown architecture or unknown weights.
             OSError: no such file, or weights in another format than safetensors.
         """
-        if find_spec("open_clip") is None or find_spec("torchvision") is None:
-            raise ImportError(f"{name} needs open_clip and torchvision: pip install 'hf_vse[openclip]'")
+        check_installed(cls, name)
         import open_clip
 
         architecture, published, file = parts_of(name)
@@ -90,12 +94,16 @@ class OpenCLIPEncoder(DualEncoder):
         read = tokenizer(["a photo of 2 Dogs, running; \u00e9t\u00e9"]).tolist()
         return digest_of(weights_digest(self.model), repr(self.model), repr(self.transform), type(tokenizer), read)
 
+    @property
+    def dtype(self) -> str:
+        return str(self.weight.dtype).removeprefix("torch.")
+
     def facts(self) -> dict[str, Any]:
         return {
             "family": "open_clip",
-            "dimensions": self.encode_texts(["a"]).shape[1],
+            "dimensions": self.dim,
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
-            "dtype": str(self.weight.dtype).removeprefix("torch."),
+            "dtype": self.dtype,
             "max_text_length": self.tokenizer.context_length,
         }
 

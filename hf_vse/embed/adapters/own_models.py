@@ -1,4 +1,4 @@
-"""A model of this package from a folder or the Hub: complete, or refused in one line.
+"""The files of a model of this package, in a folder or on the Hub: complete, or refused in one line.
 
 transformers fills what a file lacks with random numbers and goes on. A gallery, a table or a training that starts so
 is wrong without a sign, therefore everything that decides the vectors is compared before they are made: the kind of
@@ -11,12 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 from transformers.image_processing_utils import BaseImageProcessor
 
-from hf_vse.embed.adapters.vse import VSEEncoder
 from hf_vse.embed.sentences import positions_of
 from hf_vse.embed.stored import StoredTensor, stored_config, stored_json, stored_tensors, without_remarks
 from hf_vse.embed.weights import check_finite, chosen_device, chosen_precision, one_line
@@ -37,30 +35,7 @@ PROCESSOR_FILES = (
 )  # fmt: skip
 LONGEST_SIDE = 4096  # of a picture as a tower sees it
 FETCH_AGAIN = "fetch or save the model again"
-OTHER_MODELS = "give a model that `hf-vse train` has made (`hf-vse evaluate` judges others)"
-
-
-def load_vse(
-    name: str | Path, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None
-) -> VSEEncoder:
-    """Model and processor, which have shown that they fit by embedding a picture and a word.
-
-    Args:
-        name: folder or Hub id.
-        device: default: the accelerator, where there is one.
-        dtype: `float32` (default), `bfloat16` or `float16`.
-
-    Raises:
-        OSError: nothing of that name, or a file is missing or cannot be read.
-        ValueError: another kind of model, or files that do not belong together.
-    """
-    name, device = str(name), chosen_device(device)
-    model = load_vse_model(name, device, dtype)
-    processor = load_vse_processor(name)
-    check_processor(name, model, processor)
-    encoder = VSEEncoder(model, processor, name)
-    check_embeds(encoder)
-    return encoder
+OTHER_MODELS = "give a model that `hf-vse train` has made"
 
 
 def load_vse_model(
@@ -76,7 +51,7 @@ def load_vse_model(
             fresh, what they take away is left behind.
 
     Raises:
-        OSError, ValueError: see `load_vse`.
+        OSError, ValueError: see `VSEEncoder.from_pretrained`.
     """
     name, device, dtype = str(name), chosen_device(device), chosen_precision(dtype)
     stored, config = read_config(name, overrides)
@@ -215,17 +190,3 @@ def check_image_processor(name: str, image_processor: BaseImageProcessor) -> Non
                     f"{name}: {field} of its image processor has {side} {value!r:.40}; a picture has 1 to "
                     f"{LONGEST_SIDE} pixels: {FETCH_AGAIN}"
                 )
-
-
-@torch.no_grad()
-def check_embeds(encoder: VSEEncoder) -> None:
-    """Raises OSError or ValueError where a picture and a word do not become vectors."""
-    remedy = f"its processor and its weights do not fit: {FETCH_AGAIN}"
-    with one_line(encoder.name, remedy):
-        embeds = {"a word": encoder.encode_texts(["a"])}
-        if encoder.reads_photographs:
-            picture = Image.effect_noise((48, 40), 64).convert("RGB")
-            embeds["a picture"] = encoder.encode_images(encoder.prepare_images([picture]))
-    for what, embed in embeds.items():
-        if not embed.isfinite().all() or not embed.any():
-            raise ValueError(f"{encoder.name} makes of {what} no vector but zeros or what is no number: {FETCH_AGAIN}")

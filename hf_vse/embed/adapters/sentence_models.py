@@ -1,7 +1,6 @@
 """Models of sentence-transformers that embed photographs and sentences (Reimers and Gurevych, arXiv 1908.10084)."""
 
 from functools import cached_property
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +18,9 @@ from hf_vse.data.digests import (
     tokenizer_digest,
     weights_digest,
 )
-from hf_vse.embed.encoder import DualEncoder
+from hf_vse.embed.encoder import Encoder
 from hf_vse.embed.stored import without_remarks
-from hf_vse.embed.weights import check_finite, check_found, chosen_device, chosen_precision, one_line
+from hf_vse.embed.weights import check_finite, check_found, check_installed, chosen_device, chosen_precision, one_line
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 NOT_READ = ["*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.h5", "*.msgpack", "*.onnx*", "openvino/*"]
 
 
-class SentenceTransformersEncoder(DualEncoder):
+class SentenceTransformersEncoder(Encoder):
     """
     Args:
         model: one whose `encode` takes PIL images as well as strings.
@@ -39,6 +38,9 @@ class SentenceTransformersEncoder(DualEncoder):
     Raises:
         ValueError: the model reads no images.
     """
+
+    kind = "sentence_transformers"
+    extra, needs = "sentence", ("sentence_transformers",)
 
     def __init__(self, model: "SentenceTransformer", name: str = "unnamed model"):
         if "image" not in model.modalities:
@@ -57,8 +59,7 @@ class SentenceTransformersEncoder(DualEncoder):
         trust_remote_code: bool = False,
     ) -> "SentenceTransformersEncoder":
         """From a folder or a Hub id; see `TransformersEncoder.from_pretrained`."""
-        if find_spec("sentence_transformers") is None:
-            raise ImportError(f"{name} needs sentence-transformers: pip install 'hf_vse[sentence]'")
+        check_installed(cls, name)
         from sentence_transformers import SentenceTransformer
 
         with one_line(name, "give a folder or a Hub id"):
@@ -85,18 +86,22 @@ class SentenceTransformersEncoder(DualEncoder):
         return digest_of(
             weights_digest(self.model),
             repr(self.model),
-            (self.model.max_seq_length, self.model.prompts, self.model.default_prompt_name),
+            (self.model.max_seq_length, self.model.truncate_dim, self.model.prompts, self.model.default_prompt_name),
             [configuration_digest(part) for part in parts if isinstance(part, PreTrainedConfig)],
             [image_processor_digest(part) for part in parts if isinstance(part, BaseImageProcessor)],
             [tokenizer_digest(part) for part in parts if isinstance(part, PreTrainedTokenizerBase)],
         )
 
+    @property
+    def dtype(self) -> str:
+        return str(self.model.dtype).removeprefix("torch.")
+
     def facts(self) -> dict[str, Any]:
         return {
             "family": "sentence-transformers",
-            "dimensions": self.encode_texts(["a"]).shape[1],
+            "dimensions": self.dim,
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
-            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "dtype": self.dtype,
             "max_text_length": self.model.max_seq_length,
         }
 

@@ -32,7 +32,7 @@ from hf_vse.data.digests import (
     weights_digest,
 )
 from hf_vse.data.transforms import needed_side
-from hf_vse.embed.encoder import DualEncoder
+from hf_vse.embed.encoder import Encoder
 from hf_vse.embed.sentences import Reading, SentenceReader, positions_of
 from hf_vse.embed.stored import SAFETENSORS_ONLY, without_remarks
 from hf_vse.embed.weights import check_finite, check_found, chosen_device, chosen_precision, one_line
@@ -109,7 +109,7 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-class TransformersEncoder(DualEncoder):
+class TransformersEncoder(Encoder):
     """
     Args:
         model: a dual encoder of one of `FAMILIES`, or with its `get_image_features` and `get_text_features`. It is put
@@ -117,6 +117,8 @@ class TransformersEncoder(DualEncoder):
         image_processor, tokenizer: those it was trained with.
         name: what to call it; default: the folder or Hub id it was loaded from.
     """
+
+    kind = "transformers"
 
     def __init__(
         self,
@@ -189,17 +191,17 @@ class TransformersEncoder(DualEncoder):
             (tuple(self.reader.reading), self.reader.max_length),
         )
 
-    @cached_property
-    def dimensions(self) -> int:
-        return self.encode_texts(["a"]).shape[1]
+    @property
+    def dtype(self) -> str:
+        return str(self.model.dtype).removeprefix("torch.")
 
     def facts(self) -> dict[str, Any]:
         preparation = json.loads(self.image_processor.to_json_string())
         return {
             "family": self.model.config.model_type,
-            "dimensions": self.dimensions,
+            "dimensions": self.dim,
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
-            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "dtype": self.dtype,
             "images": {name: value for name, value in preparation.items() if name in IMAGE_SIZES and value},
         } | self.reader.facts()
 

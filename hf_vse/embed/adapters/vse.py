@@ -1,9 +1,11 @@
-"""The models of this package as a dual encoder."""
+"""The models of this package."""
 
 from collections.abc import Mapping
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -16,7 +18,9 @@ from hf_vse.data.digests import (
 )
 from hf_vse.data.encoding import to_device
 from hf_vse.data.transforms import needed_side
-from hf_vse.embed.encoder import DualEncoder
+from hf_vse.embed.adapters.own_models import FETCH_AGAIN, check_processor, load_vse_model, load_vse_processor
+from hf_vse.embed.encoder import Encoder
+from hf_vse.embed.weights import chosen_device, one_line
 from hf_vse.model.configuration_vse import FEATURES_MODEL_TYPE
 from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.model.processing_vse import VSEFeatureProcessor, VSEProcessor
@@ -26,19 +30,55 @@ BETWEEN_TOWERS_AND_VECTORS = (
 )  # fmt: skip
 
 
-class VSEEncoder(DualEncoder):
+class VSEEncoder(Encoder):
     """
     Args:
-        model, processor: the dual encoder, which is put into evaluation mode.
+        model, processor: the model, which is put into evaluation mode.
         name: what to call it; default: the folder or Hub id it was loaded from.
     """
 
+    kind = "vse"
     reads_features = True  # of its own training, or in the place of its frozen tower
 
     def __init__(self, model: VSEModel, processor: VSEProcessor, name: str | None = None):
         self.model = model.eval()
         self.processor = processor
         self.name = name or model.name_or_path or "unnamed model"
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        trust_remote_code: bool = False,
+    ) -> "VSEEncoder":
+        """From a folder or a Hub id; model and processor have shown that they fit by embedding an image and a word.
+
+        Args:
+            device: default: the accelerator, where there is one.
+            dtype: `float32` (default), `bfloat16` or `float16`.
+            trust_remote_code: has no effect: the installed code is run, never the model's own.
+
+        Raises:
+            OSError: nothing of that name, or a file is missing or cannot be read.
+            ValueError: another kind of model, or files that do not belong together.
+        """
+        name, device = str(name), chosen_device(device)
+        model = load_vse_model(name, device, dtype)
+        processor = load_vse_processor(name)
+        check_processor(name, model, processor)
+        encoder = cls(model, processor, name)
+        check_embeds(encoder)
+        return encoder
+
+    @property
+    def dtype(self) -> str:
+        return str(self.model.dtype).removeprefix("torch.")
+
+    @property
+    def dim(self) -> int:
+        return self.model.config.projection_dim
 
     @property
     def reads_photographs(self) -> bool:
@@ -66,7 +106,7 @@ class VSEEncoder(DualEncoder):
             "family": "hf_vse",
             "loss_type": config.loss_type,
             "temperature": self.model.scaling()[0].item(),
-            "dimensions": config.projection_dim,
+            "dimensions": self.dim,
             "image_tower": config.vision_config.model_type,
             "text_tower": config.text_config.model_type,
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
@@ -87,3 +127,17 @@ class VSEEncoder(DualEncoder):
     def encode_text_features(self, features: Tensor) -> Tensor:
         """Sentences whose text tower has been run, (texts, dim): the little that is left."""
         return self.model(text_features=features.to(self.model.device)).text_embeds
+
+
+@torch.no_grad()
+def check_embeds(encoder: VSEEncoder) -> None:
+    """Raises OSError or ValueError where a picture and a word do not become vectors."""
+    remedy = f"its processor and its weights do not fit: {FETCH_AGAIN}"
+    with one_line(encoder.name, remedy):
+        embeds = {"a word": encoder.encode_texts(["a"])}
+        if encoder.reads_photographs:
+            picture = Image.effect_noise((48, 40), 64).convert("RGB")
+            embeds["a picture"] = encoder.encode_images(encoder.prepare_images([picture]))
+    for what, embed in embeds.items():
+        if not embed.isfinite().all() or not embed.any():
+            raise ValueError(f"{encoder.name} makes of {what} no vector but zeros or what is no number: {FETCH_AGAIN}")

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hf_vse.embed.encoder import DualEncoder
+from hf_vse.embed.encoder import Encoder
 from hf_vse.embed.run import encode_texts
 from hf_vse.evaluation.composition.caption_foils import caption_foils
 from hf_vse.evaluation.composition.probe import (
@@ -48,7 +48,7 @@ def own_foils(kind: str, captions: Sequence[Sequence[str]], split: str, settings
 
 
 def ask_own(
-    encoder: DualEncoder,
+    encoder: Encoder,
     kind: str,
     pairs: PairEmbeddings,
     captions: Sequence[Sequence[str]],
@@ -70,7 +70,7 @@ def ask_own(
 
 
 def ask_published(
-    encoder: DualEncoder, name: str, directory: str | None, image_dir: str | None, **encoding: Any
+    encoder: Encoder, name: str, directory: str | None, image_dir: str | None, **encoding: Any
 ) -> dict[str, Any]:
     """The same of published foils."""
     if directory is None:

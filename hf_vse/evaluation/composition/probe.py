@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils.data import Subset
 
 from hf_vse.data.pairs import undecoded_images
-from hf_vse.embed.encoder import DualEncoder
+from hf_vse.embed.encoder import Encoder
 from hf_vse.embed.run import encode_images, encode_texts
 from hf_vse.evaluation.ranks import TIE_TOLERANCE, Array, as_matrix, as_tensor, finite_norms, pair_scores
 
@@ -191,7 +191,7 @@ def composition_scores(
 
 
 def embed_foils(
-    encoder: DualEncoder,
+    encoder: Encoder,
     foils: Sequence[Foil],
     images: Images,
     *,
@@ -215,7 +215,7 @@ def embed_foils(
 
 
 def composition_probe(
-    encoder: DualEncoder,
+    encoder: Encoder,
     foils: Sequence[Foil],
     images: Images,
     *,
@@ -279,7 +279,7 @@ def winoground_scores(scores: Array) -> dict[str, Any]:
     return result | {"items": len(table), "undecided": 100 * near.double().mean().item()}
 
 
-def winoground_probe(encoder: DualEncoder, foils: Sequence[Foil], images: Images, **encoding: Any) -> dict[str, Any]:
+def winoground_probe(encoder: Encoder, foils: Sequence[Foil], images: Images, **encoding: Any) -> dict[str, Any]:
     """The three scores of Winoground for a dual encoder.
 
     Args:

@@ -1,0 +1,75 @@
+"""The model of a gallery: what is recorded of it, and how it is opened again for queries."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_vse.embed.encoder import Encoder
+from hf_vse.embed.load import Device, Precision, load_encoder
+
+if TYPE_CHECKING:
+    from hf_vse.search.gallery import GalleryIndex
+
+
+def model_facts(encoder: Encoder) -> dict[str, Any]:
+    """What `gallery.json` says of the model.
+
+    `digest` names weights and preparation, `encoder` how to open it: `place` is what `load_encoder` takes, `kind` the
+    adapter, `needs` the packages that it imports, `dtype` the precision of the weights.
+    """
+    opened = {"place": encoder.place, "kind": encoder.kind, "needs": list(encoder.needs), "dtype": encoder.dtype}
+    return {"model": encoder.name, "digest": encoder.digest, "encoder": opened}
+
+
+def open_model(
+    gallery: "GalleryIndex",
+    name: str | None = None,
+    *,
+    device: Device = None,
+    dtype: Precision = None,
+    trust_remote_code: bool = False,
+) -> Encoder:
+    """The encoder for queries to a gallery; it has been compared with the one that made the gallery.
+
+    Args:
+        name: what `load_encoder` takes; default: the model that the gallery names.
+        device: see `load_encoder`.
+        dtype: default: as when the gallery was made.
+        trust_remote_code: also consent to run a Python class that the gallery names.
+
+    Raises:
+        ValueError: the gallery names no model, or a Python class without consent, or weights or preparation differ.
+        OSError, ImportError: it is gone, or a package is missing, see `load_encoder`.
+    """
+    recorded = gallery.facts.get("encoder") or {}
+    kind = "auto"
+    if name is None:
+        name, kind = recorded.get("place") or gallery.model, recorded.get("kind", "auto")
+        check_named(name, kind, trust_remote_code)
+    encoder = load_encoder(
+        name,
+        device=device,
+        dtype=dtype or recorded_precision(recorded),
+        trust_remote_code=trust_remote_code,
+        kind=kind,
+    )
+    gallery.check_model(encoder)
+    return encoder
+
+
+def recorded_precision(recorded: dict[str, Any]) -> str | None:
+    """Only one that has to be asked for: adapters that have a precision of their own take none."""
+    dtype = recorded.get("dtype")
+    return None if dtype == "float32" else dtype
+
+
+def check_named(name: str | None, kind: str, trust_remote_code: bool) -> None:
+    """Raises ValueError or OSError where the model that a gallery names cannot be opened for its sake alone."""
+    if name is None:
+        raise ValueError("the gallery does not say which model made it: give --model")
+    if kind == Encoder.kind and not trust_remote_code:
+        raise ValueError(
+            f"the gallery was made by {name}, a Python class, and code is not run because a gallery names it: "
+            f"add --model {name}"
+        )
+    if Path(name).is_absolute() and kind != Encoder.kind and not Path(name.partition("@")[0]).exists():
+        raise FileNotFoundError(f"{name}, the model that made the gallery, is gone: name it with --model")
