@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from hf_vse.data.sources import load_pairs
-from hf_vse.embed.adapters.own_models import load_vse
+from hf_vse.embed.adapters.vse import VSEEncoder
 from hf_vse.evaluation.evaluator import made_by
 from tests.bad_input.table import Case, Parts, one_clear_line
 from tests.bad_input.test_model import copied, evaluate, features
@@ -22,7 +22,7 @@ IMAGES, TEXTS, DIM = 10, 10, 16  # photographs with metadata, their captions, di
 def key_of(parts: Parts) -> str:
     """The folder of the vectors of this model and these photographs."""
     split = load_pairs("imagefolder", data_dir=parts.photographs)["train"]
-    return made_by(load_vse(parts.model, "cpu"), split)
+    return made_by(VSEEncoder.from_pretrained(parts.model, "cpu"), split)
 
 
 def unit_rows(count: int, dim: int = DIM) -> np.ndarray:

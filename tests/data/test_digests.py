@@ -13,7 +13,7 @@ from PIL import ImageOps
 
 from hf_vse.data.digests import WHOLE_FILE, images_digest
 from hf_vse.data.sources import load_pairs
-from hf_vse.embed.adapters.own_models import load_vse
+from hf_vse.embed.adapters.vse import VSEEncoder
 from hf_vse.evaluation.evaluator import embed_pairs, made_by
 from tests.bad_input.test_model import with_field
 from tests.conftest import make_feature_pairs, make_pairs
@@ -47,7 +47,7 @@ NO_MATTER = [
 
 @pytest.fixture(scope="module")
 def before(tiny_model):
-    return load_vse(tiny_model, "cpu").digest
+    return VSEEncoder.from_pretrained(tiny_model, "cpu").digest
 
 
 @pytest.fixture
@@ -58,17 +58,17 @@ def copied(tiny_model, tmp_path):
 @pytest.mark.parametrize(("file", "field", "value"), MATTERS, ids=lambda value: str(value))
 def test_what_changes_vectors_changes_the_digest(copied, before, file, field, value):
     with_field(copied / file, field, value)
-    assert load_vse(copied, "cpu").digest != before
+    assert VSEEncoder.from_pretrained(copied, "cpu").digest != before
 
 
 @pytest.mark.parametrize(("file", "field", "value"), NO_MATTER, ids=lambda value: str(value))
 def test_what_changes_none_does_not(copied, before, file, field, value):
     with_field(copied / file, field, value)
-    assert load_vse(copied, "cpu").digest == before
+    assert VSEEncoder.from_pretrained(copied, "cpu").digest == before
 
 
 def test_other_content_of_the_same_rows_is_other_data(tiny_model):
-    encoder = load_vse(tiny_model, "cpu")
+    encoder = VSEEncoder.from_pretrained(tiny_model, "cpu")
     pairs, features = make_pairs(4), make_feature_pairs(4)
     assert made_by(encoder, pairs) == made_by(encoder, make_pairs(4))
     exchanged = pairs.map(lambda row: {"image": ImageOps.invert(row["image"])})
@@ -103,7 +103,7 @@ def test_photographs_exchanged_under_their_names_are_judged_anew(tiny_model, pho
         picture.unlink()
     metadata = photographs / "metadata.jsonl"
     metadata.write_text(metadata.read_text().replace(".png", ".bmp"))
-    encoder = load_vse(tiny_model, "cpu")
+    encoder = VSEEncoder.from_pretrained(tiny_model, "cpu")
 
     def embedded(keep: Path | None = None):
         split = load_pairs("imagefolder", data_dir=photographs)["train"]

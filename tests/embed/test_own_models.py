@@ -6,11 +6,11 @@ from copy import deepcopy
 
 import pytest
 import torch
-from hf_vse.search.encoder import Encoder
 from safetensors.torch import load_file, save_file
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPProcessor
 
-from hf_vse.embed.adapters.own_models import load_vse, load_vse_model
+from hf_vse.embed.adapters.own_models import load_vse_model
+from hf_vse.embed.adapters.vse import VSEEncoder
 from hf_vse.embed.load import load_encoder
 from hf_vse.embed.weights import chosen_device
 from hf_vse.model.modeling_vse import VSEModel
@@ -34,7 +34,7 @@ def change_weights(folder, change) -> None:
 
 
 def test_a_whole_model_is_loaded_as_transformers_does(tiny_model):
-    loaded, plain = load_vse(tiny_model, "cpu"), VSEModel.from_pretrained(tiny_model).eval()
+    loaded, plain = VSEEncoder.from_pretrained(tiny_model, "cpu"), VSEModel.from_pretrained(tiny_model).eval()
     assert loaded.name == str(tiny_model) and not loaded.model.training
     for name, tensor in plain.state_dict().items():
         assert torch.equal(loaded.model.state_dict()[name], tensor), name
@@ -43,7 +43,7 @@ def test_a_whole_model_is_loaded_as_transformers_does(tiny_model):
 def test_clip_is_not_poured_into_a_model_of_this_package(tokenizer, tmp_path):
     """It was: with `mean` instead of its own pooling and fresh biases, and exit code 0."""
     clip = save(tmp_path, CASES["clip"], tokenizer)
-    for load in (Encoder.from_pretrained, load_vse_model, lambda name: load_encoder(name, kind="vse")):
+    for load in (VSEEncoder.from_pretrained, load_vse_model, lambda name: load_encoder(name, kind="vse")):
         with pytest.raises(ValueError, match="config.json: model_type is 'clip', a model of this package has 'vse'"):
             load(str(clip))
     with pytest.raises(ValueError, match="model_type is 'clip'"):
@@ -78,7 +78,7 @@ def test_other_code_beside_the_weights_is_neither_run_nor_asked_about(copied, mo
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("somebody was asked"))
     for file in copied.glob("*.py"):
         file.write_text("raise SystemExit('the code of the model was run')")
-    assert isinstance(Encoder.from_pretrained(copied, "cpu").model, VSEModel)
+    assert isinstance(VSEEncoder.from_pretrained(copied, "cpu").model, VSEModel)
 
 
 def test_a_device_that_is_not_there_is_refused_in_one_line(monkeypatch):

@@ -87,6 +87,6 @@ def test_model_that_reads_no_images_is_refused(tmp_path):
 
 
 def test_missing_package_is_named(folder, monkeypatch):
-    monkeypatch.setattr("hf_vse.embed.adapters.sentence_models.find_spec", lambda package: None)
+    monkeypatch.setattr("hf_vse.embed.weights.find_spec", lambda package: None)
     with pytest.raises(ImportError, match=r"needs sentence-transformers: pip install 'hf_vse\[sentence\]'"):
         load_encoder(str(folder))

@@ -11,7 +11,7 @@ from datasets import load_from_disk
 
 from hf_vse.cli.main import main
 from hf_vse.data.backbone import extract_features
-from hf_vse.embed.adapters.own_models import load_vse
+from hf_vse.embed.adapters.vse import VSEEncoder
 from hf_vse.evaluation.evaluator import embed_pairs
 from tests.conftest import make_pairs
 from tests.faults.killing import SOAK, names_of_points, points_to_try, run
@@ -20,7 +20,7 @@ from tests.faults.killing import SOAK, names_of_points, points_to_try, run
 @pytest.fixture(scope="module")
 def encoder(tiny_model):
     torch.set_num_threads(1)  # a forked process has no other threads
-    return load_vse(tiny_model, "cpu")
+    return VSEEncoder.from_pretrained(tiny_model, "cpu")
 
 
 @pytest.fixture

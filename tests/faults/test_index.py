@@ -78,7 +78,7 @@ def content(folder: Path) -> tuple | None:
         gallery = GalleryIndex.load(folder)
     except FileNotFoundError:
         return None
-    queries = PlainEncoder().texts(["a red circle", "two dogs"])
+    queries = PlainEncoder().query(["a red circle", "two dogs"])
     found = gallery.search(queries, k=5)[1], gallery.search(queries, k=5, correction="qbnorm")[1]
     rows = {item["file"]: gallery.embeds[row].tobytes() for row, item in enumerate(gallery.items)}
     return rows, gallery.facts, str(found)

@@ -6,9 +6,11 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from hf_vse.search.encoder import Encoder
 
 from hf_vse.data.pairs import undecoded_images
+from hf_vse.embed.adapters.vse import VSEEncoder
+from hf_vse.embed.load import load_encoder
+from hf_vse.embed.run import encode_images
 from hf_vse.search import build
 from hf_vse.search.build import build_gallery
 from hf_vse.search.gallery import GalleryIndex
@@ -17,65 +19,70 @@ from tests.conftest import make_feature_pairs, make_pairs
 
 @pytest.fixture
 def encoder(tiny_model, monkeypatch):
-    """An encoder that counts the images it is given."""
+    """An encoder that remembers which images it was given."""
     monkeypatch.setattr(build, "PART", 5)
-    encoder = Encoder.from_pretrained(str(tiny_model))
-    encoder.seen = 0
-    images = encoder.images
+    encoder = load_encoder(str(tiny_model), device="cpu")
+    encoder.seen = set()
+    prepare = encoder.prepare_images
 
-    def counting(values, *arguments):
-        encoder.seen += len(values)
-        return images(values, *arguments)
+    def counting(images):
+        encoder.seen.update(image.tobytes() for image in images)
+        return prepare(images)
 
-    encoder.images = counting
+    encoder.prepare_images = counting
     return encoder
+
+
+def vectors(encoder, values) -> np.ndarray:
+    return encode_images(encoder, [{"image": value} for value in values]).numpy()
 
 
 def test_a_folder_becomes_a_gallery_and_only_changes_are_encoded_again(encoder, photographs, tmp_path):
     first = build_gallery(photographs, encoder, tmp_path / "index", progress=False)
-    assert (len(first), encoder.seen) == (12, 12)
+    assert (len(first), len(encoder.seen)) == (12, 12)
     assert first.items[1] == {"file": "city/02.png", **first.items[1]} and first.items[1]["year"] == 2002
     assert "year" not in first.items[-1]  # the last two have no line in metadata.jsonl
     files = [str(photographs / item["file"]) for item in first.items]
-    np.testing.assert_allclose(first.embeds, encoder.images(files), atol=1e-6)
+    np.testing.assert_allclose(first.embeds, vectors(encoder, files), atol=1e-6)
 
-    encoder.seen = 0
+    encoder.seen.clear()
     shutil.copy(photographs / "city/00.png", photographs / "city/new.png")
     (photographs / "lake/01.png").unlink()
     shutil.copy(photographs / "city/04.png", photographs / "lake/03.png")
     os.utime(photographs / "lake/03.png", (1, 1))
     second = build_gallery(photographs, encoder, tmp_path / "index", progress=False)
-    assert (len(second), encoder.seen) == (12, 2)
+    assert (len(second), len(encoder.seen)) == (12, 2)
     rows = {item["file"]: row for row, item in enumerate(second.items)}
     np.testing.assert_allclose(second.embeds[rows["lake/03.png"]], second.embeds[rows["city/04.png"]], atol=1e-6)
     [version] = (tmp_path / "index" / "versions").iterdir()
     assert sorted(path.name for path in (tmp_path / "index").iterdir()) == ["gallery.json", "versions"]
     assert sorted(path.name for path in version.iterdir()) == ["gallery.safetensors", "items.jsonl", "keys.json"]
 
-    encoder.seen = 0
+    encoder.seen.clear()
     with torch.no_grad():
         encoder.model.visual_projection.weight.add_(1.0)
-    del encoder.towers.digest
+    del encoder.digest
     build_gallery(photographs, encoder, tmp_path / "index", progress=False)
-    assert encoder.seen == 12
+    assert len(encoder.seen) == 10, "two of the twelve are copies"
 
 
 def test_an_interrupted_build_continues(encoder, photographs, tmp_path):
-    counting = encoder.images
+    counting = encoder.prepare_images
 
-    def failing(values, *arguments):
-        if encoder.seen >= 5:
+    def failing(images):
+        if len(encoder.seen) >= 5:
             raise KeyboardInterrupt
-        return counting(values, *arguments)
+        return counting(images)
 
-    encoder.images = failing
+    encoder.prepare_images = failing
     with pytest.raises(KeyboardInterrupt):
         build_gallery(photographs, encoder, tmp_path / "index", progress=False)
     with pytest.raises(FileNotFoundError, match="holds no gallery"):
         GalleryIndex.load(tmp_path / "index")
-    encoder.images, encoder.seen = counting, 0
+    encoder.prepare_images = counting
+    encoder.seen.clear()
     assert len(build_gallery(photographs, encoder, tmp_path / "index", progress=False)) == 12
-    assert encoder.seen == 7
+    assert len(encoder.seen) == 7
 
 
 def test_broken_images_are_left_out_and_named(encoder, photographs, tmp_path):
@@ -97,7 +104,7 @@ def test_a_data_set_keeps_its_other_columns(encoder, tmp_path):
     assert index.items[3] == {"row": 3, "image_id": 3, **{key: pairs[3][key] for key in ("captions", "caption_ids")}}
     assert index.plan.kind == "ivf" and index.plan.measured_on == "12 given queries"
     values = [row["image"] for row in undecoded_images(pairs)]
-    np.testing.assert_allclose(index.embeds, encoder.images(values), atol=1e-6)
+    np.testing.assert_allclose(index.embeds, vectors(encoder, values), atol=1e-6)
     with pytest.raises(ValueError, match="no column image among captions"):
         build_gallery(pairs.select_columns(["captions"]), encoder, tmp_path / "other")
     with pytest.raises(ValueError, match="reads photographs, the data set has image_features"):
@@ -128,10 +135,10 @@ def test_queries_by_sentence_by_image_and_by_both(encoder, photographs, tmp_path
 
 def test_a_gallery_refuses_other_weights_of_the_same_name(encoder, photographs, tmp_path):
     index = build_gallery(photographs, encoder, tmp_path / "index", progress=False)
-    moved = Encoder(encoder.model, encoder.processor, name="the same weights elsewhere")
+    moved = VSEEncoder(encoder.model, encoder.processor, name="the same weights elsewhere")
     index.search(moved.query("red"), model=moved)
     with torch.no_grad():
         moved.model.visual_projection.weight.add_(1.0)
-    other = Encoder(moved.model, moved.processor, name=encoder.name)
-    with pytest.raises(ValueError, match="with other weights; use one model for both"):
+    other = VSEEncoder(moved.model, moved.processor, name=encoder.name)
+    with pytest.raises(ValueError, match="with other weights or another preparation; use one model for both"):
         index.search(other.query("red"), model=other)
