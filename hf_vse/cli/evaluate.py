@@ -18,7 +18,7 @@ from hf_vse.cli.command import (
     read_lines,
 )
 from hf_vse.errors import refusal
-from hf_vse.files import check_output_file, check_output_folder, read_json, write_json
+from hf_vse.files import check_output_file, check_output_folder, write_json
 
 if TYPE_CHECKING:
     from hf_vse.evaluation.run import Evaluation, Questions
@@ -38,7 +38,7 @@ EXAMPLES = """
   hf-vse evaluate runs/nce runs/hardnce --split validation --report both    side by side, and is it real?
   hf-vse evaluate embeddings.safetensors --dataset flickr30k --data_dir DIR
   hf-vse evaluate DIR --foils sugarcrepe --foils_dir SUGARCREPE --foils_images COCO_VAL2017
-  hf-vse evaluate DIR --labelled photos_by_class --json | jq .zero_shot.top1
+  hf-vse evaluate DIR --labelled photos_by_class --json | jq '.metrics[].zero_shot.top1'
   accelerate launch --num_processes 8 -m hf_vse.cli evaluate DIR    every process encodes a share"""
 FOILS = (
     "auto", "none", "scenes", "captions", "vg_relation", "vg_attribution", "sugarcrepe", "winoground", "coco_order",
@@ -101,6 +101,7 @@ def add_execution(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> Result | None:
     from hf_vse.evaluation.run import Loading, evaluate_models
+    from hf_vse.evaluation.tables import evaluation_table
 
     check_embeddings_asked(arguments)
     arguments.split = arguments.split or "test"
@@ -111,7 +112,8 @@ def run(arguments: argparse.Namespace) -> Result | None:
     if evaluation is None:  # not the main process
         return None
     lines, refused = write_outputs(evaluation, output, arguments.report)
-    return Result(evaluation.record, "\n".join([f"{evaluation.table}\n", *lines]), refused)
+    table = evaluation_table(evaluation.document)
+    return Result(evaluation.document, "\n".join([f"{table}\n", *lines]), refused)
 
 
 def check_embeddings_asked(arguments: argparse.Namespace) -> None:
@@ -146,11 +148,12 @@ def check_outputs(arguments: argparse.Namespace) -> Path:
 
 def is_evaluation(path: Path) -> bool:
     """Whether a file is what this command wrote, and neither the record of a training nor somebody's own."""
+    from hf_vse.evaluation.record import read_evaluation
+
     try:
-        found = read_json(path)
+        return "stages" not in read_evaluation(path)
     except ValueError:
         return False
-    return isinstance(found, dict) and ("metrics" in found or "models" in found) and "stages" not in found
 
 
 def questions_of(arguments: argparse.Namespace) -> "Questions":
@@ -194,13 +197,13 @@ def write_outputs(evaluation: "Evaluation", output: Path, report: Path | None) -
             refused.append(f"{what} could not be written ({reason})")
 
     def numbers() -> Path:
-        write_json(output, evaluation.record)
+        write_json(output, evaluation.document)
         return output
 
     def page() -> Path:
         from hf_vse.report.page import write_report
 
-        return write_report(report, evaluation.judgements, evaluation.record, evaluation.pictures)
+        return write_report(report, evaluation.judgements, evaluation.document, evaluation.pictures)
 
     attempt("numbers", "the numbers", numbers)
     if report is not None:

@@ -17,11 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_vse.evaluation.metrics import RECALL_LEVELS, chance_of_hit, summarize_ranks
+from hf_vse.evaluation.metrics import DIRECTIONS, RECALL_LEVELS, chance_of_hit, summarize_ranks
 from hf_vse.evaluation.ranks import TIE_TOLERANCE, Array, as_matrix, as_tensor, finite_norms, reaching
 
 TILE = 1000
-DIRECTIONS = ("i2t", "t2i")
 
 
 def same_words(caption: str) -> str:
@@ -161,15 +160,3 @@ def equal_caption_record(
         "metrics_equal_captions": metrics,
         "chance_equal_captions": wording.chance(),
     }
-
-
-def equal_caption_remark(record: dict[str, Any]) -> str:
-    """A sentence for people; empty where no caption is one of other images too."""
-    found = record.get("equal_captions", {})
-    if not found.get("captions"):
-        return ""
-    counted = f"{found['captions']:,} of {record['captions']:,} captions"
-    return (
-        f"{counted} ({100 * found['captions'] / record['captions']:.0f} %) are word for word captions of other images "
-        'too and count as wrong there; where "equal captions" stands, they count as right'
-    )

@@ -17,10 +17,9 @@ from typing import TypeVar
 
 import numpy as np
 
-from hf_vse.evaluation.metrics import RECALL_LEVELS
+from hf_vse.evaluation.metrics import DIRECTIONS, RECALL_LEVELS
 from hf_vse.evaluation.ranks import Array, as_tensor
 
-DIRECTIONS = ("i2t", "t2i")
 # Columns of the sums of one direction: queries, those with an own candidate among the first 1, 5 and 10, ranks from 1.
 COLUMNS = len(RECALL_LEVELS) + 2
 # Differing images up to which all 2^images ways to swap are tried instead of random ones.

@@ -18,14 +18,16 @@ from accelerate import PartialState
 from datasets import Dataset
 from torch import Tensor
 
-from hf_vse.data.schema import CAPTION_IDS, IMAGE_ID
+from hf_vse.data.schema import CAPTION_IDS, CAPTIONS, IMAGE_ID
 from hf_vse.embed.encoder import Encoder
 from hf_vse.evaluation.diagnostics.diagnose import diagnose
+from hf_vse.evaluation.equal_captions import equal_caption_record
 from hf_vse.evaluation.evaluator import PairEmbeddings, embed_pairs
 from hf_vse.evaluation.intervals import compare_models, holm, recall_intervals
+from hf_vse.evaluation.metrics import chance_recalls, summarize_ranks
 from hf_vse.evaluation.protocols import protocol_results
 from hf_vse.evaluation.ranks import distributed_ranks
-from hf_vse.evaluation.record import captions_embedded, split_record
+from hf_vse.evaluation.record import data_fingerprint, plain_record
 
 
 @dataclass
@@ -39,7 +41,7 @@ class Texts:
 
 @dataclass
 class Judgement:
-    """`record` is the result, JSON as it stands; the rest is what pictures and comparisons need."""
+    """`record` is JSON as it stands, see `record.py`; the rest is what pictures and comparisons need."""
 
     record: dict[str, Any]
     pairs: PairEmbeddings
@@ -51,9 +53,9 @@ def texts_of(dataset: Dataset, pairs: PairEmbeddings) -> Texts:
     """Captions and ids in the order of the embeddings, without those of broken images."""
     rows = pairs.image_rows.tolist()
     plain = dataset.with_format(None)
-    image_ids, caption_ids = plain[IMAGE_ID][:], plain[CAPTION_IDS][:]
+    captions, image_ids, caption_ids = plain[CAPTIONS][:], plain[IMAGE_ID][:], plain[CAPTION_IDS][:]
     return Texts(
-        captions_embedded(pairs, dataset),
+        [caption for row in rows for caption in captions[row]],
         [image_ids[row] for row in rows],
         [number for row in rows for number in caption_ids[row]],
     )
@@ -85,8 +87,6 @@ def judge(
     """
     options = {"batch_size": batch_size, "num_workers": num_workers, "progress": progress, "keep": keep}
     pairs = embed_pairs(encoder, dataset, **options)
-    if not len(pairs.image_embeds):
-        raise ValueError(f"none of the {pairs.broken} images can be read; check the data directory")
     return judge_embeddings(
         pairs,
         texts_of(dataset, pairs),
@@ -112,14 +112,33 @@ def judge_embeddings(
     diagnostics: bool = False,
     train_captions: Sequence[str] | None = None,
 ) -> Judgement:
-    """The same for embeddings that are there already."""
+    """The same for embeddings that are there already.
+
+    Args:
+        name: of the model; facts: what a reader of the record should know of it, see `DualEncoder.facts`.
+    """
+    if not len(pairs.image_embeds):
+        raise ValueError(f"none of the {pairs.broken} images can be read; check the data directory")
     correspondence = pairs.image_embeds, pairs.text_embeds, pairs.text_to_image
     ranks = distributed_ranks(*correspondence)
-    record = {"model": name, "model_facts": dict(facts), "dataset": source, "split": split}
-    record |= split_record(pairs, dataset, source, split, ranks, texts.captions)
+    images, captions = len(pairs.image_embeds), len(pairs.text_embeds)
+    record = plain_record(
+        summarize_ranks(*ranks),
+        chance_recalls(images, captions, pairs.text_to_image.bincount().tolist()),
+        images=images,
+        captions=captions,
+        broken_images=pairs.broken,
+        source=source,
+        split=split,
+        model=name,
+        facts=facts,
+        fingerprint=None if dataset is None else data_fingerprint(dataset),
+    )
     judgement = Judgement(record, pairs, texts, ranks)
     if not PartialState().is_main_process:
         return judgement
+    if texts.captions is not None:
+        record |= equal_caption_record(*correspondence, texts.captions, ranks)
     record["intervals"] = recall_intervals(*ranks, pairs.text_to_image)
     record["protocols"] = protocol_results(
         *correspondence,
@@ -130,6 +149,8 @@ def judge_embeddings(
         broken=pairs.broken,
         ranks=ranks,
     )
+    if "folds_1k" in record["protocols"]:
+        record["metrics_1k_folds"] = record["protocols"]["folds_1k"]["metrics"]
     if diagnostics:
         known = {"train_captions": train_captions, "temperature": facts.get("temperature"), "ranks": ranks}
         record["diagnostics"] = diagnose(*correspondence, texts.captions, **known)

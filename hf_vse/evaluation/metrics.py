@@ -20,18 +20,20 @@ from torch import Tensor
 
 from hf_vse.evaluation.ranks import Array, as_matrix, as_tensor, finite_norms, retrieval_ranks
 
+DIRECTIONS = ("i2t", "t2i")
 RECALL_LEVELS = (1, 5, 10)
+RECALLS = tuple(f"{direction}_r{level}" for direction in DIRECTIONS for level in RECALL_LEVELS)
 
 
 def summarize_ranks(image_ranks: Tensor, text_ranks: Tensor) -> dict[str, float]:
     """Recalls in percent, median and mean ranks from ranks counted from 0."""
     metrics: dict[str, float] = {}
-    for direction, ranks in (("i2t", image_ranks.double()), ("t2i", text_ranks.double())):
+    for direction, ranks in zip(DIRECTIONS, (image_ranks.double(), text_ranks.double()), strict=True):
         for level in RECALL_LEVELS:
             metrics[f"{direction}_r{level}"] = 100 * (ranks < level).double().mean().item()
         metrics[f"{direction}_medr"] = float(np.floor(np.median(ranks.numpy())) + 1)
         metrics[f"{direction}_meanr"] = ranks.mean().item() + 1
-    metrics["rsum"] = sum(metrics[f"{direction}_r{level}"] for direction in ("i2t", "t2i") for level in RECALL_LEVELS)
+    metrics["rsum"] = sum(metrics[name] for name in RECALLS)
     return metrics
 
 

@@ -90,7 +90,7 @@ def split_title(source: str, split: str, images: int, captions: int, broken: int
     if (images, captions) == official and not broken:
         size = f"{images // 1000}K" if images % 1000 == 0 else f"{images:,}"
         return f"{DISPLAY_NAMES[source]} {split} {size}", True
-    title = f"{source} {split}, {images:,} images"
+    title = ", ".join(filter(None, (f"{source} {split}".strip(), f"{images:,} images")))
     if official is None or images == official[0]:
         title += f", {captions:,} captions"
     if broken:

@@ -1,68 +1,85 @@
-"""What an evaluation leaves behind: a record with everything needed to trust the numbers, and a table to read."""
+"""What an evaluation leaves behind: one form for `judge`, for a training run, and for `hf-vse evaluate`.
+
+A **record** is what is known of one model on one split (`judge(...).record`). An **evaluation** holds records by
+name, and is what `hf-vse evaluate` writes, for one model or several, and a run as its `metrics.json`:
+
+    {"format": 2, "metrics": {NAME: RECORD, ...}, "comparisons": [...], "environment": {...}}
+
+- `metrics`: NAME is the model's name in what `hf-vse evaluate` writes, and the split's in what a run writes.
+- `comparisons`: of every two models `first`, `second`, and `metrics`, for each metric what `compare_models` returns and
+  `adjusted_p_value`, see `compare`. Absent where there is one model.
+- `environment`: `versions`, `device`, `threads`, `commit` (None outside a checkout) and the number of `processes`.
+- A run adds its `dataset`, `loss_type`, `stages` and `recipe`.
+
+Entries of a record:
+
+- `model`: its name; `model_facts`: what `DualEncoder.facts` says of it.
+- `dataset`, `split`: their names, empty where they are not known.
+- `title`: the name that the numbers may bear; `official`: whether it is a split of the field in full.
+- `protocol`: a sentence on what `metrics` are.
+- `images`, `captions`: how many were embedded; `broken_images`: how many could not be read and are left out.
+- `fingerprint`: of the ids of the images and the captions; None where embeddings came without their data.
+- `metrics`: what `retrieval_metrics` returns: recalls in percent, ranks from 1, and `rsum`, from 0 to 600.
+- `chance`: the recalls of guessing in percent.
+- `metrics_1k_folds`: the same as `metrics`, the mean of five folds; only for 5,000 images of COCO.
+- `equal_captions`, `metrics_equal_captions`, `chance_equal_captions`: see `equal_caption_record`; absent where the
+  captions are not known, the last two also where no caption belongs to several images.
+- `intervals`: of the recalls, mean ranks and `rsum` the 95 % interval `[low, high]`, see `recall_intervals`.
+- `protocols`: by name `title`, `note` and `metrics`, see `protocol_results`.
+- `diagnostics`, `composition`, `zero_shot`, `corrected`: see `diagnose`, `choice.py`, `zero_shot_classification` and
+  `corrected_results`; each absent where it was not asked for.
+
+A `VSETrainer` without a recipe knows its logged metrics only: it leaves everything from `equal_captions` on out.
+`evaluate_retrieval` and `compute_retrieval_metrics` return the numbers of `metrics` flat, as a `Trainer` logs them,
+with `images` and `texts` (the `captions` of a record).
+"""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from torch import Tensor
 
 from hf_vse.data.schema import CAPTIONS, IMAGE_ID, fingerprint
-from hf_vse.evaluation.equal_captions import equal_caption_record
-from hf_vse.evaluation.evaluator import PairEmbeddings
-from hf_vse.evaluation.metrics import chance_recalls, fold_metrics, summarize_ranks
-from hf_vse.evaluation.protocols import FOLD_SIZE, split_title
-from hf_vse.evaluation.ranks import retrieval_ranks
+from hf_vse.evaluation.metrics import RECALLS
+from hf_vse.evaluation.protocols import split_title
+from hf_vse.files import read_json
 
-# What follows "metrics" in the name of an entry, and the name of the row in the table.
-KINDS = {"": "", "_1k_folds": " 5x1K", "_equal_captions": ", equal captions"}
-FOLDED = ("coco", 5 * FOLD_SIZE)  # the data set and the images that are also reported as the mean of five folds
+FORMAT = 2
+
+Record = Mapping[str, Any]
 
 
-def split_record(
-    pairs: PairEmbeddings,
-    dataset: Dataset | None,
+def plain_record(
+    metrics: Mapping[str, float],
+    chance: Mapping[str, float],
+    *,
+    images: int,
+    captions: int,
+    broken_images: int = 0,
     source: str = "",
     split: str = "",
-    ranks: tuple[Tensor, Tensor] | None = None,
-    captions: Sequence[str] | None = None,
+    model: str = "",
+    facts: Mapping[str, Any] | None = None,
+    fingerprint: str | None = None,
 ) -> dict[str, Any]:
-    """Metrics of one split with its size and fingerprint.
-
-    Args:
-        pairs: the embeddings of `dataset`.
-        source, split: where it comes from; it has the name of an official split only if it has its size.
-        ranks: of `retrieval_ranks`, where they are known already.
-        captions: in the order of the embeddings; default: those of `dataset`.
-
-    Returns:
-        Where the captions are known, also what `equal_caption_record` returns.
-    """
-    images, texts = len(pairs.image_embeds), len(pairs.text_embeds)
-    correspondence = pairs.image_embeds, pairs.text_embeds, pairs.text_to_image
-    ranks = ranks or retrieval_ranks(*correspondence)
-    title, official = split_title(source, split, images, texts, pairs.broken)
-    record = {
+    """The entries that every record has; see above."""
+    title, official = split_title(source, split, images, captions, broken_images)
+    return {
+        "model": model,
+        "model_facts": dict(facts or {}),
+        "dataset": source,
+        "split": split,
         "title": title,
         "official": official,
-        "protocol": f"{images:,} images, {texts:,} captions, hit rate, ties against the query",
+        "protocol": f"{images:,} images, {captions:,} captions, hit rate, ties against the query",
         "images": images,
-        "captions": texts,
-        "broken_images": pairs.broken,
-        "fingerprint": dataset and data_fingerprint(dataset),
-        "metrics": summarize_ranks(*ranks),
-        "chance": chance_recalls(images, texts, pairs.text_to_image.bincount().tolist()),
+        "captions": captions,
+        "broken_images": broken_images,
+        "fingerprint": fingerprint,
+        "metrics": dict(metrics),
+        "chance": dict(chance),
     }
-    if (source, images) == FOLDED:
-        record["metrics_1k_folds"] = fold_metrics(*correspondence, FOLD_SIZE)
-    if captions is None and dataset is not None:
-        captions = captions_embedded(pairs, dataset)
-    return record | ({} if captions is None else equal_caption_record(*correspondence, captions, ranks))
-
-
-def captions_embedded(pairs: PairEmbeddings, dataset: Dataset) -> list[str]:
-    """The captions in the order of the embeddings, without those of broken images."""
-    of_rows = dataset.with_format(None)[CAPTIONS][:]
-    return [caption for row in pairs.image_rows.tolist() for caption in of_rows[row]]
 
 
 def data_fingerprint(dataset: Dataset) -> str:
@@ -70,35 +87,56 @@ def data_fingerprint(dataset: Dataset) -> str:
     return fingerprint(plain[IMAGE_ID][:], plain[CAPTIONS][:])
 
 
-def table_rows(records: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, float]]:
-    """The lines of `recall_table` for records of splits or of models, by their names: metrics, then chance.
+def evaluation_of(
+    records: Mapping[str, Record], environment: Mapping[str, Any], comparisons: Sequence[Record] = ()
+) -> dict[str, Any]:
+    """An evaluation, JSON as it stands; see above."""
+    compared = {"comparisons": list(comparisons)} if comparisons else {}
+    return {"format": FORMAT, "metrics": dict(records)} | compared | {"environment": dict(environment)}
 
-    Every split has its own chance; it stands once where it is the same for all.
+
+def read_evaluation(path: str | Path) -> dict[str, Any]:
+    """Reads an evaluation, also one that version 0.1 wrote: of one model, of several, or of a run.
+
+    Raises:
+        OSError, ValueError: the file cannot be read, or holds something else.
     """
-    rows = {
-        f"{name}{words}": record[f"metrics{kind}"]
-        for name, record in records.items()
-        for kind, words in KINDS.items()
-        if f"metrics{kind}" in record
-    }
-    for kind, words in KINDS.items():
-        found = {name: record[f"chance{kind}"] for name, record in records.items() if f"chance{kind}" in record}
-        same = all(each == next(iter(found.values())) for each in found.values())
-        rows |= {f"chance{words}" if same else f"chance, {name}{words}": each for name, each in found.items()}
-    return rows
+    found = read_json(path, dict)
+    known = found.get("format", 1)
+    if known not in (1, FORMAT):
+        raise ValueError(f"{path}: format {known!r:.20} is not known; 1 and {FORMAT} are: evaluate again, or update")
+    evaluation = from_first_format(found) if known == 1 else found
+    check_records(path, evaluation.get("metrics"))
+    return evaluation
 
 
-def recall_table(rows: Mapping[str, Mapping[str, float]]) -> str:
-    """A plain text table: a line for each name, columns R@1, R@5, R@10, MedR of both directions, and rsum."""
-    width = max(12, *(len(name) for name in rows))
-    columns = [f"{direction}_{level}" for direction in ("i2t", "t2i") for level in ("r1", "r5", "r10", "medr")]
-    titles = ["R@1", "R@5", "R@10", "MedR"] * 2
-    lines = [
-        " " * width + f"{'image -> text':^32}" + f"{'text -> image':^32}",
-        " " * width + "".join(f"{title:>8}" for title in titles) + f"{'rsum':>9}",
-    ]
-    for name, metrics in rows.items():
-        cells = [f"{metrics[column]:8.1f}" if column in metrics else f"{'':8}" for column in columns]
-        rsum = f"{metrics['rsum']:9.1f}" if "rsum" in metrics else ""
-        lines.append(f"{name:<{width}}" + "".join(cells) + rsum)
-    return "\n".join(line.rstrip() for line in lines)
+def from_first_format(found: dict[str, Any]) -> dict[str, Any]:
+    """A run's file differed by names that its records lacked; `models` was a list, and one record stood alone."""
+    metrics, models = found.get("metrics"), found.get("models")
+    several = isinstance(models, list) and all(isinstance(each, dict) and "model" in each for each in models)
+    if several:
+        records = {str(each["model"]): each for each in models}
+        rest = {key: value for key, value in found.items() if key != "models"}
+    elif isinstance(metrics, dict) and "rsum" in metrics:
+        record = {key: value for key, value in found.items() if key != "environment"}
+        records = {str(found.get("model", "")): record}
+        rest = {"environment": found.get("environment", {})}
+    else:
+        names = {"dataset": found.get("dataset", "")}
+        records = metrics
+        if isinstance(metrics, dict):
+            records = {split: names | {"split": split} | each for split, each in metrics.items() if type(each) is dict}
+        rest = found
+    return rest | {"format": FORMAT, "metrics": records}
+
+
+def check_records(path: str | Path, records: Any) -> None:
+    """Raises ValueError where these are not records by name."""
+    remedy = "write one with hf-vse evaluate"
+    if not isinstance(records, dict):
+        raise ValueError(f"{path} holds no evaluation: it lacks metrics, records by name; {remedy}")
+    for name, record in records.items():
+        metrics = record.get("metrics") if isinstance(record, dict) else None
+        wrong = [key for key in (*RECALLS, "rsum") if type((metrics or {}).get(key)) not in (int, float)]
+        if wrong:
+            raise ValueError(f"{path}: metrics of {name!r:.60} lack the number {wrong[0]}; {remedy}")

@@ -1,6 +1,7 @@
 """One evaluation from start to end: load models and data, embed, judge, compare, record."""
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 from accelerate import PartialState
 from datasets import Dataset, DatasetDict
 
-from hf_vse.data.schema import CAPTIONS, IMAGE, IMAGE_ID, fingerprint, flatten_captions
+from hf_vse.data.schema import CAPTIONS, IMAGE, flatten_captions
 from hf_vse.data.sources import load_pairs
 from hf_vse.data.trained_on import data_settings, held_out, load_as_trained
 from hf_vse.embed.encoder import Encoder
@@ -18,11 +19,10 @@ from hf_vse.embed.load import load_encoder
 from hf_vse.evaluation.composition.choice import OWN_FOILS, ask_own, ask_published, own_kind
 from hf_vse.evaluation.corrected import corrected_results, training_bank
 from hf_vse.evaluation.environment import environment
-from hf_vse.evaluation.equal_captions import equal_caption_remark
 from hf_vse.evaluation.given import holds_embeddings, judge_given
 from hf_vse.evaluation.judge import Judgement, compare, judge
 from hf_vse.evaluation.questions import check_classes_asked, check_foils_asked
-from hf_vse.evaluation.record import recall_table, table_rows
+from hf_vse.evaluation.record import data_fingerprint, evaluation_of
 from hf_vse.evaluation.zero_shot import TEMPLATES, load_labelled, zero_shot_classification
 from hf_vse.files import check_output_folder
 
@@ -80,16 +80,16 @@ class Loading:
 
 @dataclass
 class Evaluation:
-    """The result of `evaluate_models`: `record` is JSON; `pictures` the photographs of the split, where there are."""
+    """The result of `evaluate_models`.
 
-    record: dict[str, Any]
+    Args:
+        document: the evaluation, JSON as it stands, see `record.py`.
+        pictures: the split with its column `image`, where there is one.
+    """
+
+    document: dict[str, Any]
     judgements: list[Judgement]
     pictures: Dataset | None = None
-
-    @property
-    def table(self) -> str:
-        """What a person wants to know first."""
-        return summary(self.judgements, self.record.get("comparisons", []))
 
 
 def evaluate_models(
@@ -109,6 +109,8 @@ def evaluate_models(
         None on all processes but the main one.
     """
     questions, loading = questions or Questions(), loading or Loading()
+    if twice := [name for name, times in Counter(models).items() if times > 1]:
+        raise ValueError(f"models: {twice[0]} is given twice; give each model once")
     if questions.keep is not None:
         check_output_folder("embeddings", questions.keep)
     check_foils_asked(questions.foils, questions.foils_dir, questions.foils_images)
@@ -125,11 +127,18 @@ def evaluate_models(
         judgements.append(ask(name, loading, splits, settings, questions))
     if not state.is_main_process:
         return None
-    records = [judgement.record for judgement in judgements]
-    record = records[0] if len(records) == 1 else {"models": records, "comparisons": compare(judgements)}
-    record = record | {"environment": environment() | {"processes": state.num_processes}}
+    tell_apart(models, judgements)
+    records = {judgement.record["model"]: judgement.record for judgement in judgements}
+    document = evaluation_of(records, environment() | {"processes": state.num_processes}, compare(judgements))
     pictures = None if splits is None else pictures_of(splits[questions.split], settings, questions)
-    return Evaluation(record, judgements, pictures)
+    return Evaluation(document, judgements, pictures)
+
+
+def tell_apart(models: Sequence[str], judgements: Sequence[Judgement]) -> None:
+    """Adapters name themselves: where two have one name, all models are called what they were asked for by."""
+    if len({judgement.record["model"] for judgement in judgements}) < len(judgements):
+        for name, judgement in zip(models, judgements, strict=True):
+            judgement.record["model"] = name
 
 
 def open_data(
@@ -151,7 +160,7 @@ def open_data(
         if key not in opened:
             opened[key] = load_as_trained(settings, split, chosen)
         found[name] = settings, opened[key]
-    images = {name: fingerprint_of(splits[split]) for name, (_, splits) in found.items()}
+    images = {name: data_fingerprint(splits[split]) for name, (_, splits) in found.items()}
     first = next(iter(images), "")
     for name in images:
         if images[name] != images[first]:
@@ -160,11 +169,6 @@ def open_data(
                 "other data or held out other images: give --dataset and a split that the data have, such as test"
             )
     return found
-
-
-def fingerprint_of(split: Dataset) -> str:
-    plain = split.with_format(None)
-    return fingerprint(plain[IMAGE_ID][:], plain[CAPTIONS][:])
 
 
 def ask(name: str, loading: Loading, splits: DatasetDict, settings: dict[str, Any], questions: Questions) -> Judgement:
@@ -225,36 +229,3 @@ def pictures_of(dataset: Dataset, settings: dict[str, Any], questions: Questions
         logger.info("no photographs for the report: %s", error)
         return None
     return found if IMAGE in found.column_names and len(found) == len(dataset) else None
-
-
-def distinct_names(judgements: Sequence[Judgement]) -> list[str]:
-    """The last parts of the models' names, or the whole names where these are the same."""
-    whole = [judgement.record["model"] for judgement in judgements]
-    short = [Path(name).name or name for name in whole]
-    return short if len(set(short)) == len(short) else whole
-
-
-def summary(judgements: Sequence[Judgement], comparisons: Sequence[dict[str, Any]]) -> str:
-    """Recalls, how sure they are, and whether the models differ."""
-    names = distinct_names(judgements)
-    lines = [evaluation_table(judgements, names), ""]
-    for name, judgement in zip(names, judgements, strict=True):
-        low, high = judgement.record["intervals"]["rsum"]
-        rsum = judgement.record["metrics"]["rsum"]
-        lines.append(f"{name}: rsum {rsum:.1f}, 95 % interval {low:.1f} to {high:.1f}")
-    called = dict(zip((judgement.record["model"] for judgement in judgements), names, strict=True))
-    for each in comparisons:
-        found = each["metrics"]["rsum"]
-        p_value = "< 0.001" if found["p_value"] < 0.001 else f"= {found['p_value']:.3f}"
-        pair = f"{called[each['second']]} less {called[each['first']]}"
-        lines.append(f"{pair}: rsum {found['difference']:+.1f}, p {p_value}")
-    return "\n".join(lines)
-
-
-def evaluation_table(judgements: Sequence[Judgement], names: Sequence[str]) -> str:
-    """A line for each model and protocol of the field, and chance."""
-    records = [judgement.record for judgement in judgements]
-    titles = names if len(names) > 1 else [records[0]["split"] or "all"]
-    rows = table_rows(dict(zip(titles, records, strict=True)))
-    remark = equal_caption_remark(records[0])
-    return "\n\n".join([records[0]["title"], recall_table(rows), *([remark] if remark else [])])

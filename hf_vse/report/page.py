@@ -16,7 +16,7 @@ from datasets import Dataset
 
 from hf_vse.data.schema import IMAGE
 from hf_vse.evaluation.judge import Judgement
-from hf_vse.evaluation.run import distinct_names
+from hf_vse.evaluation.tables import equal_captions_matter, short_names
 from hf_vse.files import check_output_folder, write_text
 from hf_vse.plots.canvas import DIRECTIONS
 from hf_vse.report import examples, figures
@@ -34,14 +34,14 @@ METRICS = {
 def write_report(
     folder: str | Path,
     judgements: Sequence[Judgement],
-    record: Mapping[str, Any],
+    evaluation: Mapping[str, Any],
     pictures: Dataset | None = None,
 ) -> Path:
     """Writes the page of one model or of several on one split.
 
     Args:
         judgements: with diagnostics, see `judge`.
-        record: what `evaluate_models` returns, written beside the page and inside it.
+        evaluation: of these models, see `hf_vse.evaluation.record`; written beside the page and inside it.
         pictures: the split with its column `image`; without it the page shows no photographs.
 
     Returns:
@@ -53,8 +53,8 @@ def write_report(
     if not judgements:
         raise ValueError("judgements is empty: judge at least one model")
     folder = check_report(folder)
-    page = render(named(judgements), record, pictures)
-    write_text(folder / RECORD_FILE, json.dumps(record, indent=1, ensure_ascii=False))
+    page = render(named(judgements), evaluation, pictures)
+    write_text(folder / RECORD_FILE, json.dumps(evaluation, indent=1, ensure_ascii=False))
     write_text(folder / PAGE_FILE, page)
     return folder / PAGE_FILE
 
@@ -85,10 +85,11 @@ def is_report(folder: Path) -> bool:
 
 
 def named(judgements: Sequence[Judgement]) -> dict[str, Judgement]:
-    return dict(zip(distinct_names(judgements), judgements, strict=True))
+    names = short_names(judgement.record["model"] for judgement in judgements)
+    return dict(zip(names.values(), judgements, strict=True))
 
 
-def render(judgements: Mapping[str, Judgement], record: Mapping[str, Any], pictures: Dataset | None) -> str:
+def render(judgements: Mapping[str, Judgement], evaluation: Mapping[str, Any], pictures: Dataset | None) -> str:
     from jinja2 import Environment
 
     source = files("hf_vse.report").joinpath("page.html.j2").read_text(encoding="utf-8")
@@ -99,12 +100,13 @@ def render(judgements: Mapping[str, Judgement], record: Mapping[str, Any], pictu
         style=style,
         records=records,
         first=next(iter(records.values())),
-        whole=record,
-        data=for_script(record),
+        whole=evaluation,
+        data=for_script(evaluation),
         figures=drawn(records),
         seen=seen(judgements, pictures),
         label=metric_label,
         rows_of=rows_of,
+        matter=equal_captions_matter,
         names={judgement.record["model"]: name for name, judgement in judgements.items()},
     )
 
@@ -131,9 +133,9 @@ def rows_of(records: Mapping[str, Mapping[str, Any]], section: str, key: str | N
     return rows
 
 
-def for_script(record: Mapping[str, Any]) -> str:
+def for_script(evaluation: Mapping[str, Any]) -> str:
     """JSON that may stand inside a script element: nothing in it can end the element."""
-    return json.dumps(record, ensure_ascii=False).replace("<", "\\u003c")
+    return json.dumps(evaluation, ensure_ascii=False).replace("<", "\\u003c")
 
 
 def drawn(records: Mapping[str, Any]) -> dict[str, str]:

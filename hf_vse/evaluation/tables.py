@@ -1,0 +1,100 @@
+"""Tables of an evaluation for people to read: plain text, a line for each record."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from hf_vse.evaluation.metrics import RECALLS
+from hf_vse.evaluation.record import Record
+
+# What follows "metrics" and "chance" in the name of an entry, and the name of the row in the table.
+EQUAL_CAPTIONS = "_equal_captions"
+KINDS = {"": "", "_1k_folds": " 5x1K", EQUAL_CAPTIONS: ", equal captions"}
+
+
+def differ(metrics: Mapping[str, float], other: Mapping[str, float]) -> bool:
+    """Whether a recall differs in the one digit that tables show."""
+    return any(f"{metrics[name]:.1f}" != f"{other[name]:.1f}" for name in RECALLS)
+
+
+def equal_captions_matter(record: Record) -> bool:
+    """Whether a recall changes where equal captions count as right."""
+    return "metrics_equal_captions" in record and differ(record["metrics"], record["metrics_equal_captions"])
+
+
+def table_rows(records: Mapping[str, Record]) -> dict[str, Mapping[str, float]]:
+    """The lines of `recall_table` for records by name: metrics, then chance.
+
+    Equal captions have lines of their own where they change a number. Every split has its own chance, which stands
+    once where it is the same for all.
+    """
+    shown = {
+        kind: {name: each for name, each in records.items() if kind != EQUAL_CAPTIONS or equal_captions_matter(each)}
+        for kind in KINDS
+    }
+    rows = {
+        f"{name}{words}": record[f"metrics{kind}"]
+        for name, record in records.items()
+        for kind, words in KINDS.items()
+        if name in shown[kind] and f"metrics{kind}" in record
+    }
+    for kind, words in KINDS.items():
+        chances = {name: record[f"chance{kind}"] for name, record in shown[kind].items() if f"chance{kind}" in record}
+        if kind:
+            chances = {name: each for name, each in chances.items() if differ(each, records[name]["chance"])}
+        same = all(each == next(iter(chances.values())) for each in chances.values())
+        rows |= {f"chance{words}" if same else f"chance, {name}{words}": each for name, each in chances.items()}
+    return rows
+
+
+def recall_table(rows: Mapping[str, Mapping[str, float]]) -> str:
+    """A line for each name, columns R@1, R@5, R@10, MedR of both directions, and rsum."""
+    width = max(12, *(len(name) for name in rows))
+    columns = [f"{direction}_{level}" for direction in ("i2t", "t2i") for level in ("r1", "r5", "r10", "medr")]
+    titles = ["R@1", "R@5", "R@10", "MedR"] * 2
+    lines = [
+        " " * width + f"{'image -> text':^32}" + f"{'text -> image':^32}",
+        " " * width + "".join(f"{title:>8}" for title in titles) + f"{'rsum':>9}",
+    ]
+    for name, metrics in rows.items():
+        cells = [f"{metrics[column]:8.1f}" if column in metrics else f"{'':8}" for column in columns]
+        rsum = f"{metrics['rsum']:9.1f}" if "rsum" in metrics else ""
+        lines.append(f"{name:<{width}}" + "".join(cells) + rsum)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def equal_caption_remark(record: Record) -> str:
+    """A sentence on the line of equal captions; empty where there is none."""
+    if not equal_captions_matter(record):
+        return ""
+    shared, captions = record["equal_captions"]["captions"], record["captions"]
+    return (
+        f"{shared:,} of {captions:,} captions ({100 * shared / captions:.0f} %) are word for word captions of other "
+        'images too and count as wrong there; in the line "equal captions" they count as right'
+    )
+
+
+def short_names(models: Iterable[str]) -> dict[str, str]:
+    """For each model the last part of its name, or the whole names where the last parts are not distinct."""
+    last = {name: Path(name).name or name for name in models}
+    return last if len(set(last.values())) == len(last) else {name: name for name in last}
+
+
+def evaluation_table(evaluation: Mapping[str, Any]) -> str:
+    """Recalls of models on one split, how sure they are, and whether the models differ; see `record.py`."""
+    records = evaluation["metrics"]
+    names = short_names(records)
+    first = next(iter(records.values()))
+    titles = names if len(records) > 1 else dict.fromkeys(records, first["split"] or "all")
+    lines = [first["title"], "", recall_table(table_rows({titles[name]: each for name, each in records.items()})), ""]
+    if remark := next(filter(None, map(equal_caption_remark, records.values())), ""):  # the data are the same for all
+        lines += [remark, ""]
+    for name, record in records.items():
+        low, high = record["intervals"]["rsum"]
+        lines.append(f"{names[name]}: rsum {record['metrics']['rsum']:.1f}, 95 % interval {low:.1f} to {high:.1f}")
+    for each in evaluation.get("comparisons", []):
+        found = each["metrics"]["rsum"]
+        p_value = "< 0.001" if found["p_value"] < 0.001 else f"= {found['p_value']:.3f}"
+        pair = f"{names[each['second']]} less {names[each['first']]}"
+        lines.append(f"{pair}: rsum {found['difference']:+.1f}, p {p_value}")
+    return "\n".join(lines)
