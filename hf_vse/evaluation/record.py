@@ -6,7 +6,7 @@ name, and is what `hf-vse evaluate` writes, for one model or several, and a run 
     {"format": 2, "metrics": {NAME: RECORD, ...}, "comparisons": [...], "environment": {...}}
 
 - `metrics`: NAME is the model's name in what `hf-vse evaluate` writes, and the split's in what a run writes.
-- `comparisons`: of every two models `first`, `second`, and `metrics`, for each metric what `compare_models` returns and
+- `comparisons`: of every two models `first`, `second` and `metrics`: for each metric what `compare_models` returns and
   `adjusted_p_value`, see `compare`. Absent where there is one model.
 - `environment`: `versions`, `device`, `threads`, `commit` (None outside a checkout) and the number of `processes`.
 - A run adds its `dataset`, `loss_type`, `stages` and `recipe`.

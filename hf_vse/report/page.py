@@ -106,7 +106,7 @@ def render(judgements: Mapping[str, Judgement], evaluation: Mapping[str, Any], p
         seen=seen(judgements, pictures),
         label=metric_label,
         rows_of=rows_of,
-        matter=equal_captions_matter,
+        with_equal_captions={name: each for name, each in records.items() if equal_captions_matter(each)},
         names={judgement.record["model"]: name for name, judgement in judgements.items()},
     )
 

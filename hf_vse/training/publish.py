@@ -15,6 +15,7 @@ from transformers.utils import PushInProgress
 
 from hf_vse.evaluation.environment import environment
 from hf_vse.evaluation.metrics import chance_recalls
+from hf_vse.evaluation.record import evaluation_of, plain_record
 from hf_vse.hub.push import push_model
 from hf_vse.model.card_vse import is_ours
 from hf_vse.model.publish_vse import CARD, METRICS, MODEL_FILES, files_in, write_card
@@ -40,29 +41,31 @@ class PublishingTrainer(Trainer):
     args: VSETrainingArguments
 
     def record(self) -> dict[str, Any]:
-        """What is known of this training, in the form of a run's `metrics.json`."""
+        """What is known of this training, in the form of a run's `metrics.json`, see `hf_vse.evaluation.record`."""
         measured = [entry for entry in self.state.log_history if "eval_rsum" in entry]
         best = max(measured, key=lambda entry: entry["eval_rsum"], default=None)
         if not self.args.load_best_model_at_end and measured:
             best = measured[-1]
-        record: dict[str, Any] = {"loss_type": self.model.config.loss_type, "metrics": {}}
+        records = {}
         if best is not None:
             metrics = {key.removeprefix("eval_"): value for key, value in best.items() if key.startswith("eval_")}
             images, captions = metrics["images"], metrics["texts"]
-            record["metrics"]["validation"] = {
-                "images": images,
-                "captions": captions,
-                "broken_images": metrics["broken_images"],
-                "metrics": {key: value for key, value in metrics.items() if key.startswith(OF_METRICS)},
-                "chance": chance_recalls(images, captions),
-            }
+            records["validation"] = plain_record(
+                {key: value for key, value in metrics.items() if key.startswith(OF_METRICS)},
+                chance_recalls(images, captions),
+                images=images,
+                captions=captions,
+                broken_images=metrics["broken_images"],
+                split="validation",
+            )
         seconds = next((e["train_runtime"] for e in reversed(self.state.log_history) if "train_runtime" in e), 0.0)
         stage = {"name": "train", "loss_type": self.model.config.loss_type, "seconds": seconds}
-        record["stages"] = [stage | {"steps": self.state.global_step, "epochs": self.state.epoch}]
-        record["environment"] = environment() | {"processes": self.accelerator.num_processes}
         told = self.args.to_dict()
-        record["recipe"] = {key: told[key] for key in TOLD}
-        return record
+        return evaluation_of(records, environment() | {"processes": self.accelerator.num_processes}) | {
+            "loss_type": self.model.config.loss_type,
+            "stages": [stage | {"steps": self.state.global_step, "epochs": self.state.epoch}],
+            "recipe": {key: told[key] for key in TOLD},
+        }
 
     def create_model_card(
         self,

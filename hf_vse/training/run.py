@@ -30,9 +30,9 @@ from transformers.integrations import get_available_reporting_integrations, get_
 from hf_vse.embed.adapters.own_models import load_vse_model
 from hf_vse.embed.adapters.vse import VSEEncoder
 from hf_vse.evaluation.environment import environment
-from hf_vse.evaluation.equal_captions import equal_caption_remark
-from hf_vse.evaluation.evaluator import PairEmbeddings, embed_pairs
-from hf_vse.evaluation.record import recall_table, split_record, table_rows
+from hf_vse.evaluation.judge import judge
+from hf_vse.evaluation.record import evaluation_of
+from hf_vse.evaluation.tables import equal_caption_remark, recall_table, table_rows
 from hf_vse.files import check_output_folder, inside, read_json, write_json
 from hf_vse.hub.push import leave_card, push_model
 from hf_vse.model.modeling_vse import VSEModel
@@ -61,8 +61,8 @@ def run_recipe(recipe: Recipe) -> dict[str, Any]:
     """Trains, evaluates and saves what a recipe describes. Nothing is written before the training begins.
 
     Returns:
-        What is written to `metrics.json`: `metrics` of the validation split and of the test split, if there is one,
-        and the record of every stage.
+        What is written to `metrics.json`: an evaluation with the records of the validation split and of the test
+        split, if there are any, see `hf_vse.evaluation.record`, and the record of every stage.
 
     Raises:
         ValueError, OSError: the recipe, its data or the output directory cannot be used.
@@ -293,23 +293,22 @@ def report(
     """Evaluates the finished model, writes numbers, pictures and the card."""
     main = PartialState().is_main_process
     model.to(PartialState().device)
-    embedded: dict[str, PairEmbeddings] = {}
-    records: dict[str, Any] = {}
-    for name in (name for name in ("validation", "test") if name in splits):
-        embedded[name] = embed_pairs(VSEEncoder(model, processor), splits[name], progress=main)
-        records[name] = split_record(embedded[name], splits[name], recipe.data.dataset, name)
-    result = {
+    encoder = VSEEncoder(model, processor, Path(os.path.abspath(recipe.output_dir)).name)
+    judged = {
+        name: judge(encoder, splits[name], source=recipe.data.dataset, split=name, progress=main)
+        for name in ("validation", "test")
+        if name in splits
+    }
+    result = evaluation_of({name: each.record for name, each in judged.items()}, where) | {
         "dataset": recipe.data.dataset,
         "loss_type": model.config.loss_type,
-        "metrics": records,
         "stages": [{key: value for key, value in stage.items() if key != "log"} for stage in stages],
-        "environment": where,
         "recipe": recipe.public_values,
     }
     if main:
         write_json(recipe.output_dir / "metrics.json", result)
         with a_failure_is_a_remark("no pictures"):
-            draw_pictures(recipe.output_dir, stages, splits, embedded)
+            draw_pictures(recipe.output_dir, stages, splits, {name: each.pairs for name, each in judged.items()})
         with a_failure_is_a_remark("no card"):
             leave_card(recipe.output_dir)
     return result

@@ -16,6 +16,7 @@ import numpy as np
 from measuring import record
 
 from hf_vse.evaluation.judge import Judgement
+from hf_vse.evaluation.record import evaluation_of
 from hf_vse.evaluation.run import Questions, evaluate_models
 
 LEVELS = (1, 5, 10)
@@ -129,16 +130,15 @@ def main() -> None:
     worst = max(value for each in checked.values() for value in each.values())
     if worst > 1e-9:
         sys.exit(f"numbers differ from those by definition, by up to {worst}: {checked}")
-    comparisons = evaluation.record.get("comparisons", [])
-    result = {
-        "what": "the judge's record of models on one split, and its largest difference from numbers by definition",
-        "largest_difference_from_definition": checked,
-        "models": [without_captions(each, names[each.record["model"]]) for each in evaluation.judgements],
-        "comparisons": [
-            each | {"first": names[each["first"]], "second": names[each["second"]]} for each in comparisons
-        ],
-        "environment": evaluation.record["environment"],
-    }
+    records = [without_captions(each, names[each.record["model"]]) for each in evaluation.judgements]
+    comparisons = evaluation.document.get("comparisons", [])
+    result = evaluation_of(
+        {each["model"]: each for each in records},
+        evaluation.document["environment"],
+        [each | {"first": names[each["first"]], "second": names[each["second"]]} for each in comparisons],
+    )
+    what = "the judge's record of models on one split, and its largest difference from numbers by definition"
+    result = {"what": what, "largest_difference_from_definition": checked} | result
     record(result, arguments.output)
 
 

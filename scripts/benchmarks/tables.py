@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 from statistics import mean, median, stdev
 
-from hf_vse.evaluation.record import recall_table
+from hf_vse.evaluation.record import read_evaluation
+from hf_vse.evaluation.tables import recall_table, table_rows
 from hf_vse.plots import RECALLS
 from hf_vse.training.grid import grid_table
 
@@ -13,6 +14,10 @@ RESULTS = Path(__file__).parent / "results"
 
 def load(name: str) -> dict:
     return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def load_evaluation(name: str) -> dict:
+    return read_evaluation(RESULTS / f"{name}.json")
 
 
 def minutes(result: dict) -> float:
@@ -30,9 +35,8 @@ def seconds_of_frozen_towers(result: dict) -> float:
 
 
 def quickstart_table() -> str:
-    result = load("quickstart")
-    rows = {split: record["metrics"] for split, record in result["metrics"].items()}
-    table = recall_table(rows | {"chance": result["metrics"]["test"]["chance"]})
+    result = load_evaluation("quickstart")
+    table = recall_table(table_rows(result["metrics"]))
     note = f"{minutes(result):.1f} minutes of training on {result['environment']['threads']} CPU threads."
     return f"```\n{table}\n```\n\n{note}"
 
@@ -41,7 +45,7 @@ def results_table() -> str:
     """A line for each recipe: the mean over its seeds, recorded as RECIPE-SEED.json."""
     runs: dict[str, list[dict]] = {}
     for path in sorted(RESULTS.glob("flickr8k_*-*.json")):
-        runs.setdefault(path.stem.rpartition("-")[0], []).append(load(path.stem))
+        runs.setdefault(path.stem.rpartition("-")[0], []).append(load_evaluation(path.stem))
     lines = [
         "| Flickr8k validation (1,000 images) | R@1/5/10 image → text | text → image | rsum | min |",
         "|---|---|---|---|---|",
@@ -127,9 +131,10 @@ def loss_lines(result: dict) -> list[str]:
 
 def judged_table() -> str:
     """What the judge says of two objectives, means over seeds, and whether they differ; and what watching costs."""
-    result, cost = load("judged_flickr8k"), load("diagnostics_cost")
+    result, cost = load_evaluation("judged_flickr8k"), load("diagnostics_cost")
+    models = list(result["metrics"].values())
     runs: dict[str, list[dict]] = {}
-    for model in result["models"]:
+    for model in models:
         runs.setdefault(model["model"].rpartition("-")[0].removeprefix("flickr8k_features_"), []).append(model)
     seeds = len(next(iter(runs.values())))
     lines = [
@@ -137,11 +142,11 @@ def judged_table() -> str:
         f"|---|{'---|' * len(runs)}",
     ]
     by_chance = {
-        "random": dig(result["models"][0], "diagnostics.hubness.t2i.k10.skewness_at_random"),
-        "chance": dig(result["models"][0], "composition.kinds.replace_object.chance"),
+        "random": dig(models[0], "diagnostics.hubness.t2i.k10.skewness_at_random"),
+        "chance": dig(models[0], "composition.kinds.replace_object.chance"),
     }
     for title, path, digits in JUDGED:
-        cells = [mean_and_spread([dig(model, path) for model in models], digits) for models in runs.values()]
+        cells = [mean_and_spread([dig(model, path) for model in seeds_of], digits) for seeds_of in runs.values()]
         lines.append(f"| {title.format(**by_chance)} | {' | '.join(cells)} |")
     same_seed = [each for each in result["comparisons"] if each["first"][-2:] == each["second"][-2:]]
     tested = [each["metrics"]["rsum"] for each in same_seed]

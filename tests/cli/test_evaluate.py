@@ -16,7 +16,7 @@ from hf_vse.cli.main import main
 from hf_vse.evaluation.composition.choice import OWN_FOILS
 from hf_vse.evaluation.composition.published import PublishedName
 from hf_vse.evaluation.metrics import retrieval_metrics
-from tests.cli.test_cli import result
+from tests.cli.test_cli import only, result
 from tests.conftest import make_pairs
 
 ADAPTER = """
@@ -45,13 +45,13 @@ def test_models_are_compared_in_a_report(capsys, tiny_model, pairs, tmp_path):
     asked = ["--dataset", pairs, "--report", tmp_path / "report", "--output", tmp_path / "both.json"]
     asked += ["--correction", "qbnorm", "--embeddings", tmp_path / "kept"]
     found = result(capsys, "evaluate", tiny_model, f"{adapter}:Brightness", *asked)
-    first, second = found["models"]
+    first, second = found["metrics"].values()
     assert (first["model"], second["model"]) == (str(tiny_model), f"{adapter}:Brightness")
     assert second["model_facts"] == {} and first["model_facts"]["family"] == "hf_vse"
     [comparison] = found["comparisons"]
     difference = second["metrics"]["rsum"] - first["metrics"]["rsum"]
     assert comparison["metrics"]["rsum"]["difference"] == pytest.approx(difference)
-    for record in found["models"]:
+    for record in found["metrics"].values():
         assert {"protocols", "intervals", "diagnostics", "composition", "corrected"} <= record.keys()
         low, high = record["intervals"]["rsum"]
         assert low <= record["metrics"]["rsum"] <= high and record["official"] is False
@@ -66,11 +66,12 @@ def test_arrays_are_judged_with_and_without_their_data(capsys, pairs, tmp_path):
     owner = torch.arange(12).repeat_interleave(5)
     save_file({"image_embeds": images, "text_embeds": texts, "text_to_image": owner}, tmp_path / "mine.safetensors")
     options = ["--output", tmp_path / "metrics.json"]
-    alone = result(capsys, "evaluate", tmp_path / "mine.safetensors", *options, "--diagnostics")
+    alone = only(result(capsys, "evaluate", tmp_path / "mine.safetensors", *options, "--diagnostics"))
     unit = torch.nn.functional.normalize
     assert alone["metrics"] == retrieval_metrics(unit(images), unit(texts), owner)
     assert alone["fingerprint"] is None and "geometry" in alone["diagnostics"]
-    known = result(capsys, "evaluate", tmp_path / "mine.safetensors", "--dataset", pairs, "--diagnostics", *options)
+    asked = ["evaluate", tmp_path / "mine.safetensors", "--dataset", pairs, "--diagnostics", *options]
+    known = only(result(capsys, *asked))
     assert known["metrics"] == alone["metrics"] and known["fingerprint"]
     assert "breakdown" in known["diagnostics"] and "breakdown" not in alone["diagnostics"]
     refused = ["evaluate", tmp_path / "mine.safetensors", "--dataset", pairs, "--split", "train", *options]
@@ -87,7 +88,7 @@ def test_classes_and_foils(capsys, tiny_model, tmp_path):
     templates.write_text("a drawing of a {}\nhere is a {}\n\n")
     options = ["--labelled", tmp_path / "classes", "--templates", templates, "--foils", "auto"]
     options += ["--dataset", "scenes", "--output", tmp_path / "metrics.json"]
-    found = result(capsys, "evaluate", tiny_model, *options)
+    found = only(result(capsys, "evaluate", tiny_model, *options))
     assert found["zero_shot"]["images"] == 6 and found["zero_shot"]["chance"]["top1"] == 50
     assert found["zero_shot"]["templates"] == ["a drawing of a {}", "here is a {}"]
     assert set(found["zero_shot"]["per_class"]) == {"red star", "ring"}
@@ -105,7 +106,7 @@ def test_two_processes_judge_as_one_and_leave_one_record(capsys, tiny_model, pai
     together = json.loads(done.stdout)
     assert together["environment"]["processes"] == 2 and alone["environment"]["processes"] == 1
     for part in ("metrics", "intervals", "protocols", "fingerprint", "images", "captions"):
-        assert together[part] == alone[part], part
+        assert only(together)[part] == only(alone)[part], part
     assert {path.name for path in tmp_path.rglob("texts*.npy")} == {"texts_0_of_2.npy", "texts_1_of_2.npy"}
 
 

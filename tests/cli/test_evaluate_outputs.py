@@ -13,6 +13,7 @@ from hf_vse.cli.main import main
 from hf_vse.files import write_json
 from hf_vse.report import page
 from hf_vse.report.page import check_report, is_report
+from tests.cli.test_cli import only
 from tests.faults.killing import points_to_try, run
 
 
@@ -45,7 +46,7 @@ def test_a_report_that_fails_leaves_the_numbers_and_prints_the_table(error, vect
     said = capsys.readouterr()
     assert "rsum" in said.out and str(tmp_path / "numbers.json") in said.out
     assert "error: the report could not be written" in said.err
-    assert json.loads((tmp_path / "numbers.json").read_text())["metrics"]["t2i_r10"] > 0
+    assert only(json.loads((tmp_path / "numbers.json").read_text()))["metrics"]["t2i_r10"] > 0
     assert not (tmp_path / "page").exists()
 
 
@@ -56,7 +57,7 @@ def test_numbers_that_cannot_be_written_are_printed(vectors, tmp_path, capsys, m
     monkeypatch.setattr("hf_vse.cli.evaluate.write_json", full)
     assert main(asked(vectors, tmp_path, "--report", tmp_path / "page", "--json")) == 1
     said = capsys.readouterr()
-    assert json.loads(said.out)["metrics"]["rsum"] > 0
+    assert only(json.loads(said.out))["metrics"]["rsum"] > 0
     assert "error: the numbers could not be written" in said.err and "free some disk space" in said.err
     assert is_report(tmp_path / "page") and not (tmp_path / "numbers.json").exists()
 
@@ -84,7 +85,7 @@ def test_numbers_are_the_old_or_the_new_ones_wherever_the_writer_dies(tmp_path):
     new = {"metrics": ["new"] * 100}
 
     def action():
-        write_outputs(SimpleNamespace(record=new), work / "numbers.json", None)
+        write_outputs(SimpleNamespace(document=new), work / "numbers.json", None)
 
     found = []
     for at in points_to_try(action, work):

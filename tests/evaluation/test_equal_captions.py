@@ -2,7 +2,6 @@
 
 import resource
 from itertools import combinations
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,14 +12,14 @@ from hf_vse.evaluation.equal_captions import (
     Wording,
     equal_caption_ranks,
     equal_caption_record,
-    equal_caption_remark,
     same_words,
 )
 from hf_vse.evaluation.evaluator import PairEmbeddings
+from hf_vse.evaluation.judge import judge_embeddings, texts_of
 from hf_vse.evaluation.metrics import RECALL_LEVELS, retrieval_metrics, retrieval_ranks, summarize_ranks
 from hf_vse.evaluation.positions import positive_positions, sorted_positives
-from hf_vse.evaluation.record import recall_table, split_record, table_rows
-from hf_vse.evaluation.run import evaluation_table
+from hf_vse.evaluation.record import evaluation_of
+from hf_vse.evaluation.tables import equal_caption_remark, evaluation_table, recall_table, table_rows
 from hf_vse.training.run import run_summary
 from tests.conftest import make_pairs
 
@@ -102,7 +101,7 @@ def test_a_caption_twice_of_one_image_is_nothing_to_speak_of():
     captions = [f"only of image {each}" for each in owner.tolist()]
     record = equal_caption_record(images, texts, owner, captions, retrieval_ranks(images, texts, owner))
     assert record == {"equal_captions": {"captions": 0, "images": 0, "sentences": 0}}
-    assert equal_caption_remark(record | {"captions": len(texts)}) == ""
+    assert equal_caption_remark(record | {"metrics": {}, "captions": len(texts)}) == ""
     assert same_words(" Straße\tZWEI\u00a0") == "strasse zwei"
 
 
@@ -135,10 +134,16 @@ def embedded(dataset) -> PairEmbeddings:
     return PairEmbeddings(images, texts, owner, torch.arange(count), 0)
 
 
+def judged(pairs: PairEmbeddings, dataset, split: str) -> dict:
+    return judge_embeddings(
+        pairs, texts_of(dataset, pairs), dataset, name="org/one", facts={}, source="mine", split=split
+    ).record
+
+
 def test_record_and_table_say_it_beside_the_usual_numbers():
     dataset = equal_pairs(40, 4)
     pairs = embedded(dataset)
-    record = split_record(pairs, dataset, "mine", "test")
+    record = judged(pairs, dataset, "test")
     usual = retrieval_metrics(pairs.image_embeds, pairs.text_embeds, pairs.text_to_image)
     captions = [caption for row in dataset["captions"][:] for caption in row]
     *ranks, _ = walked(pairs.image_embeds, pairs.text_embeds, pairs.text_to_image, captions)
@@ -146,8 +151,7 @@ def test_record_and_table_say_it_beside_the_usual_numbers():
     assert record["metrics_equal_captions"] == pytest.approx(summarize_ranks(*map(torch.tensor, ranks)))
     assert record["equal_captions"] == {"captions": 40, "images": 40, "sentences": 4}
     assert record["metrics_equal_captions"]["i2t_r1"] > usual["i2t_r1"]
-    judgement = SimpleNamespace(record=record | {"split": "test"})
-    table = evaluation_table([judgement], ["one"])
+    table = evaluation_table(evaluation_of({"org/one": record}, {}))
     assert "test, equal captions" in table and "chance, equal captions" in table
     assert "40 of 80 captions (50 %) are word for word captions of other images too" in table
 
@@ -156,7 +160,7 @@ def test_every_split_has_its_own_chance(tmp_path):
     records = {}
     for name, count in (("validation", 10), ("test", 40)):
         dataset = make_pairs(count, size=4, captions=2)
-        records[name] = split_record(embedded(dataset), dataset, "mine", name)
+        records[name] = judged(embedded(dataset), dataset, name)
     rows = table_rows(records)
     assert list(rows) == ["validation", "test", "chance, validation", "chance, test"]
     assert [rows[f"chance, {name}"]["t2i_r1"] for name in records] == pytest.approx([10, 2.5])

@@ -8,8 +8,9 @@ from hf_vse.embed.adapters.vse import VSEEncoder
 from hf_vse.embed.encoder import Encoder
 from hf_vse.evaluation.environment import environment
 from hf_vse.evaluation.evaluator import embed_pairs, evaluate_retrieval
+from hf_vse.evaluation.judge import judge
 from hf_vse.evaluation.metrics import retrieval_metrics
-from hf_vse.evaluation.record import recall_table, split_record
+from hf_vse.evaluation.tables import recall_table
 from hf_vse.model.configuration_vse import VSEConfig
 from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.model.processing_vse import VSEProcessor
@@ -76,12 +77,14 @@ def test_record_holds_numbers_protocol_and_fingerprint(tokenizer):
     vision = {"model_type": "vse_features", "hidden_size": 16}
     model = VSEModel(VSEConfig(vision_config=vision, text_config=text, projection_dim=16))
     dataset = make_feature_pairs(12, captions=3)
-    pairs = embed_pairs(VSEEncoder(model, VSEProcessor(tokenizer=tokenizer)), dataset, progress=False)
-    record = split_record(pairs, dataset)
+    encoder = VSEEncoder(model, VSEProcessor(tokenizer=tokenizer), "mine")
+    pairs = embed_pairs(encoder, dataset, progress=False)
+    record = judge(encoder, dataset, progress=False).record
     assert record["metrics"] == retrieval_metrics(pairs.image_embeds, pairs.text_embeds, pairs.text_to_image)
     assert record["protocol"].startswith("12 images, 36 captions")
-    assert record["fingerprint"] == split_record(pairs, make_feature_pairs(12, captions=3))["fingerprint"]
-    assert record["fingerprint"] != split_record(pairs, dataset.select(range(11, -1, -1)))["fingerprint"]
+    same, other = make_feature_pairs(12, captions=3), dataset.select(range(11, -1, -1))
+    assert record["fingerprint"] == judge(encoder, same, progress=False).record["fingerprint"]
+    assert record["fingerprint"] != judge(encoder, other, progress=False).record["fingerprint"]
     assert f"{record['metrics']['rsum']:.1f}" in recall_table({"test": record["metrics"]})
     assert {"versions", "device", "threads", "commit"} == environment().keys()
 

@@ -66,7 +66,7 @@ def test_a_published_model_is_judged_by_its_name(published, tmp_path):
     asked = ["evaluate", "org/methods", local, "--dataset", tmp_path / "pairs", "--split", "train", "--quiet"]
     environment = os.environ | hub.environment(tmp_path / "home") | {"PYTHONPATH": str(HERE.parents[1])}
     run(["-m", "hf_vse.cli", *asked, "--output", tmp_path / "metrics.json"], environment)
-    remote, known = json.loads((tmp_path / "metrics.json").read_text())["models"]
+    remote, known = json.loads((tmp_path / "metrics.json").read_text())["metrics"].values()
     assert remote["model"] == "org/methods" and remote["model_facts"] == known["model_facts"]
     assert remote["metrics"] == known["metrics"]
 

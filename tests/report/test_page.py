@@ -15,6 +15,7 @@ from hf_vse.embed.load import load_encoder
 from hf_vse.evaluation.composition.probe import Foil, FoilScores, summary, winoground_scores
 from hf_vse.evaluation.intervals import holm
 from hf_vse.evaluation.judge import Judgement, compare, judge
+from hf_vse.evaluation.record import evaluation_of, read_evaluation
 from hf_vse.report import figures
 from hf_vse.report.page import metric_label, named, rows_of, write_report
 from tests.conftest import make_pairs
@@ -63,10 +64,13 @@ def judgements(tiny_model, dataset) -> list[Judgement]:
     return found
 
 
+def whole(judgements) -> dict:
+    return evaluation_of({each.record["model"]: each.record for each in judgements}, {}, compare(judgements))
+
+
 @pytest.fixture(scope="module")
 def written(judgements, dataset, tmp_path_factory) -> Path:
-    record = {"models": [each.record for each in judgements], "comparisons": compare(judgements)}
-    return write_report(tmp_path_factory.mktemp("report"), judgements, record, dataset)
+    return write_report(tmp_path_factory.mktemp("report"), judgements, whole(judgements), dataset)
 
 
 def test_page_needs_no_other_file(written):
@@ -85,7 +89,8 @@ def test_page_shows_what_the_record_says(written, judgements):
             assert f"{judgement.record['metrics'][name]:.1f}" in text
     assert "do not compare the numbers" in text and "1 broken images left out" in text
     kept = json.loads((written.parent / "report.json").read_text(encoding="utf-8"))
-    assert kept["models"] == [judgement.record for judgement in judgements]
+    assert kept["metrics"] == {judgement.record["model"]: judgement.record for judgement in judgements}
+    assert read_evaluation(written.parent / "report.json") == kept
     inside = re.search(r'<script type="application/json" id="record">(.*?)</script>', written.read_text("utf-8"), re.S)
     assert json.loads(inside[1]) == kept
 
@@ -96,7 +101,7 @@ def test_equal_captions_stand_beside_the_usual_recalls(tiny_model, tmp_path):
         lambda row, index: {"captions": [f"Scene {index % 3}", f"scene {index % 3} "]}, with_indices=True
     )
     judgement = judge(load_encoder(str(tiny_model), device="cpu"), pairs, progress=False)
-    text = " ".join(Page(write_report(tmp_path / "new", [judgement], judgement.record).read_text("utf-8")).texts)
+    text = " ".join(Page(write_report(tmp_path / "new", [judgement], whole([judgement])).read_text("utf-8")).texts)
     assert judgement.record["equal_captions"] == {"captions": 24, "images": 12, "sentences": 3}
     for name in ("i2t_r1", "t2i_r5", "rsum"):
         assert f"{judgement.record['metrics_equal_captions'][name]:.1f}" in text
@@ -113,7 +118,7 @@ def test_captions_are_text_and_never_markup(written):
 def test_one_model_without_photographs_or_reasons(tiny_model, dataset, tmp_path):
     sound = dataset.select(range(6, 12))
     judgement = judge(load_encoder(str(tiny_model), device="cpu"), sound, progress=False)
-    page = Page(write_report(tmp_path / "new", [judgement], judgement.record).read_text(encoding="utf-8"))
+    page = Page(write_report(tmp_path / "new", [judgement], whole([judgement])).read_text(encoding="utf-8"))
     assert page.elements.count("svg") == 1 and "img" not in page.elements
     with pytest.raises(ValueError, match="judgements is empty"):
         write_report(tmp_path, [], {})

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from hf_vse.evaluation.record import read_evaluation
 from tests.conftest import make_captions
 from tests.test_architecture import PAYLOAD
 
@@ -165,10 +166,13 @@ def test_stages_evaluate_and_a_second_run(data_dir, tmp_path):
 
     evaluate = [sys.executable, SCRIPTS / "evaluate.py", "--model", output, "--split", "validation"]
     run([*evaluate, "--output", tmp_path / "eval" / "metrics.json"])
-    record = json.loads((tmp_path / "eval" / "metrics.json").read_text())
+    evaluation = read_evaluation(tmp_path / "eval" / "metrics.json")
+    assert evaluation.keys() < metrics.keys() and evaluation["environment"].keys() == metrics["environment"].keys()
+    [record] = evaluation["metrics"].values()
+    assert record.keys() == metrics["metrics"]["validation"].keys()
     assert record["metrics"] == pytest.approx(metrics["metrics"]["validation"]["metrics"], abs=1)  # near ties may turn
     assert record["fingerprint"] == metrics["metrics"]["validation"]["fingerprint"]
-    assert {"protocol", "environment", "images", "captions"} < record.keys()
+    assert {"protocol", "images", "captions", "intervals", "protocols"} < record.keys()
 
     again = run([sys.executable, SCRIPTS / "train.py", recipe])
     assert "stage base was trained before" in again.stderr
