@@ -115,7 +115,7 @@ def judge_embeddings(
     """The same for embeddings that are there already.
 
     Args:
-        name: of the model; facts: what a reader of the record should know of it, see `DualEncoder.facts`.
+        name: of the model; facts: what a reader of the record should know of it, see `Encoder.facts`.
     """
     if not len(pairs.image_embeds):
         raise ValueError(f"none of the {pairs.broken} images can be read; check the data directory")

@@ -13,7 +13,7 @@ name, and is what `hf-vse evaluate` writes, for one model or several, and a run 
 
 Entries of a record:
 
-- `model`: its name; `model_facts`: what `DualEncoder.facts` says of it.
+- `model`: its name; `model_facts`: what `Encoder.facts` says of it.
 - `dataset`, `split`: their names, empty where they are not known.
 - `title`: the name that the numbers may bear; `official`: whether it is a split of the field in full.
 - `protocol`: a sentence on what `metrics` are.
