@@ -65,7 +65,7 @@ def test_weights_of_a_local_file_are_those_of_the_tower(tokenizer, tmp_path):
     for other, file, first in (("resnet50", path, "layer1.0.conv1.weight"), ("resnet18", deeper, "layer1.2.bn1.bias")):
         with pytest.raises(ValueError, match=f"does not hold the weights of timm/{other}: .* the first is '{first}'"):
             timm_tower(f"timm/{other}", file)
-    with pytest.raises(ValueError, match="needs an image_tower of timm"):
+    with pytest.raises(ValueError, match="needs a timm image_tower"):
         timm_tower("microsoft/resnet-50", path)
 
 

@@ -1,4 +1,4 @@
-"""What the commands have in common."""
+"""Shared parts of all commands: the result type, the parser, common options."""
 
 import argparse
 import math
@@ -18,7 +18,7 @@ DATA_OPTIONS = {
 
 @dataclass
 class Result:
-    """What a command gives: `record` for programs, `text` for people; `refused` says what of it could not be done."""
+    """The result of a command: `record` for --json, `text` for the terminal; `refused` says what failed."""
 
     record: Any
     text: str
@@ -26,7 +26,7 @@ class Result:
 
 
 def command_parser(name: str, description: str, examples: str) -> argparse.ArgumentParser:
-    """A parser whose help ends with examples, with the options that every command takes."""
+    """A parser with examples in its help and the options that every command has."""
     parser = argparse.ArgumentParser(
         prog=f"hf-vse {name}",
         description=description,
@@ -34,12 +34,12 @@ def command_parser(name: str, description: str, examples: str) -> argparse.Argum
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--json", action="store_true", help="print the result as JSON, errors too")
-    parser.add_argument("--quiet", action="store_true", help="no progress bars, no remarks")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars and no log messages")
     return parser
 
 
 def add_data_options(parser: argparse.ArgumentParser, dataset: str | None, note: str) -> None:
-    """The options of `load_pairs` that `DATA_OPTIONS` names, with its texts."""
+    """Adds the options of `load_pairs` in `DATA_OPTIONS`, with the texts of its docstring."""
     group = parser.add_argument_group("data")
     group.add_argument(
         "--dataset", default=dataset, metavar="NAME", help=f"scenes, coco, flickr30k, flickr8k, ...{note}"
@@ -62,7 +62,7 @@ def model_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def positive(text: str) -> int:
-    """An option that is a whole number from 1 on; `at_least_zero` one from 0 on, `share` a number between 0 and 1."""
+    """Option type: an integer >= 1. `at_least_zero` is an integer >= 0, `share` a number between 0 and 1."""
     return whole_number(text, 1)
 
 
@@ -72,7 +72,7 @@ def at_least_zero(text: str) -> int:
 
 def whole_number(text: str, least: int) -> int:
     if not text.lstrip("-").isdecimal() or int(text) < least:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least} on")
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer >= {least}")
     return int(text)
 
 
@@ -82,29 +82,29 @@ def share(text: str) -> float:
     except ValueError:
         value = math.nan
     if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number between 0 and 1")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number between 0 and 1")
     return value
 
 
 def read_lines(name: str, path: Path) -> list[str]:
-    """The lines of a text file that are not empty."""
+    """The non-empty lines of a text file."""
     if not path.is_file():
-        raise FileNotFoundError(f"{name} {path} does not exist: give a text file with a sentence in each line")
+        raise FileNotFoundError(f"{name} {path} does not exist: give a text file with one sentence per line")
     lines = [line.strip() for _, line in numbered_lines(path)]
     if not lines:
-        raise ValueError(f"{name} {path} is empty: write a sentence in each line")
+        raise ValueError(f"{name} {path} is empty: write one sentence per line")
     return lines
 
 
 def data_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Those given, for `load_pairs`."""
+    """The given data options, as arguments of `load_pairs`."""
     return {name: value for name in DATA_OPTIONS if (value := getattr(arguments, name)) is not None}
 
 
 def bundled(name: str) -> Path:
-    """A folder that comes with the package: in an installed one beside the modules, in a checkout where it is kept.
+    """A folder shipped with the package, in an installation or in a checkout of the repository.
 
-    `recipes` is `scripts/recipes` of the checkout, `spaces_demo` has the same name.
+    In a checkout `recipes` is `scripts/recipes`, and `spaces_demo` is `spaces_demo`.
     """
     in_checkout = {"recipes": PACKAGE.parent / "scripts" / "recipes", "spaces_demo": PACKAGE.parent / "spaces_demo"}
     installed = PACKAGE / "bundled" / name

@@ -1,10 +1,10 @@
-"""`hf-vse`: one command for everything, from training to the page in the browser.
+"""`hf-vse`: one command for everything, from training to the demo in the browser.
 
-A command's module is imported when it is asked for, and heavy libraries when it runs: help comes at once. What is
-asked for goes to the standard output, progress and remarks to the standard error. Every module has
+The module of a command is imported only when it is used, and heavy libraries only when it runs, so help is fast. The
+result goes to stdout, progress and log messages go to stderr. Every command module has
 
-    parse(argv) -> Namespace       its arguments
-    run(arguments) -> Result       what it does
+    parse(argv) -> Namespace       parses the arguments
+    run(arguments) -> Result       runs the command
 """
 
 import json
@@ -21,13 +21,13 @@ from hf_vse.cli.command import Result
 from hf_vse.errors import refusal
 
 COMMANDS = {
-    "train": "train a model as a recipe says",
+    "train": "train a model from a recipe",
     "evaluate": "measure image-text retrieval of a model",
-    "features": "run an image tower once and keep its outputs",
-    "index": "encode photographs into a gallery to search",
-    "search": "find photographs by a sentence, a photograph, or both",
-    "push": "publish a model on the Hub, with its card",
-    "data": "publish a data set on the Hub, or look at one",
+    "features": "run an image tower once and save its outputs",
+    "index": "encode images into a searchable gallery",
+    "search": "find images by text, by image, or both",
+    "push": "publish a model with its card on the Hub",
+    "data": "publish a data set on the Hub, or show one",
     "demo": "try a model in the browser",
 }
 SUCCESS, REFUSED, MISUSED, INTERRUPTED = 0, 1, 2, 130
@@ -42,14 +42,14 @@ Train, evaluate, publish and search visual-semantic embeddings.
 commands:
 {commands}
 
-from nothing to a search in the browser:
+from scratch to a search in the browser:
   hf-vse train                                        the built-in data set, two minutes, no download
   hf-vse index my_photos my_index --model runs/quickstart
   hf-vse search my_index "a small red circle" --sheet found.png
   hf-vse demo --model runs/quickstart
 
-`hf-vse COMMAND --help` explains a command with examples. All take --json for output that programs read, and
---quiet for no progress bars. Exit codes: {SUCCESS} done, {REFUSED} not possible (one line says why), {MISUSED} wrong
+`hf-vse COMMAND --help` explains a command with examples. All commands take --json for machine-readable output and
+--quiet for no progress bars. Exit codes: {SUCCESS} success, {REFUSED} error (explained in one line), {MISUSED} wrong
 command line, {INTERRUPTED} interrupted."""
 
 
@@ -63,12 +63,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"hf_vse {__version__}")
         return SUCCESS
     if words[0] not in COMMANDS:
-        print(f"hf-vse: there is no command {words[0]!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
+        print(f"hf-vse: unknown command {words[0]!r}; use one of {', '.join(COMMANDS)}", file=sys.stderr)
         return MISUSED
     module = import_module(f"hf_vse.cli.{words[0]}")
     try:
         arguments = module.parse(words[1:])
-    except SystemExit as leaving:  # help, or a misused command line, as argparse has it
+    except SystemExit as leaving:  # argparse exits after help or a wrong command line
         return int(leaving.code or 0)
     return execute(module.run, arguments)
 
@@ -76,10 +76,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def execute(run, arguments: Namespace) -> int:
     prepare(arguments)
     try:
-        with redirect_stdout(sys.stderr):  # what libraries print is no result
+        with redirect_stdout(sys.stderr):  # output of libraries is not part of the result
             result = run(arguments)
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here where it can", file=sys.stderr)
+        print("interrupted; run the same command again to resume where possible", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
         message = refusal(error)
@@ -98,7 +98,7 @@ def execute(run, arguments: Namespace) -> int:
 
 
 def prepare(arguments: Namespace) -> None:
-    """Logging, and progress bars as asked for."""
+    """Sets up logging and progress bars."""
     if arguments.quiet:
         os.environ |= {"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
@@ -111,7 +111,7 @@ def is_first_process() -> bool:
 
 
 def show(result: Result, as_json: bool) -> None:
-    """Prints it; what the terminal or the pipe cannot hold, such as a file name that is no Unicode, is escaped."""
+    """Prints the result; escapes text that stdout cannot encode, such as a file name that is not valid Unicode."""
     text = json.dumps(result.record, ensure_ascii=False) if as_json else result.text
     encoding = sys.stdout.encoding or "utf-8"
     try:

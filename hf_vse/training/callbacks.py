@@ -1,12 +1,12 @@
-"""What a person sees during training: the recalls in one line, and an alarm when all embeddings fall together.
+"""Training callbacks: recalls in one line, and a warning when the embeddings collapse.
 
-Hardest-negative objectives are known to collapse at the start or when a backbone is unfrozen. The loss then rests at
-the value it has when all similarities are equal (2 m / t for `hardnce`) and nothing crashes. What tells it without
-doubt is the mean cosine between different items of one modality, which costs next to nothing: with the mean vector c
-of n unit vectors it is (n |c|^2 - 1) / (n - 1). A model may also lie apart in space and tell nothing: then the loss
-rests there and pairs score hardly above others. The loss alone does not tell: where images are much alike, the hardest
-negative scores as the pair does in a model that retrieves well (scenes, `hardnce` after a warm-up: rsum 310 of 600 at
-2 m / t, pairs 1.3 standard deviations above others; from scratch rsum 59, and 0.3).
+Hardest-negative objectives can collapse at the start or when a backbone is unfrozen. The loss then stays at its value
+for equal similarities (2 m / t for `hardnce`), and nothing crashes. A reliable sign is the mean cosine between
+different items of one modality. It is cheap: with the mean vector c of n unit vectors it is (n |c|^2 - 1) / (n - 1).
+A model can also fail to learn with well spread embeddings: the loss stays at that value and positives score hardly
+above negatives. The loss alone is not enough: if images are very similar, the hardest negative scores like the
+positive even in a model that retrieves well (scenes, `hardnce` after a warm-up: rsum 310 of 600 at 2 m / t, positives
+1.3 standard deviations above negatives; from scratch rsum 59, and 0.3).
 """
 
 import logging
@@ -29,14 +29,13 @@ STUCK_SEPARATION = 0.7
 
 
 class CollapseAlarm(TrainerCallback):
-    """Says so once when the model has collapsed, and once when it does not learn.
+    """Warns once if the model has collapsed, and once if it does not learn.
 
-    Collapsed: the embeddings of both modalities have been alike for `patience` log lines. Not learning: in all lines
-    of `STUCK_STEPS` steps, the loss was what it is for a model that tells nothing apart, and pairs scored hardly above
-    others.
+    Collapsed: the embeddings within both modalities are nearly equal for `patience` log lines. Not learning: for
+    `STUCK_STEPS` steps, the loss is that of equal similarities and positives score hardly above negatives.
 
     Args:
-        patience: log lines.
+        patience: number of log lines.
     """
 
     def __init__(self, patience: int):
@@ -51,8 +50,8 @@ class CollapseAlarm(TrainerCallback):
         """Called with every batch; nothing is read from the device before the next log line.
 
         Args:
-            pairs: that are compared with each other, on all processes.
-            objective: of this moment, as `contrastive_loss` takes it.
+            pairs: number of pairs that are compared with each other, over all processes.
+            objective: the current options of `contrastive_loss`.
         """
         if len(image_embeds) > 1:
             self.pairs, self.objective = pairs, objective
@@ -75,12 +74,12 @@ class CollapseAlarm(TrainerCallback):
         stuck_for = state.global_step - (self.stuck_since or state.global_step)
         found = None
         if self.collapsed_logs == self.patience:
-            found = f"has collapsed: images are alike (mean cosine {images:.3f}), so are texts ({texts:.3f}), and"
+            found = f"has collapsed: mean cosine {images:.3f} between images and {texts:.3f} between texts;"
         elif stuck_for >= STUCK_STEPS and self.collapsed_logs < self.patience and not self.said_stuck:
             self.said_stuck = True
-            found = f"does not learn: for {stuck_for} steps"
+            found = f"has not learned for {stuck_for} steps:"
         if found and state.is_world_process_zero:
-            of_none = "" if indifferent is None else f" where one that tells nothing apart has {indifferent:.3g}"
+            of_none = "" if indifferent is None else f" (with equal similarities it is {indifferent:.3g})"
             logger.warning(
                 "step %d: the model %s the loss is %.3g%s. %s",
                 state.global_step, found, logs["loss"], of_none, remedy(objective(self.objective["loss_type"])),
@@ -88,15 +87,15 @@ class CollapseAlarm(TrainerCallback):
 
 
 def separation(image_embeds: Tensor, text_embeds: Tensor) -> float:
-    """How far pairs score above others on average, in standard deviations of these: of (rows, dim) and (rows, dim)."""
+    """Mean positive score minus mean negative score, in standard deviations of the negatives; inputs (rows, dim)."""
     scores = image_embeds.float() @ text_embeds.float().T
     others = scores[~torch.eye(len(scores), dtype=torch.bool, device=scores.device)]
-    spread = others.std().clamp(min=1e-5)  # well above what rounding makes of equal scores
+    spread = others.std().clamp(min=1e-5)  # well above the rounding noise of equal scores
     return ((scores.diagonal().mean() - others.mean()) / spread).item()
 
 
 def indifferent_loss(pairs: int, loss_type: str, **settings: Any) -> float | None:
-    """The loss of so many pairs whose similarities are all equal; None where it depends on which, as with `siglip`."""
+    """The loss of `pairs` pairs with equal similarities; None if it depends on their value, as with `siglip`."""
     chosen = objective(loss_type)
     settings = {name: torch.as_tensor(value).detach().cpu() for name, value in settings.items()}
     scores = torch.tensor([[0.0], [0.5]]).expand(2, pairs)
@@ -105,16 +104,16 @@ def indifferent_loss(pairs: int, loss_type: str, **settings: Any) -> float | Non
 
 
 def remedy(chosen: Objective) -> str:
-    """What helps a model that has collapsed."""
+    """Advice for a collapsed model."""
     first = "Start with hard_negative_warmup_epochs=1, or warm up" if chosen.may_collapse else "Warm up"
     return f"{first} the learning rate (warmup_steps=0.1), or lower it."
 
 
 class BatchDiagnostics:
-    """Why training goes as it goes: a few numbers of a training batch, for every so many steps a log line.
+    """Adds diagnostics of a training batch to the log at regular intervals.
 
     Args:
-        every: steps between two log lines that have them; 0 for none.
+        every: steps between two log lines with diagnostics; 0 turns them off.
     """
 
     def __init__(self, every: int):
@@ -123,33 +122,33 @@ class BatchDiagnostics:
         self.embeds: tuple[Tensor, Tensor] | None = None
 
     def observe(self, image_embeds: Tensor, text_embeds: Tensor) -> None:
-        """Called with every batch, of which it keeps a sample; nothing is computed before the next log line."""
+        """Called with every batch; keeps a sample and computes nothing before the next log line."""
         if self.every:
             self.embeds = image_embeds[:BATCH_ROWS].clone(), text_embeds[:BATCH_ROWS].clone()
 
     def at(self, step: int) -> dict[str, float]:
-        """`batch_alignment`, ... (see `quick_diagnostics`) of the latest batch if it is time, or nothing."""
+        """`batch_alignment`, ... (see `quick_diagnostics`) of the latest batch if they are due, else an empty dict."""
         if self.embeds is None or step < self.latest + self.every:
             return {}
         self.latest = step
         found = quick_diagnostics(*self.embeds)
         if not found and len(self.embeds[0]) > 1:
-            logger.warning("step %d: embeddings of this batch are not finite; nothing is said about them", step)
+            logger.warning("step %d: embeddings of this batch are not finite; no diagnostics", step)
         return {f"batch_{name}": value for name, value in found.items()}
 
 
 class LimitedTemperature(TrainerCallback):
-    """Keeps a learned temperature from falling below its limit, where its gradient would end."""
+    """Keeps a learned temperature above its limit, below which its gradient would vanish."""
 
     def on_optimizer_step(self, args, state, control, model=None, **kwargs):
         model.limit_logit_scale()
 
 
 class StepDecay(TrainerCallback):
-    """Multiplies the learning rate by `factor` after every `every` epochs, whatever schedule it follows otherwise.
+    """Multiplies the learning rate by `factor` every `every` epochs, on top of any schedule.
 
-    VSE++ (arXiv 1707.05612) trains 15 epochs at 2e-4 and 15 at a tenth of it. The rate follows from the epoch alone,
-    so a resumed run has the one that an uninterrupted run would have.
+    VSE++ (arXiv 1707.05612) trains 15 epochs at 2e-4 and 15 epochs at a tenth of it. The factor depends only on the
+    epoch, so a resumed run has the same learning rate as an uninterrupted one.
     """
 
     def __init__(self, every: float, factor: float):
@@ -165,7 +164,7 @@ class StepDecay(TrainerCallback):
 
 
 class RecallProgress(ProgressCallback):
-    """The usual progress bar with the loss beside it, and one line for each evaluation."""
+    """The standard progress bar plus the loss, and one line per evaluation."""
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if self.training_bar is None or not state.is_world_process_zero:
@@ -177,7 +176,7 @@ class RecallProgress(ProgressCallback):
 
 
 def evaluation_line(logs: dict[str, float]) -> str:
-    """Recalls of one evaluation: `epoch 3  image -> text 22.4 48.8 65.6  text -> image 12.3 37.7 53.2  rsum 240.0`."""
+    """One evaluation as text: `epoch 3  image -> text 22.4 48.8 65.6  text -> image 12.3 37.7 53.2  rsum 240.0`."""
     recalls = {
         direction: " ".join(f"{logs[f'eval_{direction}_r{level}']:5.1f}" for level in (1, 5, 10))
         for direction in ("i2t", "t2i")

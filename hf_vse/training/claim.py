@@ -1,7 +1,7 @@
-"""The folder of a run: its own, or nobody's.
+"""Checks that a run may write to its output directory.
 
-A run writes a dozen names into its folder, such as `recipe.yaml`, `config.json` and `README.md`. So it takes a folder
-that is empty, or one with a run of the same recipe, which it continues.
+A run writes a dozen files into its output directory, such as `recipe.yaml`, `config.json` and `README.md`. So the
+directory must be empty, or must hold a run of the same recipe, which is then resumed.
 """
 
 from pathlib import Path
@@ -15,26 +15,26 @@ from hf_vse.training.recipe import SECRETS, Recipe
 
 RECIPE = "recipe.yaml"
 STAGES = "stages"
-NOT_MINDED = (".log", ".out")  # what a shell wrote of this run
+NOT_MINDED = (".log", ".out")  # shell output of this run
 
 
 def check_claim(recipe: Recipe) -> None:
-    """Makes sure, before the work, that the output directory can be written and holds nothing of anybody else.
+    """Checks before any work starts that the output directory is writable and holds nothing but this run.
 
     Raises:
-        OSError: it is a file, lies under one, or may not be written.
-        ValueError: it holds a run of another recipe, whose differing keys are named, or files of no run.
+        OSError: it is a file, is below a file, or is not writable.
+        ValueError: it holds a run of another recipe (the message lists the differing keys) or unrelated files.
     """
     folder = check_output_folder("output_dir", recipe.output_dir)
     if folder.is_symlink() and not folder.exists():
-        raise FileNotFoundError(f"output_dir {folder} is a link that leads nowhere: remove it, or give a folder")
+        raise FileNotFoundError(f"output_dir {folder} is a broken symbolic link: remove it, or give a folder")
     if not folder.is_dir() or not any(map(minded, folder.iterdir())):
         return
     path = folder / RECIPE
     if not path.is_file():
         raise ValueError(
-            f"output_dir {folder} holds files, but no run ({RECIPE} is missing), and would be written over: "
-            "give another --output_dir, an empty or a new folder"
+            f"output_dir {folder} holds files that are not from a run ({RECIPE} is missing) and would be overwritten: "
+            "give an empty or new folder as --output_dir"
         )
     text = read_text(path)
     if text != recipe.to_yaml():
@@ -46,25 +46,24 @@ def minded(path: Path) -> bool:
 
 
 def compare(recipe: Recipe, there: Any) -> None:
-    """Raises ValueError where the recipe of the folder is another one, or not that of a run."""
+    """Raises ValueError if the recipe in the folder differs or was not written by a run."""
     path = recipe.output_dir / RECIPE
     if not isinstance(there, dict) or not (recipe.output_dir / STAGES).is_dir():
         raise ValueError(
-            f"{path} was not written by a run, and would be written over: give another --output_dir, an empty or a "
-            "new folder"
+            f"{path} was not written by a run and would be overwritten: give an empty or new folder as --output_dir"
         )
     asked = parse_yaml(recipe.to_yaml(), "recipe")
     keys = (there.keys() | asked.keys()) - set(SECRETS)
     different = sorted(key for key in keys if there.get(key) != asked.get(key))
     if different:
         raise ValueError(
-            f"{recipe.output_dir} holds a run with another {', '.join(different):.200} (see {path}); "
-            "give another --output_dir, or remove the directory to start anew"
+            f"{recipe.output_dir} holds a run with a different {', '.join(different):.200} (see {path}); "
+            "give another --output_dir, or remove the directory to start again"
         )
 
 
 def claim(recipe: Recipe) -> None:
-    """Writes the recipe into the output directory, when every process has looked into it."""
+    """Writes the recipe into the output directory after every process has checked it."""
     PartialState().wait_for_everyone()
     if PartialState().is_main_process:
         write_text(recipe.output_dir / RECIPE, recipe.to_yaml())

@@ -1,4 +1,4 @@
-"""The pictures a run leaves behind: curves, and what the model finds for some sentences."""
+"""Plots of a finished run: training curves, and retrieved images for some captions."""
 
 import logging
 from pathlib import Path
@@ -22,7 +22,7 @@ FOUND = 6
 def draw_pictures(
     output_dir: Path, stages: list[dict[str, Any]], splits: dict[str, Any], embedded: dict[str, PairEmbeddings]
 ) -> list[Path]:
-    """Draws what there is to draw; returns the files. Without matplotlib it says so and draws nothing."""
+    """Draws all plots and returns their files; without matplotlib it warns and draws nothing."""
     try:
         pictures = [
             plot_training_curves(stage["log"], output_dir / curve_name(stage, stages))
@@ -43,7 +43,7 @@ def curve_name(stage: dict[str, Any], stages: list[dict[str, Any]]) -> str:
 
 
 def draw_retrieval(dataset: Dataset, pairs: PairEmbeddings, path: Path) -> Path:
-    """For some evenly spread sentences of a split the images that score best."""
+    """Plots the best-scoring images for some evenly spaced captions of a split."""
     texts, _ = flatten_captions([dataset.with_format(None)[row][CAPTIONS] for row in pairs.image_rows.tolist()])
     queries = [place * len(texts) // QUERIES for place in range(QUERIES)]
     scores = pairs.text_embeds[queries] @ pairs.image_embeds.T

@@ -1,7 +1,7 @@
-"""YAML of people: plain values alone, each key once, and no more of it than a person writes.
+"""YAML restricted to plain values, unique keys and a limited size.
 
-PyYAML takes the last of two equal keys, lets a few lines of aliases stand for billions of values, and reads 2e-4 as
-text. Here the first two are errors, and the last is a number.
+PyYAML keeps the last of two equal keys, lets a few lines of aliases expand to billions of values, and reads 2e-4 as
+text. Here the first two are errors, and 2e-4 is a number.
 """
 
 import re
@@ -10,8 +10,8 @@ from typing import Any
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode
 
-MOST_VALUES = 10_000  # aliases counted as often as they stand there
-DEEPEST = 50  # levels of maps and lists
+MOST_VALUES = 10_000  # with aliases expanded
+DEEPEST = 50  # levels of nested maps and lists
 MERGE = "tag:yaml.org,2002:merge"
 UNWRITABLE = re.compile("[\0\ud800-\udfff]")
 LINE_ENDS = re.compile("[\r\x85\u2028\u2029\ufeff]")
@@ -19,7 +19,7 @@ PLAIN = (str, int, float, bool, type(None))
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which 2e-4 is a number, as everyone who writes a recipe expects, and nothing is nested without end."""
+    """Loader that reads 2e-4 as a number and limits the nesting depth."""
 
     depth = 0
 
@@ -33,13 +33,13 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes what `_Loader` reads back as it was, every value where it stands."""
+    """Dumper whose output `_Loader` reads back unchanged; writes no aliases."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
     def represent_text(self, text: str) -> yaml.Node:
-        """In double quotes where another style would take a character for the end of a line."""
+        """Uses double quotes if another style would read a character as a line break."""
         style = '"' if LINE_ENDS.search(text) else None
         return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
@@ -53,18 +53,18 @@ for _kind in (_Loader, _Dumper):
 
 
 def to_yaml(values: dict[str, Any]) -> str:
-    """The text of a map, its keys in order; `parse_yaml` gives the map again."""
+    """The YAML text of a map with sorted keys; `parse_yaml` restores the map."""
     return yaml.dump(values, Dumper=_Dumper, sort_keys=True, allow_unicode=True)
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """The value of a YAML text: maps, lists, text, numbers, true, false and null.
+    """Parses a YAML text of maps, lists, text, numbers, true, false and null.
 
     Args:
-        where: how an error names the place: a file, an option.
+        where: the location for error messages, such as a file or an option.
 
     Raises:
-        ValueError: no YAML, or one that no person wrote; one line.
+        ValueError: the text is not valid YAML or breaks a limit of this module; the message is one line.
     """
     try:
         loader = _Loader(text)
@@ -86,10 +86,10 @@ def parse_yaml(text: str, where: str) -> Any:
 
 
 def count_values(node: Node, known: dict[int, int]) -> int:
-    """How many values a node stands for, aliases written out; checks the keys of maps on the way.
+    """The number of values in a node with aliases expanded; also checks the keys of maps.
 
     Args:
-        known: counts of the nodes visited before; of one that is not finished 0, which tells a node inside itself.
+        known: counts of visited nodes; 0 marks an unfinished node, so a node inside itself is detected.
     """
     place = f"line {node.start_mark.line + 1}"
     if id(node) in known:
@@ -105,27 +105,27 @@ def count_values(node: Node, known: dict[int, int]) -> int:
         children = node.value
     total = 1 + sum(count_values(child, known) for child in children)
     if total > MOST_VALUES:
-        raise ValueError(f"{place}: more than {MOST_VALUES} values, aliases written out")
+        raise ValueError(f"{place}: more than {MOST_VALUES} values with aliases expanded")
     known[id(node)] = total
     return total
 
 
 def check_keys(node: MappingNode) -> None:
-    """Raises ValueError where a key stands twice, of which PyYAML would take the last."""
+    """Raises ValueError for a duplicate key, where PyYAML would keep the last."""
     seen: set[str] = set()
     for key, _ in node.value:
         if isinstance(key, ScalarNode) and key.tag != MERGE:
             if key.value in seen:
-                raise ValueError(f"line {key.start_mark.line + 1}: {key.value!r:.40} stands here for the second time")
+                raise ValueError(f"line {key.start_mark.line + 1}: {key.value!r:.40} is a duplicate key")
             seen.add(key.value)
 
 
 def check_plain(value: Any, where: str) -> None:
-    """Raises ValueError for a date, bytes, a set, or a key that is no text."""
+    """Raises ValueError for a date, bytes, a set, or a key that is not text."""
     if isinstance(value, dict):
         for key, inner in value.items():
             if not isinstance(key, str):
-                raise ValueError(f"{where}: the key {key!r:.60} is no text: put it in quotes, or write a known key")
+                raise ValueError(f"{where}: the key {key!r:.60} is not text: put it in quotes, or use a known key")
             check_plain(inner, where)
     elif isinstance(value, list):
         for inner in value:
@@ -135,4 +135,4 @@ def check_plain(value: Any, where: str) -> None:
             f"{where}: {value!r:.60} is a {type(value).__name__}: put it in quotes if it is meant as text"
         )
     elif isinstance(value, str) and UNWRITABLE.search(value):
-        raise ValueError(f"{where}: {value!r:.60} holds a character that no name and no text can have: remove it")
+        raise ValueError(f"{where}: {value!r:.60} holds an invalid character (NUL or a surrogate): remove it")

@@ -1,7 +1,7 @@
-"""Image towers of timm: their weights from a local file, and photographs prepared as they were trained on them.
+"""timm image towers: weights from a local file, and the preprocessing that they were trained with.
 
-What a tower expects stands in its `pretrained_cfg`: beside the weights on the Hub, or in timm's own register. Another
-mean, another size or another interpolation costs recall without a sign.
+The preprocessing is in the `pretrained_cfg` of a tower: next to the weights on the Hub, or in timm's registry. A wrong
+mean, size or interpolation silently lowers recall.
 """
 
 import logging
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 PREFIX = "timm/"
 INTERPOLATIONS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
-# The paper's evaluation transform, and that of networks that say nothing else.
+# The paper's evaluation transform; also the default for networks without a `pretrained_cfg`.
 IMAGENET: dict[str, Any] = {
     "mean": [0.485, 0.456, 0.406],
     "std": [0.229, 0.224, 0.225],
@@ -39,7 +39,7 @@ def is_timm(name: str | None) -> bool:
 
 
 def image_processor_of(model: ModelArguments) -> CLIPImageProcessorPil:
-    """What prepares photographs for the tower of a recipe; settings that are given win over those of the tower."""
+    """The image processor for the tower of a recipe; settings in the recipe override those of the tower."""
     if not is_timm(model.image_tower):
         return framed(IMAGENET, replace(model, resize=RESIZE if model.resize is None else model.resize))
     of_tower = pretrained_cfg(model.image_tower, of_file=model.image_tower_weights is not None)
@@ -47,25 +47,25 @@ def image_processor_of(model: ModelArguments) -> CLIPImageProcessorPil:
 
 
 def framed(described: dict[str, Any], model: ModelArguments) -> CLIPImageProcessorPil:
-    """timm's evaluation transform: the shorter side to a size a little larger than the input, and its centre.
+    """timm's evaluation transform: resize the shorter side to slightly more than the input size, then centre crop.
 
     Raises:
-        ValueError: the tower does not read pictures of three colours.
+        ValueError: the tower does not take three channels, or `resize` is smaller than the crop.
     """
     channels, height, width = described["input_size"]
     if channels != 3:
-        raise ValueError(f"image_tower={model.image_tower!r} reads {channels} channels; take one that reads 3")
+        raise ValueError(f"image_tower={model.image_tower!r} takes {channels} channels; choose a tower with 3")
     if model.crop is not None:
         height = width = model.crop
     share = described["crop_pct"] or 1.0
     around = {"height": math.floor(height / share), "width": math.floor(width / share)}
     if described["crop_mode"] == "border":
-        logger.warning(
-            "%s was trained on whole photographs with a border; here their centre is taken", model.image_tower
-        )
+        logger.warning("%s was trained on whole images with a border; here a centre crop is used", model.image_tower)
     if model.resize is not None:
         if model.resize < max(height, width):
-            raise ValueError(f"resize={model.resize} is less than the {height} x {width} that are seen: give more")
+            raise ValueError(
+                f"resize={model.resize} is smaller than the crop of {height} x {width}: give a larger value"
+            )
         around = {"shortest_edge": model.resize}
     elif height == width and described["crop_mode"] != "squash":
         around = {"shortest_edge": around["height"]}
@@ -79,23 +79,23 @@ def framed(described: dict[str, Any], model: ModelArguments) -> CLIPImageProcess
 
 
 def pretrained_cfg(name: str, of_file: bool = False) -> dict[str, Any]:
-    """How a tower was trained to see, in the words of timm; empty where nobody says.
+    """The preprocessing fields of timm's `pretrained_cfg` for a tower; empty if unknown.
 
     Args:
         name: `timm/ARCHITECTURE.TAG`.
-        of_file: its weights come from a file, so that nothing is asked of the Hub.
+        of_file: the weights come from a file, so the Hub is not contacted.
     """
     config = None if of_file else stored_json(name, CONFIG_NAME, dict)
     found = (config or {}).get("pretrained_cfg") or registered(name.removeprefix(PREFIX))
     known = {key: value for key, value in found.items() if key in IMAGENET and value is not None}
     if not known:
-        logger.warning("%s does not say how photographs are prepared for it: as for ImageNet", name)
+        logger.warning("%s does not define its preprocessing: using that of ImageNet", name)
     return known
 
 
 def registered(name: str) -> dict[str, Any]:
-    """What timm knows of a network by its name, with or without the tag of its weights."""
-    if find_spec("timm") is None or find_spec("torchvision") is None:  # which timm needs
+    """timm's `pretrained_cfg` of a network by name, with or without the tag of its weights."""
+    if find_spec("timm") is None or find_spec("torchvision") is None:  # timm needs torchvision
         return {}
     from timm.models import get_pretrained_cfg
 
@@ -110,14 +110,14 @@ def registered(name: str) -> dict[str, Any]:
 
 
 def timm_tower(name: str | None, weights: str) -> PreTrainedModel:
-    """A timm network without its classifier, its weights from a local safetensors file.
+    """A timm network without its classifier, with weights from a local safetensors file.
 
     Raises:
-        ValueError: the name is not one of timm, or the file does not hold the weights of that network.
-        FileNotFoundError: there is no such file.
+        ValueError: the name does not start with `timm/`, or the file does not hold the weights of that network.
+        FileNotFoundError: the file does not exist.
     """
     if not is_timm(name):
-        raise ValueError(f"image_tower_weights needs an image_tower of timm, such as timm/resnet50, got {name!r}")
+        raise ValueError(f"image_tower_weights needs a timm image_tower, such as timm/resnet50, got {name!r}")
     if not Path(weights).is_file():
         raise FileNotFoundError(f"image_tower_weights={weights!r} does not exist: give a safetensors file")
     architecture = name.removeprefix(PREFIX).split(".")[0]
@@ -133,7 +133,7 @@ def timm_tower(name: str | None, weights: str) -> PreTrainedModel:
     if wrong:
         raise ValueError(
             f"image_tower_weights={weights!r} does not hold the weights of {name}: {len(wrong)} tensors are missing, "
-            f"foreign or of another shape, the first is {wrong[0]!r}"
+            f"unexpected or have another shape, the first is {wrong[0]!r}"
         )
     network.load_state_dict(state, strict=False)
     return tower

@@ -115,9 +115,9 @@ def looped(folder: Path) -> None:
 
 
 PLACES: dict[str, tuple[Callable[[Path], None], str]] = {
-    "with files of a person": (fill, "output_dir run holds files, but no run"),
+    "with files of a person": (fill, "output_dir run holds files that are not from a run"),
     "a file": (one_file, "output_dir run is a file"),
-    "a link to itself": (looped, "output_dir run is a link that leads nowhere"),
+    "a link to itself": (looped, "output_dir run is a broken symbolic link"),
     "with a recipe of a person": (recipe_of_a_person, "recipe.yaml was not written by a run"),
 }
 CHECKPOINTS = {
@@ -133,10 +133,10 @@ CASES = [
         for what, content in DAMAGE.items()
     ),
     *(Case(f"run/{name}", only_recipe(change), says) for name, (change, says) in PLACES.items()),
-    Case("run/recipe.yaml missing", run_with(without("run/recipe.yaml")), "holds files, but no run"),
+    Case("run/recipe.yaml missing", run_with(without("run/recipe.yaml")), "holds files that are not from a run"),
     Case("run/model missing", run_with(without(f"{STAGE}/model.safetensors")), "model of a stage cannot be used"),
     Case("run/config missing", run_with(without(f"{STAGE}/config.json")), "model of a stage cannot be used"),
-    Case("run/another seed", run_with(lambda folder: None, "--seed", "7"), "holds a run with another seed "),
+    Case("run/another seed", run_with(lambda folder: None, "--seed", "7"), "holds a run with a different seed "),
     Case("run/another objective", run_with(lambda folder: None, "--loss_type", "hinge_max"), "another loss_type"),
     Case("run/under the recipe", only_recipe(lambda folder: None, "--output_dir", "r.yaml/x"), "which is a file"),
     Case("run/features missing", only_recipe(lambda folder: None, "--data_dir", "none"), "data_dir='none' does not"),

@@ -78,11 +78,11 @@ QUERIES = [
     ),
     Case("search/image name of 300", search("--image", "a" * 300), "name"),
     *(
-        Case(f"search/-k {count}", search("a dog", "-k", count), "no whole number|-k")
+        Case(f"search/-k {count}", search("a dog", "-k", count), "not an integer|-k")
         for count in ("0", "-1", "x", "1.5", "")
     ),
     *(
-        Case(f"search/weight {weight}", search("a dog", "--image_weight", weight), "no number between 0 and 1")
+        Case(f"search/weight {weight}", search("a dog", "--image_weight", weight), "not a number between 0 and 1")
         for weight in ("-0.1", "1.1", "nan", "half", "")
     ),
     Case("search/correction unknown", search("a dog", "--correction", "x"), "invalid choice"),

@@ -58,7 +58,7 @@ sys.exit(f"imported: {{heavy}}" if heavy else 0)
 def test_misuse_has_its_own_exit_code(capsys):
     for words, message in (
         ([], ""),
-        (["serach"], "there is no command 'serach'"),
+        (["serach"], "unknown command 'serach'"),
         (["index", "a"], "--model"),
         (["push", "only_one"], "repo_id"),
         (["data", "push"], "push needs organisation/name"),

@@ -69,7 +69,9 @@ def test_a_folder_with_files_of_a_person_is_refused(data, tmp_path):
     (tmp_path / "mine" / "run.log").write_text("what the shell wrote")
     check_claim(recipe)
     (tmp_path / "mine" / "config.json").write_text("{}")
-    with pytest.raises(ValueError, match="holds files, but no run .*give another --output_dir"):
+    with pytest.raises(
+        ValueError, match="holds files that are not from a run .*give an empty or new folder as --output_dir"
+    ):
         check_claim(recipe)
     (tmp_path / "mine" / "recipe.yaml").write_text("dataset: scenes\n")
     with pytest.raises(ValueError, match="recipe.yaml was not written by a run"):
@@ -92,7 +94,7 @@ def test_a_run_that_was_claimed_and_killed_is_taken_up(data, tmp_path):
     with pytest.raises(ValueError, match="was not written by a run"):  # no stages, and another recipe
         check_claim(tiny_recipe(data, tmp_path / "run", seed=3))
     (tmp_path / "run" / "stages").mkdir()
-    with pytest.raises(ValueError, match="holds a run with another seed "):
+    with pytest.raises(ValueError, match="holds a run with a different seed "):
         check_claim(tiny_recipe(data, tmp_path / "run", seed=3))
 
 
@@ -173,7 +175,9 @@ def test_a_checkpoint_that_would_run_code_is_not_read(name, as_zip, done, tmp_pa
     checkpoint, trace = stage / "checkpoint-4", tmp_path / "trace"
     torch.save(RunsCode(trace), checkpoint / name, _use_new_zipfile_serialization=as_zip)
     if as_zip:
-        with pytest.raises(ValueError, match=f"{name} is not from here: it would run .*mkdir.* remove"):
+        with pytest.raises(
+            ValueError, match=f"{name} was not written by this program: loading it would run .*mkdir.* remove"
+        ):
             last_checkpoint(stage)
     else:  # not what transformers writes: damaged, whatever is in it
         assert last_checkpoint(stage) == str(stage / "checkpoint-2")
@@ -205,10 +209,10 @@ def test_a_damaged_checkpoint_is_passed_over(damage, done, tmp_path, caplog):
     name, content = DAMAGED[damage]
     spoil(stage / "checkpoint-4" / name, content)
     assert last_checkpoint(stage) == str(stage / "checkpoint-2")
-    assert "checkpoint-4 is damaged" in caplog.text and "going on from the one before" in caplog.text
+    assert "checkpoint-4 is damaged" in caplog.text and "trying the previous one" in caplog.text
     spoil(stage / "checkpoint-2" / name, content if "state" not in damage else b"{}")
     assert last_checkpoint(stage) is None
-    assert "is trained from its start" in caplog.text
+    assert "is complete: the stage starts again" in caplog.text
 
 
 def test_a_run_goes_on_from_the_checkpoint_before_and_ends_the_same(done, tmp_path, data):

@@ -178,7 +178,7 @@ def test_stages_evaluate_and_a_second_run(data_dir, tmp_path):
     assert "stage base was trained before" in again.stderr
     other = run([sys.executable, SCRIPTS / "train.py", recipe, "--seed", "7"], check=False)
     assert other.returncode == 1
-    assert other.stderr.strip().splitlines()[-1].startswith(f"error: {output} holds a run with another seed (see")
+    assert other.stderr.strip().splitlines()[-1].startswith(f"error: {output} holds a run with a different seed (see")
 
 
 def test_errors_are_one_line_without_a_traceback(tmp_path):

@@ -62,7 +62,7 @@ def test_squashed_and_oblong_inputs(on_the_hub):
     picture = PIL.Image.fromarray(np.zeros((50, 70, 3), np.uint8))
     assert processor([picture], return_tensors="np")["pixel_values"].shape == (1, 3, 128, 256)
     config |= {"input_size": [1, 28, 28]}
-    with pytest.raises(ValueError, match="reads 1 channels; take one that reads 3"):
+    with pytest.raises(ValueError, match="takes 1 channels; choose a tower with 3"):
         prepared()
 
 
@@ -75,7 +75,7 @@ def test_a_file_of_weights_asks_the_register_and_not_the_hub(monkeypatch):
 def test_a_tower_that_says_nothing_is_prepared_as_for_imagenet_and_that_is_said(caplog):
     found = prepared(image_tower="timm/unknown")
     assert found["image_mean"] == [0.485, 0.456, 0.406] and found["crop_size"]["height"] == 224
-    assert "timm/unknown does not say how photographs are prepared" in caplog.text
+    assert "timm/unknown does not define its preprocessing" in caplog.text
 
 
 def test_settings_without_an_effect_are_refused(tmp_path):
