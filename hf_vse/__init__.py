@@ -14,6 +14,7 @@ _HOME = {
     "VSEModel": "hf_vse.model.modeling_vse",
     "VSEProcessor": "hf_vse.model.processing_vse",
     "contrastive_loss": "hf_vse.model.losses_vse",
+    "load_objective": "hf_vse.objectives.own",
     "gathered_contrastive_loss": "hf_vse.objectives.gather",
     "streamed_contrastive_loss": "hf_vse.objectives.streamed",
     "execute_loss": "hf_vse.objectives.execution",

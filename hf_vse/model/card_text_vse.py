@@ -9,7 +9,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from .configuration_vse import FEATURES_MODEL_TYPE, GRU_MODEL_TYPE, VSEConfig
-from .losses_vse import OBJECTIVES
+from .losses_vse import OBJECTIVES, Objective
 
 PAPER = "https://arxiv.org/abs/2110.08872"
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
@@ -66,7 +66,7 @@ def rows_of(record: dict[str, Any]) -> dict[str, tuple[str, dict[str, float]]]:
 
 
 def introduction(config: VSEConfig, record: dict[str, Any]) -> str:
-    known = OBJECTIVES[config.loss_type].known_as.split(",")[0]
+    known = objective_facts(config, record)["known_as"].split(",")[0]
     on = f", trained on {dataset_words(record['dataset'])}" if record.get("dataset") else ""
     return (
         f"A visual-semantic embedding{on} with the objective `{config.loss_type}` ({known}): an image tower and a "
@@ -124,9 +124,9 @@ def architecture(config: VSEConfig, num_parameters: int | None) -> str:
 
 
 def objective(config: VSEConfig, record: dict[str, Any]) -> str:
-    chosen = OBJECTIVES[config.loss_type]
+    told = objective_facts(config, record)
     initial = {"temperature": config.temperature, "margin": config.margin, "logit_bias": config.logit_bias_init}
-    value = {name: f"{'learned, from ' * (name in chosen.learned)}{each:g}" for name, each in initial.items()}
+    value = {name: f"{'learned, from ' * (name in told['learned'])}{each:g}" for name, each in initial.items()}
     meaning = {
         "p": "p the cosine similarity to its positive",
         "n": "n that to its hardest negative",
@@ -135,18 +135,25 @@ def objective(config: VSEConfig, record: dict[str, Any]) -> str:
         "m": f"m the margin ({value['margin']})",
         "b": f"b a bias ({value['logit_bias']})",
     }
-    masked = " Other captions of the same image are no negatives."
-    if not record.get("recipe", {}).get("mask_same_image", True):
-        masked = ""
-    symbols = re.findall(r"\w+", chosen.formula)
+    symbols = re.findall(r"\w+", told["formula"])
     explained = ", ".join(words for symbol, words in meaning.items() if symbol in symbols)
-    reduced = "summed over the batch" if chosen.reduction == "sum" else "the mean over the batch"
-    directions = "added" if chosen.directions == "add" else "averaged"
+    formula = f" For each query, image or sentence, with {explained}:\n\n```\n{told['formula']}\n```\n\n"
+    masked = " Other captions of the same image are no negatives."
+    reduced = "summed over the batch" if told["reduction"] == "sum" else "the mean over the batch"
+    directions = "added" if told["directions"] == "add" else "averaged"
     return (
-        f"`{config.loss_type}` ({chosen.known_as}). {chosen.words} For each query, image or sentence, with "
-        f"{explained}:\n\n```\n{chosen.formula}\n```\n\n"
-        f"The loss is {reduced}, the two directions {directions}.{masked}"
+        f"`{config.loss_type}` ({told['known_as']}). {told['words']}{formula if explained else ' '}"
+        f"The loss is {reduced}, the two directions {directions}."
+        f"{masked if record.get('recipe', {}).get('mask_same_image', True) else ''}"
     )
+
+
+def objective_facts(config: VSEConfig, record: dict[str, Any]) -> dict[str, Any]:
+    """From the table, or of a function in a file, which is not there any more, from the record of the run."""
+    if config.loss_type in OBJECTIVES:
+        return OBJECTIVES[config.loss_type].facts()
+    unknown = Objective(lambda: None, known_as="a function in a file that is not part of the model").facts()
+    return record.get("objective") or unknown
 
 
 def results(record: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
-from .losses_vse import OBJECTIVES
+from .losses_vse import OBJECTIVES, OWN
 
 PoolingType = Literal["mean", "max", "last", "cls", "gpo", "pooler"]
 ProjectionType = Literal["linear", "mlp", "residual"]
@@ -178,7 +178,8 @@ class VSEConfig(PreTrainedConfig):
         head_init: how an `mlp` head starts: `xavier` as published, or `identity`, giving what it reads, so that
             training starts from the linear map and fresh heads lose nothing of a base embedding.
         projection_dim: dimension of the common space.
-        loss_type: the objective, see `losses_vse.py`.
+        loss_type: the objective, nce, hardnce, hardnce_smooth, hinge_sum, hinge_max, clip or siglip (`losses_vse.py`),
+            or a function in a file of your own, my_loss.py:my_row_loss.
         temperature: divisor of the similarities; the initial value where the objective learns it.
         margin: of a hinge or a hardest-negative objective, in units of cosine similarity.
         logit_bias_init: initial bias, where the objective has one.
@@ -209,7 +210,8 @@ class VSEConfig(PreTrainedConfig):
         self.vision_config = tower_config("vision_config", self.vision_config, default="resnet")
         self.text_config = tower_config("text_config", self.text_config, default=GRU_MODEL_TYPE)
         for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
+            own = name == "loss_type" and OWN.fullmatch(str(self.loss_type))
+            if getattr(self, name) not in choices and not own:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r:.60}")
         check_numbers(self, NUMBERS)
         super().__post_init__(**kwargs)

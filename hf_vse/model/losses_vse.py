@@ -10,9 +10,10 @@ the positive, n = that to the hardest negative, t = temperature, m = margin, b =
 """
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,8 @@ from torch import Tensor
 
 Scalar = float | Tensor
 SETTINGS = ("temperature", "margin", "logit_bias")
+# The name of a row loss of one's own: a file, a function, and the beginning of the file's SHA-256 digest.
+OWN = re.compile(r"(?P<file>.+\.py):(?P<function>\w+)(?:@(?P<digest>[0-9a-f]{12}))?")
 
 
 def positive_scores(scores: Tensor, positives: Tensor) -> Tensor:
@@ -106,7 +109,7 @@ def settings_of(row_loss: Callable[..., Tensor]) -> tuple[str, ...]:
     parameters = inspect.signature(row_loss).parameters.values()
     if any(each.kind is each.VAR_KEYWORD for each in parameters):
         return SETTINGS
-    return tuple(each.name for each in parameters if each.kind is each.KEYWORD_ONLY)
+    return tuple(each.name for each in parameters if each.kind is each.KEYWORD_ONLY and each.name in SETTINGS)
 
 
 class Objective(NamedTuple):
@@ -141,6 +144,11 @@ class Objective(NamedTuple):
     def words(self) -> str:
         """What the formula means."""
         return " ".join((inspect.getdoc(self.row_loss) or "").partition("\n\n")[2].split())
+
+    def facts(self) -> dict[str, Any]:
+        """What a card says."""
+        facts = {name: getattr(self, name) for name in ("known_as", "formula", "words", "reduction", "directions")}
+        return facts | {"learned": list(self.learned)}
 
     def rows(
         self, scores: Tensor, positives: Tensor, excluded: Tensor | None, settings: Mapping[str, Scalar]
@@ -187,9 +195,27 @@ OBJECTIVES: dict[str, Objective] = {
 
 
 def objective(loss_type: str) -> Objective:
-    if loss_type not in OBJECTIVES:
-        raise ValueError(f"loss_type {loss_type!r} is unknown; choose one of {', '.join(OBJECTIVES)}")
-    return OBJECTIVES[loss_type]
+    """The objective of this name.
+
+    Raises:
+        ValueError: there is none, or it is a function in a file that was not loaded.
+    """
+    if loss_type in OBJECTIVES:
+        return OBJECTIVES[loss_type]
+    if OWN.fullmatch(loss_type):
+        raise ValueError(
+            f"loss_type {loss_type!r} is a function in a file, which is not part of the model and is not executed "
+            "because a configuration names it: name it yourself, by --loss_type path/to/file.py:function or by "
+            "hf_vse.load_objective, whose result is the loss_type of the configuration"
+        )
+    raise ValueError(
+        f"loss_type {loss_type!r} is unknown; choose one of {', '.join(OBJECTIVES)}, or file.py:function for your own"
+    )
+
+
+def learned_settings(loss_type: str) -> tuple[str, ...]:
+    """Settings that are parameters of a model; none for an objective in a file, which need not be loaded to embed."""
+    return OBJECTIVES[loss_type].learned if loss_type in OBJECTIVES else ()
 
 
 def similarity(queries: Tensor, candidates: Tensor) -> Tensor:
@@ -242,4 +268,4 @@ def contrastive_loss(
     return chosen.reduce(image_rows, text_rows)
 
 
-__all__ = ["OBJECTIVES", "Objective", "contrastive_loss", "objective", "same_image", "similarity"]
+__all__ = ["OBJECTIVES", "Objective", "contrastive_loss", "learned_settings", "objective", "same_image", "similarity"]

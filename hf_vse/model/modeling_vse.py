@@ -20,7 +20,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .checkpoints_vse import SCALARS
 from .configuration_vse import GRU_MODEL_TYPE, VSEConfig
-from .losses_vse import OBJECTIVES, contrastive_loss
+from .losses_vse import contrastive_loss, learned_settings
 from .pooling_vse import Pooling
 from .projection_vse import MirroredLinear, PooledFeatures, ProjectionHead, ZeroLinear
 from .publish_vse import upload_model
@@ -137,7 +137,7 @@ class VSEModel(VSEPreTrainedModel):
                 "starts_as_identity": config.head_init == "identity",
             }
             self.visual_head, self.text_head = ProjectionHead(dim, **options), ProjectionHead(dim, **options)
-        learned = OBJECTIVES[config.loss_type].learned
+        learned = learned_settings(config.loss_type)
         # Of shape (1,), because FSDP shards no scalars.
         self.logit_scale = nn.Parameter(torch.empty(1)) if "temperature" in learned else None
         self.logit_bias = nn.Parameter(torch.empty(1)) if "logit_bias" in learned else None

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from hf_vse.model.configuration_vse import VSEConfig
 from hf_vse.model.losses_vse import OBJECTIVES
+from hf_vse.objectives.own import without_folder
 
 Get = Callable[[str], Any]
 WITHOUT_WARMUP = ("constant", "reduce_lr_on_plateau")
@@ -52,7 +53,7 @@ def losses(get: Get) -> set[str | None]:
     """Objectives of a stage; None stands for that of the model it starts from."""
     warmup = {get("hard_negative_warmup_loss")} if get("hard_negative_warmup_epochs") else set()
     unknown = get("loss_type") is None and get("init_from") is not None
-    return warmup | {None if unknown else get("loss_type") or VSEConfig.loss_type}
+    return warmup | {None if unknown else without_folder(get("loss_type") or VSEConfig.loss_type)}
 
 
 class Need(NamedTuple):

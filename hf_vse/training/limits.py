@@ -16,6 +16,7 @@ from transformers.training_args import trainer_log_levels
 
 from hf_vse.model.configuration_vse import GRU_MODEL_TYPE, VSEGRUTextConfig
 from hf_vse.model.losses_vse import OBJECTIVES
+from hf_vse.objectives.own import is_own
 
 MANY = 1e9
 WIDEST = 2**16  # of a layer
@@ -155,7 +156,8 @@ def check_choice(key: str, value: Any, kind: Any, where: str) -> None:
     """Raises ValueError for a word that is none of those a field takes."""
     enums = [each for each in get_args(kind) if isinstance(each, type) and issubclass(each, Enum)]
     words = [item.value for each in enums for item in each] + list(CHOICES.get(key, ()))
-    if words and isinstance(value, str) and value not in words:
+    own = key == "loss_type" and is_own(value)
+    if words and isinstance(value, str) and value not in words and not own:
         near = get_close_matches(value, words, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"one of {', '.join(words):.200}"
         raise ValueError(f"{where}: {key} {value!r:.60} is unknown; {hint}")

@@ -20,6 +20,7 @@ from hf_vse.hub.push import push_model
 from hf_vse.model.card_vse import is_ours
 from hf_vse.model.publish_vse import CARD, METRICS, MODEL_FILES, files_in, write_card
 from hf_vse.training.arguments import VSETrainingArguments
+from hf_vse.objectives.own import own_objective
 
 OF_METRICS = ("i2t_", "t2i_", "rsum")
 TOLD = ("learning_rate", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps",
@@ -46,7 +47,7 @@ class PublishingTrainer(Trainer):
         best = max(measured, key=lambda entry: entry["eval_rsum"], default=None)
         if not self.args.load_best_model_at_end and measured:
             best = measured[-1]
-        records = {}
+        loss_type, records = self.model.config.loss_type, {}
         if best is not None:
             metrics = {key.removeprefix("eval_"): value for key, value in best.items() if key.startswith("eval_")}
             images, captions = metrics["images"], metrics["texts"]
@@ -59,10 +60,11 @@ class PublishingTrainer(Trainer):
                 split="validation",
             )
         seconds = next((e["train_runtime"] for e in reversed(self.state.log_history) if "train_runtime" in e), 0.0)
-        stage = {"name": "train", "loss_type": self.model.config.loss_type, "seconds": seconds}
+        stage = {"name": "train", "loss_type": loss_type, "seconds": seconds}
         told = self.args.to_dict()
         return evaluation_of(records, environment() | {"processes": self.accelerator.num_processes}) | {
-            "loss_type": self.model.config.loss_type,
+            "loss_type": loss_type,
+            **own_objective(loss_type),
             "stages": [stage | {"steps": self.state.global_step, "epochs": self.state.epoch}],
             "recipe": {key: told[key] for key in TOLD},
         }

@@ -19,6 +19,7 @@ from transformers import PreTrainedConfig
 from hf_vse.data.sources import SOURCES, VALIDATION_SHARE, load_pairs
 from hf_vse.files import read_text
 from hf_vse.model.configuration_vse import VSEConfig
+from hf_vse.objectives.own import is_own, load_objective, without_folder
 from hf_vse.training.arguments import VSETrainingArguments
 from hf_vse.training.documented import fields_of_config, fields_of_function
 from hf_vse.training.effects import check_effects, own_images
@@ -110,7 +111,8 @@ class Recipe:
 
     @property
     def model(self) -> ModelArguments:
-        return ModelArguments(**self.section("model"))
+        given = self.section("model")
+        return ModelArguments(**given | {"loss_type": without_folder(given.get("loss_type"))})
 
     @property
     def output_dir(self) -> Path:
@@ -224,7 +226,7 @@ def build_recipe(values: dict[str, Any], overrides: dict[str, Any] | None = None
 
     Raises:
         ValueError: a key nobody knows, with the nearest known one; a value that a field cannot have; a key that would
-            do nothing.
+            do nothing; a row loss of its own that cannot be used, whose file is executed here.
     """
     values = dict(values)
     stages = stages_of(values, where)
@@ -235,6 +237,9 @@ def build_recipe(values: dict[str, Any], overrides: dict[str, Any] | None = None
         name = key.split(".")[0]
         check_values({name: values[name]}, known_keys(), "command line")
     values.setdefault("output_dir", "runs/vse")
+    for place in (values, *stages):
+        if is_own(loss_type := place.get("loss_type")):
+            place["loss_type"] = loss_type.removesuffix(without_folder(loss_type)) + load_objective(loss_type)
     recipe = Recipe(values, stages)
     check_together(recipe, where)
     return recipe

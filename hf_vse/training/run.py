@@ -37,6 +37,7 @@ from hf_vse.files import check_output_folder, inside, read_json, write_json
 from hf_vse.hub.push import leave_card, push_model
 from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.model.processing_vse import VSEProcessor
+from hf_vse.objectives.own import own_objective
 from hf_vse.training.arguments import VSETrainingArguments
 from hf_vse.training.build import build_model, build_processor, has_features, load_splits
 from hf_vse.training.checkpoints import last_checkpoint
@@ -45,7 +46,7 @@ from hf_vse.training.frozen import cache_frozen_towers
 from hf_vse.training.pictures import draw_pictures
 from hf_vse.training.publish import check_hub_strategy
 from hf_vse.training.recipe import Recipe, check_together
-from hf_vse.training.trainer import VSETrainer, check_warmup
+from hf_vse.training.trainer import VSETrainer, check_objective
 
 logger = logging.getLogger(__name__)
 
@@ -136,7 +137,7 @@ def check_stage(stage: Stage) -> None:
     """Raises ValueError, before any work, for what a later stage would refuse after the stages before it."""
     args = stage.args
     if stage.model.loss_type is not None:
-        check_warmup(stage.model.loss_type, args)
+        check_objective(stage.model.loss_type, args)
     check_hub_strategy(args)
     if args.frozen_cache_dir is not None and (args.freeze_image_tower or args.freeze_text_tower):
         check_output_folder("frozen_cache_dir", args.frozen_cache_dir)
@@ -302,6 +303,7 @@ def report(
     result = evaluation_of({name: each.record for name, each in judged.items()}, where) | {
         "dataset": recipe.data.dataset,
         "loss_type": model.config.loss_type,
+        **own_objective(model.config.loss_type),
         "stages": [{key: value for key, value in stage.items() if key != "log"} for stage in stages],
         "recipe": recipe.public_values,
     }

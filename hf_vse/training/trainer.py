@@ -62,7 +62,7 @@ class VSETrainer(PublishingTrainer):
         processing_class: VSEProcessor | None = None,
         **kwargs: Any,
     ):
-        check_warmup(model.config.loss_type, args)
+        check_objective(model.config.loss_type, args)
         check_hub_strategy(args)
         freeze(model, args)
         pairs = None
@@ -252,8 +252,10 @@ def first_batch(pairs: PairDataset | StreamedPairs, collate: Callable[[list], di
     raise BrokenImageError("none of the training images can be read; see the warnings above")
 
 
-def check_warmup(loss_type: str, args: VSETrainingArguments) -> None:
-    if args.hard_negative_warmup_epochs and not objective(loss_type).may_collapse:
+def check_objective(loss_type: str, args: VSETrainingArguments) -> None:
+    """Raises ValueError for an objective that is unknown or not loaded, and for a warm-up of one that needs none."""
+    chosen = objective(loss_type)
+    if args.hard_negative_warmup_epochs and not chosen.may_collapse:
         known = ", ".join(name for name, each in OBJECTIVES.items() if each.may_collapse)
         raise ValueError(
             f"hard_negative_warmup_epochs={args.hard_negative_warmup_epochs} is for {known}; "
