@@ -59,8 +59,11 @@ def choose_execution(execution: Execution, loss_type: str, pairs: int, device: t
     name, ring = execution.name, execution.negatives == "ring"
     if ring and name in ("dense", "chunked"):
         raise ValueError(f"loss execution {name!r} needs all candidates at once; use streamed or fused for a ring")
-    if name in ("streamed", "fused") and not has_stream(loss_type):
-        raise ValueError(f"loss_type {loss_type!r} has no stream; use loss execution chunked or dense")
+    if (ring or name in ("streamed", "fused")) and not has_stream(loss_type):
+        raise ValueError(
+            f"loss_type {loss_type!r} has no stream; use loss execution chunked or dense"
+            + (" and negatives gather" if ring else "")
+        )
     why_not = why_not_fused(device)
     if name == "fused" and why_not:
         raise ValueError(f"loss execution 'fused' is not possible: {why_not}; use auto or streamed")

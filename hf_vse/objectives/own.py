@@ -7,10 +7,10 @@
         '''
         ...  # (Q,)
 
-`hf_vse.model.losses_vse` says what the arguments and the symbols are. Of the settings temperature, margin and logit_bias, a function
-names those that it uses. The name of the objective in a configuration is that of the file, the function and the
-beginning of the file's SHA-256 digest, so that a file that has changed is another objective. A file is executed only
-here, for a name that the user has written; a name in a stored configuration executes nothing.
+`hf_vse.model.losses_vse` describes the arguments and the symbols. Of the settings temperature, margin and logit_bias,
+a function names those that it uses. A configuration stores the name of the file, the function and the beginning of
+the file's SHA-256 digest, so a changed file is another objective. Only `load_objective` executes a file, and it is
+called only with names that the user has written. A name in a stored configuration executes nothing.
 """
 
 import functools
@@ -27,6 +27,7 @@ from torch import Tensor
 
 from hf_vse.model.losses_vse import OBJECTIVES, OWN, SETTINGS, Objective, objective
 
+TRIAL = {"temperature": 0.1, "margin": 0.2, "logit_bias": 0.5}
 ARGUMENTS = "(scores, positives, excluded, *, temperature, margin, ...)"
 
 
@@ -63,8 +64,8 @@ def load_objective(loss_type: str) -> str:
     digest = hashlib.sha256(source).hexdigest()[:12]
     if asked["digest"] not in (None, digest):
         raise ValueError(
-            f"loss_type {loss_type!r:.200}: {path} has changed, its digest is now {digest}: restore the file, or leave "
-            f"out '@{asked['digest']}' and give a new output_dir"
+            f"loss_type {loss_type!r:.200}: {path} has changed, its digest is now {digest}: restore the file, or "
+            f"leave out '@{asked['digest']}' and give a new output_dir"
         )
     name = f"{path.name}:{function}@{digest}"
     if name not in OBJECTIVES:
@@ -146,14 +147,15 @@ def try_out(chosen: Objective, name: str) -> None:
     positives = torch.tensor([2, 0, 5, 3])
     excluded = torch.zeros(4, 6, dtype=torch.bool)
     excluded[0, 1] = excluded[1, 1:] = excluded[3, 5] = True  # the second query has no negatives
-    settings = {"temperature": torch.tensor(0.1), "margin": 0.2, "logit_bias": torch.tensor(0.0)}
+    settings = {name: torch.tensor(value, requires_grad=True) for name, value in TRIAL.items()}
     try:
         chosen.rows(scores, positives, None, settings)
         rows = chosen.rows(scores, positives, excluded, settings)
         parts = [slice(place, place + 1) for place in range(4)]
         single = [chosen.rows(scores[part], positives[part], excluded[part], settings) for part in parts]
         moved = chosen.rows(torch.where(excluded, -scores, scores), positives, excluded, settings)
-        gradient = torch.autograd.grad(rows.sum(), scores)[0] if rows.requires_grad else torch.zeros(())
+        inputs = [scores, *settings.values()]
+        gradients = torch.autograd.grad(rows.sum(), inputs, materialize_grads=True) if rows.requires_grad else None
     except Exception as error:  # whatever a user's function may raise
         if isinstance(error, ValueError) and str(error).startswith(name):
             raise
@@ -165,8 +167,13 @@ def try_out(chosen: Objective, name: str) -> None:
             f"{name}: candidates in `excluded` count, which show the query's image: leave them out, for example by "
             "negative_scores of hf_vse.model.losses_vse"
         )
-    if not gradient.isfinite().all() or not gradient.any():
-        raise ValueError(f"{name}: the gradient by the scores is zero or not finite, so nothing would be learned")
+    if gradients is None or not gradients[0].any():
+        raise ValueError(f"{name}: the gradient by the scores is zero, so nothing would be learned")
+    if not all(each.isfinite().all() for each in gradients):
+        raise ValueError(
+            f"{name}: a gradient by the scores or by a setting is not finite; minus infinity must not be multiplied "
+            "or divided, so scale the scores before negative_scores"
+        )
 
 
 def one_line(error: BaseException) -> str:

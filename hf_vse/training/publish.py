@@ -19,8 +19,8 @@ from hf_vse.evaluation.record import evaluation_of, plain_record
 from hf_vse.hub.push import push_model
 from hf_vse.model.card_vse import is_ours
 from hf_vse.model.publish_vse import CARD, METRICS, MODEL_FILES, files_in, write_card
-from hf_vse.training.arguments import VSETrainingArguments
 from hf_vse.objectives.own import own_objective
+from hf_vse.training.arguments import VSETrainingArguments
 
 OF_METRICS = ("i2t_", "t2i_", "rsum")
 TOLD = ("learning_rate", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps",

@@ -14,10 +14,14 @@ from tests.objectives.batches import OPTIONS, Batch, assert_same
 
 EXAMPLE = Path(__file__).parents[2] / "scripts" / "examples" / "objectives" / "dcl.py"
 HEAD = "from hf_vse.model.losses_vse import *\nimport hf_vse.model.losses_vse as given\nimport torch\n"
-FINE = (
-    HEAD
-    + "def mine(scores, positives, excluded, *, margin):\n    return given.hinge_max(scores, positives, excluded, margin=margin)\n"
-)
+PLAIN = "given.hinge_max(scores, positives, excluded, margin=margin)"
+
+
+def defined(body: str, arguments: str = "scores, positives, excluded, *, margin") -> str:
+    return f"{HEAD}def mine({arguments}):\n    {body}\n"
+
+
+FINE = defined(f"return {PLAIN}")
 
 
 @pytest.fixture(autouse=True)
@@ -110,11 +114,6 @@ def test_a_name_in_a_configuration_executes_nothing(tmp_path, monkeypatch):
         VSEConfig(loss_type="mine.txt:mine")
 
 
-def defined(body: str, arguments: str = "scores, positives, excluded, *, margin") -> str:
-    return f"{HEAD}def mine({arguments}):\n    {body}\n"
-
-
-PLAIN = "given.hinge_max(scores, positives, excluded, margin=margin)"
 REFUSED = {
     "syntax": ("def mine(:", "mine.py cannot be executed (SyntaxError: "),
     "import": ("import nowhere_to_be_found", "cannot be executed (ModuleNotFoundError: No module named"),
@@ -146,8 +145,11 @@ REFUSED = {
         defined("return given.hinge_max(scores, positives, None, margin=margin)"),
         "candidates in `excluded`",
     ),
-    "detached": (defined(f"return {PLAIN}.detach()"), "gradient by the scores is zero or not finite"),
-    "square root": (defined(f"return {PLAIN}.sqrt()"), "gradient by the scores is zero or not finite"),
+    "detached": (defined(f"return {PLAIN}.detach()"), "the gradient by the scores is zero"),
+    "scaled infinity": (
+        defined("return (given.negative_scores(scores, positives, excluded) * margin).exp().sum(dim=1)"),
+        "so scale the scores before negative_scores",
+    ),
 }
 
 

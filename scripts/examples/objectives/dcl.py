@@ -11,6 +11,7 @@ def dcl(scores, positives, excluded, *, temperature):
 
     Decoupled contrastive learning (Yeh et al., arXiv 2110.06848): the positive is not in the normaliser.
     """
-    negatives = negative_scores(scores, positives, excluded)
-    rows = negatives.div(temperature).logsumexp(dim=1) - positive_scores(scores, positives) / temperature
+    logits = scores / temperature
+    negatives = negative_scores(logits, positives, excluded)
+    rows = negatives.logsumexp(dim=1) - positive_scores(logits, positives)
     return rows.where(negatives.isfinite().any(dim=1), 0.0)  # a query without negatives teaches nothing
