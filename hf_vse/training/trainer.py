@@ -23,7 +23,7 @@ from hf_vse.model.checkpoints_vse import SCALARS
 from hf_vse.model.losses_vse import OBJECTIVES, objective
 from hf_vse.model.modeling_vse import VSEModel, VSEOutput
 from hf_vse.model.processing_vse import VSEProcessor
-from hf_vse.objectives.execution import execute_loss
+from hf_vse.objectives.execution import choose_execution, execute_loss
 from hf_vse.objectives.grad_cache import cached_loss, mini_batches
 from hf_vse.training.arguments import VSETrainingArguments
 from hf_vse.training.callbacks import (
@@ -253,8 +253,10 @@ def first_batch(pairs: PairDataset | StreamedPairs, collate: Callable[[list], di
 
 
 def check_objective(loss_type: str, args: VSETrainingArguments) -> None:
-    """Raises ValueError for an objective that is unknown or not loaded, and for a warm-up of one that needs none."""
+    """Raises ValueError for an objective that is unknown or not loaded, that cannot be computed as `args` ask, or that
+    needs no warm-up and has one."""
     chosen = objective(loss_type)
+    choose_execution(args.execution, loss_type, args.per_device_train_batch_size, args.device)
     if args.hard_negative_warmup_epochs and not chosen.may_collapse:
         known = ", ".join(name for name, each in OBJECTIVES.items() if each.may_collapse)
         raise ValueError(
