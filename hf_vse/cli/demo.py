@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -127,36 +128,38 @@ def photographs(arguments: argparse.Namespace, model: str) -> str:
     given = data_options(arguments)
     if arguments.dataset is not None and arguments.dataset not in SOURCES and not given:
         return arguments.dataset
-    from hf_vse.data.trained_on import data_settings, held_out
+    from hf_vse.data.spec import DataSpec
 
-    settings = data_settings(model, arguments.dataset, given)
-    return str(write_parquet(settings.pop("dataset"), arguments.split, settings, held_out(model)))
+    return str(write_parquet(DataSpec.of_model(model, arguments.dataset, arguments.split, **given)))
 
 
-def write_parquet(dataset: str, split: str | None, settings: dict[str, Any], held_out: dict[str, Any]) -> Path:
-    """One split with its photographs in one file, in the cache, named after its content."""
+def shown(spec: Any) -> Any:
+    """The split asked for; else validation, test, what training held out, or the training images."""
+    if spec.split is not None:
+        return spec.load_split()
+    splits = replace(spec, validation_share=0).load()  # those that the source has
+    splits = splits if {"validation", "test"} & splits.keys() else spec.load()
+    names = [name for name in ("validation", "test", "train") if name in splits]
+    return splits[names[0]] if names else replace(spec, split="validation").load_split()
+
+
+def write_parquet(spec: Any) -> Path:
+    """One split with its images in one file, in the cache, named after its content."""
     from datasets.table import embed_table_storage
 
     from hf_vse.data.schema import CAPTIONS, IMAGE, IMAGE_ID, fingerprint
-    from hf_vse.data.sources import load_pairs, with_validation
     from hf_vse.hub.data import without_broken_images
 
-    splits = load_pairs(dataset, **settings)
-    if (split == "validation" or (split is None and "test" not in splits)) and "train" in splits:
-        splits = with_validation(splits, **held_out)
-    names = [split] if split else ["validation", "test", "train"]
-    chosen = next((splits[name] for name in names if name in splits), None)
-    if chosen is None:
-        raise ValueError(f"{dataset} has no split {split!r}; choose with --split: {', '.join(splits)}")
+    chosen = shown(spec)
     if IMAGE not in chosen.column_names:
-        raise ValueError(f"{dataset} was read as features: the page needs photographs; leave out --features")
+        raise ValueError(f"{spec.source} was read as features: the page needs photographs; leave out --features")
     plain = chosen.with_format(None)
     name = fingerprint(plain[IMAGE_ID][:], plain[CAPTIONS][:])
-    path = cache() / "galleries" / f"{dataset.replace('/', '-')}-{name}.parquet"
+    path = cache() / "galleries" / f"{spec.source.replace('/', '-')}-{name}.parquet"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(".new")
-        sound, _ = without_broken_images(dataset, chosen.select_columns([IMAGE, IMAGE_ID, CAPTIONS]))
+        sound, _ = without_broken_images(spec.source, chosen.select_columns([IMAGE, IMAGE_ID, CAPTIONS]))
         embedded = sound.with_format("arrow").map(embed_table_storage, batched=True, desc="reading images")
         embedded.with_format(None).to_parquet(str(unfinished))
         unfinished.replace(path)

@@ -122,17 +122,11 @@ def from_photographs(arguments: argparse.Namespace, bank: list[str]) -> Any:
 
 
 def load_split(arguments: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
-    """The data set, and how to find its photographs again."""
-    from hf_vse.data.trained_on import HELD_OUT, data_settings, held_out, load_as_trained
+    """The data set, and how to find its images again from any folder."""
+    from hf_vse.data.spec import DataSpec
 
-    settings, chosen = data_settings(arguments.model, arguments.dataset, data_options(arguments)), {}
-    if arguments.split == "validation":
-        chosen = {HELD_OUT: held_out(arguments.model)}
-    splits = load_as_trained(settings, arguments.split, chosen.get(HELD_OUT, {}))
-    for name in ("data_dir", "split_file", "features"):  # the gallery is opened from anywhere
-        if name in settings and Path(settings[name]).exists():
-            settings[name] = str(Path(settings[name]).absolute())
-    return splits[arguments.split], settings | {"split": arguments.split} | chosen
+    spec = DataSpec.of_model(arguments.model, arguments.dataset, arguments.split, **data_options(arguments))
+    return spec.load_split(), spec.absolute().to_dict()
 
 
 def from_array(arguments: argparse.Namespace, bank: list[str]) -> Any:

@@ -3,7 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,7 @@ from accelerate import PartialState
 from datasets import Dataset, DatasetDict
 
 from hf_vse.data.schema import CAPTIONS, IMAGE, flatten_captions
-from hf_vse.data.sources import load_pairs
-from hf_vse.data.trained_on import data_settings, held_out, load_as_trained
+from hf_vse.data.spec import DataSpec
 from hf_vse.embed.encoder import Encoder
 from hf_vse.embed.load import load_encoder
 from hf_vse.evaluation.composition.choice import OWN_FOILS, ask_own, ask_published, own_kind
@@ -103,7 +102,7 @@ def evaluate_models(
 
     Args:
         models: whatever `load_encoder` opens.
-        dataset, data: as for `load_pairs`; what is not given is taken from the recipe of each model.
+        dataset, data: as for `load_pairs`; what is not given is taken from the record of each model's training.
 
     Returns:
         None on all processes but the main one.
@@ -118,19 +117,19 @@ def evaluate_models(
     state = PartialState(cpu=not torch.accelerator.is_available())
     with state.local_main_process_first():
         data_of = open_data(models, dataset, questions.split, data)
-    judgements, settings, splits = [], {}, None
+    judgements, spec, splits = [], None, None
     for name in models:
         if name not in data_of:
             judgements.append(judge_given(name, diagnostics=questions.diagnostics))
             continue
-        settings, splits = data_of[name]
-        judgements.append(ask(name, loading, splits, settings, questions))
+        spec, splits = data_of[name]
+        judgements.append(ask(name, loading, splits, spec, questions))
     if not state.is_main_process:
         return None
     tell_apart(models, judgements)
     records = {judgement.record["model"]: judgement.record for judgement in judgements}
     document = evaluation_of(records, environment() | {"processes": state.num_processes}, compare(judgements))
-    pictures = None if splits is None else pictures_of(splits[questions.split], settings, questions)
+    pictures = None if splits is None else pictures_of(splits[questions.split], spec)
     return Evaluation(document, judgements, pictures)
 
 
@@ -143,8 +142,8 @@ def tell_apart(models: Sequence[str], judgements: Sequence[Judgement]) -> None:
 
 def open_data(
     models: Sequence[str], dataset: str | None, split: str, given: dict[str, Any]
-) -> dict[str, tuple[dict[str, Any], DatasetDict]]:
-    """For each model the settings and the splits of its data; for embeddings that bring theirs along none.
+) -> dict[str, tuple[DataSpec, DatasetDict]]:
+    """For each model its data and their splits; for embeddings that bring theirs along none.
 
     Raises:
         ValueError: the models are to be judged on different images.
@@ -154,12 +153,11 @@ def open_data(
     for name in models:
         if holds_embeddings(name) and dataset is None:
             continue
-        settings = data_settings(name, dataset, given)
-        chosen = held_out(name) if split == "validation" else {}
-        key = repr((settings, chosen))
+        spec = DataSpec.of_model(name, dataset, split, **given)
+        key = repr(spec if split == "validation" else replace(spec, seed=0, validation_share=0))
         if key not in opened:
-            opened[key] = load_as_trained(settings, split, chosen)
-        found[name] = settings, opened[key]
+            opened[key] = spec.load()
+        found[name] = spec, opened[key]
     images = {name: data_fingerprint(splits[split]) for name, (_, splits) in found.items()}
     first = next(iter(images), "")
     for name in images:
@@ -171,12 +169,12 @@ def open_data(
     return found
 
 
-def ask(name: str, loading: Loading, splits: DatasetDict, settings: dict[str, Any], questions: Questions) -> Judgement:
+def ask(name: str, loading: Loading, splits: DatasetDict, spec: DataSpec, questions: Questions) -> Judgement:
     """Everything about one model, or about the embeddings in a file."""
     dataset = splits[questions.split]
     train = splits["train"] if "train" in splits and questions.split != "train" else None
     options = {
-        "source": settings["dataset"],
+        "source": spec.source,
         "split": questions.split,
         "diagnostics": questions.diagnostics,
         "train_captions": None if train is None else flatten_captions(captions_of(train))[0],
@@ -191,18 +189,18 @@ def ask(name: str, loading: Loading, splits: DatasetDict, settings: dict[str, An
         bank = training_bank(encoder, train, keep=questions.keep, **questions.reading)
         judgement.record["corrected"] = corrected_results(judgement.pairs, bank, questions.correction)
     if PartialState().is_main_process:
-        judgement.record |= ask_further(encoder, judgement, dataset, settings, questions)
+        judgement.record |= ask_further(encoder, judgement, dataset, spec, questions)
     return judgement
 
 
 def ask_further(
-    encoder: Encoder, judgement: Judgement, dataset: Dataset, settings: dict[str, Any], questions: Questions
+    encoder: Encoder, judgement: Judgement, dataset: Dataset, spec: DataSpec, questions: Questions
 ) -> dict[str, Any]:
     """What one process asks alone: foils and classes."""
     found: dict[str, Any] = {}
     if questions.foils in OWN_FOILS:
-        kind = own_kind(questions.foils, settings["dataset"])
-        rows = captions_of(dataset), questions.split, settings
+        kind = own_kind(questions.foils, spec.source)
+        rows = captions_of(dataset), questions.split, spec.options
         found["composition"] = ask_own(encoder, kind, judgement.pairs, *rows, **questions.encoding)
     elif questions.foils is not None:
         where = questions.foils_dir, questions.foils_images
@@ -218,14 +216,15 @@ def captions_of(dataset: Dataset) -> list[list[str]]:
     return dataset.with_format(None)[CAPTIONS][:]
 
 
-def pictures_of(dataset: Dataset, settings: dict[str, Any], questions: Questions) -> Dataset | None:
-    """The split with its photographs, which data of precomputed features may have beside them."""
+def pictures_of(dataset: Dataset, spec: DataSpec) -> Dataset | None:
+    """The split with its images, which data of precomputed features may have beside them."""
     if IMAGE in dataset.column_names:
         return dataset
-    options = {key: value for key, value in settings.items() if key not in ("dataset", "features")}
+    options = {name: value for name, value in spec.options.items() if name != "features"}
     try:
-        found = load_pairs(settings["dataset"], **options)[questions.split]
-    except (ValueError, OSError, KeyError) as error:
-        logger.info("no photographs for the report: %s", error)
+        found = replace(spec, options=options).load_split()
+    except (ValueError, OSError) as error:
+        logger.info("no images for the report: %s", error)
         return None
-    return found if IMAGE in found.column_names and len(found) == len(dataset) else None
+    same = IMAGE in found.column_names and data_fingerprint(found) == data_fingerprint(dataset)
+    return found if same else None

@@ -9,7 +9,7 @@ import PIL.Image
 from hf_vse.data.images import decode_image
 from hf_vse.data.pairs import undecoded_images
 from hf_vse.data.schema import IMAGE
-from hf_vse.data.trained_on import HELD_OUT, load_as_trained
+from hf_vse.data.spec import DataSpec
 from hf_vse.files import inside
 from hf_vse.search.gallery import GalleryIndex
 
@@ -27,10 +27,10 @@ def find_photographs(gallery: GalleryIndex, items: Sequence[Any]) -> list[PIL.Im
         return [decode_image(str(place_of(root, item["file"])), needed=SIDE) for item in items]
     if origin is None:
         raise ValueError("the gallery does not say where its photographs are: make it from a folder or a data set")
-    settings = {name: value for name, value in origin.items() if name not in ("split", HELD_OUT)}
-    split = load_as_trained(settings, origin["split"], origin.get(HELD_OUT, {}))[origin["split"]]
+    spec = DataSpec.of_dict(origin, "the origin of the gallery")
+    split = spec.load_split()
     if IMAGE not in split.column_names:
-        raise ValueError(f"{origin['dataset']} was read as features: there are no photographs to show")
+        raise ValueError(f"{spec.source} was read as features: there are no photographs to show")
     files = undecoded_images(split)
     return [decode_image(files[item["row"]][IMAGE], needed=SIDE) for item in items]
 

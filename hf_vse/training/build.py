@@ -15,14 +15,14 @@ from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, PreTraine
 from transformers.image_processing_utils import BaseImageProcessor
 
 from hf_vse.data.schema import CAPTIONS, IMAGE_FEATURES
-from hf_vse.data.sources import load_pairs, with_validation
+from hf_vse.data.spec import DataSpec
 from hf_vse.data.tokenization import train_word_tokenizer
 from hf_vse.embed.adapters.own_models import check_processor, load_vse_model, load_vse_processor
 from hf_vse.embed.stored import without_remarks
 from hf_vse.model.configuration_vse import FEATURES_MODEL_TYPE, GRU_MODEL_TYPE, VSEConfig
 from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.model.processing_vse import VSEFeatureProcessor, VSEProcessor
-from hf_vse.training.recipe import DataArguments, ModelArguments
+from hf_vse.training.recipe import ModelArguments
 from hf_vse.training.timm_towers import image_processor_of, is_timm, timm_tower
 
 logger = logging.getLogger(__name__)
@@ -56,18 +56,18 @@ def loading(field: str, name: str | None) -> Iterator[None]:
         raise ValueError(f"{field} {name!r} cannot be loaded ({reason}): {remedy}") from error
 
 
-def load_splits(data: DataArguments, max_broken_share: float, seed: int) -> dict[str, Dataset | IterableDataset]:
-    """The splits of a recipe; a validation split is held out where the data has none.
+def load_splits(data: DataSpec) -> dict[str, Dataset | IterableDataset]:
+    """The splits to train and validate on; a validation split is held out where the data have none.
 
     Only the training split is streamed; the others are small and read again and again.
     """
     with PartialState().local_main_process_first():
-        splits = dict(load_pairs(data.dataset, max_broken_share=max_broken_share, **data.load_options))
+        splits = dict(data.load())
     if "train" not in splits:
-        raise ValueError(f"{data.dataset} has the splits {', '.join(splits)}, but no 'train' to learn from")
-    if data.streaming:
+        raise ValueError(f"{data.source} has the splits {', '.join(splits)}, but no 'train' to learn from")
+    if data.options.get("streaming"):
         return {name: split if name == "train" else Dataset.from_list(list(split)) for name, split in splits.items()}
-    return with_validation(splits, data.validation_share, seed)
+    return splits
 
 
 def training_captions(train: Dataset | IterableDataset) -> Iterable[str]:

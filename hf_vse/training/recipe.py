@@ -17,6 +17,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from hf_vse.data.sources import SOURCES, VALIDATION_SHARE, load_pairs
+from hf_vse.data.spec import DataSpec
 from hf_vse.files import read_text
 from hf_vse.model.configuration_vse import VSEConfig
 from hf_vse.objectives.own import is_own, load_objective, without_folder
@@ -45,12 +46,6 @@ class OwnDataArguments:
 
     dataset: str = setting("scenes", f"One of {', '.join(SOURCES)}, a local path, or a data set of the Hub, org/name.")
     validation_share: float = setting(VALIDATION_SHARE, "Held out for validation where the data have no such split.")
-
-    @property
-    def load_options(self) -> dict[str, Any]:
-        """Keyword arguments of `load_pairs`."""
-        own = {item.name for item in fields(OwnDataArguments)}
-        return {item.name: getattr(self, item.name) for item in fields(self) if item.name not in own}
 
 
 @dataclass(frozen=True)
@@ -106,8 +101,11 @@ class Recipe:
         return {key: value for key, value in self.values.items() if key in known}
 
     @property
-    def data(self) -> DataArguments:
-        return DataArguments(**self.section("data"))
+    def data(self) -> DataSpec:
+        """The data, with every value written out, so that a record of it does not depend on defaults."""
+        written = vars(DataArguments(**self.section("data")))
+        of_training = {name: getattr(VSETrainingArguments, name) for name in ("seed", "max_broken_share")}
+        return DataSpec.of_recipe(of_training | self.values | written)
 
     @property
     def model(self) -> ModelArguments:

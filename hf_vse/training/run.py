@@ -2,7 +2,7 @@
 
     output_dir/                the model: weights, payload, processor; what `AutoModel.from_pretrained` takes
         recipe.yaml            what was asked for
-        metrics.json           recalls, data fingerprints, versions, times
+        metrics.json           recalls, the data and their fingerprints, versions, times
         training_curves.png    loss and validation recall
         retrieval.png          what the model finds for some sentences
         README.md              the model card, for `hf upload` and `hf-vse push`
@@ -78,7 +78,7 @@ def run_recipe(recipe: Recipe) -> dict[str, Any]:
     check_claim(recipe)
     where = environment() | {"processes": PartialState().num_processes}  # of the code that runs, not of later edits
     set_seed(common.seed)
-    splits = load_splits(recipe.data, common.max_broken_share, common.seed)
+    splits = load_splits(recipe.data)
     if has_features(splits["train"]):
         check_together(recipe.with_features(), "recipe")
     processor = build_processor(recipe.model, splits["train"])
@@ -121,8 +121,8 @@ def check_names(recipe: Recipe) -> None:
         name = getattr(model, key)
         if name is not None and not HUB_ID.fullmatch(name) and not Path(name).is_dir():
             raise ValueError(f"{key} {name!r:.80} is no folder that exists, and no Hub id like org/name: give one")
-    given = (model.init_from, model.image_tower, model.vision_config, recipe.data.features)
-    if recipe.data.dataset in WITH_PHOTOGRAPHS and given == (None, None, None, None):
+    given = (model.init_from, model.image_tower, model.vision_config, recipe.data.options.get("features"))
+    if recipe.data.source in WITH_PHOTOGRAPHS and given == (None, None, None, None):
         raise ValueError(
             "the recipe names no image tower: give image_tower (a pretrained one, e.g. timm/resnet152.a1_in1k), "
             "vision_config (fresh weights), features (precomputed), or init_from"
@@ -296,12 +296,13 @@ def report(
     model.to(PartialState().device)
     encoder = VSEEncoder(model, processor, Path(os.path.abspath(recipe.output_dir)).name)
     judged = {
-        name: judge(encoder, splits[name], source=recipe.data.dataset, split=name, progress=main)
+        name: judge(encoder, splits[name], source=recipe.data.source, split=name, progress=main)
         for name in ("validation", "test")
         if name in splits
     }
     result = evaluation_of({name: each.record for name, each in judged.items()}, where) | {
-        "dataset": recipe.data.dataset,
+        "dataset": recipe.data.source,
+        "data": recipe.data.to_dict(),
         "loss_type": model.config.loss_type,
         **own_objective(model.config.loss_type),
         "stages": [{key: value for key, value in stage.items() if key != "log"} for stage in stages],

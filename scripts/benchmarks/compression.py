@@ -16,7 +16,7 @@ import torch
 from measuring import record
 
 from hf_vse.data.schema import CAPTIONS, IMAGE_ID, fingerprint
-from hf_vse.data.trained_on import data_settings, held_out, load_as_trained
+from hf_vse.data.spec import DataSpec
 from hf_vse.embed.load import load_encoder
 from hf_vse.evaluation.environment import environment
 from hf_vse.evaluation.evaluator import PairEmbeddings, embed_pairs
@@ -52,14 +52,13 @@ def compare(pairs: PairEmbeddings) -> list[dict]:
 
 def embed_split(arguments: argparse.Namespace) -> tuple[PairEmbeddings, dict]:
     given = {"data_dir": arguments.data_dir, "features": arguments.features}
-    settings = data_settings(arguments.model, arguments.dataset, given)
-    splits = load_as_trained(settings, arguments.split, held_out(arguments.model))
-    split = splits[arguments.split]
+    spec = DataSpec.of_model(arguments.model, arguments.dataset, arguments.split, **given)
+    split = spec.load_split()
     with torch.no_grad():
         pairs = embed_pairs(load_encoder(arguments.model, device="cpu"), split, progress=False)
     plain = split.with_format(None)
     return pairs, {
-        "dataset": settings["dataset"],
+        "dataset": spec.source,
         "split": arguments.split,
         "images": len(pairs.image_embeds),
         "captions": len(pairs.text_embeds),

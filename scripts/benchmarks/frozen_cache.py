@@ -86,7 +86,7 @@ def main() -> None:
     where = environment()
     weights = {"image_tower_weights": arguments.image_tower_weights} if arguments.image_tower_weights else {}
     recipe = read_recipe(RECIPE, data_dir=arguments.data_dir, check_images=False, **weights)
-    train = load_splits(recipe.data, 0.01, seed=0)["train"]
+    train = load_splits(recipe.data)["train"]
     with tempfile.TemporaryDirectory() as folder:
         seconds = measure(arguments, recipe, train, folder)
     result = {

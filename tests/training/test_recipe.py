@@ -28,7 +28,7 @@ def write(folder, text) -> str:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_recipes_of_the_project_are_valid(path):
     recipe = read_recipe(path)
-    assert recipe.data.dataset and recipe.output_dir.parts[0] == "runs"
+    assert recipe.data.source and recipe.output_dir.parts[0] == "runs"
     for overrides in recipe.stages:
         stage = recipe.stage(overrides)
         assert stage.model.config_options["loss_type"]
@@ -56,7 +56,7 @@ def test_command_line_wins_and_values_are_typed(tmp_path):
 
 
 def test_no_argument_means_the_quickstart():
-    assert parse_command_line([], DEFAULT).data.dataset == "scenes"
+    assert parse_command_line([], DEFAULT).data.source == "scenes"
 
 
 def test_stages_override_and_the_command_line_overrides_them(tmp_path):

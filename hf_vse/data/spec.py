@@ -1,0 +1,193 @@
+"""Which images and captions: everything that decides it, in one value.
+
+Training, evaluation, galleries and the demo page load their data through a `DataSpec`. It is saved with a run and with
+a gallery and read again, so that all of them see the same images under the same name, and no model is tested on
+images that it was trained on.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import yaml
+from datasets import Dataset, DatasetDict, IterableDatasetDict
+
+from hf_vse.data.sources import DEFAULT_SEED, SOURCES, VALIDATION_SHARE, load_pairs, with_validation
+from hf_vse.files import read_json, read_text
+
+RECORD_FILE, RECIPE_FILE = "metrics.json", "recipe.yaml"  # what a run leaves beside its model
+OPTIONS = signature(load_pairs).parameters.keys() - {"source", "revision", "cache_dir"}
+PATHS = ("data_dir", "split_file", "features")
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """Images and captions that anybody who has the data finds again.
+
+    Args:
+        source: see `load_pairs`.
+        options: those of `load_pairs`, without `revision` and `cache_dir`.
+        revision: branch or commit of a Hub data set.
+        split: the split that is meant; None for all of them.
+        validation_share: share of `train` that is held out as `validation` where the source has no such split.
+        seed: decides which images are held out; that of the training run.
+    """
+
+    source: str = "scenes"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    revision: str | None = None
+    split: str | None = None
+    validation_share: float = VALIDATION_SHARE
+    seed: int = DEFAULT_SEED
+
+    @classmethod
+    def of_recipe(cls, values: Mapping[str, Any], where: str = RECIPE_FILE) -> "DataSpec":
+        """The data of the flat keys of a recipe, of which nothing is held out where they are a stream.
+
+        Raises:
+            ValueError: a value that the key cannot have.
+        """
+        check_plain({key: values.get(key) for key in ("dataset", "revision", *OPTIONS)}, where)
+        share, seed = values.get("validation_share", VALIDATION_SHARE), values.get("seed", DEFAULT_SEED)
+        check_held_out(share, seed, where)
+        options = {name: values[name] for name in OPTIONS - {"seed"} if values.get(name) is not None}
+        share = 0 if options.get("streaming") else share
+        return cls(values.get("dataset", "scenes"), options, values.get("revision"), None, share, seed)
+
+    @classmethod
+    def of_dict(cls, values: Mapping[str, Any], where: str) -> "DataSpec":
+        """What `to_dict` gave; also the flat settings that a gallery of version 0.1 holds.
+
+        Raises:
+            ValueError: it is something else.
+        """
+        if "source" not in values and "dataset" in values:
+            values = from_settings(values)
+        if unknown := sorted(values.keys() - cls.__dataclass_fields__):
+            raise ValueError(f"{where} has the unknown field {unknown[0]!r:.60}: remove it")
+        spec = cls(**values)
+        if not isinstance(spec.options, Mapping) or not isinstance(spec.source, str):
+            raise ValueError(f"{where} does not say where the data are: source must be text, options an object")
+        if unknown := sorted(spec.options.keys() - OPTIONS):
+            raise ValueError(f"{where}: {spec.source} has no setting {unknown[0]!r:.60}: remove it")
+        check_plain({"revision": spec.revision, "split": spec.split, **spec.options}, where)
+        check_held_out(spec.validation_share, spec.seed, where)
+        return spec
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        options = {name: os.fspath(value) if name in PATHS else value for name, value in sorted(self.options.items())}
+        return asdict(self) | {"options": options}
+
+    @classmethod
+    def of_model(
+        cls, model: str | Path, source: str | None = None, split: str | None = None, **given: Any
+    ) -> "DataSpec":
+        """The data that a model was trained on, or other data with the same held-out share and seed.
+
+        Args:
+            model: a folder in which a run left its record, or any other name.
+            source: other data; by default those of training, and the scenes where nothing says.
+            given: options of `load_pairs`, which win over those of training.
+
+        Raises:
+            ValueError: what the run left is damaged.
+        """
+        known = recorded(Path(model))
+        if source is not None and not is_same(source, known.source):
+            known = replace(known, source=source, options={}, revision=None)
+        options = {name: value for name, value in known.options.items() if name != "streaming"}
+        options |= {name: value for name, value in given.items() if value is not None}
+        revision = options.pop("revision", known.revision)
+        return replace(known, options=options, revision=revision, split=split)
+
+    def load(self) -> DatasetDict | IterableDatasetDict:
+        """All splits; `validation` is held out of `train` where the source has none and no other split is meant.
+
+        Raises:
+            ValueError: there is no split as the one that is meant.
+        """
+        splits = load_pairs(self.source, revision=self.revision, **self.options)
+        if self.split in (None, "validation") and "train" in splits:
+            splits = type(splits)(with_validation(splits, self.validation_share, self.seed))
+        if self.split is not None and self.split not in splits:
+            raise ValueError(
+                f"{self.source} has no split {self.split!r}; choose one of {', '.join(splits)} with --split"
+            )
+        return splits
+
+    def load_split(self) -> Dataset:
+        """The split that is meant."""
+        return self.load()[self.split]
+
+    def absolute(self) -> "DataSpec":
+        """The same for somebody who works in another folder."""
+        options = {name: whole_path(value) if name in PATHS else value for name, value in self.options.items()}
+        return replace(
+            self, source=self.source if self.source in SOURCES else whole_path(self.source), options=options
+        )
+
+
+def whole_path(name: str | Path) -> str:
+    """The absolute path of a file or folder that exists, else the name as it is."""
+    return str(Path(name).absolute()) if Path(name).exists() else os.fspath(name)
+
+
+def is_same(source: str, other: str) -> bool:
+    """Whether two names stand for one source; a folder has many."""
+    own = {source, other} & {*SOURCES}
+    return source == other or (not own and os.path.exists(source) and whole_path(source) == whole_path(other))
+
+
+def recorded(folder: Path) -> DataSpec:
+    """The data in the record of a finished run, or of an older or unfinished one in its recipe.
+
+    Raises:
+        ValueError: one of the files is damaged.
+    """
+    record, recipe = folder / RECORD_FILE, folder / RECIPE_FILE
+    if record.is_file():
+        values = read_json(record, dict)
+        if "stages" in values and isinstance(values.get("data"), dict):  # no record of an evaluation
+            return DataSpec.of_dict(values["data"], f"{record}: data")
+    return DataSpec.of_recipe(read_recipe_values(recipe), str(recipe)) if recipe.is_file() else DataSpec()
+
+
+def read_recipe_values(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(read_text(path))
+    except (yaml.YAMLError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise ValueError(f"{path} is no YAML ({reason}): repair it, or remove it and give --dataset") from error
+    if not isinstance(values, dict):
+        raise ValueError(
+            f"{path} holds {type(values).__name__}, no recipe: repair it, or remove it and give --dataset"
+        )
+    return values
+
+
+def from_settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a `DataSpec` from the origin of a gallery of version 0.1: options beside `dataset` and `split`."""
+    held_out = values.get("held_out") or {}
+    fields = {"source": values["dataset"], "revision": values.get("revision"), "split": values.get("split")}
+    fields |= {"validation_share": held_out.get("share", VALIDATION_SHARE), "seed": held_out.get("seed", DEFAULT_SEED)}
+    others = ("dataset", "revision", "split", "held_out")
+    return fields | {"options": {name: value for name, value in values.items() if name not in others}}
+
+
+def check_plain(values: Mapping[str, Any], where: str) -> None:
+    """Raises ValueError for a value that is no single text or number."""
+    for name, value in values.items():
+        if not isinstance(value, str | int | float | None):
+            raise ValueError(f"{where}: {name} is {value!r:.60}, no single text or number: repair it")
+
+
+def check_held_out(share: Any, seed: Any, where: str) -> None:
+    """Raises ValueError where a file says something else than a share and a seed."""
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 1:
+        raise ValueError(f"{where}: validation_share is {share!r:.60}, no share from 0 to below 1: repair it")
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise ValueError(f"{where}: seed is {seed!r:.60}, no whole number from 0 on: repair it")
