@@ -122,15 +122,15 @@ def default_model(quiet: bool) -> str:
 
 
 def photographs(arguments: argparse.Namespace, model: str) -> str:
-    """What the page reads: a path or Hub id as given, or a parquet file of a data set that `load_pairs` knows."""
+    """What the page reads: a path or Hub id as given, or a parquet file of the data of training or of `load_pairs`."""
     from hf_vse.data.sources import SOURCES
+    from hf_vse.data.spec import DataSpec, is_same
 
-    given = data_options(arguments)
-    if arguments.dataset is not None and arguments.dataset not in SOURCES and not given:
-        return arguments.dataset
-    from hf_vse.data.spec import DataSpec
-
-    return str(write_parquet(DataSpec.of_model(model, arguments.dataset, arguments.split, **given)))
+    given, dataset = data_options(arguments), arguments.dataset
+    if dataset is not None and dataset not in SOURCES and not given:
+        if not is_same(dataset, DataSpec.of_model(model).source):
+            return dataset
+    return str(write_parquet(DataSpec.of_model(model, dataset, arguments.split, **given)))
 
 
 def shown(spec: Any) -> Any:

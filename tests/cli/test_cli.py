@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, CLIPImagePro
 from hf_vse.cli import demo
 from hf_vse.cli.command import Result
 from hf_vse.cli.main import COMMANDS, main, show
+from hf_vse.data.spec import DataSpec
 from hf_vse.search.gallery import GalleryIndex
 from tests.conftest import make_pairs
 
@@ -165,7 +166,7 @@ def test_the_page_gets_its_photographs_in_one_file(photographs, tmp_path, monkey
     of_files = {"data_dir": photographs, "max_broken_share": 0.2}
     generated = {"num_train": 5, "num_eval": 5, "image_size": 32}
     for source, split, settings, count in (("imagefolder", "train", of_files, 9), ("scenes", None, generated, 5)):
-        path = demo.write_parquet(source, split, settings, {"share": 0, "seed": 0})
+        path = demo.write_parquet(DataSpec(source, settings, split=split))
         rows = Dataset.from_parquet(str(path))
         assert len(rows) == count and rows[0]["image"].size == (32, 32) and rows[0]["captions"]
         assert all(row["image"]["bytes"] for row in rows.cast_column("image", Image(decode=False)))
