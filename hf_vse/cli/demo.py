@@ -155,7 +155,7 @@ def write_parquet(spec: Any) -> Path:
         raise ValueError(f"{spec.source} was read as features: the page needs photographs; leave out --features")
     plain = chosen.with_format(None)
     name = fingerprint(plain[IMAGE_ID][:], plain[CAPTIONS][:])
-    path = cache() / "galleries" / f"{spec.source.replace('/', '-')}-{name}.parquet"
+    path = cache() / "galleries" / f"{Path(spec.source).name}-{name}.parquet"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(".new")
