@@ -149,7 +149,7 @@ def sees(model: Path, expected: Dataset, folder: Path, *data: str) -> None:
     ids = expected[IMAGE_ID][:]
     words = ["evaluate", str(model), *data, "--split", "validation", "--output", str(folder / "m.json"), "--quiet"]
     assert main(words) == 0
-    found = json.loads((folder / "m.json").read_text())
+    [found] = json.loads((folder / "m.json").read_text())["metrics"].values()
     assert found["fingerprint"] == fingerprint(ids, expected[CAPTIONS][:]) and found["images"] == len(ids)
     of_training = data or ("--dataset", DataSpec.of_model(model).source)
     words = ["index", str(folder / "index"), *of_training, "--split", "validation", "--model", str(model), "--quiet"]
