@@ -9,6 +9,8 @@ PYTHON ?= python3
 VENV ?= .venv
 WORKERS ?= 2
 CONSTRAINTS := .ci/constraints.txt
+# A file is run by one worker, as its fixtures are made once; the slow files come first, see tests/conftest.py.
+PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # Without a GPU the CPU build of torch is taken from PyTorch's own index, unless a folder of wheels is given.
 ifeq ($(shell command -v nvidia-smi)$(PIP_FIND_LINKS),)
@@ -27,10 +29,10 @@ quickstart: $(VENV)/installed
 		scripts/train.py
 
 test: $(VENV)/installed check
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n $(WORKERS) --dist loadfile
+	$(PYTEST)
 
 soak: $(VENV)/installed
-	HF_VSE_SOAK=1 OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n $(WORKERS) --dist loadfile
+	HF_VSE_SOAK=1 $(PYTEST)
 
 check: $(VENV)/installed
 	$(VENV)/bin/ruff check .

@@ -37,6 +37,33 @@ def assert_same_vectors(found, expected) -> None:
     np.testing.assert_allclose(np.asarray(found), np.asarray(expected), rtol=0, atol=SAME_VECTORS)
 
 
+# Files that take longest, the longest first. `make test` hands files to its workers in this order, so that no worker
+# is left alone with a long one at the end.
+SLOW_FILES = (
+    "training/test_two_processes.py",
+    "training/test_scripts.py",
+    "training/test_trainer.py",
+    "objectives/test_gather.py",
+    "test_benchmarks.py",
+    "spaces_demo/test_demo.py",
+    "faults/test_train.py",
+    "hub/test_hub.py",
+    "spaces_demo/test_strangers.py",
+    "hub/test_onnx_export.py",
+    "cli/test_evaluate.py",
+    "evaluation/test_ranks.py",
+    "spaces_demo/test_odd_requests.py",
+    "evaluation/test_protocols.py",
+    "faults/test_push.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow files first; the tests of a file keep their order."""
+    place = {Path(__file__).parent / name: number for number, name in enumerate(SLOW_FILES)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
+
+
 def make_captions(index: int, count: int = 5) -> list[str]:
     rng = np.random.default_rng(index)
     return [" ".join(rng.choice(WORDS, size=rng.integers(3, 9))) for _ in range(count)]

@@ -11,15 +11,13 @@ from hf_vse.files import read_json
 from hf_vse.training.recipe import Recipe, build_recipe
 from tests.conftest import make_captions
 
-IMAGES, DIM = 16, 6
 
-
-def write_features(folder: Path) -> Path:
-    """Features and captions in the layout of VSE++."""
+def write_features(folder: Path, train: int = 16, dev: int = 8, dim: int = 6) -> Path:
+    """Features and captions of some images in the layout of VSE++."""
     rng = np.random.default_rng(0)
     folder.mkdir(parents=True, exist_ok=True)
-    for split, count in (("train", IMAGES), ("dev", 8)):
-        np.save(folder / f"{split}_ims.npy", rng.normal(size=(count, DIM)).astype(np.float32))
+    for split, count in (("train", train), ("dev", dev)):
+        np.save(folder / f"{split}_ims.npy", rng.normal(size=(count, dim)).astype(np.float32))
         captions = [caption for index in range(count) for caption in make_captions(index)]
         (folder / f"{split}_caps.txt").write_text("\n".join(captions) + "\n")
     return folder

@@ -1,0 +1,220 @@
+"""Configuration of a visual-semantic embedding: two towers, how they are pooled and projected, and the objective.
+
+A setting stands here if it changes what the weights mean. How training is executed stands in `VSETrainingArguments`.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, get_args
+
+from huggingface_hub.errors import StrictDataclassError
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+
+LossType = Literal["nce", "hardnce", "hardnce_smooth", "hinge_sum", "hinge_max", "clip", "siglip"]
+PoolingType = Literal["mean", "max", "last", "cls", "gpo", "pooler"]
+ProjectionType = Literal["linear", "mlp", "residual"]
+NormType = Literal["none", "l2", "rms"]
+HeadInit = Literal["xavier", "identity"]
+CHOICES = {
+    "loss_type": LossType,
+    "vision_pooling": PoolingType,
+    "text_pooling": PoolingType,
+    "projection_type": ProjectionType,
+    "head_init": HeadInit,
+    "vision_norm": NormType,
+    "text_norm": NormType,
+}
+
+GRU_MODEL_TYPE = "vse_gru_text"
+FEATURES_MODEL_TYPE = "vse_features"
+MOST_LAYERS = 1000  # of a tower; a configuration that asks for more is damaged
+
+
+class Number(NamedTuple):
+    """What a number of a configuration may be: finite, and one for which `fits` is true.
+
+    Attributes:
+        must: how an error says so.
+        hint: what to write instead.
+    """
+
+    must: str
+    hint: str
+    fits: Callable[[float], bool] = lambda value: True
+    whole: bool = False
+    optional: bool = False
+
+
+SIZE = Number("must be a whole number from 1 on", "write a size such as 1024", lambda value: value >= 1, whole=True)
+SHARE = Number("is a share from 0 to below 1", "0 drops nothing", lambda value: 0 <= value < 1)
+LAYERS = Number(
+    f"must be a whole number from 1 to {MOST_LAYERS}", "1 is usual", lambda value: 1 <= value <= MOST_LAYERS, True
+)
+NUMBERS = {
+    "projection_dim": SIZE,
+    "vision_hidden_size": SIZE._replace(optional=True),
+    "vision_power": Number("must be positive and at most 10", "1 leaves features as they are", lambda v: 0 < v <= 10),
+    "feature_dropout": SHARE,
+    "head_dropout": SHARE,
+    "temperature": Number("must be positive", "the paper uses 0.1", lambda value: value > 0),
+    "margin": Number("must not be negative", "the paper uses 0.2", lambda value: value >= 0),
+    "logit_bias_init": Number("must be a finite number", "SigLIP uses -10"),
+}
+GRU_NUMBERS = {"vocab_size": SIZE, "word_dim": SIZE, "hidden_size": SIZE, "num_layers": LAYERS, "dropout": SHARE}
+
+
+def check_numbers(config: PreTrainedConfig, numbers: dict[str, Number]) -> None:
+    """Raises ValueError for a field that is no number, not finite, or not one that fits."""
+    for name, number in numbers.items():
+        value = getattr(config, name)
+        if number.optional and value is None:
+            continue
+        known = isinstance(value, int if number.whole else int | float) and not isinstance(value, bool)
+        if not known or not math.isfinite(value) or not number.fits(value):
+            raise ValueError(f"{name} {number.must}, got {value!r:.60}; {number.hint}")
+
+
+def check_layers(name: str, values: dict[str, Any]) -> None:
+    """Raises ValueError for so many layers that building them would not end."""
+    for key, value in values.items():
+        if "layers" in key or "depth" in key:
+            counts = value if isinstance(value, list | tuple) else [value]
+            if any(isinstance(count, int | float) and count > MOST_LAYERS for count in counts):
+                raise ValueError(f"{name}: {key} asks for {value!r:.60} layers; at most {MOST_LAYERS} are built")
+
+
+class VSEGRUTextConfig(PreTrainedConfig):
+    """The paper's text tower: word embedding and gated recurrent unit (arXiv 2110.08872; VSE++, arXiv 1707.05612).
+
+    Args:
+        vocab_size: rows of the word embedding; comes from the tokenizer.
+        word_dim: size of a word vector.
+        hidden_size: size of the recurrent state, and of the output.
+        num_layers: recurrent layers.
+        bidirectional: read the sentence both ways and average the two states of every word.
+        dropout: share of word-vector entries set to zero in training.
+        pad_token_id, bos_token_id, eos_token_id: as `train_word_tokenizer` numbers them.
+    """
+
+    model_type = GRU_MODEL_TYPE
+
+    vocab_size: int = 10_000
+    word_dim: int = 300
+    hidden_size: int = 1024
+    num_layers: int = 1
+    bidirectional: bool = False
+    dropout: float = 0.0
+    pad_token_id: int | None = 0
+    bos_token_id: int | None = 2
+    eos_token_id: int | None = 3
+
+    def __post_init__(self, **kwargs):
+        check_numbers(self, GRU_NUMBERS)
+        super().__post_init__(**kwargs)
+
+
+class VSEFeaturesConfig(PreTrainedConfig):
+    """Takes the place of an image tower whose outputs were computed beforehand.
+
+    Args:
+        hidden_size: size of one feature vector, whether there is one for an image or one for each region.
+    """
+
+    model_type = FEATURES_MODEL_TYPE
+
+    hidden_size: int = 2048
+
+    def __post_init__(self, **kwargs):
+        check_numbers(self, {"hidden_size": SIZE})
+        super().__post_init__(**kwargs)
+
+
+AutoConfig.register(GRU_MODEL_TYPE, VSEGRUTextConfig, exist_ok=True)
+AutoConfig.register(FEATURES_MODEL_TYPE, VSEFeaturesConfig, exist_ok=True)
+
+
+def tower_config(name: str, value: Any, default: str) -> PreTrainedConfig:
+    """The configuration of one tower from a configuration, a dict with `model_type`, or None for the default."""
+    if isinstance(value, PreTrainedConfig):
+        return value
+    if value is not None and not isinstance(value, dict):
+        raise ValueError(f"{name} must be the configuration of a tower, an object with model_type, got {value!r:.60}")
+    values = dict(value or {})
+    model_type = values.pop("model_type", default)
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
+        raise ValueError(
+            f"{name}: model_type {model_type!r:.60} is neither a transformers model nor {GRU_MODEL_TYPE!r} nor "
+            f"{FEATURES_MODEL_TYPE!r}; name the model_type of the tower you want"
+        )
+    check_layers(name, values)
+    try:
+        return AutoConfig.for_model(model_type, **values)
+    except (ValueError, TypeError, AttributeError, KeyError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{name}: {reason}; write a value that a {model_type} has") from error
+
+
+class VSEConfig(PreTrainedConfig):
+    """Configuration of `VSEModel`.
+
+    Args:
+        vision_config: any transformers vision model (`{"model_type": "vit", ...}`), any timm model
+            (`{"model_type": "timm_wrapper", "architecture": "resnet152"}`), or `{"model_type": "vse_features",
+            "hidden_size": 2048}` for precomputed features.
+        text_config: `{"model_type": "vse_gru_text", ...}` or any transformers text model.
+        vision_pooling, text_pooling: how the states of a tower become one vector. `mean` and `max` over positions,
+            `last` (last word), `cls` (first position), `gpo` (generalized pooling operator), `pooler` (the tower's own
+            pooled output).
+        vision_hidden_size: size of the image tower's states; only needed where its configuration does not tell.
+        vision_norm, text_norm: what pooled vectors are scaled to before the projection: `l2` length one, as the paper
+            does with images; `rms` root mean square one, which lets the projection learn faster; `none`.
+        vision_power: exponent of the pooled image features, their signs kept; 0.5 tames the few strong ones (signed
+            square root, Perronnin et al., ECCV 2010).
+        feature_dropout, head_dropout: share of pooled features, and of the head's inner features, set to zero in
+            training.
+        projection_type: `linear`; `mlp`, the paper's head Linear(d, 2d) - ReLU - Linear(2d, d) on top of it; or
+            `residual`, the head added to what it reads.
+        head_init: how an `mlp` head starts: `xavier` as published, or `identity`, giving what it reads, so that
+            training starts from the linear map and fresh heads lose nothing of a base embedding.
+        projection_dim: dimension of the common space.
+        loss_type: the objective, see `losses_vse.py`.
+        temperature: divisor of the similarities; the initial value where the objective learns it (`clip`, `siglip`).
+        margin: margin of `hinge_*` and `hardnce*`, in units of cosine similarity.
+        logit_bias_init: initial bias of `siglip`.
+    """
+
+    model_type = "vse"
+    sub_configs = {"vision_config": AutoConfig, "text_config": AutoConfig}
+
+    vision_config: dict | PreTrainedConfig | None = None
+    text_config: dict | PreTrainedConfig | None = None
+    vision_pooling: PoolingType = "mean"
+    text_pooling: PoolingType = "last"
+    vision_hidden_size: int | None = None
+    vision_norm: NormType = "l2"
+    text_norm: NormType = "none"
+    vision_power: float | int = 1.0
+    feature_dropout: float | int = 0.0
+    head_dropout: float | int = 0.0
+    projection_type: ProjectionType = "linear"
+    head_init: HeadInit = "xavier"
+    projection_dim: int = 1024
+    loss_type: LossType = "nce"
+    temperature: float | int = 0.1
+    margin: float | int = 0.2
+    logit_bias_init: float | int = -10.0
+
+    def __post_init__(self, **kwargs):
+        self.vision_config = tower_config("vision_config", self.vision_config, default="resnet")
+        self.text_config = tower_config("text_config", self.text_config, default=GRU_MODEL_TYPE)
+        for name, literal in CHOICES.items():
+            if getattr(self, name) not in get_args(literal):
+                got = f"{getattr(self, name)!r:.60}"
+                raise ValueError(f"{name} must be one of {', '.join(get_args(literal))}, got {got}")
+        check_numbers(self, NUMBERS)
+        super().__post_init__(**kwargs)
+
+
+VSEConfig.register_for_auto_class()
+
+__all__ = ["VSEConfig", "VSEFeaturesConfig", "VSEGRUTextConfig"]

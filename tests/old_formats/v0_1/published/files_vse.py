@@ -1,0 +1,164 @@
+"""Which files of a model directory are published: those of a model by their names, its own code, nothing secret.
+
+- Links are refused, wherever they lead: what is published lies in the directory itself.
+- Of Python files only the code of the model goes: what the configurations name (`auto_map`, the list of modules of
+  sentence-transformers), and what that imports from beside it.
+- Text in which a key or a value looks like an access token is refused.
+"""
+
+import ast
+import json
+import os
+import re
+import stat
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+MODEL_FILES = (
+    "config.json", "model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json", "*_vse.py",
+    "processor_config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json",
+    "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt",
+    "tokenizer.model", "spiece.model", "sentencepiece.bpe.model",
+    "modules.json", "config_sentence_transformers.json", "sentence_bert_config.json",
+    "[0-9]_*/*.json", "[0-9]_*/*.safetensors", "onnx/*.onnx", "onnx/*.onnx.data", "onnx/*.onnx_data", "onnx/*.json",
+)  # fmt: skip
+MODULES = "modules.json"
+NAME_CODE = ("config.json", "processor_config.json", "preprocessor_config.json", "tokenizer_config.json", MODULES)
+CLASS_HERE = re.compile(r"(\w+)\.\w+")  # a file of the directory and a class in it; a package has more dots
+
+TEXTS = (".json", ".md", ".yaml", ".py", ".txt")
+SECRET_KEY = re.compile(r"^token$|(hub|hf|auth|access|api)_?token$|secret|password|api_?key", re.IGNORECASE)
+SECRET = re.compile(r"\bhf_[A-Za-z0-9]{30,}")
+
+
+def real_file(directory: Path, path: Path) -> Path:
+    """The path of a file that lies in the directory itself.
+
+    Raises:
+        ValueError: it is a link, or in a folder that is one, or no file.
+    """
+    inside = path.relative_to(directory)
+    for step in [inside, *inside.parents][:-1]:
+        if (directory / step).is_symlink():
+            raise ValueError(f"{directory / step} is a link: put a copy of what it leads to in its place")
+    if not stat.S_ISREG(path.lstat().st_mode):
+        raise ValueError(f"{path} is no file: remove it, or save the model there again")
+    return path
+
+
+def files_in(directory: Path, patterns: Collection[str]) -> dict[str, Path]:
+    """Name in the repository -> file; see `real_file`."""
+    found = {path.relative_to(directory).as_posix(): path for each in patterns for path in directory.glob(each)}
+    return {name: real_file(directory, path) for name, path in sorted(found.items())}
+
+
+def text_in(directory: Path, name: str) -> str | None:
+    """The text of a file of the directory; None if there is none.
+
+    Raises:
+        ValueError: it is no file of the directory, or no UTF-8.
+    """
+    path = directory / name
+    if not os.path.lexists(path):
+        return None
+    try:
+        return real_file(directory, path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no UTF-8 text: remove it, or write it again") from error
+
+
+def json_in(directory: Path, name: str, kind: type = dict) -> Any:
+    """The value of a JSON file of the directory; an empty one of its kind if there is none.
+
+    Raises:
+        ValueError: it is no file of the directory, no JSON, or of another kind.
+    """
+    text = text_in(directory, name)
+    if text is None:
+        return kind()
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{directory / name} is no JSON ({error!s:.80}): save it again") from error
+    if not isinstance(value, kind):
+        raise ValueError(f"{directory / name} holds {text.strip()[:40]!r}, no {kind.__name__}: save it again")
+    return value
+
+
+def entries(value: Any) -> Iterator[tuple[str, Any]]:
+    """Every key of a JSON value with what it holds, at any depth."""
+    if isinstance(value, dict):
+        for key, each in value.items():
+            yield key, each
+            yield from entries(each)
+    elif isinstance(value, list):
+        for each in value:
+            yield from entries(each)
+
+
+def classes_named(directory: Path) -> set[str]:
+    """Classes, as `module.Class`, that the configurations name."""
+    named: list[Any] = []
+    for name in NAME_CODE:
+        found = json_in(directory, name, list if name == MODULES else dict)
+        named += [value for key, value in entries(found) if key == "type" and name == MODULES]
+        maps = [value for key, value in entries(found) if key == "auto_map"]
+        named += [each for found in maps if isinstance(found, dict) for each in found.values()]
+    flat = [each for value in named for each in (value if isinstance(value, list) else [value])]
+    return {each for each in flat if isinstance(each, str)}
+
+
+def parsed_code(path: Path, text: str) -> ast.Module:
+    try:
+        return ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise ValueError(f"{path} is no Python code ({error!s:.80}): save the model there again") from error
+
+
+def modules_imported(code: ast.Module) -> set[str]:
+    """Modules that a Python file imports from beside it."""
+    found = [node for node in ast.walk(code) if isinstance(node, ast.ImportFrom) and node.level == 1]
+    return {name.partition(".")[0] for node in found for name in [node.module or node.names[0].name]}
+
+
+def code_in(directory: Path) -> dict[str, Path]:
+    """The code of the model: name -> file.
+
+    Raises:
+        ValueError: a file is no Python code, lacks the class that is looked for, or is not there.
+    """
+    classes = [each.split(".") for each in sorted(classes_named(directory)) if CLASS_HERE.fullmatch(each)]
+    wanted: list[tuple[str, str, str | None]] = [(module, "a configuration", name) for module, name in classes]
+    code: dict[str, ast.Module] = {}
+    while wanted:
+        module, by, class_name = wanted.pop()
+        file = f"{module}.py"
+        if file not in code:
+            text = text_in(directory, file)
+            if text is None:
+                raise ValueError(f"{directory} lacks {file}: save model and processor there again ({by} names it)")
+            code[file] = parsed_code(directory / file, text)
+            wanted += [(each, file, None) for each in modules_imported(code[file])]
+        defined = {node.name for node in code[file].body if isinstance(node, ast.ClassDef)}
+        if class_name is not None and class_name not in defined:
+            raise ValueError(f"{directory / file} has no class {class_name}, which {by} names: save the model again")
+    return {file: directory / file for file in sorted(code)}
+
+
+def check_no_secret(name: str, text: str) -> None:
+    """Raises ValueError where a text that would be published holds what looks like an access token."""
+    if found := SECRET.search(text):
+        raise ValueError(f"{name} holds what looks like an access token ({found[0][:6]}...): remove it, and revoke it")
+    if not name.endswith(".json"):
+        return
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{name} is no JSON ({error!s:.80}): save the model again") from error
+    for key, value in entries(values):
+        if isinstance(value, str) and value and SECRET_KEY.search(key):
+            raise ValueError(f"{name} holds a value of {key!r}, which nobody else should get: remove it")
+
+
+__all__ = ["MODEL_FILES", "check_no_secret", "code_in", "files_in", "json_in", "text_in"]

@@ -1,0 +1,360 @@
+"""Visual-semantic embedding: an image tower and a text tower map to the unit sphere of one space.
+
+The architecture is that of Jain & Verma, "Contrastive Learning of Visual-Semantic Embeddings" (arXiv 2110.08872):
+tower, pooling, length one, linear map, and optionally the head Linear(d, 2d) - ReLU - Linear(2d, d), which is kept at
+test time. Both towers, their pooling, what lies between and the objective are chosen in `VSEConfig`.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
+from transformers.utils.generic import can_return_tuple
+
+from .checkpoints_vse import SCALARS
+from .configuration_vse import GRU_MODEL_TYPE, VSEConfig
+from .losses_vse import contrastive_loss
+from .pooling_vse import Pooling
+from .projection_vse import MirroredLinear, PooledFeatures, ProjectionHead, ZeroLinear
+from .publish_vse import upload_model
+from .sentence_transformers_vse import write_sentence_files
+from .towers_vse import (
+    PrecomputedFeatures,
+    build_text_tower,
+    build_vision_tower,
+    pooled_vector,
+    state_sequence,
+    vision_hidden_size,
+)
+
+LEARNED_TEMPERATURE = ("clip", "siglip")
+# exp(7) = 1,097: published models fit under it (CLIP stores log 100, SigLIP up to log 118), products of float32 are
+# still exact to 1e-4 of a logit, and no precision rounds it, so that a parameter at the limit keeps its gradient.
+MAX_LOGIT_SCALE = 7.0
+ZERO_SHOT_CLASS = "AutoModelForZeroShotImageClassification"  # what the pipeline of that name loads
+FEATURES_INSTEAD = "give pixel_values, or image_features to a model of precomputed features"
+
+
+@dataclass
+class VSEOutput(ModelOutput):
+    """What `VSEModel` returns; embeddings are unit vectors in float32.
+
+    Args:
+        loss: scalar, with `return_loss=True`.
+        logits_per_image: (images, texts) similarities divided by the temperature, plus the bias where there is one.
+        logits_per_text: its transpose.
+        image_embeds: (images, projection_dim).
+        text_embeds: (texts, projection_dim).
+        temperature: scalar, the divisor of the similarities; carries a gradient where it is learned.
+        logit_bias: scalar, likewise.
+    """
+
+    loss: Tensor | None = None
+    logits_per_image: Tensor | None = None
+    logits_per_text: Tensor | None = None
+    image_embeds: Tensor | None = None
+    text_embeds: Tensor | None = None
+    temperature: Tensor | None = None
+    logit_bias: Tensor | None = None
+
+
+class VSEPreTrainedModel(PreTrainedModel):
+    config: VSEConfig
+    config_class = VSEConfig
+    base_model_prefix = "vse"
+    main_input_name = "pixel_values"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear):
+            if isinstance(module, ZeroLinear):
+                init.zeros_(module.weight)
+            elif isinstance(module, MirroredLinear):
+                init.copy_(module.weight, module.starting_weight())
+            else:
+                init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            init.uniform_(module.weight, -0.1, 0.1)
+        elif isinstance(module, nn.GRU):
+            bound = module.hidden_size**-0.5
+            for parameter in module.parameters():
+                init.uniform_(parameter, -bound, bound)
+        elif isinstance(module, VSEModel):
+            if module.logit_scale is not None:
+                init.constant_(module.logit_scale, min(-math.log(self.config.temperature), MAX_LOGIT_SCALE))
+            if module.logit_bias is not None:
+                init.constant_(module.logit_bias, self.config.logit_bias_init)
+
+    def _upload_modified_files(self, working_dir: str | Path, repo_id: str, files_timestamps: dict, **kwargs):
+        """Where `push_to_hub` uploads: the model with its own card, and the record of the run that made it."""
+        return upload_model(self, Path(working_dir), repo_id, **kwargs)
+
+
+class VSEModel(VSEPreTrainedModel):
+    """Image-text dual encoder.
+
+    Example:
+        model = AutoModel.from_pretrained("org/vse-hardnce", trust_remote_code=True)
+        processor = AutoProcessor.from_pretrained("org/vse-hardnce", trust_remote_code=True)
+        outputs = model(**processor(images=photos, text=sentences))
+        outputs.logits_per_text.argmax(dim=1)  # for each sentence the best photo
+    """
+
+    def __init__(self, config: VSEConfig):
+        super().__init__(config)
+        dim = config.projection_dim
+        self.vision_model = build_vision_tower(config.vision_config)
+        self.text_model = build_text_tower(config.text_config)
+        self.vision_pooling = Pooling(config.vision_pooling)
+        self.text_pooling = Pooling(config.text_pooling)
+        vision_dim = config.vision_hidden_size or vision_hidden_size(config.vision_config, self.vision_model)
+        text_dim = config.text_config.hidden_size
+        self.visual_projection = nn.Linear(vision_dim, dim)
+        # The paper's recurrent state is the text embedding itself, where the sizes allow it.
+        direct = config.text_config.model_type == GRU_MODEL_TYPE and text_dim == dim
+        self.text_projection = nn.Identity() if direct else nn.Linear(text_dim, dim)
+        self.visual_input = PooledFeatures(config.vision_norm, config.vision_power, config.feature_dropout)
+        self.text_input = PooledFeatures(config.text_norm, 1.0, config.feature_dropout)
+        self.visual_head, self.text_head = nn.Identity(), nn.Identity()
+        if config.projection_type != "linear":
+            options = {
+                "dropout": config.head_dropout,
+                "residual": config.projection_type == "residual",
+                "starts_as_identity": config.head_init == "identity",
+            }
+            self.visual_head, self.text_head = ProjectionHead(dim, **options), ProjectionHead(dim, **options)
+        learned = config.loss_type in LEARNED_TEMPERATURE
+        # Of shape (1,), because FSDP shards no scalars.
+        self.logit_scale = nn.Parameter(torch.empty(1)) if learned else None
+        self.logit_bias = nn.Parameter(torch.empty(1)) if config.loss_type == "siglip" else None
+        self.post_init()
+
+    @classmethod
+    def from_towers(
+        cls,
+        image: PreTrainedModel | PreTrainedConfig | dict | str,
+        text: PreTrainedModel | PreTrainedConfig | dict | str,
+        **config_kwargs,
+    ) -> "VSEModel":
+        """A model on top of two towers, pretrained ones keeping their weights.
+
+        Args:
+            image, text: a model, the name or folder of a pretrained one, or a configuration for fresh weights.
+            config_kwargs: fields of `VSEConfig`.
+        """
+        towers = [AutoModel.from_pretrained(tower) if isinstance(tower, str) else tower for tower in (image, text)]
+        configs = [tower.config if isinstance(tower, PreTrainedModel) else tower for tower in towers]
+        model = cls(VSEConfig(vision_config=configs[0], text_config=configs[1], **config_kwargs))
+        if isinstance(towers[0], PreTrainedModel):
+            model.vision_model = towers[0]
+        if isinstance(towers[1], PreTrainedModel):
+            model.text_model = towers[1]
+        return model
+
+    def train(self, mode: bool = True) -> "VSEModel":
+        """Training mode, except for what is frozen: a tower or a batch normalisation without a trainable parameter
+        stays in evaluation mode, so that neither its running statistics nor its dropout move."""
+        super().train(mode)
+        norms = (module for module in self.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
+        for module in (self.vision_model, self.text_model, *norms):
+            trainable = [parameter.requires_grad for parameter in module.parameters()]
+            if trainable and not any(trainable):
+                module.eval()
+        return self
+
+    def save_pretrained(self, save_directory: str | Path, is_main_process: bool = True, **kwargs) -> None:
+        """As in transformers; the folder also serves its pipelines and sentence-transformers."""
+        own_class = f"{Path(__file__).stem}.{VSEModel.__name__}"
+        known = getattr(self.config, "auto_map", None) or {}
+        self.config.auto_map = known | dict.fromkeys(("AutoModel", ZERO_SHOT_CLASS), own_class)
+        if is_main_process:
+            write_sentence_files(save_directory)
+        sharded, self.__class__ = self.__class__, defined_class(self)
+        try:
+            super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+        finally:
+            self.__class__ = sharded
+
+    def get_input_embeddings(self) -> nn.Module:
+        direct = self.config.text_config.model_type == GRU_MODEL_TYPE
+        return self.text_model.embedding if direct else self.text_model.get_input_embeddings()
+
+    @can_return_tuple
+    def get_image_features(
+        self,
+        pixel_values: Tensor | None = None,
+        image_features: Tensor | None = None,
+        image_mask: Tensor | None = None,
+    ) -> BaseModelOutputWithPooling:
+        """Embeds images.
+
+        Args:
+            pixel_values: (batch, channels, height, width).
+            image_features: (batch, dim) or (batch, regions, dim), instead of photographs: the input of a model of
+                precomputed features, or what `pool_images` gave for each photograph.
+            image_mask: (batch, regions), 1 where a region counts.
+
+        Returns:
+            `pooler_output` (batch, projection_dim), unit vectors; `last_hidden_state`, the states of the tower.
+        """
+        states, pooled = self.pool_images(pixel_values, image_features, image_mask)
+        embeds = self.visual_head(self.visual_projection(self.visual_input(pooled)))
+        return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=F.normalize(embeds.float(), dim=-1))
+
+    def pool_images(
+        self,
+        pixel_values: Tensor | None = None,
+        image_features: Tensor | None = None,
+        image_mask: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """States of the image tower and their pooled vector (batch, hidden): what a frozen tower gives once for all.
+
+        Fed back as `image_features`, the vector takes the place of the photograph.
+        """
+        if image_features is not None:
+            tower = PrecomputedFeatures()(image_features.to(self.dtype))
+        elif pixel_values is not None:
+            tower = self.vision_model(pixel_values.to(self.dtype))
+        else:
+            raise ValueError(f"no image: {FEATURES_INSTEAD}")
+        sequence, own = state_sequence(tower.last_hidden_state), pooled_vector(tower.pooler_output)
+        return tower.last_hidden_state, self.vision_pooling(sequence, image_mask, own)
+
+    @can_return_tuple
+    def get_text_features(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        text_features: Tensor | None = None,
+    ) -> BaseModelOutputWithPooling:
+        """Embeds sentences.
+
+        Args:
+            input_ids, attention_mask, token_type_ids: (batch, words), as the processor gives them.
+            text_features: (batch, hidden), instead of them: what `pool_texts` gave for each sentence.
+
+        Returns:
+            `pooler_output` (batch, projection_dim), unit vectors; `last_hidden_state` (batch, words, hidden).
+        """
+        if text_features is None:
+            states, pooled = self.pool_texts(input_ids, attention_mask, token_type_ids)
+        else:
+            states, pooled = text_features[:, None, :], text_features.to(self.dtype)
+        embeds = self.text_head(self.text_projection(self.text_input(pooled)))
+        return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=F.normalize(embeds.float(), dim=-1))
+
+    def pool_texts(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """States of the text tower and their pooled vector (batch, hidden), which may come back as `text_features`."""
+        optional = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+        tower = self.text_model(input_ids=input_ids, attention_mask=attention_mask, **optional)
+        pooled = self.text_pooling(tower.last_hidden_state, attention_mask, tower.get("pooler_output"))
+        return tower.last_hidden_state, pooled
+
+    def scaling(self) -> tuple[Tensor, Tensor]:
+        """Temperature and bias of the logits, learned or fixed: two scalars in float32."""
+        device = self.visual_projection.weight.device
+        if self.logit_scale is None:
+            temperature = torch.tensor(float(self.config.temperature), device=device)
+        else:
+            temperature = 1 / self.logit_scale.float().clamp(max=MAX_LOGIT_SCALE).exp().squeeze()
+        bias = torch.tensor(0.0, device=device) if self.logit_bias is None else self.logit_bias.float().squeeze()
+        return temperature, bias
+
+    @torch.no_grad()
+    def limit_logit_scale(self) -> None:
+        """To be called after every step of an optimizer: a parameter beyond the limit would have no gradient."""
+        if self.logit_scale is not None:
+            self.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args) -> None:
+        for name in (f"{prefix}{each}" for each in SCALARS):
+            if name in state_dict and state_dict[name].ndim == 0:
+                state_dict[name] = state_dict[name].reshape(1)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        image_features: Tensor | None = None,
+        image_mask: Tensor | None = None,
+        text_features: Tensor | None = None,
+        image_ids: Tensor | None = None,
+        return_loss: bool = False,
+        return_logits: bool = True,
+    ) -> VSEOutput:
+        """Embeds images, sentences or both, and compares them.
+
+        Args:
+            input_ids, attention_mask, token_type_ids: (texts, words).
+            pixel_values: (images, channels, height, width); or `image_features` and `image_mask`, see
+                `get_image_features`.
+            text_features: (texts, hidden), instead of `input_ids`, see `get_text_features`.
+            image_ids: (images,) integers; pairs of one image are no negatives of each other in the loss.
+            return_loss: compute `config.loss_type`; row i of the images must belong to row i of the texts.
+            return_logits: False leaves out the (images, texts) matrices.
+        """
+        temperature, bias = self.scaling()
+        image_embeds = text_embeds = logits = loss = None
+        if pixel_values is not None or image_features is not None:
+            image_embeds = self.get_image_features(pixel_values, image_features, image_mask).pooler_output
+        if input_ids is not None or text_features is not None:
+            text_embeds = self.get_text_features(
+                input_ids, attention_mask, token_type_ids, text_features
+            ).pooler_output
+        both = image_embeds is not None and text_embeds is not None
+        if both and return_logits:
+            with torch.autocast(bias.device.type, enabled=False):
+                logits = text_embeds @ image_embeds.T / temperature + bias
+        if return_loss:
+            if not both:
+                raise ValueError(f"return_loss=True needs both sides: give input_ids and {FEATURES_INSTEAD}")
+            loss = contrastive_loss(
+                image_embeds,
+                text_embeds,
+                loss_type=self.config.loss_type,
+                temperature=temperature,
+                margin=self.config.margin,
+                logit_bias=bias,
+                image_ids=image_ids,
+            )
+        return VSEOutput(
+            loss=loss,
+            logits_per_image=None if logits is None else logits.T,
+            logits_per_text=logits,
+            image_embeds=image_embeds,
+            text_embeds=text_embeds,
+            temperature=temperature,
+            logit_bias=bias,
+        )
+
+
+def defined_class(model: nn.Module) -> type[nn.Module]:
+    """The class of a model as it stands in a file; FSDP gives it another one, `FSDPVSEModel`, that stands in none."""
+    return next(each for each in type(model).__mro__ if not issubclass(each, FSDPModule))
+
+
+VSEModel.register_for_auto_class("AutoModel")
+
+__all__ = ["VSEModel", "VSEOutput", "VSEPreTrainedModel"]

@@ -1,0 +1,113 @@
+"""The two towers: where an image or a sentence becomes states `(batch, positions, hidden)`.
+
+A tower is told by `config.model_type`, never by its class: a published model is loaded from files of its own, in which
+the same class exists a second time. Towers are built from their configuration alone; their weights are the model's.
+"""
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, PreTrainedConfig
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from .configuration_vse import FEATURES_MODEL_TYPE, GRU_MODEL_TYPE, VSEGRUTextConfig
+from .pooling_vse import last_pool, reverse_valid
+from .recurrence_vse import tree_states
+
+
+class PrecomputedFeatures(nn.Module):
+    """Stands in for an image tower whose outputs are the model's input."""
+
+    def forward(self, features: Tensor) -> BaseModelOutputWithPooling:
+        """(batch, dim) or (batch, regions, dim) -> states (batch, regions, dim); a single vector is pooled already."""
+        if features.ndim == 2:
+            return BaseModelOutputWithPooling(last_hidden_state=features[:, None, :], pooler_output=features)
+        return BaseModelOutputWithPooling(last_hidden_state=features)
+
+
+class GRUTextTower(nn.Module):
+    """Word embedding and gated recurrent unit; sentences are padded on the right.
+
+    A recurrence that reads from left to right never meets the padding before the last word, so nothing has to be
+    packed. The backward direction reads every sentence turned round within its own length. On the CPU the first layer
+    runs over the prefix tree of the batch.
+    """
+
+    def __init__(self, config: VSEGRUTextConfig):
+        super().__init__()
+        self.embedding = nn.Embedding(config.vocab_size, config.word_dim)
+        self.dropout = nn.Dropout(config.dropout)
+        sizes = [config.word_dim] + [config.hidden_size] * config.num_layers
+        self.forward_layers = nn.ModuleList(_recurrent_layers(sizes))
+        self.backward_layers = nn.ModuleList(_recurrent_layers(sizes) if config.bidirectional else [])
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> BaseModelOutputWithPooling:
+        """(batch, words) ids and mask -> states (batch, words, hidden) and final state (batch, hidden)."""
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        lengths = mask.sum(dim=1)
+        states = self.dropout(self.embedding(input_ids))
+        final = states[:, 0]
+        for layer, ahead in enumerate(self.forward_layers):
+            words = states
+            ids = input_ids if layer == 0 else None
+            states = self.read(ahead, words, ids, lengths)
+            final = last_pool(states, mask)
+            if self.backward_layers:
+                mirrored_ids = None if ids is None else reverse_valid(ids[:, :, None], lengths)[:, :, 0]
+                mirrored = self.read(self.backward_layers[layer], reverse_valid(words, lengths), mirrored_ids, lengths)
+                final = (final + last_pool(mirrored, mask)) / 2
+                states = (states + reverse_valid(mirrored, lengths)) / 2
+        return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=final)
+
+    def read(self, layer: nn.GRU, words: Tensor, ids: Tensor | None, lengths: Tensor) -> Tensor:
+        """One layer in one direction: (batch, words, inputs) -> (batch, words, hidden); `ids` where words are read."""
+        alike = ids is not None and not (self.training and self.dropout.p)  # equal words have equal vectors
+        if alike and words.device.type == "cpu" and not torch.compiler.is_compiling():
+            return tree_states(layer, self.embedding, ids, lengths)
+        return layer(words)[0]
+
+
+def _recurrent_layers(sizes: list[int]) -> list[nn.GRU]:
+    return [nn.GRU(inputs, outputs, batch_first=True) for inputs, outputs in zip(sizes, sizes[1:], strict=False)]
+
+
+def known_tower(config: PreTrainedConfig) -> nn.Module:
+    return AutoModel.from_config(config, trust_remote_code=False)  # nobody is asked whether to run code of a tower
+
+
+def build_vision_tower(config: PreTrainedConfig) -> nn.Module:
+    return PrecomputedFeatures() if config.model_type == FEATURES_MODEL_TYPE else known_tower(config)
+
+
+def build_text_tower(config: PreTrainedConfig) -> nn.Module:
+    return GRUTextTower(config) if config.model_type == GRU_MODEL_TYPE else known_tower(config)
+
+
+def vision_hidden_size(config: PreTrainedConfig, tower: nn.Module) -> int:
+    """The size of an image tower's states, read from its configuration or, for timm, from the model.
+
+    Raises:
+        ValueError: the configuration does not tell; set `vision_hidden_size` of `VSEConfig`.
+    """
+    if config.model_type == "timm_wrapper":
+        return tower.timm_model.num_features
+    values = config.to_dict()
+    for size in (values.get("hidden_size"), *values.get("hidden_sizes", [])[-1:], values.get("embed_dim")):
+        if isinstance(size, int):
+            return size
+    raise ValueError(
+        f"the configuration of the image tower {config.model_type!r} does not tell the size of its states; "
+        "set vision_hidden_size in the VSEConfig"
+    )
+
+
+def state_sequence(states: Tensor) -> Tensor:
+    """Feature maps (batch, channels, height, width) as (batch, height * width, channels); sequences as they are."""
+    return states.flatten(2).transpose(1, 2) if states.ndim == 4 else states
+
+
+def pooled_vector(pooled: Tensor | None) -> Tensor | None:
+    """A tower's own pooled output as (batch, hidden); convolutional towers give (batch, hidden, 1, 1)."""
+    return pooled if pooled is None else pooled.flatten(1)
+
+
+__all__ = ["GRUTextTower", "PrecomputedFeatures", "build_text_tower", "build_vision_tower", "vision_hidden_size"]

@@ -1,0 +1,112 @@
+"""Two processes train as one on the same global batch: gathered, around the ring, cached, with a sharded model."""
+
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hf_vse.cli.main import main
+from tests.test_architecture import PAYLOAD
+from tests.training.commands import SCRIPTS, run, train_arguments, write_data
+
+STEPS = 30
+
+
+@dataclass
+class Way:
+    """How two processes train an objective."""
+
+    loss_type: str
+    sharded: bool = False
+    options: dict = field(default_factory=dict)
+
+
+CACHED = {"grad_cache_batch_size": 3}
+WAYS = {
+    "gathered": Way("siglip"),
+    "cached around the ring": Way("siglip", options=CACHED | {"negatives": "ring", "loss_chunk_size": 5}),
+    "sharded model": Way("siglip", sharded=True),
+    "sharded model, cached": Way("siglip", sharded=True, options=CACHED | {"loss_execution": "dense"}),
+    "hardest negatives": Way("hinge_max"),
+    "frozen text tower": Way("nce", options={"freeze_text_tower": True}),
+}
+# 48 images in batches of 16: the last batch of an epoch is whole, so that both runs see the same pairs
+OF_ALL = {"max_grad_norm": 1.0, "projection_type": "residual"}
+
+
+def arguments(folder: Path, name: str, batch: int, way: Way, **options) -> list[str]:
+    """Of a run in `folder / name`."""
+    options |= OF_ALL | {"loss_type": way.loss_type, "per_device_train_batch_size": batch}
+    return train_arguments(folder / "data", folder / name, frozen_cache_dir=cache_of(folder, name), **options)
+
+
+def cache_of(folder: Path, name: str) -> Path:
+    return folder / f"{name}-cache"
+
+
+def launch(folder: Path, sharded: bool) -> str:
+    """Trains, with two processes, the ways that are sharded or those that are not; returns what it wrote of it."""
+    chosen = {name: way for name, way in WAYS.items() if way.sharded == sharded}
+    runs = [
+        [str(SCRIPTS / "train.py"), *arguments(folder, name, 8, way, **way.options)] for name, way in chosen.items()
+    ]
+    listed = folder / f"runs_{sharded}.json"
+    listed.write_text(json.dumps(runs))
+    programs = ["fsdp_on_cpu.py", "several_runs.py"] if sharded else ["several_runs.py"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    return run([*launcher, *(Path(__file__).with_name(name) for name in programs), listed]).stderr
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """All runs: those of two processes, and of one process for each objective."""
+    folder = tmp_path_factory.mktemp("runs")
+    write_data(folder / "data")
+    for way in {way.loss_type: way for way in WAYS.values()}.values():
+        frozen = {name: value for name, value in way.options.items() if name == "freeze_text_tower"}
+        assert main(["train", *arguments(folder, way.loss_type, 16, way, **frozen)]) == 0
+    for sharded in (False, True):
+        told = launch(folder, sharded).count(f"sharded in {STEPS} steps")  # by every process in every run
+        assert told == (2 * sum(way.sharded for way in WAYS.values()) if sharded else 0)
+    return folder
+
+
+def logged_losses(output: Path) -> list[float]:
+    log = json.loads((output / "stages" / "train" / "stage.json").read_text())["log"]
+    return [entry["loss"] for entry in log if "loss" in entry]
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_two_processes_train_as_one_on_the_same_global_batch(name, folder):
+    one, two = folder / WAYS[name].loss_type, folder / name
+    expected = logged_losses(one)
+    assert len(expected) == STEPS and expected[-1] < 0.9 * expected[0]
+    assert logged_losses(two) == pytest.approx(expected, rel=1e-3)
+    found = load_file(two / "model.safetensors")
+    for key, tensor in load_file(one / "model.safetensors").items():
+        torch.testing.assert_close(found[key], tensor, rtol=1e-2, atol=1e-3)
+    metrics, of_one = (json.loads((output / "metrics.json").read_text()) for output in (two, one))
+    assert metrics["environment"]["processes"] == 2
+    rsum, rsum_of_one = (each["metrics"]["validation"]["metrics"]["rsum"] for each in (metrics, of_one))
+    assert rsum == pytest.approx(rsum_of_one, abs=10)
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_frozen_tower_is_kept_once_and_only_if_frozen(name, folder):
+    # training and validation captions
+    assert len(list(cache_of(folder, name).rglob("*.arrow"))) == (2 if "frozen" in name else 0)
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_model_of_two_processes_can_be_loaded_anywhere(name, folder):
+    """The model of a stage and its checkpoints name the class that stands in their files, sharded or not."""
+    stage = folder / name / "stages" / "train"
+    for model in (stage, *stage.glob("checkpoint-*")):
+        config = json.loads((model / "config.json").read_text())
+        assert config["architectures"] == ["VSEModel"]
+        assert config["auto_map"]["AutoModel"] == "modeling_vse.VSEModel", model
+        assert {path.name for path in PAYLOAD} <= {path.name for path in model.glob("*.py")}, model
