@@ -18,7 +18,7 @@ from hf_vse.data.sources import load_pairs
 from hf_vse.embed.load import load_encoder
 from hf_vse.embed.run import encode_images, encode_texts
 from hf_vse.evaluation.metrics import retrieval_metrics
-from hf_vse.files import read_json
+from hf_vse.evaluation.record import read_evaluation
 from hf_vse.search.gallery import GalleryIndex
 from tests.conftest import assert_same_vectors
 
@@ -123,7 +123,26 @@ def test_training_starts_from_a_run(old):
 
 def test_run_is_evaluated_as_it_was(old):
     assert main(["evaluate", "run", "--split", "validation", "--output", "again.json"]) == 0
-    assert read_json(old / "again.json")["metrics"] == read_json(old / "evaluation" / "one.json")["metrics"]
+    again, before = (read_evaluation(name)["metrics"]["run"] for name in ("again.json", "evaluation/one.json"))
+    assert again["fingerprint"] == before["fingerprint"] and again["images"] == before["images"] == 6
+    assert again["metrics"] == pytest.approx(before["metrics"])
+
+
+EVALUATIONS = {
+    "evaluation/one.json": {"run": 333.33},
+    "evaluation/two.json": {"run": 333.33, "run/stages/base": 350.0},
+    "run/metrics.json": {"validation": 333.33},
+    "published/metrics.json": {"validation": 333.33},
+}
+
+
+@pytest.mark.parametrize("name", EVALUATIONS)
+def test_evaluations_are_read(name, old):
+    found = read_evaluation(name)
+    assert {key: round(record["metrics"]["rsum"], 2) for key, record in found["metrics"].items()} == EVALUATIONS[name]
+    assert all(record["captions"] == 18 for record in found["metrics"].values())
+    assert found["environment"]["versions"]["hf_vse"] == "0.1.0"
+    assert len(found.get("comparisons", [])) == (1 if "two" in name else 0)
 
 
 def test_kept_embeddings_are_read(old):
@@ -135,7 +154,7 @@ def test_kept_embeddings_are_read(old):
     images, texts = (torch.from_numpy(EXPECTED[f"validation_{kind}"].copy()) for kind in ("images", "texts"))
     owner = torch.arange(18) // 3
     expected = retrieval_metrics(images.flip(0), texts, owner)
-    assert read_json(old / "again.json")["metrics"] == pytest.approx(expected)
+    assert read_evaluation("again.json")["metrics"]["run"]["metrics"] == pytest.approx(expected)
     assert expected != retrieval_metrics(images, texts, owner)
 
 
