@@ -61,6 +61,7 @@ SLOW_FILES = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Slow files first; the tests of a file keep their order."""
     place = {Path(__file__).parent / name: number for number, name in enumerate(SLOW_FILES)}
+    assert all(map(Path.is_file, place)), "SLOW_FILES names a file that is gone"
     items.sort(key=lambda item: place.get(item.path, len(place)))
 
 

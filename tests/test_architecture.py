@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 import hf_vse
-from tests.conftest import SLOW_FILES
 
 PACKAGE = Path(hf_vse.__file__).parent
 # A folder may import those in its row, and itself.
@@ -206,11 +205,6 @@ def test_a_name_means_one_thing():
     for name in (*ONE_NAME_FOR_SEVERAL, *TO_BE_RENAMED):
         several.pop(name, None)
     assert not several, "choose another name, or import the one that is there"
-
-
-def test_slow_files_are_there():
-    for name in SLOW_FILES:
-        assert (PACKAGE.parent / "tests" / name).is_file(), f"{name}: rename it in tests/conftest.py too"
 
 
 def test_every_package_is_installed():

@@ -37,7 +37,7 @@ def test_killed_and_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(da
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (stage / "stage.json").exists(), "the run ended before it could be killed"
-    assert "continuing from" in run(command).stderr
+    assert "resuming from" in run(command).stderr
     whole, again = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))
     assert whole.keys() == again.keys()
     for name, tensor in whole.items():
