@@ -39,7 +39,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def run(arguments: argparse.Namespace) -> Result:
-    from hf_vse.data.backbone import extract_features
+    from hf_vse.embed.features import extract_features
 
     one_array = arguments.dataset in KARPATHY and arguments.data_dir is not None
     check_output(arguments, one_array)
@@ -88,21 +88,24 @@ def save_with_features(
     """The splits with features instead of photographs, saved where `load_pairs` opens them."""
     from datasets import DatasetDict
 
-    from hf_vse.data.backbone import extract_features, features_digest
+    from hf_vse.data.digests import digest_of, images_digest
     from hf_vse.data.features import features_dataset, read_array
     from hf_vse.data.pairs import undecoded_images
     from hf_vse.data.schema import CAPTION_IDS, CAPTIONS, IMAGE, IMAGE_ID
     from hf_vse.data.sources import load_pairs
+    from hf_vse.embed.features import extract_features, features_digest, unfinished_store
 
     splits, made = {}, []
+    made_by = features_digest(model, image_processor, options["regions"])
     for name, split in load_pairs(arguments.dataset, **data_options(arguments)).items():
         if IMAGE not in split.column_names:
             raise ValueError(f"{arguments.dataset} has no photographs but features already")
         images = undecoded_images(split)
-        digest = features_digest(model, image_processor, images, options["regions"])
+        digest = digest_of(made_by, images_digest(images))
         made.append(arguments.output.with_name(f"{arguments.output.name}.{name}.{digest[:8]}.npy"))
         if not made[-1].is_file():
             extract_features(model, image_processor, images, made[-1], **options)
+        unfinished_store(made[-1], made_by).remove()  # of a run that was killed between the two
         plain = split.with_format(None)
         splits[name] = features_dataset(
             read_array(made[-1]), plain[IMAGE_ID][:], plain[CAPTIONS][:], plain[CAPTION_IDS][:]

@@ -12,7 +12,6 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from hf_vse.data.decoding import BrokenImageError, decode_image, groups_in_flight
-from hf_vse.data.encoding import joined
 from hf_vse.data.images import BrokenImages
 from hf_vse.data.schema import CAPTION_FEATURES, CAPTIONS, IMAGE, IMAGE_FEATURES, IMAGE_ID
 from hf_vse.data.transforms import Augmentation, input_size, needed_side
@@ -123,6 +122,20 @@ class VSECollator:
             dropped = torch.from_numpy(chance < self.word_dropout) & ~special
             tokens["input_ids"] = tokens["input_ids"].masked_fill(dropped, hidden)
         return tokens
+
+
+def joined(prepared: Sequence[Any]) -> Any:
+    """What was prepared of the parts of a batch, as if it had been prepared of the whole."""
+    first = prepared[0]
+    if len(prepared) == 1:
+        return first
+    if isinstance(first, Mapping):
+        return {name: joined([part[name] for part in prepared]) for name in first}
+    if isinstance(first, torch.Tensor):
+        return torch.cat(list(prepared))
+    if isinstance(first, np.ndarray):
+        return np.concatenate(prepared)
+    return [image for part in prepared for image in part]
 
 
 def pad_sentences(sentences: list[np.ndarray], pad_token_id: int, side: str) -> dict[str, torch.Tensor]:

@@ -96,6 +96,11 @@ def images_digest(images: Dataset | Sequence[Mapping[str, Any]]) -> str:
     return digest.hexdigest()
 
 
+def content_key(value: Any) -> str:
+    """`content_digest` in hexadecimal."""
+    return content_digest(value).hex()
+
+
 def content_digest(value: Any) -> bytes:
     """16-byte digest of one image: a file, its bytes, a PIL image or an array."""
     if isinstance(value, Mapping):

@@ -138,11 +138,8 @@ def features_dataset(
     for what, length in lengths.items():
         if length != len(array):
             raise ValueError(f"features have {len(array):,} rows but there are {length:,} {what}: give one per row")
-    values = pa.array(array.reshape(-1))
-    for size in reversed(array.shape[1:]):
-        values = pa.FixedSizeListArray.from_arrays(values, size)
     columns = {
-        IMAGE_FEATURES: values,
+        IMAGE_FEATURES: feature_column(array),
         IMAGE_ID: pa.array(image_ids, pa.int64()),
         CAPTIONS: pa.array(captions, pa.list_(pa.string())),
         CAPTION_IDS: pa.array(caption_ids, pa.list_(pa.int64())),
@@ -155,6 +152,14 @@ def features_dataset(
         schema = schema.set(0, stored_field(schema.field(0), [file]))
     table = pa.Table.from_arrays(table.columns, schema=schema)
     return Dataset(InMemoryTable(table), fingerprint=_fingerprint(array, image_ids, captions, caption_ids))
+
+
+def feature_column(array: np.ndarray) -> pa.Array:
+    """(rows, ...) as an Arrow column over the same memory."""
+    values = pa.array(array.reshape(-1))
+    for size in reversed(array.shape[1:]):
+        values = pa.FixedSizeListArray.from_arrays(values, size)
+    return values
 
 
 def stored_field(field: pa.Field, files: list[dict]) -> pa.Field:
@@ -187,7 +192,7 @@ class FeatureRows:
         self.name = name
         stored = (dataset.data.schema.field(name).metadata or {}).get(STORED)
         self.files: list[dict] | None = None if stored is None else json.loads(stored)
-        self.chunks = [_feature_values(chunk) for chunk in dataset.data.column(name).chunks if len(chunk)]
+        self.chunks = [feature_values(chunk) for chunk in dataset.data.column(name).chunks if len(chunk)]
         self.starts = np.cumsum([0] + [len(starts) - 1 for starts, _ in self.chunks])
         indices = dataset._indices  # set after `select` or `shuffle`
         self.rows = None if indices is None else indices.column(0).to_numpy().astype(np.int64)
@@ -200,7 +205,7 @@ class FeatureRows:
         vars(self).update(state)
         if self.chunks is None:
             chunks = stored_chunks(self.name, self.files)
-            self.chunks = [_feature_values(chunk) for chunk in chunks if len(chunk)]
+            self.chunks = [feature_values(chunk) for chunk in chunks if len(chunk)]
 
     def __len__(self) -> int:
         return int(self.starts[-1]) if self.rows is None else len(self.rows)
@@ -215,7 +220,7 @@ class FeatureRows:
         return found.astype(np.float32)
 
 
-def _feature_values(chunk: pa.Array | np.ndarray) -> tuple[range | np.ndarray, np.ndarray]:
+def feature_values(chunk: pa.Array | np.ndarray) -> tuple[range | np.ndarray, np.ndarray]:
     """The start of each row and the values, without a copy; the starts are a range if each row is one value."""
     if isinstance(chunk, np.ndarray):
         return range(len(chunk) + 1), chunk

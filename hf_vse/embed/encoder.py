@@ -143,12 +143,12 @@ class Encoder:
         if not self.reads_photographs:
             if isinstance(image, str):
                 raise ValueError(f"{self.name} was trained on precomputed features and cannot read the image {image}")
-            return encode_images(self, [{"image_features": image}]).numpy()
+            return encode_images(self, [{"image_features": image}]).embeds.numpy()
         try:
             decoded = decode_image(image, needed=self.needed_side)
         except BrokenImageError as error:
             raise ValueError(f"query image {error}") from error
-        return encode_images(self, [{"image": decoded}]).numpy()
+        return encode_images(self, [{"image": decoded}]).embeds.numpy()
 
 
 def source_digest(kind: type[Encoder]) -> str | None:

@@ -4,6 +4,7 @@ Every image is encoded once, however many captions it has, and sentences are enc
 several processes each one encodes its share. An image that cannot be read is left out with its captions, and counted.
 """
 
+import logging
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,17 +15,18 @@ from accelerate.utils import gather
 from datasets import Dataset
 from torch import Tensor
 
-from hf_vse.data.digests import digest_of, images_digest
-from hf_vse.data.encoding import UNREAD, batches_of
 from hf_vse.data.features import FeatureRows
 from hf_vse.data.pairs import undecoded_images
-from hf_vse.data.schema import CAPTION_FEATURES, CAPTIONS, IMAGE_ID, fingerprint, flatten_captions
+from hf_vse.data.schema import CAPTION_FEATURES, CAPTIONS, flatten_captions
 from hf_vse.embed.adapters.vse import VSEEncoder
 from hf_vse.embed.encoder import Encoder
 from hf_vse.embed.run import encode_images, encode_texts
+from hf_vse.embed.store import Store
 from hf_vse.evaluation.metrics import fold_metrics, retrieval_metrics
 from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.model.processing_vse import VSEProcessor
+
+logger = logging.getLogger(__name__)
 
 
 class PairEmbeddings(NamedTuple):
@@ -47,7 +49,7 @@ def gather_shares(share: Tensor, total: int) -> Tensor:
     if state.num_processes == 1:
         return share
     width = int(gather(torch.tensor([share.shape[1]], device=state.device)).max())  # less where nothing can be read
-    padded = share.new_full((-(-total // state.num_processes), width), UNREAD)
+    padded = share.new_zeros(-(-total // state.num_processes), width)
     padded[: len(share), : share.shape[1]] = share
     shares = gather(padded.to(state.device)).cpu().view(state.num_processes, *padded.shape)
     return shares.transpose(0, 1).reshape(-1, width)[:total]
@@ -55,9 +57,10 @@ def gather_shares(share: Tensor, total: int) -> Tensor:
 
 @torch.no_grad()
 def embed_caption_features(encoder: VSEEncoder, features: FeatureRows, batch_size: int) -> Tensor:
-    """The same for sentences whose text tower has been run: all processes compute the little that is left."""
+    """Vectors of captions whose text tower has been run: all processes compute the little that is left."""
     embeds = []
-    for rows in batches_of(list(range(len(features))), batch_size):
+    for start in range(0, len(features), batch_size):
+        rows = range(start, min(start + batch_size, len(features)))
         pooled = torch.from_numpy(np.concatenate([features[row] for row in rows]))
         embeds.append(encoder.encode_text_features(pooled).float().cpu())
     return torch.cat(embeds)
@@ -75,27 +78,22 @@ def embed_pairs(
     """Embeds a split as `load_pairs` returns it, on all processes together; every process gets the whole result.
 
     Args:
-        keep: folder for the vectors: an interrupted call goes on there, the next one reads them.
+        keep: folder for the vectors, found again by encoder and content: an interrupted call goes on there, and the
+            next one encodes only what is new.
     """
-    state = PartialState()
-    rank, world = state.process_index, state.num_processes
-    progress = progress and state.is_main_process
+    progress = progress and PartialState().is_main_process
     images = undecoded_images(dataset)
     texts, text_to_image = flatten_captions(dataset.with_format(None)[CAPTIONS][:])
-    kept = None if keep is None else keep / made_by(encoder, dataset)
-
-    def path(kind: str) -> Path | None:
-        return None if kept is None else kept / f"{kind}_{rank}_of_{world}.npy"
-
+    of_images, of_texts = (None, None) if keep is None else kept_vectors(encoder, keep)
     share = images.select(share_of(len(images)))
-    image_embeds = encode_images(encoder, share, batch_size, num_workers, progress, path("images"))
-    image_embeds = gather_shares(image_embeds, len(images))
+    found = encode_images(encoder, share, batch_size, num_workers, progress, of_images)
+    image_embeds = gather_shares(found.embeds, len(images))
+    readable = gather_shares(found.readable[:, None], len(images))[:, 0]
     if CAPTION_FEATURES in dataset.column_names and isinstance(encoder, VSEEncoder):
         text_embeds = embed_caption_features(encoder, FeatureRows(dataset, CAPTION_FEATURES), batch_size)
     else:
         own = [texts[place] for place in share_of(len(texts))]
-        text_embeds = gather_shares(encode_texts(encoder, own, batch_size, progress, path("texts")), len(texts))
-    readable = ~image_embeds.isinf().all(dim=1)
+        text_embeds = gather_shares(encode_texts(encoder, own, batch_size, progress, of_texts), len(texts))
     owner = torch.from_numpy(text_to_image)
     place = readable.cumsum(0) - 1
     sound = readable[owner]
@@ -108,6 +106,23 @@ def embed_pairs(
     )
 
 
+def kept_vectors(encoder: Encoder, folder: Path) -> tuple[Store, Store]:
+    """Where vectors of images and of texts by this encoder are kept.
+
+    Raises:
+        ValueError: nothing tells the vectors of this encoder from those of another one.
+    """
+    if encoder.digest is None:
+        raise ValueError(
+            f"{encoder.name} has no digest, so its vectors cannot be told from those of other weights: "
+            "give it an attribute `digest` that changes with them, or do not keep embeddings"
+        )
+    if next(Path(folder).glob("*/images_*_of_*.npy"), None) is not None:
+        logger.warning("%s holds embeddings of hf_vse 0.1, which are not read: you can remove the .npy files", folder)
+    described = {"model": encoder.name, "digest": encoder.digest}
+    return Store.of(folder, "images", described), Store.of(folder, "texts", described)
+
+
 def share_of(total: int) -> list[int]:
     """The rows of this process, every so many; all processes have equally many, some the last row once more.
 
@@ -116,13 +131,6 @@ def share_of(total: int) -> list[int]:
     state = PartialState()
     last = -(-total // state.num_processes) * state.num_processes
     return [min(row, total - 1) for row in range(state.process_index, last, state.num_processes)]
-
-
-def made_by(encoder: Encoder, dataset: Dataset) -> str:
-    """Names all that embeddings depend on: model and preparation, images by content, captions and their order."""
-    plain = dataset.with_format(None)
-    data = fingerprint(plain[IMAGE_ID][:], plain[CAPTIONS][:]), images_digest(undecoded_images(dataset))
-    return digest_of(encoder.digest or encoder.name, *data)[:16]
 
 
 def evaluate_retrieval(

@@ -150,8 +150,7 @@ def zero_shot_classification(
         What `zero_shot_metrics` returns, `protocol` in words, `broken_images` left out, and the `templates`.
     """
     vectors = class_vectors(encoder, labelled.class_names, templates)
-    embeds = encode_images(encoder, labelled.images, batch_size, num_workers, progress)
-    readable = ~embeds.isinf().all(dim=1)
+    embeds, readable = encode_images(encoder, labelled.images, batch_size, num_workers, progress)
     if not readable.any():
         raise ValueError(f"none of the {len(embeds)} images can be read; check the data directory")
     metrics = zero_shot_metrics(embeds[readable], labelled.labels[readable], vectors, labelled.class_names)

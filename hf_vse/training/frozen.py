@@ -1,19 +1,19 @@
-"""While a tower is frozen its outputs never change: they are computed once, kept in Arrow, and read instead.
+"""While a tower is frozen its outputs never change: they are computed once, kept on disk, and read instead.
 
-The outputs of a split lie in a folder named after everything they depend on: weights, image processor or tokenizer,
-pooling, crops, and the images or captions themselves. So a second run finds them, and a run with anything changed does
-not. They are written in shards, each complete or absent, by all processes; an interrupted computation continues.
+They lie in a store (see `embed/store.py`) that is named after everything they depend on: weights, image processor or
+tokenizer, pooling, crops. A split is divided into shards by position, so that its columns stay memory-mapped, and a
+shard is found by the images or captions in it. All processes compute shards; an interrupted computation continues.
 """
 
 import json
 import logging
-import os
 import socket
 import uuid
 from collections.abc import Callable
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import datasets
 import numpy as np
@@ -23,19 +23,18 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from datasets import Dataset, IterableDataset
 from datasets.table import InMemoryTable
-from torch import nn
-from torch.utils.data import DataLoader
+from PIL.Image import Image
 from tqdm.auto import tqdm
 
 from hf_vse.data.collator import VSECollator
-from hf_vse.data.decoding import groups_in_flight
-from hf_vse.data.digests import configuration_digest, images_digest, tokenizer_digest, weights_digest
-from hf_vse.data.encoding import batches_of, to_device
-from hf_vse.data.features import stored_field
+from hf_vse.data.digests import configuration_digest, content_key, tokenizer_digest, weights_digest
+from hf_vse.data.features import feature_column, stored_field
 from hf_vse.data.images import check_broken_share
 from hf_vse.data.pairs import undecoded_images
 from hf_vse.data.schema import CAPTION_FEATURES, CAPTIONS, IMAGE, flatten_captions, view_column
 from hf_vse.data.transforms import Augmentation, needed_side
+from hf_vse.embed.batches import image_batches, text_batches, to_device
+from hf_vse.embed.store import KEY, Store
 from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.model.processing_vse import VSEProcessor
 from hf_vse.training.arguments import VSETrainingArguments
@@ -43,6 +42,7 @@ from hf_vse.training.arguments import VSETrainingArguments
 logger = logging.getLogger(__name__)
 
 SHARD = 512  # images
+CAPTIONS_AT_ONCE = 256
 CACHE = "hf_vse_frozen"
 
 
@@ -120,6 +120,7 @@ def with_image_features(
     images = undecoded_images(split)
     augmentation = args.augmentation or Augmentation(1.0, False)
     described = {
+        "weights": weights_digest(model.vision_model),
         "image processor": processor.image_processor.to_dict(),
         "configuration": configuration_digest(model.config.vision_config),
         "pooling": model.config.vision_pooling,
@@ -128,51 +129,42 @@ def with_image_features(
         "seed": args.seed if views > 1 else None,
         "bf16": args.bf16,
     }
-    folder = cache_folder(root, "images", model.vision_model, described, images_digest(images))
-    collate = Views(processor, augmentation, args.seed, views)
+    prepare = Views(processor, augmentation, args.seed, views)
+    needed = needed_side(processor.image_processor) if views == 1 else None  # a crop may take any part
+    batch_size = max(1, args.per_device_eval_batch_size // views)
 
-    def read_views(readable: list[bool], inputs: dict[str, torch.Tensor]) -> np.ndarray:
-        """(views, images, dim), not a number where an image cannot be read."""
-        found = np.full((views, len(readable), model.visual_projection.in_features), np.nan, np.float32)
-        if inputs:
-            pooled = run_tower(model, model.pool_images, inputs, args)
-            found[:, np.array(readable)] = pooled.reshape(views, sum(readable), -1)
-        return found
+    def run(inputs: dict[str, torch.Tensor], count: int) -> np.ndarray:
+        pooled = run_tower(model, model.pool_images, {"pixel_values": torch.cat(list(inputs.values()))}, args)
+        return pooled.reshape(views, count, -1).swapaxes(0, 1)
 
-    def encode(rows: range) -> pa.Table:
-        batch_size = max(1, args.per_device_eval_batch_size // views)
-        items = [(row, images[row]) for row in rows]
-        loader = DataLoader(items, batch_size, collate_fn=collate, num_workers=args.dataloader_num_workers)
-        seen = np.concatenate([read_views(*batch) for batch in loader], axis=1)
-        return pa.table({view_column(view): rows_of_features(of_view) for view, of_view in enumerate(seen)})
+    def encode(rows: range) -> dict[str, pa.Array]:
+        found = np.full((len(rows), views, model.visual_projection.in_features), np.nan, np.float32)
+        share, workers = images.select(rows), args.dataloader_num_workers
+        for places, pooled in image_batches(run, share, range(len(rows)), prepare, batch_size, workers, needed):
+            found[places] = pooled
+        return {view_column(view): feature_column(found[:, view]) for view in range(views)}
 
-    table = compute(folder, len(images), encode, f"frozen image tower, {views} crop(s)")
+    keys = [content_key(row[IMAGE]) for row in images]
+    table = compute(Store.of(root, "images", described), keys, encode, f"frozen image tower, {views} crop(s)")
     return without_unreadable(with_columns(split.remove_columns(IMAGE), table), args.max_broken_share)
 
 
 class Views:
-    """Makes a batch of `(row, item)`: which images can be read, and all views of these, one view after the other."""
+    """Prepares images: the plain view of all of them, and random crops, which an image and the seed determine."""
 
     def __init__(self, processor: VSEProcessor, augmentation: Augmentation, seed: int, views: int):
-        self.plain = VSECollator(processor, max_broken_share=1.0)
+        self.plain = VSECollator(processor)
         self.cropping = VSECollator(processor, augmentation)
         self.seed = seed
         self.views = views
-        self.needed = needed_side(processor.image_processor) if views == 1 else None  # a crop may take any part
 
-    def __call__(self, items: list[tuple[int, dict]]) -> tuple[list[bool], dict[str, torch.Tensor]]:
-        readable: list[bool] = []
-        pixels: list[list[torch.Tensor]] = [[] for _ in range(self.views)]
-        for group in groups_in_flight(self.plain.read(item[IMAGE], self.needed) for _, item in items):
-            rows = [row for row, _ in items[len(readable) : len(readable) + len(group)]]
-            kept = [(row, image) for row, image in zip(rows, group, strict=True) if image is not None]
-            readable += [image is not None for image in group]
-            for view in range(self.views if kept else 0):
-                rngs = [np.random.default_rng((self.seed, row, view)) for row, _ in kept]
-                collator = self.cropping if view else self.plain
-                pixels[view].append(collator.image_inputs([image for _, image in kept], rngs)["pixel_values"])
-        found = [part for of_view in pixels for part in of_view]
-        return readable, {"pixel_values": torch.cat(found)} if found else {}
+    def __call__(self, images: list[Image]) -> dict[str, torch.Tensor]:
+        contents = [crc32(image.tobytes()) for image in images] if self.views > 1 else []
+        found = {view_column(0): self.plain.image_inputs(images, [])["pixel_values"]}
+        for view in range(1, self.views):
+            rngs = [np.random.default_rng((self.seed, content, view)) for content in contents]
+            found[view_column(view)] = self.cropping.image_inputs(images, rngs)["pixel_values"]
+        return found
 
 
 def with_caption_features(
@@ -180,28 +172,28 @@ def with_caption_features(
 ) -> Dataset:
     """The split with the pooled output of the text tower for every caption."""
     captions = split.with_format(None)[CAPTIONS][:]
-    tokenizer = processor.tokenizer
     described = {
-        "tokenizer": tokenizer_digest(tokenizer),
-        "max_length": tokenizer.model_max_length,
+        "weights": weights_digest(model.text_model),
+        "tokenizer": tokenizer_digest(processor.tokenizer),
         "configuration": configuration_digest(model.config.text_config),
         "pooling": model.config.text_pooling,
         "bf16": args.bf16,
     }
-    digest = blake2b(json.dumps(captions).encode(), digest_size=16).hexdigest()
-    folder = cache_folder(root, "captions", model.text_model, described, digest)
 
-    def encode(rows: range) -> pa.Table:
+    def run(texts: list[str]) -> np.ndarray:
+        return run_tower(model, model.pool_texts, dict(processor(text=texts)), args)
+
+    def encode(rows: range) -> dict[str, pa.Array]:
         of_rows = captions[rows.start : rows.stop]
         texts, _ = flatten_captions(of_rows)
         found = np.empty((len(texts), model.config.text_config.hidden_size), np.float32)
-        for places in batches_of(sorted(range(len(texts)), key=lambda place: len(texts[place])), SHARD // 2):
-            inputs = dict(processor(text=[texts[place] for place in places]))
-            found[places] = run_tower(model, model.pool_texts, inputs, args)
+        for places, pooled in text_batches(run, texts, range(len(texts)), CAPTIONS_AT_ONCE):
+            found[places] = pooled
         starts = np.cumsum([0] + [len(of_image) for of_image in of_rows]).astype(np.int32)
-        return pa.table({CAPTION_FEATURES: pa.ListArray.from_arrays(pa.array(starts), rows_of_features(found))})
+        return {CAPTION_FEATURES: pa.ListArray.from_arrays(pa.array(starts), feature_column(found))}
 
-    return with_columns(split, compute(folder, len(captions), encode, "frozen text tower"))
+    keys = [content_key(json.dumps(of_image).encode()) for of_image in captions]
+    return with_columns(split, compute(Store.of(root, "captions", described), keys, encode, "frozen text tower"))
 
 
 @torch.no_grad()
@@ -212,48 +204,28 @@ def run_tower(
         return pool(**to_device(inputs, model))[1].float().cpu().numpy()
 
 
-def cache_folder(root: Path, kind: str, tower: nn.Module, described: dict[str, Any], digest: str) -> Path:
-    """The folder of these outputs; `described.json` in it tells a person what they are."""
-    described = {"weights": weights_digest(tower), "data": digest} | described
-    text = json.dumps(described, indent=1, sort_keys=True, default=str)
-    folder = root / f"{kind}-{blake2b(text.encode(), digest_size=12).hexdigest()}"
-    with PartialState().main_process_first():
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "described.json").write_text(text, encoding="utf-8")
-    return folder
-
-
-def compute(folder: Path, total: int, encode: Callable[[range], pa.Table], title: str) -> pa.Table:
-    """Encodes what is missing, every process its shards, and returns all rows, memory-mapped."""
+def compute(store: Store, keys: list[str], encode: Callable[[range], dict[str, pa.Array]], title: str) -> pa.Table:
+    """Encodes the shards that the store lacks, every process its share, and returns all rows, memory-mapped."""
     state = PartialState()
-    shards = [range(start, min(start + SHARD, total)) for start in range(0, total, SHARD)]
-    paths = [folder / f"{number:05d}-of-{len(shards):05d}.arrow" for number in range(len(shards))]
-    missing = [number for number, path in enumerate(paths) if not path.is_file()]
+    shards = [range(start, min(start + SHARD, len(keys))) for start in range(0, len(keys), SHARD)]
+    found = [store.find(keys[rows.start : rows.stop]) for rows in shards]
+    missing = [number for number, shard in enumerate(found) if shard is None]
     state.wait_for_everyone()  # nobody writes before everybody has looked
     if missing:
-        logger.info("%s: %d of %d shards to compute into %s", title, len(missing), len(shards), folder)
+        logger.info("%s: %d of %d shards to compute into %s", title, len(missing), len(shards), store.folder)
     own = missing[state.process_index :: state.num_processes]
     for number in tqdm(own, title, unit="shard", disable=not (own and state.is_main_process)):
-        write_shard(encode(shards[number]), paths[number])
+        rows = shards[number]
+        store.write(keys[rows.start : rows.stop], encode(rows))
     state.wait_for_everyone()
-    table = pa.concat_tables([pa.ipc.open_file(pa.memory_map(str(path))).read_all() for path in paths])
-    files = [{"path": str(path)} for path in paths]
+    for number in missing:
+        rows = shards[number]
+        found[number] = store.find(keys[rows.start : rows.stop])
+    table = pa.concat_tables([shard.drop_columns(KEY) for _, shard in found])
+    files = [{"path": str(path)} for path, _ in found]
     return pa.Table.from_arrays(
         table.columns, schema=pa.schema([stored_field(field, files) for field in table.schema])
     )
-
-
-def rows_of_features(values: np.ndarray) -> pa.FixedSizeListArray:
-    """(rows, dim) -> an Arrow column of rows."""
-    return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
-
-
-def write_shard(table: pa.Table, path: Path) -> None:
-    """A shard is complete or absent: it gets its name when it is written."""
-    unfinished = path.with_suffix(f".{os.getpid()}")
-    with pa.OSFile(str(unfinished), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
-        writer.write_table(table)
-    unfinished.replace(path)
 
 
 def with_columns(split: Dataset, features: pa.Table) -> Dataset:

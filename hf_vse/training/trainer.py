@@ -15,9 +15,9 @@ from transformers import ProgressCallback
 
 from hf_vse.data.collator import VSECollator
 from hf_vse.data.decoding import BrokenImageError
-from hf_vse.data.encoding import to_device
 from hf_vse.data.pairs import PairDataset, StreamedPairs
 from hf_vse.data.sampler import PairBatchSampler
+from hf_vse.embed.batches import to_device
 from hf_vse.evaluation.evaluator import evaluate_retrieval
 from hf_vse.model.checkpoints_vse import SCALARS
 from hf_vse.model.losses_vse import OBJECTIVES, objective

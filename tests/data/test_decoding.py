@@ -17,9 +17,9 @@ from transformers import CLIPImageProcessorPil
 from hf_vse.data import decoding
 from hf_vse.data.collator import VSECollator
 from hf_vse.data.decoding import BrokenImageError, decode_image, groups_in_flight
-from hf_vse.data.encoding import readable_batches
 from hf_vse.data.images import find_broken_images
 from hf_vse.data.transforms import Augmentation, needed_side
+from hf_vse.embed.batches import readable_batches
 from hf_vse.model.processing_vse import VSEProcessor
 
 RAMP = np.linspace(0, 255, 64).round().astype(np.uint8).reshape(8, 8)  # black to white

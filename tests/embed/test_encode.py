@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from hf_vse.data.encoding import UNREAD
 from hf_vse.embed.encoder import Encoder
 from hf_vse.embed.run import encode_images, encode_texts
+from hf_vse.embed.store import Store
 from hf_vse.evaluation.evaluator import embed_pairs
 from tests.conftest import make_pairs
 
@@ -58,15 +58,15 @@ def test_interrupted_images_are_continued_and_not_encoded_again(tmp_path):
     rows[3] = {"image": {"bytes": b"broken", "path": None}}
     whole = encode_images(Colours(), rows, batch_size=2)
     interrupted, rest, later = Colours(stop_before=5), Colours(), Colours()
-    path = tmp_path / "kept" / "images.npy"
     with pytest.raises(KeyboardInterrupt):
-        encode_images(interrupted, rows, batch_size=2, path=path)
-    assert not path.exists() and interrupted.images_seen == 6  # one of them to learn the number of dimensions
-    assert torch.equal(encode_images(rest, rows, batch_size=2, path=path), whole)
-    assert rest.images_seen == 1 + 9 - 5
-    assert torch.equal(encode_images(later, rows, batch_size=2, path=path), whole) and later.images_seen == 0
-    assert [file.name for file in path.parent.iterdir()] == ["images.npy"]
-    assert (whole[3] == UNREAD).all() and whole[[0, 1, 2, 4]].isfinite().all()
+        encode_images(interrupted, rows, batch_size=2, store=Store(tmp_path))
+    assert interrupted.images_seen == 5
+    for encoder, seen in ((rest, 9 - 5), (later, 0)):
+        found = encode_images(encoder, rows, batch_size=2, store=Store(tmp_path))
+        assert torch.equal(found.embeds, whole.embeds) and torch.equal(found.readable, whole.readable)
+        assert encoder.images_seen == seen
+    assert whole.readable.tolist() == [row != 3 for row in range(10)]
+    assert (whole.embeds[3] == 0).all() and whole.embeds[whole.readable].norm(dim=1).allclose(torch.ones(9))
 
 
 def test_interrupted_sentences_are_continued_and_not_encoded_again(tmp_path):
@@ -74,11 +74,11 @@ def test_interrupted_sentences_are_continued_and_not_encoded_again(tmp_path):
     whole = encode_texts(Colours(), texts, batch_size=3)
     interrupted, rest = Colours(stop_before=9), Colours()
     with pytest.raises(KeyboardInterrupt):
-        encode_texts(interrupted, texts, batch_size=3, path=tmp_path / "texts.npy")
-    done = interrupted.texts_seen - 1
+        encode_texts(interrupted, texts, batch_size=3, store=Store(tmp_path))
+    done = interrupted.texts_seen
     assert 0 < done < len(texts)
-    assert torch.equal(encode_texts(rest, texts, batch_size=3, path=tmp_path / "texts.npy"), whole)
-    assert rest.texts_seen == 1 + len(texts) - done
+    assert torch.equal(encode_texts(rest, texts, batch_size=3, store=Store(tmp_path)), whole)
+    assert rest.texts_seen == len(texts) - done
 
 
 def test_encoder_that_gives_too_few_vectors_is_named():

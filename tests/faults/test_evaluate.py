@@ -10,8 +10,8 @@ import torch
 from datasets import load_from_disk
 
 from hf_vse.cli.main import main
-from hf_vse.data.backbone import extract_features
 from hf_vse.embed.adapters.vse import VSEEncoder
+from hf_vse.embed.features import extract_features
 from hf_vse.evaluation.evaluator import embed_pairs
 from tests.conftest import make_pairs
 from tests.faults.killing import SOAK, names_of_points, points_to_try, run

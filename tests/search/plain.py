@@ -45,7 +45,7 @@ class PlainEncoder(Encoder):
         return np.stack([self.vector(text.encode()) for text in texts])
 
     def vectors_of(self, files: Sequence[Path]) -> np.ndarray:
-        return encode_images(self, [{"image": str(file)} for file in files]).numpy()
+        return encode_images(self, [{"image": str(file)} for file in files]).embeds.numpy()
 
 
 def fill(folder: Path, names: Sequence[str], salt: str = "") -> Path:

@@ -9,12 +9,12 @@ import torch
 from transformers import CLIPImageProcessorPil
 
 from hf_vse.data.collator import VSECollator
-from hf_vse.data.encoding import ReadableBatch
 from hf_vse.data.features import FeatureRows, features_dataset
 from hf_vse.data.pairs import Pair, PairDataset
 from hf_vse.data.schema import IMAGE_FEATURES
 from hf_vse.data.transforms import Augmentation
 from hf_vse.embed.adapters.vse import VSEEncoder
+from hf_vse.embed.batches import ReadableBatch
 from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.model.processing_vse import VSEProcessor
 from hf_vse.training.frozen import cache_frozen_towers

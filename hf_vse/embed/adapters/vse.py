@@ -16,9 +16,9 @@ from hf_vse.data.digests import (
     tokenizer_digest,
     weights_digest,
 )
-from hf_vse.data.encoding import to_device
 from hf_vse.data.transforms import needed_side
 from hf_vse.embed.adapters.own_models import FETCH_AGAIN, check_processor, load_vse_model, load_vse_processor
+from hf_vse.embed.batches import to_device
 from hf_vse.embed.encoder import Encoder
 from hf_vse.embed.weights import chosen_device, one_line
 from hf_vse.model.configuration_vse import FEATURES_MODEL_TYPE

@@ -208,7 +208,8 @@ def embed_foils(
     used = sorted({foil.image for foil in foils})
     row = {image: place for place, image in enumerate(used)}
     rows = undecoded_images(images).select(used) if isinstance(images, Dataset) else Subset(images, used)
-    image_embeds = encode_images(encoder, rows, batch_size=batch_size, num_workers=num_workers, progress=progress)
+    image_embeds, readable = encode_images(encoder, rows, batch_size, num_workers, progress)
+    image_embeds[~readable] = torch.inf  # as `foil_scores` takes them
     texts = distinct_sentences(foils)
     text_embeds = encode_texts(encoder, texts, batch_size=batch_size, progress=progress)
     return [foil._replace(image=row[foil.image]) for foil in foils], image_embeds, text_embeds, texts

@@ -2,14 +2,14 @@ import numpy as np
 import pytest
 import torch
 
-from hf_vse.data.backbone import extract_features
-from hf_vse.embed.load import load_encoder
+from hf_vse.embed.adapters.vse import VSEEncoder
+from hf_vse.embed.features import extract_features
 from tests.conftest import make_pairs
 
 
 @pytest.fixture
 def encoder(tiny_model):
-    return load_encoder(str(tiny_model))
+    return VSEEncoder.from_pretrained(tiny_model)
 
 
 def test_an_interrupted_call_continues_and_another_tower_does_not(encoder, tmp_path, monkeypatch):

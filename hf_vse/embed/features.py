@@ -1,34 +1,27 @@
-"""Runs an image tower over photographs once and keeps its outputs, in the form that `--features` reads."""
+"""Runs an image tower over images once and keeps its outputs as one array, in the form that `--features` reads."""
 
-import logging
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
-from torch.utils.data import Subset
-from tqdm.auto import tqdm
 from transformers.image_processing_utils import BaseImageProcessor
 
 from hf_vse.data.digests import (
     configuration_digest,
+    content_key,
     digest_of,
     image_processor_digest,
-    images_digest,
     weights_digest,
 )
-from hf_vse.data.encoding import readable_batches, to_device
 from hf_vse.data.images import check_broken_share
 from hf_vse.data.schema import IMAGE
 from hf_vse.data.transforms import needed_side
-from hf_vse.data.unfinished import finish, missing_rows, open_unfinished, zero_rows
-from hf_vse.files import check_output_file
+from hf_vse.embed.batches import Images, first_readable, image_batches, to_device
+from hf_vse.embed.store import Store
+from hf_vse.files import check_output_file, whole_file
 from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.model.towers_vse import state_sequence
-
-logger = logging.getLogger(__name__)
 
 LARGEST = float(np.finfo(np.float16).max)
 
@@ -37,7 +30,7 @@ LARGEST = float(np.finfo(np.float16).max)
 def extract_features(
     model: VSEModel,
     image_processor: BaseImageProcessor,
-    images: Dataset | Sequence[Mapping[str, Any]],
+    images: Images,
     path: str | Path,
     *,
     regions: bool = False,
@@ -47,6 +40,9 @@ def extract_features(
     progress: bool = True,
 ) -> np.ndarray:
     """Writes the outputs of the image tower as a float16 .npy file; interrupted, the same call goes on.
+
+    What is computed is kept in a hidden folder beside the file until the file is complete, so that twice its size is
+    needed on the disk.
 
     Args:
         images: rows with a column `image`, see `decode_image`; row i of the file is for `images[i]`, zero where it
@@ -61,48 +57,49 @@ def extract_features(
         raise ValueError(f"output {path} must end in .npy")
     check_output_file("output", path)
 
-    def run(inputs: dict[str, torch.Tensor]) -> np.ndarray:
+    def run(inputs: dict[str, torch.Tensor], count: int) -> np.ndarray:
         states, pooled = model.pool_images(**to_device(inputs, model))
         found = (state_sequence(states) if regions else pooled).float().cpu().numpy()
         if np.abs(found).max() > LARGEST:
             raise ValueError(f"the image tower gives {np.abs(found).max():.3g}, more than float16 holds ({LARGEST:g})")
-        return found
+        return found.astype(np.float16)
 
     def prepare(readable: list[Any]) -> dict[str, torch.Tensor]:
         return dict(image_processor(readable, return_tensors="pt"))
 
+    store = unfinished_store(path, features_digest(model, image_processor, regions))
+    keys = [content_key(row[IMAGE]) for row in images]
+    missing, title = store.missing(keys), "image tower" if progress else None
     needed = needed_side(image_processor)
-    first = next((inputs for _, inputs in readable_batches(images, prepare, 1, needed=needed) if inputs), None)
+    first = first_readable(images, prepare, needed)
     if first is None:
         raise ValueError(f"none of the {len(images)} images can be read")
-    made_by = features_digest(model, image_processor, images, regions)
-    array, unfinished = open_unfinished(path, (len(images), *run(first)[0].shape), made_by, np.float16)
-    missing = missing_rows(array)
-    with tqdm(total=len(images), initial=len(images) - len(missing), desc="image tower", disable=not progress) as bar:
-        rest = Subset(images, missing.tolist())
-        for readable, inputs in readable_batches(rest, prepare, batch_size, num_workers, needed):
-            rows, missing = missing[: len(readable)], missing[len(readable) :]
-            good = readable.numpy()
-            if inputs:
-                array[rows[good]] = run(inputs)
-            array[rows[~good]] = 0
-            bar.update(len(rows))
-    broken = {name_of(images[row][IMAGE], row): "cannot be read, its row is zero" for row in zero_rows(array)}
+    row = run(first, 1)[0]
+    check_output_file("output", path, (len(images) + len(missing)) * row.nbytes)
+    batches = image_batches(run, images, missing, prepare, batch_size, num_workers, needed, title)
+    store.fill(keys, batches, "the image tower")
+    unread = store.missing(keys)
+    broken = {name_of(images[row][IMAGE], row): "cannot be read, its row is zero" for row in unread}
     check_broken_share(broken, len(images), max_broken_share)
-    finish(array, unfinished, path, "the image tower")
+    with whole_file(path) as unfinished:
+        array = np.lib.format.open_memmap(unfinished, "w+", row.dtype, (len(images), *row.shape))
+        for places, rows in store.read(keys):
+            array[places] = rows
+        array.flush()
+    store.remove()
     return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
-def features_digest(
-    model: VSEModel,
-    image_processor: BaseImageProcessor,
-    images: Dataset | Sequence[Mapping[str, Any]],
-    regions: bool,
-) -> str:
-    """Of all that `extract_features` depends on."""
+def unfinished_store(path: Path, made_by: str) -> Store:
+    """Where the rows of an array are kept until it is complete."""
+    return Store(path.with_name(f".{path.stem}.{made_by[:8]}.unfinished"))
+
+
+def features_digest(model: VSEModel, image_processor: BaseImageProcessor, regions: bool) -> str:
+    """Of all that the rows of `extract_features` depend on beside the images."""
     tower = weights_digest(model.vision_model), configuration_digest(model.config.vision_config)
     pooling = None if regions else (model.config.vision_pooling, weights_digest(model.vision_pooling))
-    return digest_of(*tower, pooling, image_processor_digest(image_processor), images_digest(images))
+    return digest_of(*tower, pooling, image_processor_digest(image_processor))
 
 
 def name_of(image: Any, row: int) -> str:
