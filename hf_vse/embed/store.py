@@ -125,7 +125,11 @@ class Store:
             self.write(of_batches, {ROWS: feature_column(np.concatenate([rows for _, rows in batches]))})
 
     def read(self, keys: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """What `fill` has written: for every shard with some of the keys their places and their rows."""
+        """What `fill` has written: for every shard with some of the keys their places and their rows.
+
+        Raises:
+            ValueError: rows of different shapes.
+        """
         of_shard: dict[int, tuple[pa.Table, list[int], list[int]]] = {}
         for place, key in enumerate(keys):
             if (found := self.index().get(key)) is not None:
@@ -133,8 +137,15 @@ class Store:
                 _, places, rows = of_shard.setdefault(id(table), (table, [], []))
                 places.append(place)
                 rows.append(row)
+        shape = None
         for table, places, rows in of_shard.values():
             _, values = feature_values(table.column(ROWS).chunk(0))
+            shape = shape or values.shape[1:]
+            if values.shape[1:] != shape:
+                raise ValueError(
+                    f"{self.folder} holds rows of shapes {shape} and {values.shape[1:]}, "
+                    "by two encoders that have the same digest: remove the folder"
+                )
             yield np.array(places), values[rows]
 
     def remove(self) -> None:

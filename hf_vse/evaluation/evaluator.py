@@ -119,7 +119,7 @@ def kept_vectors(encoder: Encoder, folder: Path) -> tuple[Store, Store]:
         )
     if next(Path(folder).glob("*/images_*_of_*.npy"), None) is not None:
         logger.warning("%s holds embeddings of hf_vse 0.1, which are not read: you can remove the .npy files", folder)
-    described = {"model": encoder.name, "digest": encoder.digest}
+    described = {"encoder": encoder.digest}
     return Store.of(folder, "images", described), Store.of(folder, "texts", described)
 
 

@@ -58,7 +58,7 @@ def test_models_are_compared_in_a_report(capsys, tiny_model, pairs, tmp_path):
     assert json.loads((tmp_path / "both.json").read_text()) == found
     page = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
     assert "mine.py:Brightness" in page and "QB-Norm" in page
-    assert len(list((tmp_path / "kept").rglob("texts_0_of_1.npy"))) == 4  # the test split and the bank, of two models
+    assert len(list((tmp_path / "kept").glob("texts-*/*.arrow"))) == 4  # the test split and the bank, of two models
 
 
 def test_arrays_are_judged_with_and_without_their_data(capsys, pairs, tmp_path):
@@ -107,7 +107,7 @@ def test_two_processes_judge_as_one_and_leave_one_record(capsys, tiny_model, pai
     assert together["environment"]["processes"] == 2 and alone["environment"]["processes"] == 1
     for part in ("metrics", "intervals", "protocols", "fingerprint", "images", "captions"):
         assert only(together)[part] == only(alone)[part], part
-    assert {path.name for path in tmp_path.rglob("texts*.npy")} == {"texts_0_of_2.npy", "texts_1_of_2.npy"}
+    assert len(list(tmp_path.glob("texts-*/*.arrow"))) == 2  # each process has written one
 
 
 def test_foils_that_can_be_named_are_those_there_are():

@@ -86,5 +86,5 @@ def test_encoder_that_gives_too_few_vectors_is_named():
         def encode_texts(self, texts):
             return super().encode_texts(texts).mean(dim=0)
 
-    with pytest.raises(ValueError, match=r"colours gave an array of shape \(3,\) for 1 inputs"):
+    with pytest.raises(ValueError, match=r"colours gave an array of shape \(3,\) for 2 inputs"):
         encode_texts(Mean(), ["red", "blue"])

@@ -92,7 +92,7 @@ def test_record_holds_numbers_protocol_and_fingerprint(tokenizer):
 class Counting(Encoder):
     """Vectors that follow from brightness and length, and a count of what was encoded."""
 
-    name = "counting"
+    name = digest = "counting"
 
     def __init__(self):
         self.images = self.texts = 0
@@ -109,7 +109,7 @@ class Counting(Encoder):
 def test_an_encoder_is_two_methods_and_each_image_is_encoded_once():
     encoder, dataset = Counting(), make_pairs(7, captions=3)
     pairs = embed_pairs(encoder, dataset, batch_size=3, progress=False)
-    assert (encoder.images, encoder.texts) == (7 + 1, 21 + 1)  # the first of each tells how long a vector is
+    assert (encoder.images, encoder.texts) == (7, 21)
     lengths = torch.tensor([[len(text), 1.0] for row in dataset["captions"] for text in row])
     torch.testing.assert_close(pairs.text_embeds, torch.nn.functional.normalize(lengths))
 
@@ -121,8 +121,31 @@ def test_kept_embeddings_are_read_and_those_of_other_data_are_not(tmp_path):
     second = embed_pairs(encoder, dataset, progress=False, keep=tmp_path)
     assert encoder.images == encoder.texts == 0
     assert all(torch.equal(one, other) for one, other in zip(first[:4], second[:4], strict=True))
-    embed_pairs(encoder, dataset.select(range(4)), progress=False, keep=tmp_path)
-    assert encoder.images == 4 + 1
+    more = make_pairs(7)
+    assert torch.equal(
+        embed_pairs(encoder, more, progress=False, keep=tmp_path).image_embeds,
+        embed_pairs(Counting(), more, progress=False).image_embeds,
+    )
+    assert encoder.images == 2  # the other five are those of before
+    encoder.digest = "other weights"
+    embed_pairs(encoder, dataset, progress=False, keep=tmp_path)
+    assert encoder.images == 2 + 5
+
+
+def test_embeddings_of_an_encoder_without_digest_are_not_kept(tmp_path):
+    encoder = Counting()
+    encoder.digest = None
+    with pytest.raises(ValueError, match="counting has no digest, .* give it an attribute `digest`"):
+        embed_pairs(encoder, make_pairs(3), progress=False, keep=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_embeddings_of_the_first_version_are_ignored_with_one_line(tmp_path, caplog):
+    (tmp_path / "0123456789abcdef").mkdir()
+    np.save(tmp_path / "0123456789abcdef" / "images_0_of_1.npy", np.zeros((5, 2), np.float32))
+    encoder = Counting()
+    embed_pairs(encoder, make_pairs(5), progress=False, keep=tmp_path)
+    assert encoder.images == 5 and caplog.text.count("embeddings of hf_vse 0.1, which are not read") == 1
 
 
 def test_data_that_a_model_cannot_read_are_refused(tokenizer):
