@@ -180,11 +180,8 @@ def test_what_is_no_number_is_refused_and_not_kept(folder):
         def encode_texts(self, texts):
             return super().encode_texts(texts) * (np.nan if "dog number 3" in texts[0] else 1)
 
-    with pytest.raises(
-        ValueError, match="letters gives what is not a number for 1 of 1 inputs, the first is number 3"
-    ):
-        encode_texts(Diverged(), ["dog number 1", "dog number 2", "xdog number 3"], 1, store=Store(folder))
-    with pytest.raises(ValueError, match="the first is number 2"):
+    told = "letters gives what is not a number for 1 of 1 inputs, the first is number 2"
+    with pytest.raises(ValueError, match=told):
         encode_texts(Diverged(), ["dog number 1", "dog number 2", "dog number 3"], 1, store=Store(folder))
     assert len(Store(folder).index()) == 2
 
