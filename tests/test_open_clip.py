@@ -65,7 +65,7 @@ def one_pair_at_a_time(open_clip, weights, **options) -> torch.Tensor:
 
 
 def cosines_of(encoder: OpenCLIPEncoder, batch_size: int) -> torch.Tensor:
-    image_embeds = encode_images(encoder, [{"image": image} for image in images()], batch_size)
+    image_embeds = encode_images(encoder, [{"image": image} for image in images()], batch_size).embeds
     return image_embeds @ encode_texts(encoder, TEXTS, batch_size).T
 
 

@@ -17,7 +17,6 @@ from accelerate import PartialState
 from datasets import Dataset
 from tqdm.auto import tqdm
 
-from hf_vse.data.encoding import UNREAD
 from hf_vse.data.images import check_broken_share
 from hf_vse.data.schema import CAPTIONS, IMAGE, IMAGE_FEATURES
 from hf_vse.embed.encoder import Encoder
@@ -170,8 +169,8 @@ def encode_missing(
         for start in range(0, len(photographs), PART):
             part = photographs[start : start + PART]
             values = [each.value.read() if isinstance(each.value, DatasetImage) else each.value for each in part]
-            embeds = encode_images(encoder, [{column: value} for value in values], batch_size, num_workers).numpy()
-            readable = ~(embeds == UNREAD).all(axis=1)
+            found = encode_images(encoder, [{column: value} for value in values], batch_size, num_workers)
+            embeds, readable = found.embeds.numpy(), found.readable.numpy()
             check_unit(embeds[readable], f"the vectors that {encoder.name} makes")
             if readable.any():
                 keys = [each.key for each, good in zip(part, readable, strict=True) if good]

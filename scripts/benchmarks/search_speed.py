@@ -52,7 +52,7 @@ def seeds(arguments: argparse.Namespace, rng: np.random.Generator) -> tuple[np.n
 
     encoder = load_encoder(arguments.model)
     split = load_pairs(arguments.dataset, data_dir=arguments.data_dir)[arguments.split]
-    images = encode_images(encoder, undecoded_images(split)).numpy()
+    images = encode_images(encoder, undecoded_images(split)).embeds.numpy()
     texts = encode_texts(encoder, flatten_captions(split[CAPTIONS])[0], progress=True).numpy()
     return images, texts[rng.permutation(len(texts))]
 

@@ -2,16 +2,20 @@
 
 from collections.abc import Callable
 from functools import cache
-from hashlib import blake2b
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from hf_vse.data.digests import content_key
+from hf_vse.data.features import feature_column
+from hf_vse.data.pairs import undecoded_images
 from hf_vse.data.sources import load_pairs
 from hf_vse.embed.adapters.vse import VSEEncoder
-from hf_vse.evaluation.evaluator import made_by
+from hf_vse.embed.store import ROWS
+from hf_vse.evaluation.evaluator import kept_vectors
 from tests.bad_input.table import Case, Parts, one_clear_line
 from tests.bad_input.test_model import copied, evaluate, features
 
@@ -19,10 +23,8 @@ IMAGES, TEXTS, DIM = 10, 10, 16  # photographs with metadata, their captions, di
 
 
 @cache
-def key_of(parts: Parts) -> str:
-    """The folder of the vectors of this model and these photographs."""
-    split = load_pairs("imagefolder", data_dir=parts.photographs)["train"]
-    return made_by(VSEEncoder.from_pretrained(parts.model, "cpu"), split)
+def encoder_of(parts: Parts) -> VSEEncoder:
+    return VSEEncoder.from_pretrained(parts.model, "cpu")
 
 
 def unit_rows(count: int, dim: int = DIM) -> np.ndarray:
@@ -34,41 +36,36 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
 
-def kept(name: str, write: Callable[[Path], object]):
-    """Something stands where the vectors of images would."""
+def kept(change: Callable[[bytes], bytes] | None, dim: int = DIM):
+    """A shard lies where the vectors of images are kept: its first two are of the images that are judged."""
 
     def arrange(parts: Parts, folder: Path) -> list[str]:
-        place = folder / "kept" / key_of(parts)
-        place.mkdir(parents=True)
-        write(place / name)
+        store, _ = kept_vectors(encoder_of(parts), folder / "kept")
+        images = undecoded_images(load_pairs("imagefolder", data_dir=parts.photographs)["train"])
+        keys = [content_key(images[row]["image"]) for row in range(2)]
+        store.write(keys, {ROWS: feature_column(unit_rows(2, dim))})
+        [path] = store.folder.glob("*.arrow")
+        if change is not None:
+            path.write_bytes(change(path.read_bytes()))
         return [*evaluate(parts, folder, parts.model), "--embeddings", str(folder / "kept"), "--device", "cpu"]
 
     return arrange
 
 
-def array_then(change: Callable[[Path], object]) -> Callable[[Path], None]:
-    def write(path: Path) -> None:
-        np.save(path, unit_rows(IMAGES))
-        change(path)
-
-    return write
+def as_npy(rows: np.ndarray) -> bytes:
+    file = BytesIO()
+    np.save(file, rows, allow_pickle=True)
+    return file.getvalue()
 
 
-FINISHED = "images_0_of_1.npy"
-UNFINISHED = f"images_0_of_1.{blake2b(digest_size=4).hexdigest()}.unfinished.npy"
-KEPT: dict[str, Callable[[Path], object]] = {
-    "truncated": array_then(cut),
-    "empty": lambda path: path.write_bytes(b""),
-    "garbage": lambda path: path.write_bytes(bytes(range(256)) * 20),
-    "pickled": lambda path: np.save(path, np.array([{"an": "object"}] * IMAGES), allow_pickle=True),
-    "an archive": lambda path: np.savez(path.open("wb"), rows=unit_rows(IMAGES)),
-    "too few rows": lambda path: np.save(path, unit_rows(IMAGES - 1)),
-    "too many rows": lambda path: np.save(path, unit_rows(IMAGES + 1)),
-    "a vector": lambda path: np.save(path, unit_rows(1)[0]),
-    "in float64": lambda path: np.save(path, unit_rows(IMAGES).astype(np.float64)),
-    "whole numbers": lambda path: np.save(path, np.ones((IMAGES, DIM), np.int64)),
-    "not a number": lambda path: np.save(path, np.full((IMAGES, DIM), np.nan, np.float32)),
-    "of other lengths": lambda path: np.save(path, 2 * unit_rows(IMAGES)),
+DAMAGED: dict[str, Callable[[bytes], bytes]] = {
+    "truncated": lambda content: content[:-100],
+    "empty": lambda content: b"",
+    "garbage": lambda content: bytes(range(256)) * 20,
+    "pickled": lambda content: as_npy(np.array([{"an": "object"}] * IMAGES)),
+    "another kind": lambda content: as_npy(unit_rows(IMAGES)),
+    "one bit": lambda content: content[:400] + bytes([content[400] ^ 1]) + content[401:],
+    "longer": lambda content: content + b"\0",
 }
 
 
@@ -213,12 +210,8 @@ def on_device(name: str):
 
 
 CASES = [
-    *(Case(f"kept/{what}", kept(FINISHED, write), FINISHED) for what, write in KEPT.items()),
-    Case(
-        "kept/unfinished and truncated",
-        kept(UNFINISHED, array_then(cut)),
-        accepted=True,
-    ),
+    *(Case(f"kept/{what}", kept(change), accepted=True) for what, change in DAMAGED.items()),  # computed again
+    Case("kept/of another length", kept(None, DIM + 1), "rows of shapes .* remove the folder", may_write=("kept",)),
     *(Case(f"given/{what}", given(change), says) for what, (change, says) in GIVEN.items()),
     *(Case(f"given/folder {what}", given(change, True), says) for what, (change, says) in IN_FOLDER.items()),
     *(Case(f"place/{what}", places(*how), says) for what, (*how, says) in PLACES.items()),

@@ -38,7 +38,7 @@ def test_vectors_are_those_of_the_model_inside(folder, tokenizer):
     model = encoder.model[0].model.eval()
     short = TEXTS[:-1]
     for batch_size in (1, 3):
-        image_embeds = encode_images(encoder, [{"image": image} for image in images()], batch_size)
+        image_embeds = encode_images(encoder, [{"image": image} for image in images()], batch_size).embeds
         text_embeds = encode_texts(encoder, short, batch_size)
         for row, image in enumerate(images()):
             pixels = encoder.model[0].processor.image_processor([image], return_tensors="pt")

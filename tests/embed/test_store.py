@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from hf_vse.embed import store as module
-from hf_vse.embed.adapters.own_models import load_vse
-from hf_vse.embed.encoder import DualEncoder
+from hf_vse.embed.adapters.vse import VSEEncoder
+from hf_vse.embed.encoder import Encoder
 from hf_vse.embed.run import encode_images, encode_texts
 from hf_vse.embed.store import Store
 from hf_vse.evaluation.evaluator import embed_pairs
@@ -21,7 +21,7 @@ from tests.faults.killing import names_of_points, points_to_try, run
 TEXTS = [f"{'a ' * (number % 5)}dog number {number}" for number in range(11)]
 
 
-class Letters(DualEncoder):
+class Letters(Encoder):
     """Sentences by their letters; a vector does not depend on the others of its batch."""
 
     name = digest = "letters"
@@ -86,7 +86,7 @@ def test_rows_are_those_of_a_plain_loop_to_the_last_bit(folder):
 
 
 def test_kept_vectors_of_a_model_are_those_without_a_store_to_the_last_bit(tiny_model, tmp_path):
-    encoder, pairs = load_vse(tiny_model, "cpu"), make_pairs(7, captions=2)
+    encoder, pairs = VSEEncoder.from_pretrained(tiny_model, "cpu"), make_pairs(7, captions=2)
     expected = embed_pairs(encoder, pairs, batch_size=3, progress=False)
     for _ in range(2):
         found = embed_pairs(encoder, pairs, batch_size=3, progress=False, keep=tmp_path)
@@ -106,8 +106,8 @@ def brighter(pairs):
 @pytest.mark.parametrize("changed", ["nothing", "weight", "mean", "crop", "tokenizer", "content"])
 def test_what_is_changed_gets_new_vectors(tiny_model, tmp_path, changed):
     pairs = make_pairs(5)
-    embed_pairs(load_vse(tiny_model, "cpu"), pairs, progress=False, keep=tmp_path)
-    encoder = load_vse(tiny_model, "cpu")
+    embed_pairs(VSEEncoder.from_pretrained(tiny_model, "cpu"), pairs, progress=False, keep=tmp_path)
+    encoder = VSEEncoder.from_pretrained(tiny_model, "cpu")
     prepare = encoder.processor.image_processor
     if changed == "weight":
         with torch.no_grad():
@@ -215,7 +215,7 @@ def test_rows_of_any_shape_and_precision_come_back(folder):
 
 
 def test_images_that_cannot_be_read_have_no_row_and_are_tried_again(tiny_model, tmp_path):
-    encoder = load_vse(tiny_model, "cpu")
+    encoder = VSEEncoder.from_pretrained(tiny_model, "cpu")
     PIL.Image.new("RGB", (20, 20), "red").save(tmp_path / "a.png")
     images = [{"image": str(tmp_path / "a.png")}, {"image": str(tmp_path / "b.png")}]
     found = encode_images(encoder, images, store=Store(tmp_path / "store"))

@@ -243,7 +243,7 @@ def test_family_equals_its_own_forward_pass(family, tokenizer, tmp_path):
     expected = one_pair_at_a_time(encoder, case, tokenizer)
     assert expected.std() > 0.02
     for batch_size in (1, 4):
-        image_embeds = encode_images(encoder, [{"image": image} for image in images()], batch_size)
+        image_embeds = encode_images(encoder, [{"image": image} for image in images()], batch_size).embeds
         text_embeds = encode_texts(encoder, TEXTS, batch_size)
         torch.testing.assert_close(image_embeds @ text_embeds.T, expected, rtol=1e-3, atol=1e-4)
     facts = encoder.facts()
@@ -302,7 +302,7 @@ def test_precision_is_full_unless_asked_otherwise(clip_folder):
     full, half = (load_encoder(str(clip_folder), device="cpu", dtype=dtype) for dtype in (None, "bfloat16"))
     assert (full.facts()["dtype"], half.facts()["dtype"]) == ("float32", "bfloat16")
     for of_full, of_half in (
-        (encode_images(full, rows), encode_images(half, rows)),
+        (encode_images(full, rows).embeds, encode_images(half, rows).embeds),
         (encode_texts(full, TEXTS), encode_texts(half, TEXTS)),
     ):
         assert of_half.dtype == torch.float32 and not torch.equal(of_full, of_half)

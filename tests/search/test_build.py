@@ -34,7 +34,7 @@ def encoder(tiny_model, monkeypatch):
 
 
 def vectors(encoder, values) -> np.ndarray:
-    return encode_images(encoder, [{"image": value} for value in values]).numpy()
+    return encode_images(encoder, [{"image": value} for value in values]).embeds.numpy()
 
 
 def test_a_folder_becomes_a_gallery_and_only_changes_are_encoded_again(encoder, photographs, tmp_path):
