@@ -67,7 +67,7 @@ def check_vectors(model: str) -> None:
     encoder = load_encoder(model)
     for split, pairs in load_pairs("imagefolder", data_dir="photos").items():
         captions = [caption for of_image in pairs["captions"][:] for caption in of_image]
-        assert_same_vectors(encode_images(encoder, pairs.select_columns("image")), EXPECTED[f"{split}_images"])
+        assert_same_vectors(encode_images(encoder, pairs.select_columns("image")).embeds, EXPECTED[f"{split}_images"])
         assert_same_vectors(encode_texts(encoder, captions), EXPECTED[f"{split}_texts"])
 
 
@@ -145,17 +145,18 @@ def test_evaluations_are_read(name, old):
     assert len(found.get("comparisons", [])) == (1 if "two" in name else 0)
 
 
-def test_kept_embeddings_are_read(old):
-    """Those of the images are in reverse order, and so are the results."""
+def test_kept_embeddings_are_computed_again_with_one_line(old, caplog):
+    """Those of the images are in reverse order, which the results must not be."""
     (kept,) = (path for path in old.glob("embeddings/*/images_0_of_1.npy") if len(np.load(path)) == 6)
     np.save(kept, np.load(kept)[::-1])
     asked = ["--split", "validation", "--embeddings", "embeddings", "--output", "again.json"]
     assert main(["evaluate", "run", *asked]) == 0
     images, texts = (torch.from_numpy(EXPECTED[f"validation_{kind}"].copy()) for kind in ("images", "texts"))
     owner = torch.arange(18) // 3
-    expected = retrieval_metrics(images.flip(0), texts, owner)
+    expected = retrieval_metrics(images, texts, owner)
     assert read_evaluation("again.json")["metrics"]["run"]["metrics"] == pytest.approx(expected)
-    assert expected != retrieval_metrics(images, texts, owner)
+    assert expected != retrieval_metrics(images.flip(0), texts, owner)
+    assert caplog.text.count("embeddings of hf_vse 0.1, which are not read") == 1
 
 
 @pytest.mark.parametrize(("gallery", "split"), [("gallery_folder", "train"), ("gallery_data", "validation")])
@@ -190,5 +191,5 @@ def test_gallery_of_a_data_set_is_recognised(old):
 def test_gallery_of_another_model_is_computed_again(old):
     assert main(["index", "photos/train", "gallery_folder", "--model", "run/stages/base"]) == 0
     images = load_pairs("imagefolder", data_dir="photos")["train"].select_columns("image")
-    base = encode_images(load_encoder("run/stages/base"), images)
+    base = encode_images(load_encoder("run/stages/base"), images).embeds
     assert_same_vectors(GalleryIndex.load("gallery_folder").embeds, base)
