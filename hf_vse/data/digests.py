@@ -96,7 +96,7 @@ def images_digest(images: Dataset | Sequence[Mapping[str, Any]]) -> str:
     return digest.hexdigest()
 
 
-def content_key(value: Any) -> str:
+def item_key(value: Any) -> str:
     """`content_digest` in hexadecimal."""
     return content_digest(value).hex()
 

@@ -9,9 +9,9 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from hf_vse.data.digests import (
     configuration_digest,
-    content_key,
     digest_of,
     image_processor_digest,
+    item_key,
     weights_digest,
 )
 from hf_vse.data.images import check_broken_share
@@ -68,7 +68,7 @@ def extract_features(
         return dict(image_processor(readable, return_tensors="pt"))
 
     store = unfinished_store(path, features_digest(model, image_processor, regions))
-    keys = [content_key(row[IMAGE]) for row in images]
+    keys = [item_key(row[IMAGE]) for row in images]
     missing, title = store.missing(keys), "image tower" if progress else None
     needed = needed_side(image_processor)
     first = first_readable(images, prepare, needed)
@@ -79,7 +79,7 @@ def extract_features(
     batches = image_batches(run, images, missing, prepare, batch_size, num_workers, needed, title)
     store.fill(keys, batches, "the image tower")
     unread = store.missing(keys)
-    broken = {name_of(images[row][IMAGE], row): "cannot be read, its row is zero" for row in unread}
+    broken = {image_name(images[row][IMAGE], row): "cannot be read, its row is zero" for row in unread}
     check_broken_share(broken, len(images), max_broken_share)
     with whole_file(path) as unfinished:
         array = np.lib.format.open_memmap(unfinished, "w+", row.dtype, (len(images), *row.shape))
@@ -102,6 +102,6 @@ def features_digest(model: VSEModel, image_processor: BaseImageProcessor, region
     return digest_of(*tower, pooling, image_processor_digest(image_processor))
 
 
-def name_of(image: Any, row: int) -> str:
+def image_name(image: Any, row: int) -> str:
     path = image.get("path") if isinstance(image, dict) else image
     return path if isinstance(path, str) and path else f"image {row}"

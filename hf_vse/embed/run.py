@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from hf_vse.data.digests import content_key
+from hf_vse.data.digests import item_key
 from hf_vse.data.schema import IMAGE
 from hf_vse.embed.batches import Images, image_batches, text_batches
 from hf_vse.embed.store import Batches, Store
@@ -47,7 +47,7 @@ def encode_images(
     """
     check_readable(encoder, images[0])
     if store is not None and keys is None:
-        keys = [content_key(next(iter(row.values()))) for row in images]
+        keys = [item_key(next(iter(row.values()))) for row in images]
     places = range(len(images)) if store is None else store.missing(keys)
     batches = image_batches(
         lambda ready, count: unit(encoder.encode_images(ready), count, encoder),
@@ -59,7 +59,7 @@ def encode_images(
         encoder.needed_side,
         "encoding images" if progress else None,
     )
-    embeds, readable = gathered(len(images), kept(batches, store, keys, encoder))
+    embeds, readable = placed(len(images), kept(batches, store, keys, encoder))
     return ImageVectors(torch.from_numpy(embeds), torch.from_numpy(readable))
 
 
@@ -76,7 +76,7 @@ def encode_texts(
     Args:
         store: keeps the vectors of this encoder.
     """
-    keys = None if store is None else [content_key(text.encode("utf-8", "surrogatepass")) for text in texts]
+    keys = None if store is None else [item_key(text.encode("utf-8", "surrogatepass")) for text in texts]
     batches = text_batches(
         lambda batch: unit(encoder.encode_texts(batch), len(batch), encoder),
         texts,
@@ -84,7 +84,7 @@ def encode_texts(
         batch_size,
         "encoding texts" if progress else None,
     )
-    return torch.from_numpy(gathered(len(texts), kept(batches, store, keys, encoder))[0])
+    return torch.from_numpy(placed(len(texts), kept(batches, store, keys, encoder))[0])
 
 
 def kept(batches: Batches, store: Store | None, keys: Sequence[str] | None, encoder: "Encoder") -> Batches:
@@ -95,7 +95,7 @@ def kept(batches: Batches, store: Store | None, keys: Sequence[str] | None, enco
     return store.read(keys)
 
 
-def gathered(count: int, batches: Batches) -> tuple[np.ndarray, np.ndarray]:
+def placed(count: int, batches: Batches) -> tuple[np.ndarray, np.ndarray]:
     """The rows of all batches at their places, zero elsewhere, and at which places there are some, (count,)."""
     array, there = np.zeros((count, 1), np.float32), np.zeros(count, bool)
     for places, rows in batches:

@@ -110,7 +110,7 @@ class Store:
         begun = time.monotonic()
         try:
             for places, rows in batches:
-                check_finite(places, rows, made_by)
+                check_rows(places, rows, made_by)
                 pending.append((places, rows))
                 if sum(len(each) for each, _ in pending) >= SHARD or time.monotonic() - begun > SECONDS:
                     whole, pending = pending, []
@@ -168,7 +168,7 @@ def whole_table(path: Path) -> pa.Table | None:
         return None
 
 
-def check_finite(places: Sequence[int], rows: np.ndarray, made_by: str) -> None:
+def check_rows(places: Sequence[int], rows: np.ndarray, made_by: str) -> None:
     """Raises ValueError for a row that is not a number, which would be kept for ever."""
     bad = ~np.isfinite(rows.reshape(len(rows), -1)).all(axis=1)
     if bad.any():

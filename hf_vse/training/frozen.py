@@ -27,7 +27,7 @@ from PIL.Image import Image
 from tqdm.auto import tqdm
 
 from hf_vse.data.collator import VSECollator
-from hf_vse.data.digests import configuration_digest, content_key, tokenizer_digest, weights_digest
+from hf_vse.data.digests import configuration_digest, item_key, tokenizer_digest, weights_digest
 from hf_vse.data.features import feature_column, stored_field
 from hf_vse.data.images import check_broken_share
 from hf_vse.data.pairs import undecoded_images
@@ -144,8 +144,8 @@ def with_image_features(
             found[places] = pooled
         return {view_column(view): feature_column(found[:, view]) for view in range(views)}
 
-    keys = [content_key(row[IMAGE]) for row in images]
-    table = compute(Store.of(root, "images", described), keys, encode, f"frozen image tower, {views} crop(s)")
+    keys = [item_key(row[IMAGE]) for row in images]
+    table = frozen_outputs(Store.of(root, "images", described), keys, encode, f"frozen image tower, {views} crop(s)")
     return without_unreadable(with_columns(split.remove_columns(IMAGE), table), args.max_broken_share)
 
 
@@ -192,8 +192,10 @@ def with_caption_features(
         starts = np.cumsum([0] + [len(of_image) for of_image in of_rows]).astype(np.int32)
         return {CAPTION_FEATURES: pa.ListArray.from_arrays(pa.array(starts), feature_column(found))}
 
-    keys = [content_key(json.dumps(of_image).encode()) for of_image in captions]
-    return with_columns(split, compute(Store.of(root, "captions", described), keys, encode, "frozen text tower"))
+    keys = [item_key(json.dumps(of_image).encode()) for of_image in captions]
+    return with_columns(
+        split, frozen_outputs(Store.of(root, "captions", described), keys, encode, "frozen text tower")
+    )
 
 
 @torch.no_grad()
@@ -204,7 +206,9 @@ def run_tower(
         return pool(**to_device(inputs, model))[1].float().cpu().numpy()
 
 
-def compute(store: Store, keys: list[str], encode: Callable[[range], dict[str, pa.Array]], title: str) -> pa.Table:
+def frozen_outputs(
+    store: Store, keys: list[str], encode: Callable[[range], dict[str, pa.Array]], title: str
+) -> pa.Table:
     """Encodes the shards that the store lacks, every process its share, and returns all rows, memory-mapped."""
     state = PartialState()
     shards = [range(start, min(start + SHARD, len(keys))) for start in range(0, len(keys), SHARD)]

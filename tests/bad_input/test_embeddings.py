@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from hf_vse.data.digests import content_key
+from hf_vse.data.digests import item_key
 from hf_vse.data.features import feature_column
 from hf_vse.data.pairs import undecoded_images
 from hf_vse.data.sources import load_pairs
@@ -42,7 +42,7 @@ def kept(change: Callable[[bytes], bytes] | None, dim: int = DIM):
     def arrange(parts: Parts, folder: Path) -> list[str]:
         store, _ = kept_vectors(encoder_of(parts), folder / "kept")
         images = undecoded_images(load_pairs("imagefolder", data_dir=parts.photographs)["train"])
-        keys = [content_key(images[row]["image"]) for row in range(2)]
+        keys = [item_key(images[row]["image"]) for row in range(2)]
         store.write(keys, {ROWS: feature_column(unit_rows(2, dim))})
         [path] = store.folder.glob("*.arrow")
         if change is not None:

@@ -11,7 +11,7 @@ import torch
 from datasets import Dataset
 from PIL import ImageOps
 
-from hf_vse.data.digests import WHOLE_FILE, content_key, images_digest
+from hf_vse.data.digests import WHOLE_FILE, images_digest, item_key
 from hf_vse.data.pairs import undecoded_images
 from hf_vse.data.sources import load_pairs
 from hf_vse.embed.adapters.vse import VSEEncoder
@@ -72,7 +72,7 @@ def test_other_content_of_the_same_rows_has_other_keys():
     pairs, features = make_pairs(4), make_feature_pairs(4)
 
     def keys(dataset) -> list[str]:
-        return [content_key(next(iter(row.values()))) for row in undecoded_images(dataset)]
+        return [item_key(next(iter(row.values()))) for row in undecoded_images(dataset)]
 
     assert keys(pairs) == keys(make_pairs(4)) and len(set(keys(pairs))) == 4
     exchanged = pairs.map(lambda row: {"image": ImageOps.invert(row["image"])})
