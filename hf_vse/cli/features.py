@@ -74,7 +74,7 @@ def load_tower(arguments: argparse.Namespace) -> tuple[Any, Any]:
             raise ValueError(f"--model {arguments.model} was trained on precomputed features and has no image tower")
         return encoder.model, encoder.processor.image_processor
     from hf_vse.training.build import build_image_side
-    from hf_vse.training.recipe import ModelArguments
+    from hf_vse.training.settings import ModelArguments
 
     names = ("image_tower", "image_tower_weights", "resize", "crop", "image_mean", "image_std")
     model, image_processor = build_image_side(ModelArguments(**{name: getattr(arguments, name) for name in names}))

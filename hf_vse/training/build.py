@@ -22,7 +22,7 @@ from hf_vse.embed.stored import without_remarks
 from hf_vse.model.configuration_vse import FEATURES_MODEL_TYPE, GRU_MODEL_TYPE, VSEConfig
 from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.model.processing_vse import VSEFeatureProcessor, VSEProcessor
-from hf_vse.training.recipe import ModelArguments
+from hf_vse.training.settings import ModelArguments
 from hf_vse.training.timm_towers import image_processor_of, is_timm, timm_tower
 
 logger = logging.getLogger(__name__)

@@ -1,17 +1,19 @@
 """Keys of a recipe that would do nothing, each with the reason and the remedy.
 
-A key is refused where its value differs from the default and nothing would come of it: because this package does not
-do what transformers uses it for, because another key rules it out, or because it stands in a stage and belongs to the
-whole run.
+A key is refused where it has no effect: because this package does not do what transformers uses it for, because
+another key rules it out, or because it stands in a stage and acts in the whole run. Above the stages a value that is
+equal to the default is accepted.
 """
 
 import json
 from collections.abc import Callable, Iterable
+from dataclasses import fields
 from typing import Any, NamedTuple
 
 from hf_vse.model.configuration_vse import VSEConfig
 from hf_vse.model.losses_vse import OBJECTIVES
 from hf_vse.objectives.own import without_folder
+from hf_vse.training.settings import CONFIG_FIELDS, DataArguments, OwnModelArguments, defaults_of_keys
 
 Get = Callable[[str], Any]
 WITHOUT_WARMUP = ("constant", "reduce_lr_on_plateau")
@@ -144,13 +146,18 @@ NEEDS: dict[str, Need] = (
     }
 )  # fmt: skip
 
-# What the whole run has in common: its data, what it starts from, what prepares images and words, and where it goes.
-OF_THE_RUN = {
-    "init_from", "image_tower", "image_tower_weights", "text_tower", "vision_config", "text_config", "min_word_count",
-    "max_length", "resize", "crop", "image_mean", "image_std", "projection_dim", "vision_hidden_size", "output_dir",
-    "push_to_hub", "hub_model_id", "hub_token", "hub_private_repo", "hub_strategy", "hub_revision", "hub_always_push",
-    "use_cpu",
-}  # fmt: skip
+# Keys that act in the whole run, and why not in a stage. Every other key acts in the stage that has it.
+_PUSHED = ("push_to_hub", "hub_model_id", "hub_token", "hub_private_repo", "hub_strategy", "hub_revision")
+_SET_UP = ("use_cpu", "local_rank", "ddp_backend", "ddp_timeout")
+OF_THE_RUN: dict[str, str] = (
+    {item.name: "all stages read the same data" for item in fields(DataArguments)}
+    | {item.name: "images, words and towers are prepared once" for item in fields(OwnModelArguments)}
+    | {"init_from": "a later stage starts from the one before"}
+    | dict.fromkeys(("projection_dim", "vision_hidden_size"), "the weights of all stages have one size")
+    | dict.fromkeys((*_PUSHED, "hub_always_push"), "one model is pushed")
+    | dict.fromkeys(_SET_UP, "devices and processes are set up once")
+    | {"output_dir": "each stage has a folder of its name in it"}
+)
 
 
 def saving(get: Get) -> Any:
@@ -158,56 +165,51 @@ def saving(get: Get) -> Any:
     return get("save_strategy") or get("eval_strategy")
 
 
-def check_effects(
-    values: dict[str, Any],
-    stages: Iterable[dict[str, Any]],
-    defaults: dict[str, Any],
-    of_model: set[str],
-    of_run: set[str],
-    where: str,
-) -> None:
+def check_effects(values: dict[str, Any], stages: Iterable[dict[str, Any]], where: str) -> None:
     """Raises ValueError for a key that would do nothing.
 
     Args:
         values: of the whole run.
         stages: overrides of each stage, with its name.
-        defaults: of every key.
-        of_model: keys that a stage passes on to the next one.
-        of_run: keys that mean nothing in a stage, beside `OF_THE_RUN`.
         where: the recipe, for the error.
     """
-    usual = defaults | {key: getattr(VSEConfig, key) for key in of_model}
-    for key, remedy in WITHOUT_EFFECT.items():
-        for place in (values, *stages):
-            if key in place and place[key] != defaults[key]:
-                raise ValueError(f"{where}: {key} does nothing: {remedy}")
+    defaults = defaults_of_keys()
+    usual = defaults | {key: getattr(VSEConfig, key) for key in CONFIG_FIELDS}
+    for key in values.keys() & WITHOUT_EFFECT.keys():
+        if values[key] != defaults[key]:
+            raise ValueError(f"{where}: {key} does nothing: {WITHOUT_EFFECT[key]}")
     passed_on: dict[str, Any] = {}
     unmet = {key for key in NEEDS if key in values and values[key] not in (defaults[key], usual[key])}
     for stage in stages:
         place = f"{where}, stage {stage['name']!r}"
         merged = defaults | passed_on | values | stage
-        check_of_run(stage, defaults | values, OF_THE_RUN | of_run, place)
+        check_acts_in_stage(stage, place)
         for key in NEEDS:
             met = NEEDS[key].met(merged.__getitem__)
             if key in stage and stage[key] not in (defaults[key], usual[key], values.get(key)) and not met:
                 raise ValueError(idle(place, key, usual[key]))
             if met:
                 unmet.discard(key)
-        passed_on |= {key: value for key, value in (values | stage).items() if key in of_model}
+        passed_on |= {key: value for key, value in (values | stage).items() if key in CONFIG_FIELDS}
     for key in sorted(unmet):
         raise ValueError(idle(where, key, usual[key]))
     if values.get("streaming") and not all((values | stage).get("max_steps", -1) > 0 for stage in stages):
-        raise ValueError(f"{where}: streaming needs max_steps, as nobody knows how long a stream is: give it")
+        raise ValueError(f"{where}: streaming needs max_steps, because the length of a stream is unknown: give it")
+
+
+def check_acts_in_stage(stage: dict[str, Any], where: str) -> None:
+    """Raises ValueError for a key that does nothing in a stage, whatever its value."""
+    for key in stage:
+        if key in OF_THE_RUN:
+            raise ValueError(
+                f"{where}: {key} does nothing in a stage: write it above `stages`, for the whole run, as "
+                f"{OF_THE_RUN[key]}"
+            )
+        if key in WITHOUT_EFFECT:
+            raise ValueError(f"{where}: {key} does nothing: {WITHOUT_EFFECT[key]}")
 
 
 def idle(where: str, key: str, usual: Any) -> str:
     """The line for a key that would do nothing, and how the command line takes it out of a recipe."""
     value = usual if isinstance(usual, str) else json.dumps(usual)
     return f"{where}: {key} does nothing: {NEEDS[key].text} (on the command line --{key} {value})"
-
-
-def check_of_run(stage: dict[str, Any], common: dict[str, Any], of_run: set[str], where: str) -> None:
-    """Raises ValueError for a key of the whole run that a stage has otherwise."""
-    for key in stage:
-        if key in of_run and stage[key] != common[key]:
-            raise ValueError(f"{where}: {key} does nothing in a stage: write it above `stages`, for the whole run")

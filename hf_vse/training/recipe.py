@@ -1,83 +1,28 @@
 """A recipe: everything one run needs, in one flat YAML file, with `--field value` on the command line winning.
 
-A key is an option of `load_pairs`, a field of `VSEConfig` or of `VSETrainingArguments`, taken from there, or one of
-the few that `OwnDataArguments` and `OwnModelArguments` add. Under `stages` stands a list of overrides, trained one
-after the other, each from the weights of the one before: the paper's base stage without heads and its contrastive
-stage, or a frozen backbone and its fine-tuning. An unknown key is an error that names the nearest known one.
+The keys are collected in `settings.py`. Under `stages` stands a list of overrides, trained one after the other, each
+from the weights of the one before: the paper's base stage without heads and its contrastive stage, or a frozen
+backbone and its fine-tuning. An unknown key is an error that names the nearest known one.
 """
 
 import argparse
 import re
 from collections.abc import Sequence
-from dataclasses import MISSING, Field, dataclass, field, fields, make_dataclass, replace
+from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedConfig
-
-from hf_vse.data.sources import SOURCES, VALIDATION_SHARE, load_pairs
 from hf_vse.data.spec import DataSpec
 from hf_vse.files import read_text
 from hf_vse.model.configuration_vse import VSEConfig
 from hf_vse.objectives.own import is_own, load_objective, without_folder
 from hf_vse.training.arguments import VSETrainingArguments
-from hf_vse.training.documented import fields_of_config, fields_of_function
 from hf_vse.training.effects import check_effects, own_images
 from hf_vse.training.limits import TOWERS, check_values
 from hf_vse.training.plain_yaml import parse_yaml, to_yaml
+from hf_vse.training.settings import CROP, RESIZE, SECTIONS, DataArguments, ModelArguments, known_keys
 
-
-def setting(default: Any, text: str) -> Any:
-    """A dataclass field with its line of help."""
-    return field(default=default, metadata={"help": text})
-
-
-RESIZE, CROP = 256, 224  # of images for a tower that says nothing else: the paper's evaluation transform
-
-
-# Options of `load_pairs` that are no keys: `seed` and `max_broken_share` belong to training, the cache to the machine.
-NO_KEYS = ("max_broken_share", "seed", "cache_dir")
-
-
-@dataclass(frozen=True)
-class OwnDataArguments:
-    """Keys of the data beside the options of `load_pairs`."""
-
-    dataset: str = setting("scenes", f"One of {', '.join(SOURCES)}, a local path, or a data set of the Hub, org/name.")
-    validation_share: float = setting(VALIDATION_SHARE, "Held out for validation where the data have no such split.")
-
-
-@dataclass(frozen=True)
-class OwnModelArguments:
-    """Keys of the model beside the fields of `VSEConfig`: towers, and how images and words are prepared."""
-
-    init_from: str | None = setting(None, "Model folder or Hub id to start from; the fields given here override it.")
-    image_tower: str | None = setting(None, "Pretrained image tower, folder or Hub id; or give vision_config.")
-    image_tower_weights: str | None = setting(None, "Safetensors file with the weights of a timm image_tower.")
-    text_tower: str | None = setting(None, "Pretrained text tower, folder or Hub id; or give text_config.")
-    vision_config: dict | None = setting(None, "Configuration of an image tower with fresh weights.")
-    text_config: dict | None = setting(None, "Configuration of a text tower; default: the paper's GRU.")
-    min_word_count: int = setting(4, "Words that occur less often in the training captions are unknown.")
-    max_length: int = setting(64, "Words of a caption, start and end included; longer ones are cut.")
-    resize: int | None = setting(None, "Shorter side of an image before the crop; default: the tower's own, or 256.")
-    crop: int | None = setting(None, "Side of the square that the image tower sees; default: its own, or 224.")
-    image_mean: list | None = setting(None, "Three numbers; default: those of the tower, or of ImageNet.")
-    image_std: list | None = setting(None, "Three numbers; default: those of the tower, or of ImageNet.")
-
-    @property
-    def config_options(self) -> dict[str, Any]:
-        """Fields of `VSEConfig` that are given here, without the towers."""
-        return {name: value for name in CONFIG_FIELDS if (value := getattr(self, name)) is not None}
-
-
-OF_LOADING = fields_of_function(load_pairs, leave_out=NO_KEYS)
-OF_CONFIG = fields_of_config(VSEConfig, PreTrainedConfig, leave_out=TOWERS)
-CONFIG_FIELDS = tuple(name for name, _, _ in OF_CONFIG)
-DataArguments: Any = make_dataclass("DataArguments", OF_LOADING, bases=(OwnDataArguments,), frozen=True)
-ModelArguments: Any = make_dataclass("ModelArguments", OF_CONFIG, bases=(OwnModelArguments,), frozen=True)
-
-SECTIONS = {"data": DataArguments, "model": ModelArguments, "training": VSETrainingArguments}
 STAGE_NAME = re.compile(r"[^\W.][\w .+-]{0,79}(?<![ .])")
 RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in range(1, 10))}
 MOST_BYTES = 2**20
@@ -134,10 +79,6 @@ class Recipe:
         return to_yaml(self.public_values)
 
 
-def known_keys() -> dict[str, Field]:
-    return {item.name: item for section in SECTIONS.values() for item in fields(section) if item.init}
-
-
 def check_key(key: str, where: str) -> None:
     """Raises ValueError for a key nobody knows; `text_config.hidden_size` names a part of a known one."""
     known = known_keys()
@@ -147,7 +88,9 @@ def check_key(key: str, where: str) -> None:
     if name in known and (not parts or name in TOWERS and len(parts) == 1 and parts[0]):
         return
     if name == "stages":
-        raise ValueError(f"{where}: stages stand in a recipe file, as a list; {key!r:.60} cannot be given here")
+        raise ValueError(f"{where}: stages stand in a recipe file once, as one list; {key!r:.60} cannot be given here")
+    if name == "name":
+        raise ValueError(f"{where}: a name belongs to an entry of `stages`; what a run is called by is its output_dir")
     near = get_close_matches(name, [*known, "stages"], n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else "see `hf-vse train --fields` for the keys there are"
     raise ValueError(f"{where}: unknown key {key!r:.60}; {hint}")
@@ -247,9 +190,7 @@ def check_together(recipe: Recipe, where: str) -> None:
     """Raises ValueError for keys that contradict each other or would do nothing."""
     if not (recipe.values["output_dir"] or "").strip():
         raise ValueError(f"{where}: output_dir is empty: give the folder for the run, such as runs/vse")
-    passed_on = set(CONFIG_FIELDS)
-    of_data = {item.name for item in fields(DataArguments)}
-    check_effects(recipe.values, recipe.stages, defaults_of_keys(), passed_on, of_data, where)
+    check_effects(recipe.values, recipe.stages, where)
     if own_images(lambda key: recipe.values.get(key)):
         check_frame(recipe.model, where)
     for stage in recipe.stages:
@@ -269,14 +210,6 @@ def check_frame(model: ModelArguments, where: str) -> None:
             f"{where}: crop {crop} is larger than resize {resize}, which leaves black borders: give a resize of at "
             "least as many pixels"
         )
-
-
-def defaults_of_keys() -> dict[str, Any]:
-    """What each key is where nobody gives it."""
-    found = known_keys().items()
-    return {
-        key: item.default_factory() if item.default_factory is not MISSING else item.default for key, item in found
-    }
 
 
 def read_recipe(path: str | Path, **overrides: Any) -> Recipe:

@@ -17,7 +17,7 @@ from transformers import AutoModel, CLIPImageProcessorPil, PreTrainedModel, Timm
 from transformers.utils import CONFIG_NAME
 
 from hf_vse.embed.stored import stored_json
-from hf_vse.training.recipe import CROP, RESIZE, ModelArguments
+from hf_vse.training.settings import CROP, RESIZE, ModelArguments
 
 logger = logging.getLogger(__name__)
 

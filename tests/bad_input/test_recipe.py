@@ -7,7 +7,7 @@ from typing import Any, get_args
 import yaml
 
 from hf_vse.training.arguments import VSETrainingArguments
-from hf_vse.training.recipe import SECTIONS, DataArguments, ModelArguments
+from hf_vse.training.settings import SECTIONS, DataArguments, ModelArguments
 from tests.bad_input.table import Case, one_clear_line
 
 GOOD: dict[str, Any] = {

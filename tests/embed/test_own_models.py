@@ -15,7 +15,7 @@ from hf_vse.embed.load import load_encoder
 from hf_vse.embed.weights import chosen_device
 from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.training.build import build_model, build_processor
-from hf_vse.training.recipe import ModelArguments
+from hf_vse.training.settings import ModelArguments
 from tests.conftest import make_pairs
 from tests.embed.test_transformers_models import CASES, save
 

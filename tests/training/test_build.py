@@ -8,7 +8,7 @@ from hf_vse.training import build
 from hf_vse.training.arguments import VSETrainingArguments
 from hf_vse.training.build import build_model, build_processor, resolve_tower
 from hf_vse.training.frozen import cache_frozen_towers
-from hf_vse.training.recipe import ModelArguments
+from hf_vse.training.settings import ModelArguments
 from tests.conftest import make_feature_pairs
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"

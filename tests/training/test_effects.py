@@ -8,9 +8,10 @@ from datasets import DatasetDict
 
 from hf_vse.training import run
 from hf_vse.training.arguments import VSETrainingArguments
-from hf_vse.training.effects import NEEDS, OF_THE_RUN, WITHOUT_EFFECT
+from hf_vse.training.effects import NEEDS, OF_THE_RUN, WITHOUT_EFFECT, check_acts_in_stage
 from hf_vse.training.limits import LIMITS
-from hf_vse.training.recipe import build_recipe, known_keys
+from hf_vse.training.recipe import build_recipe
+from hf_vse.training.settings import defaults_of_keys, known_keys
 from tests.conftest import make_feature_pairs
 
 RESNET = {"vision_config": {"model_type": "resnet"}, "dataset": "scenes"}
@@ -70,7 +71,7 @@ def test_the_tables_name_fields_that_there_are():
         RESNET | {"cached_crops": 3, "stages": [{"name": "a", "freeze_image_tower": True}, {"name": "b"}]},
         RESNET | {"freeze_image_tower": True, "cached_crops": 3, "cache_frozen": False},  # new crops in every epoch
         RESNET | {"stages": [{"name": "a", "projection_type": "mlp"}, {"name": "b", "head_dropout": 0.1}]},
-        RESNET | {"stages": [{"name": "a"}, {"name": "b", "dataset": "scenes", "seed": 3}]},
+        RESNET | {"stages": [{"name": "a"}, {"name": "b", "margin": 0.2, "seed": 3}]},
         {"dataset": "scenes", "init_from": "org/model", "margin": 0.3, "logit_bias_init": -3.0},
         {"dataset": "flickr8k", "image_tower": "timm/resnet50", "resize": 300, "image_mean": [0.5, 0.5, 0.5]},
     ],
@@ -84,7 +85,14 @@ def test_a_key_that_does_something_somewhere_is_taken(values):
     [
         (RESNET | {"stages": [{"name": "a", "cached_crops": 2}]}, "stage 'a': cached_crops does nothing: "),
         (RESNET | {"stages": [{"name": "a", "margin": 0.3}, {"name": "b"}]}, "stage 'a': margin does nothing: only"),
-        (RESNET | {"stages": [{"name": "a", "do_eval": True}]}, "do_eval does nothing: .*remove it"),
+        (RESNET | {"stages": [{"name": "a", "do_eval": True}]}, "stage 'a': do_eval does nothing: .*remove it"),
+        (RESNET | {"do_eval": True}, "do_eval does nothing: .*remove it"),
+        (RESNET | {"stages": [{"name": "a", "stages": []}]}, "stage 'a': stages stand in a recipe file once"),
+        (RESNET | {"name": "a"}, "a name belongs to an entry of `stages`"),
+        (
+            RESNET | {"stages": [{"name": "a"}, {"name": "b", "init_from": "org/model"}]},
+            "stage 'b': init_from does nothing in a stage: .* as a later stage starts from the one before",
+        ),
         (RESNET | {"stages": [{"name": "a", "crop": 64}]}, "stage 'a': crop does nothing in a stage"),
         (RESNET | {"warmup_steps": 5, "lr_scheduler_type": "constant"}, r"\(on the command line --warmup_steps 0\)"),
         (RESNET | {"streaming": True}, "streaming needs max_steps"),
@@ -94,6 +102,23 @@ def test_a_key_that_does_something_somewhere_is_taken(values):
 def test_a_key_that_does_nothing_is_refused(values, message):
     with pytest.raises(ValueError, match=message):
         build_recipe(values)
+
+
+def test_every_key_acts_in_stages_or_in_the_whole_run():
+    """The table is complete: a stage takes a key, or says where it belongs, also where the value changes nothing."""
+    defaults = defaults_of_keys()
+    assert not OF_THE_RUN.keys() & WITHOUT_EFFECT.keys()
+    accepted = defaults.keys() - OF_THE_RUN.keys() - WITHOUT_EFFECT.keys()
+    assert {"loss_type", "seed", "learning_rate", "freeze_image_tower", "max_steps", "head_init"} < accepted
+    assert not accepted & {"dataset", "data_dir", "output_dir", "init_from", "image_tower", "resize", "num_train"}
+    for key in accepted:
+        check_acts_in_stage({"name": "a", key: defaults[key]}, "here")
+    for key, reason in OF_THE_RUN.items():
+        with pytest.raises(ValueError, match=f"here: {key} does nothing in a stage: write it above.*, as {reason}"):
+            check_acts_in_stage({"name": "a", key: defaults[key]}, "here")
+    for key, reason in WITHOUT_EFFECT.items():
+        with pytest.raises(ValueError, match=f"here: {key} does nothing: {reason}"):
+            check_acts_in_stage({"name": "a", key: defaults[key]}, "here")
 
 
 def test_the_command_line_may_set_for_all_stages_what_stands_in_them():

@@ -13,7 +13,8 @@ from hf_vse.data.sources import load_pairs
 from hf_vse.model.configuration_vse import VSEConfig
 from hf_vse.training.documented import documented, documented_in
 from hf_vse.training.limits import TOWERS
-from hf_vse.training.recipe import CONFIG_FIELDS, NO_KEYS, build_recipe, known_keys, parse_command_line, read_recipe
+from hf_vse.training.recipe import build_recipe, parse_command_line, read_recipe
+from hf_vse.training.settings import CONFIG_FIELDS, NO_KEYS, known_keys
 
 RECIPES = sorted((Path(__file__).parents[2] / "scripts" / "recipes").rglob("*.yaml"))
 DEFAULT = Path(__file__).parents[2] / "scripts" / "recipes" / "quickstart.yaml"
@@ -143,7 +144,7 @@ class VSEConfig(configuration_vse.VSEConfig):
     wobble: float | int = 0.5
 
 configuration_vse.VSEConfig = VSEConfig
-from hf_vse.training.recipe import build_recipe, help_parser, known_keys
+from hf_vse.training.recipe import build_recipe, help_parser
 from pathlib import Path
 
 recipe = build_recipe({"dataset": "precomp", "wobble": 2})

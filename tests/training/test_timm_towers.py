@@ -8,7 +8,7 @@ import pytest
 
 from hf_vse.training import timm_towers
 from hf_vse.training.build import build_image_processor
-from hf_vse.training.recipe import ModelArguments
+from hf_vse.training.settings import ModelArguments
 
 # Of `timm/tf_efficientnet_lite2.in1k`, shortened.
 LITE2 = {
