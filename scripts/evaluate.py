@@ -1,8 +1,8 @@
-"""Measures image-text retrieval of a trained model: `hf-vse evaluate`, in the form that `accelerate launch` takes.
+"""Measures image-text retrieval of a trained model: `hf-vse evaluate` as a script for `accelerate launch`.
 
 python scripts/evaluate.py --model runs/quickstart                             # the data it was trained on
 python scripts/evaluate.py --model org/vse-hardnce --dataset coco --data_dir DIR --output metrics.json
-accelerate launch --num_processes 8 scripts/evaluate.py --model DIR ...        # every process encodes a share
+accelerate launch --num_processes 8 scripts/evaluate.py --model DIR ...        # each process encodes a share
 """
 
 import sys

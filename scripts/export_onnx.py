@@ -1,10 +1,10 @@
-"""Writes the two towers of a trained model as ONNX files, and compares them with the model.
+"""Exports the two towers of a trained model to ONNX and compares them with the model.
 
     python scripts/export_onnx.py --model runs/quickstart --output onnx
 
-Needs `pip install 'hf_vse[onnx]'`. In the folder are `image_encoder.onnx`, `text_encoder.onnx` and `onnx.json` with
-opset, versions and the largest difference of any number of a unit vector. The model's own code is not run, the
-installed package is. To use them:
+Needs `pip install 'hf_vse[onnx]'`. Writes `image_encoder.onnx`, `text_encoder.onnx`, and `onnx.json` with the opset,
+the versions and the largest difference between the unit vectors of both. Runs the code of the installed package, not
+code in the model folder. Usage:
 
     session = onnxruntime.InferenceSession("onnx/text_encoder.onnx")
     embeds = session.run(["embeds"], dict(processor(text=["a small red circle"], return_tensors="np")))[0]

@@ -1,9 +1,9 @@
-"""Fills the tables of the README from recorded results, so that no number is typed by hand.
+"""Fills the tables in the README from recorded results, so that no number is typed by hand.
 
     python scripts/readme_tables.py            # writes README.md
     python scripts/readme_tables.py --check    # fails if it would change
 
-A result is the `metrics.json` of a run, kept in `scripts/benchmarks/results/` with the path of the data left out.
+A result is the `metrics.json` of a run, stored in `scripts/benchmarks/results/` without the data path.
 """
 
 import argparse

@@ -1,10 +1,10 @@
 """Trains the grid of the README: objective x head x same-image treatment x warm-up, three seeds each.
 
-    python scripts/reproduce_table.py --data_dir DIR                     # all 108 runs; the same command continues
+    python scripts/reproduce_table.py --data_dir DIR                     # all 108 runs; run again to resume
     python scripts/reproduce_table.py --data_dir DIR --only nce hardnce --seeds 0 1 2 3 4
 
-Writes OUTPUT/grid.json (every run, and mean and deviation of every cell), OUTPUT/grid.md and OUTPUT/grid.png.
-DIR holds the captions file and the features that the recipe names.
+Writes OUTPUT/grid.json (every run, and mean and standard deviation of every cell), OUTPUT/grid.md and OUTPUT/grid.png.
+DIR holds the captions file and the features file of the recipe.
 """
 
 import argparse
@@ -22,12 +22,12 @@ RECIPE = Path(__file__).parent / "recipes" / "flickr8k_features_grid.yaml"
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", required=True, help="folder with the captions and the features")
-    parser.add_argument("--recipe", type=Path, default=RECIPE, help=f"what all runs have in common [{RECIPE.name}]")
-    parser.add_argument("--output_dir", type=Path, default=Path("runs/grid"), help="where runs and results go")
+    parser.add_argument("--recipe", type=Path, default=RECIPE, help=f"base recipe of all runs [{RECIPE.name}]")
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/grid"), help="folder for runs and results")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="[0 1 2]")
-    parser.add_argument("--only", nargs="+", choices=LOSSES, default=LOSSES, help="these objectives [all]")
-    parser.add_argument("--epochs", type=float, help="passes over the captions [as the recipe says]")
-    parser.add_argument("--workers", type=int, default=2, help="runs at a time, each with its share of the cores [2]")
+    parser.add_argument("--only", nargs="+", choices=LOSSES, default=LOSSES, help="objectives to run [all]")
+    parser.add_argument("--epochs", type=float, help="passes over the captions [as in the recipe]")
+    parser.add_argument("--workers", type=int, default=2, help="parallel runs, which share the cores [2]")
     return parser.parse_args()
 
 
@@ -46,7 +46,7 @@ def main() -> None:
     (arguments.output_dir / "grid.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
     (arguments.output_dir / "grid.md").write_text(grid_table(summary) + "\n", encoding="utf-8")
     plot_grid(runs, arguments.output_dir / "grid.png")
-    print(f"\n{grid_table(summary)}\n\nnumbers and picture   {arguments.output_dir}/grid.json, grid.png")
+    print(f"\n{grid_table(summary)}\n\nnumbers and plot   {arguments.output_dir}/grid.json, grid.png")
 
 
 if __name__ == "__main__":

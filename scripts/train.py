@@ -1,10 +1,10 @@
-"""Trains an image-text dual encoder as a recipe says: `hf-vse train`, in the form that `accelerate launch` takes.
+"""Trains an image-text dual encoder from a recipe: `hf-vse train` as a script for `accelerate launch`.
 
     accelerate launch scripts/train.py                                             # the built-in scenes
     accelerate launch scripts/train.py scripts/recipes/flickr8k_features_hardnce.yaml --data_dir DIR
-    accelerate launch --num_processes 8 scripts/train.py RECIPE --bf16 true        # one process for each GPU
+    accelerate launch --num_processes 8 scripts/train.py RECIPE --bf16 true        # one process per GPU
 
-`--fields` lists the fields; the same command again continues an interrupted run.
+`--fields` lists the fields. Run the same command again to resume an interrupted run.
 """
 
 import sys

@@ -1,12 +1,12 @@
-"""What smaller vectors of a gallery cost in recall: fewer dimensions, fewer bytes, and both.
+"""Recall lost by compressing the vectors of a gallery: fewer dimensions, fewer bytes, and both.
 
     python scripts/benchmarks/compression.py --model runs/quickstart [--output compression.json]
     python scripts/benchmarks/compression.py --model DIR --dataset flickr8k --data_dir DIR --split validation
 
-The model embeds a split once. Then every combination of dimensions and precision is tried, with the principal
-directions of the gallery (`rotated`) and with the first dimensions as they are (`truncated`). For text to image the
-gallery are the images, for image to text the texts; each compression is fitted on the gallery itself, never on the
-queries, which stay in float32. The alternative to beat is the first line: all dimensions in float32.
+The model embeds a split once. Then every combination of dimensions and precision is measured, with the principal
+components of the gallery (`rotated`) and with its first dimensions (`truncated`). The gallery is the images for text
+to image, and the texts for image to text. Each compression is fitted on the gallery, never on the queries, which stay
+in float32. The baseline is the first line: all dimensions in float32.
 """
 
 import argparse
@@ -27,7 +27,7 @@ SHARES = (1, 2, 4, 8)
 
 
 def recalls(pairs: PairEmbeddings, dim: int, precision: str, rotate: bool) -> dict[str, float]:
-    """The six recalls, each direction with its own gallery compressed."""
+    """The six recalls; in each direction only the gallery is compressed."""
     images, texts = pairs.image_embeds.numpy(), pairs.text_embeds.numpy()
     found = {}
     for direction, gallery, queries in (("i2t", texts, images), ("t2i", images, texts)):
@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="model folder or Hub id")
     parser.add_argument("--dataset", help="default: the data it was trained on")
     parser.add_argument("--data_dir", help="folder with the images and the captions file; default: as in training")
-    parser.add_argument("--features", help="array that takes the place of the images; default: as in training")
+    parser.add_argument("--features", help="array of features that replaces the images; default: as in training")
     parser.add_argument("--split", default="test", help="train, validation or test [test]")
     parser.add_argument("--output", type=Path, help="write the result as JSON")
     arguments = parser.parse_args()

@@ -1,11 +1,11 @@
-"""What the diagnostics of training cost: seconds of a step with and without them.
+"""Cost of the training diagnostics: seconds per step with and without them.
 
     python scripts/benchmarks/diagnostics_cost.py [--output diagnostics_cost.json]
 
-A step is forward, backward and Adam of the paper's model on precomputed features, at a batch of 128: small and fast,
-so that what is added weighs more than it would beside a network that reads photographs. Rounds of steps with a log
-line of diagnostics after every `--every` and rounds without take turns; the fastest of each are compared. Where rounds
-differ by more than the diagnostics take, their own time, measured alone, says more.
+A step is forward, backward and Adam for the paper's model on precomputed features with batch size 128. The step is
+small and fast, so the relative cost is higher than with an image network. Rounds with diagnostics every `--every`
+steps and rounds without alternate; the fastest rounds are compared. If the rounds vary by more than the cost of the
+diagnostics, use the time of the diagnostics measured alone.
 """
 
 import argparse
@@ -33,7 +33,7 @@ def paper_model() -> VSEModel:
 
 
 def steps(model: VSEModel, optimizer: torch.optim.Optimizer, count: int, diagnostics: BatchDiagnostics) -> None:
-    """`count` training steps, observed as the trainer observes them."""
+    """`count` training steps with the same diagnostics calls as in the trainer."""
     diagnostics.latest = 0
     for number in range(1, count + 1):
         outputs = model(
@@ -55,7 +55,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = VSETrainingArguments.__dataclass_fields__["diagnostics_steps"].default
     parser.add_argument("--every", type=int, default=default, help=f"steps between two diagnostics [{default}]")
-    parser.add_argument("--rounds", type=int, default=7, help="of each kind [7]")
+    parser.add_argument("--rounds", type=int, default=7, help="rounds of each kind [7]")
     parser.add_argument("--output", type=Path, help="write the result as JSON")
     arguments = parser.parse_args()
     where = environment()
@@ -75,7 +75,7 @@ def main() -> None:
     alone = BatchDiagnostics(1)
     alone.observe(images, texts)
     once = median(seconds_of(lambda: alone.at(alone.latest + 1)) for _ in range(20))
-    step = min(seconds["without"])  # what is slower was disturbed
+    step = min(seconds["without"])  # slower rounds were disturbed
     result = {
         "what": "seconds of a training step with the diagnostics of a batch every so many steps, and without",
         "batch": BATCH,

@@ -1,10 +1,10 @@
-"""Seconds of an epoch: `VSETrainer` on the paper's recipe against a plain loop over a packed GRU, on the same machine.
+"""Seconds per epoch: `VSETrainer` on the paper's recipe, compared with a plain loop over a packed GRU.
 
     python scripts/benchmarks/epoch_time.py --data_dir DIR [--output epoch_time.json]
 
-The plain loop is what everyone writes: words looked up one by one, `pack_padded_sequence`, `torch.optim.Adam`. Both
+The plain loop is the usual code: word-by-word vocabulary lookup, `pack_padded_sequence`, `torch.optim.Adam`. Both
 train the same architecture (features -> 1024 -> head, 300-d words, GRU 1024 -> head) on the same data with the same
-batch; their steps are timed in turns, so that a busy moment of the machine meets both.
+batch size. Their steps alternate, so that load on the machine affects both.
 """
 
 import argparse
@@ -50,7 +50,7 @@ class PlainEncoder(nn.Module):
 
 
 class PlainPairs(torch.utils.data.Dataset):
-    """One caption and its image's features; words are looked up one by one."""
+    """A caption and the features of its image; words are looked up one by one."""
 
     def __init__(self, split):
         self.captions = [caption for of_image in split["captions"][:] for caption in of_image]
@@ -82,7 +82,7 @@ def sorted_batch(pairs):
 
 
 def plain_steps(split):
-    """Yields the seconds of each step, data included."""
+    """Yields the seconds of each step, including data loading."""
     torch.manual_seed(0)
     pairs = PlainPairs(split)
     model = PlainEncoder(len(pairs.vocabulary), pairs.features.shape[1])
@@ -104,7 +104,7 @@ def plain_steps(split):
 
 
 class StepTimes(TrainerCallback):
-    """Times every step of the trainer and, after each, lets the other side take one."""
+    """Times every step of the trainer and runs one step of the plain loop after each."""
 
     def __init__(self, other):
         self.other = other
@@ -119,7 +119,7 @@ class StepTimes(TrainerCallback):
 
 
 def gflop_of_a_step(trainer: VSETrainer) -> float:
-    """Arithmetic of one of our steps, forward and backward."""
+    """GFLOP of one of our steps, forward and backward."""
     batch = next(iter(trainer.get_train_dataloader()))
     operations = operations_of(lambda: trainer.compute_loss(trainer.model, batch).backward())
     trainer.model.zero_grad()
@@ -129,9 +129,11 @@ def gflop_of_a_step(trainer: VSETrainer) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", required=True, help="folder with Flickr8k's captions file and features")
-    parser.add_argument("--features", default="features_efficientnet_lite2.safetensors", help="features in it")
-    parser.add_argument("--steps", type=int, default=60, help="timed steps of each side [60]")
-    parser.add_argument("--bf16", action="store_true", help="train ours in bfloat16, where the CPU is fast at it")
+    parser.add_argument(
+        "--features", default="features_efficientnet_lite2.safetensors", help="features file in data_dir"
+    )
+    parser.add_argument("--steps", type=int, default=60, help="timed steps of each [60]")
+    parser.add_argument("--bf16", action="store_true", help="train hf_vse in bfloat16, for CPUs that are fast at it")
     parser.add_argument("--output", type=Path, help="write the result as JSON")
     arguments = parser.parse_args()
     where = environment()

@@ -1,20 +1,20 @@
-"""Seconds of an evaluation: `retrieval_metrics` against the published loop over queries, and a gallery of a million.
+"""Evaluation time: `retrieval_metrics` compared with the published loop over queries, and galleries of a million.
 
     python scripts/benchmarks/evaluation_speed.py [--output evaluation_speed.json]
 
-First, 5,000 images and 25,000 captions (COCO's test set) of 1,024 dimensions. The published code (VSE++ and what grew
-from it) loops over the queries in NumPy: similarities to all candidates, a full sort, the position of the best own
-candidate. It holds embeddings in float64, and its recalls must be ours; the loop is timed in float32 as well. All
-queries take minutes: with `--queries 250` the time of the loop is scaled up from 250 images and their captions, and
-only these are compared.
+First, 5,000 images and 25,000 captions (COCO's test set) with 1,024 dimensions. The published code (VSE++ and its
+successors) loops over the queries in NumPy: similarities to all candidates, a full sort, the rank of the best
+positive. It uses float64, and its recalls must equal ours; the loop is timed in float32 as well. All queries take
+minutes: with `--queries 250` the loop runs for 250 images and their captions, its time is scaled up, and only these
+queries are compared.
 
-Second, a million images in a memory-mapped float16 file, most of which have no text: seconds, and the peak memory of a
-fresh process. Mapped pages of the file count as memory there, though the system may take them back at any time.
+Second, a million images in a memory-mapped float16 file, most of them without text: seconds, and the peak memory of a
+fresh process. Mapped pages of the file count as memory, although the system may reclaim them at any time.
 
-Third, a million texts against a million images, which takes two cores an hour: what all processes have to do, and one
-share of so many, from which the time of the whole is scaled up.
+Third, a million texts against a million images, which takes an hour on two cores: the fixed cost of every process and
+the time of one share are measured, and the total time is scaled up from them.
 
-Fourth, everything that a report says of a set of COCO's size, from embeddings that are there already.
+Fourth, all numbers of a report for a set of COCO's size, from existing embeddings.
 """
 
 import argparse
@@ -48,14 +48,14 @@ def unit_vectors(rng: np.random.Generator, count: int, dim: int) -> np.ndarray:
 
 
 def captions_of(rng: np.random.Generator, image_embeds: np.ndarray, noise: float) -> np.ndarray:
-    """Five unit vectors for each image, in a row: the image's own and noise of length `noise`."""
+    """Five consecutive unit vectors per image: the image vector plus noise of length `noise`."""
     own = image_embeds.astype(np.float32).repeat(CAPTIONS, axis=0)
     texts = own + noise * unit_vectors(rng, *own.shape)
     return texts / np.linalg.norm(texts, axis=1, keepdims=True)
 
 
 def published_ranks(images: np.ndarray, texts: np.ndarray, queries: int) -> tuple[np.ndarray, np.ndarray]:
-    """Ranks of the first images and of their captions, the published way: one query after the other, fully sorted."""
+    """Ranks of the first images and of their captions, as in the published code: a full sort for each query."""
     image_ranks = np.zeros(queries, dtype=int)
     for image in range(queries):
         order = np.argsort(np.dot(images[image], texts.T))[::-1]
@@ -89,7 +89,7 @@ def seconds_of_metrics(data: tuple[np.ndarray, ...], repeats: int = 3) -> list[f
 
 
 def compare(queries: int, noise: float = 9.0) -> dict:
-    """Ours is timed before, between and after the others, so that a busy moment of the machine meets all."""
+    """Times ours before, between and after the others, so that load on the machine affects all."""
     rng = np.random.default_rng(0)
     images = unit_vectors(rng, IMAGES, DIM)
     texts = captions_of(rng, images, noise)
@@ -119,7 +119,7 @@ def compare(queries: int, noise: float = 9.0) -> dict:
 
 
 def write_gallery(folder: Path, images: int, texts: int, noise: float = 4.6) -> None:
-    """Writes images.npy (images, dim) in chunks, without mapping it, and the texts of a few of its images."""
+    """Writes images.npy (images, dim) in chunks, without memory-mapping, and the texts of a few of the images."""
     rng = np.random.default_rng(0)
     described = np.sort(rng.choice(images, texts // CAPTIONS, replace=False))
     header = {"descr": np.dtype(np.float16).str, "fortran_order": False, "shape": (images, GALLERY_DIM)}
@@ -139,7 +139,7 @@ def peak_gib() -> float:
 
 
 def evaluate_gallery(folder: Path) -> dict:
-    """Runs in a process of its own, that its peak memory tells of nothing else."""
+    """Runs in a separate process, so that its peak memory includes nothing else."""
     imports = peak_gib()
     images, texts, owner = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("images", "texts", "owner"))
     start = time.perf_counter()
@@ -160,7 +160,7 @@ def evaluate_gallery(folder: Path) -> dict:
 
 
 def write_million(folder: Path, count: int) -> None:
-    """One caption for each image, images.npy and texts.npy (count, dim) in chunks."""
+    """Writes images.npy and texts.npy (count, dim) in chunks, with one caption per image."""
     rng = np.random.default_rng(0)
     header = {"descr": np.dtype(np.float16).str, "fortran_order": False, "shape": (count, GALLERY_DIM)}
     with open(folder / "images.npy", "wb") as images, open(folder / "texts.npy", "wb") as texts:
@@ -174,7 +174,7 @@ def write_million(folder: Path, count: int) -> None:
 
 
 def evaluate_million(folder: Path, shares: int) -> dict:
-    """Runs in a process of its own: the least that every process does, and with it one share of the pairs."""
+    """Runs in a separate process: times the fixed cost of every process, and one share of the pairs."""
     images, texts = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("images", "texts"))
     owner = np.arange(len(images))
     seconds = []
@@ -196,7 +196,7 @@ def evaluate_million(folder: Path, shares: int) -> dict:
 
 
 def judge_everything(noise: float = 9.0) -> dict:
-    """Seconds of every protocol, intervals and diagnostics."""
+    """Seconds for all protocols, intervals and diagnostics."""
     rng = np.random.default_rng(0)
     images = torch.from_numpy(unit_vectors(rng, IMAGES, DIM))
     texts = torch.from_numpy(captions_of(rng, images.numpy(), noise))
@@ -209,7 +209,7 @@ def judge_everything(noise: float = 9.0) -> dict:
 
 
 def in_fresh_process(write: Callable[[Path], None], measure: Callable[[Path], dict]) -> dict:
-    """Files are written here and measured there, since a new process starts with the peak memory of its parent."""
+    """Writes the files here and measures in a new process, which starts with the peak memory of its parent."""
     with tempfile.TemporaryDirectory() as folder:
         write(Path(folder))
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
@@ -218,14 +218,14 @@ def in_fresh_process(write: Callable[[Path], None], measure: Callable[[Path], di
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--queries", type=int, default=IMAGES, help="images timed the published way [all 5,000]")
+    parser.add_argument("--queries", type=int, default=IMAGES, help="images timed with the published loop [all 5,000]")
     parser.add_argument("--gallery", type=int, default=1_000_000, help="images in the mapped file [1,000,000]")
-    parser.add_argument("--texts", type=int, default=5000, help="texts that search them, five for an image [5,000]")
-    parser.add_argument("--shares", type=int, default=250, help="measure one of so many shares of all pairs [250]")
+    parser.add_argument("--texts", type=int, default=5000, help="query texts for it, five per image [5,000]")
+    parser.add_argument("--shares", type=int, default=250, help="number of shares of all pairs; one is measured [250]")
     parser.add_argument("--output", type=Path, help="write the result as JSON")
     arguments = parser.parse_args()
     where = environment()
-    # These first, while this process is small.
+    # First, while this process is small.
     gallery = in_fresh_process(
         partial(write_gallery, images=arguments.gallery, texts=arguments.texts), evaluate_gallery
     )

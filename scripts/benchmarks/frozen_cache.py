@@ -1,9 +1,9 @@
-"""Epochs an hour of a frozen stage, with the tower run in every step and with its outputs computed once.
+"""Epochs per hour of a frozen stage: running the tower in every step, or caching its outputs.
 
     python scripts/benchmarks/frozen_cache.py --data_dir DIR --image_tower_weights FILE [--output frozen_cache.json]
 
 Times some steps of the first stage of `flickr8k_pixels.yaml` both ways, and the computation of the cache on some of
-the images; an epoch follows from the number of steps and of images. Needs the extra `timm`.
+the images; the time of an epoch is scaled up from these. Needs the extra `timm`.
 """
 
 import argparse
@@ -35,7 +35,7 @@ class StepTimes(TrainerCallback):
 
     @property
     def seconds(self) -> float:
-        """Median of a step, without the first two."""
+        """Median seconds per step, without the first two steps."""
         return median(end - start for start, end in zip(self.ends[2:], self.ends[3:], strict=False))
 
 
@@ -44,15 +44,15 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--data_dir", required=True, help="folder with Flickr8k's photographs and captions file")
     parser.add_argument("--image_tower_weights", help="safetensors file of tf_efficientnet_lite2; default: the Hub")
     parser.add_argument("--steps", type=int, default=10, help="timed steps that run the tower [10]")
-    parser.add_argument("--images", type=int, default=1024, help="images of which the cache is timed [1024]")
-    parser.add_argument("--crops", type=int, default=0, help="random crops of each image in the cache [0]")
+    parser.add_argument("--images", type=int, default=1024, help="images for which the cache is timed [1024]")
+    parser.add_argument("--crops", type=int, default=0, help="random crops per image in the cache [0]")
     parser.add_argument("--workers", type=int, default=0, help="processes that read images [0]")
     parser.add_argument("--output", type=Path, help="write the result as JSON")
     return parser.parse_args()
 
 
 def measure(arguments: argparse.Namespace, recipe: Recipe, train: Dataset, folder: str) -> dict[str, float]:
-    """Seconds of everything, for all of `train`; what was timed on `--images` of it is scaled up."""
+    """Seconds of each part for all of `train`, scaled up from `--images` of its images."""
     values = {"eval_strategy": "no", "save_strategy": "no", "disable_tqdm": True, "logging_steps": 1000}
     values |= {"frozen_cache_dir": folder, "cached_crops": arguments.crops, "warmup_steps": 0}
     stage = recipe.stage(recipe.stages[0] | values | {"dataloader_num_workers": arguments.workers})

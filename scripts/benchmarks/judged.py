@@ -1,10 +1,10 @@
-"""What the judge says of models on one split, each number beside one computed independently, without any caption.
+"""Evaluates models on one split and checks every number against an independent computation; records no captions.
 
     python scripts/benchmarks/judged.py runs/nce-0 runs/nce-1 runs/hardnce-0 --split validation --data_dir DIR
         [--output judged.json]
 
-The independent numbers come from the definitions: the whole matrix of similarities in float64, a full sort of every
-row, a loop over the queries. A difference of more than 1e-9 ends the run.
+The independent numbers follow the definitions: the full similarity matrix in float64, a full sort of every row, a loop
+over the queries. A difference of more than 1e-9 is an error.
 """
 
 import argparse
@@ -23,7 +23,7 @@ LEVELS = (1, 5, 10)
 
 
 def sorted_positions(scores: np.ndarray, own: list[np.ndarray]) -> list[np.ndarray]:
-    """Where the own candidates of each row stand in its full order, best first; others go first where scores tie."""
+    """Ranks of the positives of each row in a full sort, best first; negatives come first in ties."""
     found = []
     for row, mine in zip(scores, own, strict=True):
         is_own = np.zeros(len(row), bool)
@@ -34,7 +34,7 @@ def sorted_positions(scores: np.ndarray, own: list[np.ndarray]) -> list[np.ndarr
 
 
 def of_positions(found: list[np.ndarray], direction: str) -> dict[str, float]:
-    """Every metric of one direction from the places of the own candidates, counted from 0."""
+    """All metrics of one direction, from the ranks of the positives, counted from 0."""
     first = np.array([places[0] for places in found])
     metrics = {
         "medr": np.floor(np.median(first)) + 1,
@@ -68,7 +68,7 @@ def by_definition(images: np.ndarray, texts: np.ndarray, owner: np.ndarray) -> d
 
 
 def independent(judgement: Judgement) -> dict[str, dict[str, float]]:
-    """For each protocol of one split its metrics by definition."""
+    """The metrics of each protocol on one split, computed by definition."""
     images, texts = (each.double().numpy() for each in judgement.pairs[:2])
     owner = judgement.pairs.text_to_image.numpy()
     everyone = np.arange(len(images))
@@ -85,7 +85,7 @@ def independent(judgement: Judgement) -> dict[str, dict[str, float]]:
 
 
 def largest_difference(judgement: Judgement) -> dict[str, float]:
-    """Of each protocol the largest difference of any of its numbers from the independent one."""
+    """The largest difference between recorded and independent numbers, for each protocol."""
     expected, found = independent(judgement), {}
     for name, protocol in judgement.record["protocols"].items():
         differences = []
@@ -98,7 +98,7 @@ def largest_difference(judgement: Judgement) -> dict[str, float]:
 
 
 def without_captions(judgement: Judgement, name: str) -> dict[str, Any]:
-    """The record without rows of the data and without sentences."""
+    """The record without data rows and sentences."""
     kept = dict(judgement.record) | {"model": name}
     if "composition" in kept:
         kinds = kept["composition"]["kinds"].items()
@@ -114,7 +114,7 @@ def without_captions(judgement: Judgement, name: str) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="+", help="folders of models")
+    parser.add_argument("models", nargs="+", help="model folders")
     parser.add_argument("--data_dir", required=True)
     parser.add_argument("--split", default="validation", help="[validation]")
     parser.add_argument("--foils", default="auto", help="[auto]")
@@ -129,7 +129,7 @@ def main() -> None:
     checked = {names[each.record["model"]]: largest_difference(each) for each in evaluation.judgements}
     worst = max(value for each in checked.values() for value in each.values())
     if worst > 1e-9:
-        sys.exit(f"numbers differ from those by definition, by up to {worst}: {checked}")
+        sys.exit(f"numbers differ from their definition by up to {worst}: {checked}")
     records = [without_captions(each, names[each.record["model"]]) for each in evaluation.judgements]
     comparisons = evaluation.document.get("comparisons", [])
     result = evaluation_of(

@@ -1,12 +1,12 @@
-"""Time and memory of a loss, forward and backward, next to the plain dense one in the same run.
+"""Time and memory of a loss, forward and backward, compared with a plain dense loss in the same run.
 
     python scripts/benchmarks/loss_step.py --output scripts/benchmarks/results/loss_step.json
     python scripts/benchmarks/loss_step.py --batch_sizes 16384 65536 262144 --dims 512 1024   # on a GPU
 
-Contenders: the two lines of torch that everybody writes; open_clip's `ClipLoss` where open_clip_torch is installed
-(`pip install --no-deps open_clip_torch` suffices); our objectives in every way of execution that runs here. They take
-turns, so that a busy moment of the machine meets all. What does not fit into the memory of the machine is left out.
-On a CPU the peak is the resident memory of a process of its own. Embeddings: bfloat16 on a GPU, float32 on a CPU.
+Contenders: plain torch in two lines; open_clip's `ClipLoss` if open_clip_torch is installed (`pip install --no-deps
+open_clip_torch` is enough); our objectives in every execution mode that runs here. They alternate, so that load on the
+machine affects all. Contenders that do not fit into memory are left out. On a CPU the peak is the resident memory of a
+separate process. Embeddings are bfloat16 on a GPU and float32 on a CPU.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from hf_vse.objectives.kernels import why_not_fused
 TEMPERATURE = 0.07
 PLAIN, OPEN_CLIP = "plain torch nce", "open_clip ClipLoss"
 LOSSES = ("nce", "hardnce", "siglip", "hinge_sum")
-DENSE_MATRICES = 6  # of float32 that a dense loss needs room for; four were measured
+DENSE_MATRICES = 6  # float32 matrices to reserve for a dense loss; four were measured
 USEFUL_PRODUCTS = {"hardnce": 1}  # of 2 n^2 dim operations each; every other loss needs three
 MEMORY_SIZES = (8192, 16384, 32768)
 
@@ -46,7 +46,7 @@ def plain_nce(images: Tensor, texts: Tensor) -> Tensor:
 
 
 def open_clip_loss() -> Loss | None:
-    """open_clip's loss, from its file alone: the package imports torchvision."""
+    """open_clip's loss, loaded from its single file, because the package imports torchvision."""
     found = find_spec("open_clip")
     if found is None:
         return None
@@ -91,7 +91,7 @@ def fits(name: str, batch: int) -> bool:
 
 
 def times(names: list[str], batch: int, dim: int, rounds: int, rate: float) -> list[dict]:
-    """Median seconds of each contender; the first round warms up."""
+    """Median seconds of each contender; the first round is a warm-up."""
     images, texts = embeddings(batch, dim)
     losses = {name: loss for name, loss in contenders().items() if name in names and fits(name, batch)}
     seconds: dict[str, list[float]] = {name: [] for name in losses}
@@ -120,7 +120,7 @@ def peak(name: str, batch: int, dim: int) -> int:
 
 
 def peaks(names: list[str], sizes: list[int], dim: int) -> list[dict]:
-    """Peak memory of each contender at each size, each in a process of its own; dense beyond the machine: scaled."""
+    """Peak memory of each contender at each size, in separate processes; dense losses beyond memory are scaled up."""
     rows = []
     for name in tqdm(names, "memory"):
         for batch in sizes:
@@ -141,11 +141,13 @@ def main() -> None:
     gpu = device().type == "cuda"
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     sizes = [2**power for power in range(10, 19)] if gpu else [1024, 4096, 8192]
-    parser.add_argument("--contenders", nargs="+", default=list(contenders()), help="some of the contenders [all]")
-    parser.add_argument("--batch_sizes", type=int, nargs="+", default=sizes, help=f"pairs that are timed {sizes}")
+    parser.add_argument("--contenders", nargs="+", default=list(contenders()), help="contenders to run [all]")
+    parser.add_argument("--batch_sizes", type=int, nargs="+", default=sizes, help=f"batch sizes to time {sizes}")
     parser.add_argument("--dims", type=int, nargs="+", default=[512, 1024] if gpu else [1024], help="dimensions")
-    parser.add_argument("--memory_sizes", type=int, nargs="*", default=list(MEMORY_SIZES), help="of the memory part")
-    parser.add_argument("--rounds", type=int, default=5, help="timed rounds; the median counts [5]")
+    parser.add_argument(
+        "--memory_sizes", type=int, nargs="*", default=list(MEMORY_SIZES), help="batch sizes for memory"
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="timed rounds; the median is reported [5]")
     parser.add_argument("--output", type=Path, help="write the result as JSON")
     parser.add_argument("--peak_of", nargs=3, metavar=("NAME", "BATCH", "DIM"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()

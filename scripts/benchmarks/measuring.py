@@ -1,4 +1,4 @@
-"""What the benchmarks share: clocks, memory, the speed of a plain matrix product, and what is left behind."""
+"""Shared parts of the benchmarks: time, memory, matrix product speed, and the result file."""
 
 import json
 import time
@@ -15,7 +15,7 @@ def device() -> torch.device:
 
 
 def seconds_of(step: Callable[[], Any]) -> float:
-    """Wall-clock time of one call, until the device has finished."""
+    """Wall-clock seconds of one call, including the work on the device."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     start = time.perf_counter()
@@ -26,7 +26,7 @@ def seconds_of(step: Callable[[], Any]) -> float:
 
 
 def matmul_rate(dtype: torch.dtype, size: int | None = None, rounds: int = 10) -> float:
-    """Floating-point operations a second of a large square matrix product on this machine."""
+    """FLOP per second of a large square matrix product on this machine."""
     size = size or (8192 if torch.cuda.is_available() else 2048)
     one, other = torch.randn(2, size, size, device=device()).to(dtype)
 
@@ -39,9 +39,9 @@ def matmul_rate(dtype: torch.dtype, size: int | None = None, rounds: int = 10) -
 
 
 def peak_bytes_of(step: Callable[[], Any]) -> int:
-    """Most memory that one call holds at a time beyond what was held before.
+    """Peak memory of one call in bytes, beyond what was allocated before.
 
-    On a CPU this is the resident memory of the process: call it in a process of its own, after a small warm-up.
+    On a CPU this is the resident memory of the process: call it in a separate process, after a small warm-up.
     """
     if torch.cuda.is_available():
         torch.cuda.synchronize()
@@ -50,32 +50,32 @@ def peak_bytes_of(step: Callable[[], Any]) -> int:
         step()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     before = status_bytes("VmRSS")
     step()
     return status_bytes("VmHWM") - before
 
 
 def operations_of(step: Callable[[], Any]) -> int:
-    """Floating-point operations of the matrix products and convolutions of one call."""
+    """FLOP of the matrix products and convolutions of one call."""
     with FlopCounterMode(display=False) as counter:
         step()
     return counter.get_total_flops()
 
 
 def free_bytes() -> int:
-    """Memory of the device that nobody holds."""
+    """Free memory of the device."""
     return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else status_bytes("MemAvailable", "/proc/meminfo")
 
 
 def status_bytes(field: str, file: str = "/proc/self/status") -> int:
-    """A memory figure of this process, or of the machine (Linux)."""
+    """A memory value of this process, or of the machine (Linux)."""
     lines = Path(file).read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
 
 
 def record(result: dict[str, Any], output: Path | None) -> None:
-    """Prints a result, and keeps it where asked for."""
+    """Prints a result and optionally writes it to a file."""
     text = json.dumps(result, indent=1)
     print(text)
     if output is not None:

@@ -1,16 +1,16 @@
-"""What training on many pairs costs on 1, 8 and 64 GPUs: arithmetic from recorded numbers, nothing is run.
+"""Cost of training on many pairs on 1, 8 and 64 GPUs: calculated from recorded numbers, nothing is run.
 
     python scripts/benchmarks/scaling_cost.py --output scripts/benchmarks/results/scaling_cost.json
 
-Of a step with b pairs on each of P GPUs, D-dimensional float32 embeddings and W trainable weights:
+The parts of a step with b pairs on each of P GPUs, D-dimensional float32 embeddings and W trainable weights:
 
-- towers: b x (operations of a pair) / (speed of a GPU in training), from `train_step.py`;
-- loss, streamed: 8 b (P b) D operations at the speed of a matrix product;
-- gradients: all-reduce of 4 W bytes, each GPU sends 2 (P - 1) / P of them (ring);
-- texts: gathered twice, their gradient reduced once, each GPU sends about (P - 1) b D 4 bytes three times.
+- towers: b x (FLOP per pair) / (FLOP per second of a GPU in training), from `train_step.py`;
+- loss, streamed: 8 b (P b) D FLOP at the speed of a matrix product;
+- gradients: all-reduce of 4 W bytes; each GPU sends 2 (P - 1) / P of them (ring);
+- texts: gathered twice and their gradient reduced once; each GPU sends about (P - 1) b D 4 bytes three times.
 
-Nothing is taken to overlap, reading of images is taken to keep up. Where no step has been recorded on a GPU, its speed
-is a stated rate of matrix products times an assumed share, and the record says so.
+Assumes no overlap, and data loading that keeps up. If no step was recorded on a GPU, its speed is the specified matrix
+product rate times an assumed share, and the record says so.
 """
 
 import argparse
@@ -21,11 +21,11 @@ from typing import NamedTuple
 from measuring import record
 
 RESULTS = Path(__file__).parent / "results"
-# One H200: matrix products of bfloat16, stated, without a record here. Share of it that a whole training step reaches:
-# assumed, and low for convolutions, which wait for memory.
+# One H200: specified bfloat16 matrix product rate, not measured here. The share of it that a training step reaches is
+# assumed; it is low for convolutions, which are limited by memory bandwidth.
 MATMUL_RATE = 790e12
 ASSUMED_SHARE = {"resnet50": 0.1, "resnet152": 0.1, "vit_b_16": 0.35}
-# Bytes a second that one GPU sends: NVLink in a machine of 8; between machines one 400 Gbit/s adapter for each GPU.
+# Bytes per second that one GPU sends: NVLink within a machine of 8; one 400 Gbit/s adapter per GPU between machines.
 WITHIN_MACHINE, BETWEEN_MACHINES, GPUS_OF_MACHINE = 450e9, 50e9, 8
 PAIRS = {"COCO (566,435)": 566_435, "10 M": 10_000_000, "1 B": 1_000_000_000}
 GPUS = (1, 8, 64)
@@ -33,7 +33,7 @@ LOCAL_BATCH, DIM = 512, 1024
 
 
 class Tower(NamedTuple):
-    """What a training step of one image tower costs."""
+    """The cost of a training step with one image tower."""
 
     name: str
     gflop_of_a_pair: float
@@ -43,7 +43,7 @@ class Tower(NamedTuple):
 
 
 def towers() -> list[Tower]:
-    """From the record of a GPU where there is one, else the counted arithmetic of that of a CPU."""
+    """Read from the record of a GPU, or, if there is none, from the counted FLOP in the record of a CPU."""
     gpu, cpu = RESULTS / "train_step_gpu.json", RESULTS / "train_step.json"
     measured = gpu.is_file()
     steps = json.loads((gpu if measured else cpu).read_text(encoding="utf-8"))["steps"]
@@ -56,7 +56,7 @@ def towers() -> list[Tower]:
 
 
 def seconds_of_step(tower: Tower, gpus: int) -> dict[str, float]:
-    """Parts of one step with `LOCAL_BATCH` pairs on each GPU."""
+    """Seconds of each part of a step with `LOCAL_BATCH` pairs per GPU."""
     network = WITHIN_MACHINE if gpus <= GPUS_OF_MACHINE else BETWEEN_MACHINES
     embeddings = (gpus - 1) * LOCAL_BATCH * DIM * 4
     return {

@@ -1,16 +1,16 @@
-"""Search in galleries of up to a million vectors: milliseconds a query, recall against exact, what we add to FAISS.
+"""Search in galleries of up to a million vectors: milliseconds per query, recall, overhead over FAISS.
 
     python scripts/benchmarks/search_speed.py --model DIR --dataset flickr8k --data_dir DIR [--output FILE]
 
-A model embeds the photographs and captions of a validation split. The gallery grows from the photographs: each vector
-is a photograph's plus noise with the covariance of all, so that it lies as a model's vectors lie. Queries are
-captions: sentences lie apart from photographs in such a space, which makes approximate search harder than looking for
-vectors of the gallery itself. One half of them tunes the index, recall is of the other half. Without --model both
-sides are drawn from made clusters.
+A model embeds the images and captions of a validation split. The gallery is grown from the images: each vector is an
+image vector plus noise with the covariance of all image vectors, so that it is distributed like real ones. Queries are
+captions: text vectors lie apart from image vectors, which makes approximate search harder than with queries from the
+gallery itself. Half of the queries tune the index, the other half measure recall. Without --model both sides come from
+synthetic clusters.
 
     single     one query at a time, milliseconds at the median and the 95th percentile
-    overhead   a batch of 1,000 queries by `GalleryIndex.search`, divided by the same FAISS index called bare, median
-               over rounds in which the two take turns
+    overhead   time of `GalleryIndex.search` for 1,000 queries, divided by the time of the bare FAISS index; median
+               over alternating rounds
 """
 
 import argparse
@@ -29,7 +29,7 @@ from hf_vse.search.gallery import GalleryIndex
 from hf_vse.search.vectors import exact_search
 
 DIM = 512
-NOISE = 0.7  # of the spread of the photographs
+NOISE = 0.7  # relative to the spread of the image vectors
 BLOCK = 50_000
 SINGLE_QUERIES = 300
 BATCH = 1000
@@ -41,7 +41,7 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def seeds(arguments: argparse.Namespace, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Vectors of photographs, and of captions in random order."""
+    """Vectors of the images, and of the captions in random order."""
     if arguments.model is None:
         centres = rng.normal(size=(500, DIM))
         made = [centres[rng.integers(500, size=count)] + rng.normal(size=(count, DIM)) for count in (2000, 4000)]
@@ -58,7 +58,7 @@ def seeds(arguments: argparse.Namespace, rng: np.random.Generator) -> tuple[np.n
 
 
 def grown(photographs: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """(count, dim) unit vectors that lie like the photographs."""
+    """(count, dim) unit vectors that are distributed like the image vectors."""
     centred = photographs - photographs.mean(axis=0)
     spread = np.linalg.svd(centred / np.sqrt(len(centred)), full_matrices=False)
     shape = (spread.S[:, None] * spread.Vh).astype(np.float32)
@@ -80,7 +80,7 @@ def milliseconds(search: Any, queries: np.ndarray) -> list[float]:
 
 
 def overhead(index: GalleryIndex, queries: np.ndarray, rounds: int) -> float:
-    """Seconds of our search divided by those of FAISS, each with the same parameters."""
+    """Seconds of our search divided by those of FAISS with the same parameters."""
     parameters = index.vectors.parameters(K, None)
     ratios = []
     for _ in range(rounds):
@@ -113,7 +113,7 @@ def measure(vectors: np.ndarray, kind: str, queries: np.ndarray, rounds: int) ->
         "single_ms": {"p50": round(median(taken), 2), "p95": round(float(np.percentile(taken, 95)), 2)},
         "recall_at_10": round(float(np.mean(hits)), 4),
     }
-    if kind != "pq":  # compared again with the exact vectors, which FAISS alone does not do
+    if kind != "pq":  # pq also reranks with the exact vectors, which FAISS alone does not
         batch = np.ascontiguousarray(np.resize(asked, (BATCH, asked.shape[1])))
         result["overhead"] = round(overhead(index, batch, rounds), 3)
     return result
@@ -121,12 +121,12 @@ def measure(vectors: np.ndarray, kind: str, queries: np.ndarray, rounds: int) ->
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="model whose space is searched [made clusters]")
+    parser.add_argument("--model", help="model whose vectors are searched [synthetic clusters]")
     parser.add_argument("--dataset", default="flickr8k")
     parser.add_argument("--data_dir")
     parser.add_argument("--split", default="validation")
     parser.add_argument("--exact_sizes", type=int, nargs="*", default=[5000, 50_000], help="[5000 50000]")
-    parser.add_argument("--size", type=int, default=1_000_000, help="of the approximate indexes [1000000]")
+    parser.add_argument("--size", type=int, default=1_000_000, help="size of the approximate indexes [1000000]")
     parser.add_argument("--kinds", nargs="*", default=["hnsw", "ivf", "pq"], help="[hnsw ivf pq]")
     parser.add_argument("--hnsw_size", type=int, default=100_000, help="[100000]")
     parser.add_argument("--rounds", type=int, default=5)

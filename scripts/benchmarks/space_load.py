@@ -1,12 +1,13 @@
-"""How long visitors of the demo wait when many come at once, and whether its memory stays flat.
+"""Response times of the demo with many concurrent visitors, and whether its memory stays constant.
 
     python scripts/benchmarks/space_load.py --model DIR --dataset PARQUET [--output space_load.json]
     python scripts/benchmarks/space_load.py --url http://127.0.0.1:7860
 
-Starts the demo on this machine (or takes one that runs), and lets every visitor ask again as soon as the answer is
-there: sentences, photographs (a new upload each time) and labels, mixed by `--mix`. A time runs from the first byte of
-the question, upload included, to the last of the answer. Then `--requests` new visitors ask one question each while
-the resident memory of the demo is read (Linux; of a demo that is started here). Needs the extra `demo`.
+Starts the demo on this machine (or uses a running one). Every visitor sends the next request as soon as the answer
+arrives: sentences, images (a new upload each time) and labels, mixed by `--mix`. A response time runs from the first
+byte of the request, including the upload, to the last byte of the answer. Then `--requests` new visitors send one
+request each while the resident memory of the demo is measured (Linux, and only if it was started here). Needs the
+extra `demo`.
 """
 
 import argparse
@@ -43,33 +44,35 @@ SENTENCES = (
 )
 LABELS = "circle, square, star, ring, dog, cat, beach, snow"
 KINDS = ("search_by_text", "search_by_image", "zero_shot")
-PHOTOGRAPHS = 32  # different ones, 640 x 480
-WARM_UP = 300  # requests until threads, sessions and caches have their size
+PHOTOGRAPHS = 32  # distinct images, 640 x 480
+WARM_UP = 300  # requests until threads, sessions and caches stop growing
 BETWEEN_READINGS = 100  # requests
-AT_ONCE = 4  # requests while memory is read
+AT_ONCE = 4  # concurrent requests while memory is measured
 SECONDS_TO_ANSWER = 60
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="VSE_MODEL of the demo that is started")
-    parser.add_argument("--dataset", help="VSE_DATASET of the demo that is started")
-    parser.add_argument("--url", help="take a demo that runs already")
-    parser.add_argument("--visitors", type=int, default=32, help="at the same time [32]")
+    parser.add_argument("--model", help="VSE_MODEL of the demo to start")
+    parser.add_argument("--dataset", help="VSE_DATASET of the demo to start")
+    parser.add_argument("--url", help="use a running demo")
+    parser.add_argument("--visitors", type=int, default=32, help="concurrent visitors [32]")
     parser.add_argument("--seconds", type=float, default=60, help="length of the measurement [60]")
     parser.add_argument("--pause", type=float, default=0, help="seconds a visitor waits before asking again [0]")
-    parser.add_argument("--mix", type=int, nargs=3, default=[6, 3, 1], help="sentences, photographs, labels [6 3 1]")
-    parser.add_argument("--requests", type=int, default=2000, help="while memory is read, 0 for none [2000]")
+    parser.add_argument("--mix", type=int, nargs=3, default=[6, 3, 1], help="sentences, images, labels [6 3 1]")
+    parser.add_argument(
+        "--requests", type=int, default=2000, help="requests while memory is measured, 0 for none [2000]"
+    )
     parser.add_argument("--output", type=Path, help="write the result as JSON")
     arguments = parser.parse_args()
     if not arguments.url and not (arguments.model and arguments.dataset):
-        parser.error("give --url of a demo that runs, or --model and --dataset of one to start")
+        parser.error("give --url of a running demo, or --model and --dataset to start one")
     return arguments
 
 
 @contextmanager
 def running_demo(arguments: argparse.Namespace) -> Iterator[tuple[str, int | None]]:
-    """Address of the demo and, if it is started here, the number of its process."""
+    """The URL of the demo and, if it is started here, its process id."""
     if arguments.url:
         yield arguments.url.rstrip("/"), None
         return
@@ -107,7 +110,7 @@ def answers(url: str) -> bool:
 
 
 def photographs() -> list[bytes]:
-    """JPEG files of coarse noise, about the size of a photograph's."""
+    """JPEG files of coarse noise, about as large as photographs."""
     rng = np.random.default_rng(0)
     files = []
     for _ in range(PHOTOGRAPHS):
@@ -119,7 +122,7 @@ def photographs() -> list[bytes]:
 
 
 async def ask(web: httpx.AsyncClient, session: str, kind: str, files: list[bytes]) -> Any:
-    """One question of a visitor; raises if the answer is no answer."""
+    """Sends one request of a visitor; raises if the answer is an error."""
     if kind == "search_by_text":
         return await call(web, session, kind, [random.choice(SENTENCES), 12])
     upload = await web.post("/gradio_api/upload", files={"files": ("photo.jpg", random.choice(files), "image/jpeg")})
@@ -140,14 +143,14 @@ async def call(web: httpx.AsyncClient, session: str, endpoint: str, data: list) 
 
 
 async def measure(url: str, arguments: argparse.Namespace) -> tuple[dict[str, list[float]], Counter[str], float]:
-    """Seconds of every answer by endpoint, failures by their text, and how long all of it took."""
+    """Seconds of each answer by endpoint, failure counts by message, and the total time."""
     seconds: dict[str, list[float]] = defaultdict(list)
     failures: Counter[str] = Counter()
     files = photographs()
     limits = httpx.Limits(max_connections=2 * arguments.visitors)
 
     async def visitor(web: httpx.AsyncClient, session: str, end: float) -> None:
-        await asyncio.sleep(random.random() * arguments.pause)  # they do not all come at the same moment
+        await asyncio.sleep(random.random() * arguments.pause)  # visitors do not all arrive at once
         while time.perf_counter() < end:
             kind = random.choices(KINDS, arguments.mix)[0]
             start = time.perf_counter()
@@ -160,7 +163,7 @@ async def measure(url: str, arguments: argparse.Namespace) -> tuple[dict[str, li
 
     async with httpx.AsyncClient(base_url=url, limits=limits, timeout=SECONDS_TO_ANSWER) as web:
         for kind in KINDS:
-            await ask(web, "first", kind, files)  # the first ones are slower
+            await ask(web, "first", kind, files)  # the first requests are slower
         start = time.perf_counter()
         end = start + arguments.seconds
         await asyncio.gather(*(visitor(web, f"visitor{number}", end) for number in range(arguments.visitors)))
@@ -168,7 +171,7 @@ async def measure(url: str, arguments: argparse.Namespace) -> tuple[dict[str, li
 
 
 async def measure_memory(url: str, process: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Resident memory in MB every BETWEEN_READINGS requests after the warm-up; each request is a new visitor's."""
+    """Resident memory in MB every BETWEEN_READINGS requests after the warm-up; each request has a new visitor."""
     files, readings = photographs(), []
     async with httpx.AsyncClient(base_url=url, timeout=SECONDS_TO_ANSWER) as web:
         for number in range(-WARM_UP, arguments.requests + 1, AT_ONCE):
@@ -195,7 +198,7 @@ def summary(seconds: list[float]) -> dict[str, float]:
 
 def main() -> None:
     arguments = parse_arguments()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the demo ends with this
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the demo stops too
     random.seed(0)
     with running_demo(arguments) as (url, process):
         facts = asyncio.run(about(url))

@@ -1,11 +1,11 @@
-"""A whole training step, in images a second: towers, loss, backward pass, optimizer; no reading of data.
+"""Images per second of a whole training step: towers, loss, backward pass, optimizer; without data loading.
 
     python scripts/benchmarks/train_step.py --output scripts/benchmarks/results/train_step.json
     python scripts/benchmarks/train_step.py --towers resnet50 resnet152 vit_b_16 --batch_size 512 --compile   # GPU
 
-Image tower with random weights, text tower the paper's GRU, objective `nce`, AdamW; bfloat16 autocast on a GPU,
-float32 on a CPU. Each tower is measured plain and with a gradient cache in mini-batches (and both again compiled with
-`--compile`), in turns. The arithmetic of a step is counted, so that the table of costs can be made from the record.
+An image tower with random weights, the paper's GRU as text tower, objective `nce`, AdamW; bfloat16 autocast on a GPU,
+float32 on a CPU. Each tower is measured plain and with a gradient cache in mini-batches (with `--compile` also
+compiled); the steps alternate. The FLOP of a step are counted, so that the cost table can be made from the record.
 """
 
 import argparse
@@ -58,12 +58,12 @@ def autocast():
 
 
 class Step:
-    """Embeds, contrasts, goes back and updates.
+    """One training step: embeddings, loss, backward pass, update.
 
     Args:
         model: the dual encoder.
-        run: the model or a compiled form of it.
-        mini_batch: pairs embedded at once by the gradient cache; None for no cache.
+        run: the model, or its compiled form.
+        mini_batch: pairs per mini-batch of the gradient cache; None for no cache.
     """
 
     def __init__(self, model: VSEModel, run: Callable, mini_batch: int | None):
@@ -98,7 +98,7 @@ def ways(model: VSEModel, mini_batch: int, compiled: bool) -> dict[str, Step]:
 
 
 def peak(tower: str, way: str, arguments: argparse.Namespace) -> int:
-    """Peak bytes of a step beyond weights, optimizer and batch, in this process."""
+    """Peak bytes of a step in this process, beyond weights, optimizer state and batch."""
     step = ways(build(tower), arguments.mini_batch, arguments.compile)[way]
     step(batch_of(2))
     batch = batch_of(arguments.batch_size)
@@ -145,11 +145,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     towers = list(TOWERS) if gpu else ["resnet50"]
     parser.add_argument("--towers", nargs="+", choices=TOWERS, default=towers, help=f"image towers {towers}")
-    parser.add_argument("--batch_size", type=int, default=512 if gpu else 32, help="pairs in a step [512, CPU: 32]")
-    parser.add_argument("--mini_batch", type=int, default=128 if gpu else 8, help="of the gradient cache [128, 8]")
-    parser.add_argument("--compile", action="store_true", help="also compiled by torch.compile")
+    parser.add_argument("--batch_size", type=int, default=512 if gpu else 32, help="pairs per step [512, CPU: 32]")
+    parser.add_argument(
+        "--mini_batch", type=int, default=128 if gpu else 8, help="pairs per mini-batch of the gradient cache [128, 8]"
+    )
+    parser.add_argument("--compile", action="store_true", help="also measure with torch.compile")
     parser.add_argument("--warmup", type=int, default=3 if gpu else 1, help="rounds before the timed ones [3, CPU: 1]")
-    parser.add_argument("--rounds", type=int, default=10 if gpu else 3, help="timed rounds; the median counts")
+    parser.add_argument("--rounds", type=int, default=10 if gpu else 3, help="timed rounds; the median is reported")
     parser.add_argument("--output", type=Path, help="write the result as JSON")
     parser.add_argument("--peak_of", nargs=2, metavar=("TOWER", "WAY"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
