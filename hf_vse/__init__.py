@@ -11,7 +11,7 @@ _HOME = {
     "VSEConfig": "hf_vse.model.configuration_vse",
     "VSEFeaturesConfig": "hf_vse.model.configuration_vse",
     "VSEGRUTextConfig": "hf_vse.model.configuration_vse",
-    "VSEModel": "hf_vse.model.modeling_vse",
+    "VSEModel": "hf_vse.hub.push",  # which gives it `push_to_hub` with the card of hf_vse
     "VSEProcessor": "hf_vse.model.processing_vse",
     "contrastive_loss": "hf_vse.model.losses_vse",
     "load_objective": "hf_vse.objectives.own",

@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "embed": {"model", "data"},
     "search": {"model", "data", "embed"},
     "evaluation": {"model", "data", "embed"},
-    "hub": {"model", "data", "evaluation"},
+    "hub": {"model", "data", "embed"},
     "plots": set(),
     "errors": set(),
     "files": set(),
@@ -215,3 +215,14 @@ def test_every_package_is_installed():
     assert found <= set(described["packages"])
     for name, folder in described["package-dir"].items():
         assert name in described["packages"] and any((PACKAGE.parent / folder).iterdir())
+
+
+def test_every_file_beside_the_code_is_installed():
+    """Templates and style sheets are data of their package, or an installed wheel lacks them."""
+    described = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    patterns = described["package-data"]
+    beside = [path for path in PACKAGE.rglob("*.*") if path.is_file() and path.suffix not in (".py", ".pyc")]
+    assert {"card.md.j2", "data_card.md.j2"} <= {path.name for path in beside}
+    for path in beside:
+        package = ".".join(path.parent.relative_to(PACKAGE.parent).parts)
+        assert any(path.match(pattern) for pattern in patterns.get(package, [])), f"package-data lacks {path}"

@@ -8,7 +8,6 @@ load_pairs("org/scenes")  # the same images, captions and fingerprints
 
 import logging
 import os
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import huggingface_hub
@@ -19,11 +18,11 @@ from tqdm.auto import tqdm
 from hf_vse.data.images import stored_images, why_unreadable
 from hf_vse.data.pairs import undecoded_images
 from hf_vse.data.schema import CAPTIONS, IMAGE, IMAGE_FEATURES, IMAGE_ID, fingerprint
+from hf_vse.hub.contents import CARD
 from hf_vse.hub.errors import hub_errors
+from hf_vse.hub.private import without_paths
 from hf_vse.hub.push import read_card
-from hf_vse.model.card_text_vse import table
-from hf_vse.model.card_vse import is_ours, signed
-from hf_vse.model.publish_vse import CARD, without_paths
+from hf_vse.hub.signature import is_ours, written_card
 
 logger = logging.getLogger(__name__)
 
@@ -166,58 +165,34 @@ def data_card(
 ) -> str:
     """The signed card: the header that `datasets` wrote with ours in it, and the text."""
     data = DatasetCard(there or "---\n{}\n---\n", ignore_metadata_errors=True).data
-    images = sum(map(len, splits.values()))
+    images, title = sum(map(len, splits.values())), repo_id.rpartition("/")[2]
     data.license = license or data.get("license")
     data.language = ["en"]
-    data.pretty_name = repo_id.rpartition("/")[2]
+    data.pretty_name = title
     data.task_categories = ["image-to-text", "text-to-image", "zero-shot-image-classification"]
     data.size_categories = [next((size for limit, size in SIZES if images < limit), "n>1M")]
     data.tags = list(dict.fromkeys(["image-text-retrieval", "hf_vse", *data.get("tags", [])]))
-    return signed(data, card_text(splits, broken, repo_id, source), DatasetCard)
+    origin, owners = SOURCES.get(source, (without_paths(source or "", "model") or "an unnamed collection", ""))
+    names = next(iter(splits.values())).column_names
+    return written_card(
+        "data_card.md.j2",
+        data,
+        DatasetCard,
+        title=title,
+        repo_id=repo_id,
+        origin=origin,
+        owners=owners,
+        splits=[split_cells(name, split, broken[name]) for name, split in splits.items()],
+        columns={name: COLUMNS.get(name, "") for name in names},
+        image=IMAGE if IMAGE in names else IMAGE_FEATURES,
+    )
 
 
-def card_text(splits: DatasetDict, broken: dict[str, int], repo_id: str, source: str | None) -> str:
-    first = next(iter(splits.values()))
-    words, owners = SOURCES.get(source, (without_paths(source or "", "model") or "an unnamed collection", ""))
-    rows = [["split", "images", "captions", "captions of an image", "left out as unreadable", "fingerprint"]]
-    for name, split in splits.items():
-        captions = split.with_format(None)[CAPTIONS][:]
-        digest = fingerprint(split.with_format(None)[IMAGE_ID][:], captions)
-        counts = Counter(map(len, captions))
-        span = f"{min(counts)}" if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
-        total = sum(map(len, captions))
-        rows.append([name, f"{len(split):,}", f"{total:,}", span, f"{broken[name]:,}", f"`{digest}`"])
-    columns = [[f"`{name}`", COLUMNS.get(name, "")] for name in first.column_names]
-    what = IMAGE if IMAGE in first.column_names else IMAGE_FEATURES
-    return f"""# {repo_id.rpartition("/")[2]}
-
-Images with their captions, one row for each image, from {words}. For image-text retrieval with
-[visual-semantic embeddings](https://arxiv.org/abs/2110.08872).
-
-{table(rows)}
-
-The fingerprint is that of numbers and captions in their order; hf_vse records it with every evaluation.
-
-## Columns
-
-{table([["column", "what it is"], *columns])}
-
-## How to load it
-
-```python
-from datasets import load_dataset
-
-rows = load_dataset("{repo_id}")
-rows["{next(iter(splits))}"][0]["{what}"], rows["{next(iter(splits))}"][0]["captions"]
-```
-
-```python
-from hf_vse import load_pairs
-
-pairs = load_pairs("{repo_id}")
-```
-
-## Whose data these are
-
-{owners or "Images and captions belong to their owners; ask them before you share or use these."}
-"""
+def split_cells(name: str, split: Dataset, broken: int) -> list[str]:
+    """A line of the table of splits."""
+    plain = split.with_format(None)
+    captions = plain[CAPTIONS][:]
+    counts = [len(of_image) for of_image in captions]
+    span = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
+    digest = fingerprint(plain[IMAGE_ID][:], captions)
+    return [name, f"{len(split):,}", f"{sum(counts):,}", span, f"{broken:,}", f"`{digest}`"]

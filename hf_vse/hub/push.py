@@ -2,19 +2,26 @@
 
 from hf_vse.hub.push import push_model
 push_model("runs/quickstart", "org/vse-scenes")
+
+Once this file is imported, `model.push_to_hub` publishes with the same card. `from hf_vse import VSEModel` imports it.
 """
 
 import logging
+from collections.abc import Collection
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
-from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub import CommitInfo, HfApi, ModelCard, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, RevisionNotFoundError
 
 from hf_vse.files import read_text, write_text
+from hf_vse.hub.contents import CARD, own_card, public_contents, upload_operations, write_card
 from hf_vse.hub.directory import check_model_directory
 from hf_vse.hub.errors import check_repo_id, hub_errors
-from hf_vse.model.card_vse import is_ours
-from hf_vse.model.publish_vse import CARD, own_card, public_contents, upload_operations, write_card
+from hf_vse.hub.record import run_of
+from hf_vse.hub.signature import is_ours
+from hf_vse.model.modeling_vse import VSEModel, VSEPreTrainedModel
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +30,7 @@ def check_before_pushing(directory: str | Path, repo_id: str, photographs: bool 
     """Everything that can be refused without asking the Hub; nothing is sent and nothing written.
 
     Raises:
-        FileNotFoundError, ValueError: see `push_model`.
+        OSError, ValueError: see `push_model`.
     """
     check_repo_id(repo_id)
     path = check_model_directory(directory)
@@ -61,37 +68,93 @@ def push_model(
         photographs: publish `retrieval.png` too where it shows photographs of somebody's data set.
 
     Raises:
-        FileNotFoundError, ValueError: `directory` holds no whole model, or the Hub refuses; in one line. What is wrong
-            with the directory is found before the first request.
+        OSError, ValueError: `directory` holds no whole model, or the Hub refuses; in one line. What is wrong with the
+            directory is found before the first request.
         ConnectionError: it did not finish.
     """
     path = check_before_pushing(directory, repo_id, photographs)
+    where = {"private": private, "token": token, "revision": revision, "create_pr": create_pr}
+    shown = {"license": license, "photographs": photographs}
+    done = upload(path, path, repo_id, commit_message=commit_message, **where, **shown)
+    return done.pr_url or str(done.repo_url)
+
+
+def push_to_hub(
+    self: VSEModel,
+    repo_id: str,
+    *,
+    commit_message: str | None = None,
+    commit_description: str | None = None,
+    private: bool | None = None,
+    token: bool | str | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    max_shard_size: int | str = "50GB",
+    tags: Collection[str] | None = None,
+) -> CommitInfo:
+    """`push_to_hub` of transformers, with the card of hf_vse and the record of the run that made the weights.
+
+    Args: as in transformers; `tags` go into the card.
+
+    Raises:
+        ValueError, ConnectionError: see `push_model`.
+    """
+    check_repo_id(repo_id)
+    where = {"private": private, "token": token, "revision": revision, "create_pr": create_pr}
+    message = {"commit_message": commit_message, "commit_description": commit_description}
+    with TemporaryDirectory() as folder:
+        self.save_pretrained(folder, max_shard_size=max_shard_size)
+        return upload(
+            Path(folder), run_of(Path(folder), self.name_or_path), repo_id, tags=tags or (), **where, **message
+        )
+
+
+VSEPreTrainedModel.push_to_hub = push_to_hub
+
+
+def upload(
+    saved: Path,
+    run: Path | None,
+    repo_id: str,
+    *,
+    private: bool | None,
+    token: bool | str | None,
+    revision: str | None,
+    create_pr: bool,
+    commit_message: str | None,
+    commit_description: str | None = None,
+    **shown: Any,
+) -> CommitInfo:
+    """One commit of a saved model and the record of its run.
+
+    Args:
+        shown: for `upload_operations`.
+    """
     api = HfApi(token=token)
     with hub_errors(repo_id):
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if revision is not None and not revision.startswith("refs/pr"):
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         there = read_card(repo_id, token=token, revision=revision)
-        operations = upload_operations(path, path, repo_id, card_there=there, license=license, photographs=photographs)
-        done = api.create_commit(
+        return api.create_commit(
             repo_id,
-            operations,
+            upload_operations(saved, run, repo_id, card_there=there, **shown),
             commit_message=commit_message or "Upload model",
+            commit_description=commit_description,
             revision=revision,
             create_pr=create_pr,
         )
-    return done.pr_url or f"{api.endpoint}/{repo_id}"
 
 
 def read_card(
-    repo_id: str, *, token: str | None = None, revision: str | None = None, repo_type: str = "model"
+    repo_id: str, *, token: bool | str | None = None, revision: str | None = None, repo_type: str = "model"
 ) -> str | None:
     """The card in a repository, or None where there is none."""
     try:
         path = hf_hub_download(repo_id, CARD, repo_type=repo_type, revision=revision, token=token)
     except (EntryNotFoundError, RevisionNotFoundError):
         return None
-    return Path(path).read_text(encoding="utf-8", errors="replace")  # what is no text was not written by us
+    return Path(path).read_text(encoding="utf-8", errors="replace")  # a card of hf_vse is always UTF-8
 
 
 def may_write_card(card: Path) -> bool:
@@ -104,10 +167,15 @@ def may_write_card(card: Path) -> bool:
     return True
 
 
-def leave_card(directory: Path) -> None:
-    """Writes the card of a finished run next to its model; whatever a person has put in its place stays."""
+def leave_card(
+    directory: Path, repo_id: str | None = None, license: str | None = None, tags: Collection[str] = ()
+) -> None:
+    """Writes the card of a run next to its model; a card that a person wrote there stays, and so does a licence."""
     card = directory / CARD
-    if may_write_card(card):
-        write_text(card, write_card(directory, directory, f"your-name/{directory.resolve().name}"))
-    else:
+    if not may_write_card(card):
         logger.warning("%s was not written by hf_vse and is kept: the model card is not written", card)
+        return
+    repo_id = repo_id or f"your-name/{directory.resolve().name}"
+    if license is None and card.exists():
+        license = ModelCard(read_text(card), ignore_metadata_errors=True).data.license
+    write_text(card, write_card(directory, directory, repo_id, license=license, tags=tags))

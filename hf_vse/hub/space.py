@@ -8,10 +8,10 @@ from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi, SpaceCard
 
+from hf_vse.hub.contents import CARD, TEXTS
 from hf_vse.hub.errors import check_repo_id, hub_errors
-from hf_vse.model.card_text_vse import is_hub_id
-from hf_vse.model.files_vse import TEXTS, check_no_secret, real_file, text_in
-from hf_vse.model.publish_vse import CARD
+from hf_vse.hub.model_files import real_file, text_in
+from hf_vse.hub.private import check_no_secret, is_hub_id
 
 NEEDED = ("app.py", "requirements.txt", CARD)
 LEFT_OUT = (".pyc", ".pyi", ".log")
@@ -52,7 +52,7 @@ def push_space(
 
 
 def check_space(folder: str | Path, repo_id: str, model: str, dataset: str) -> list[CommitOperationAdd]:
-    """What would be uploaded; everything that can be refused without asking the Hub is so here, see `push_space`."""
+    """What would be uploaded; raises what can be refused without asking the Hub, see `push_space`."""
     check_repo_id(repo_id)
     path = Path(folder).expanduser()
     missing = [name for name in NEEDED if not (path / name).is_file()]
@@ -71,7 +71,7 @@ def space_operations(folder: Path, model: str, dataset: str) -> list[CommitOpera
     files = {name: real_file(folder, folder / name) for name in shown_files(folder)}
     texts = {name: text_in(folder, name) or "" for name, path in files.items() if path.suffix in TEXTS}
     for name, text in texts.items():
-        check_no_secret(str(folder / name), text)
+        check_no_secret(folder / name, text)
     card = read_space_card(folder / CARD, texts[CARD])
     card.data["models"], card.data["datasets"] = [model], [dataset]
     contents: dict[str, Path | bytes] = files | {CARD: str(card).encode()}
@@ -79,7 +79,7 @@ def space_operations(folder: Path, model: str, dataset: str) -> list[CommitOpera
 
 
 def shown_files(folder: Path) -> list[str]:
-    """Names of the files of the demo; of a folder that is a link its own name, which is refused."""
+    """Names of the files of the demo, and of folders that are links, which are refused later."""
     names = []
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
@@ -93,5 +93,5 @@ def read_space_card(path: Path, text: str) -> SpaceCard:
     """The README of a Space; raises ValueError where its header is no YAML."""
     try:
         return SpaceCard(text, ignore_metadata_errors=True)
-    except Exception as error:  # of whichever library reads YAML
-        raise ValueError(f"{path} has a header that is no YAML: mend it") from error
+    except Exception as error:  # each YAML library raises its own
+        raise ValueError(f"{path} has a header that is no YAML: correct it") from error

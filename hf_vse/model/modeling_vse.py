@@ -23,7 +23,6 @@ from .configuration_vse import GRU_MODEL_TYPE, VSEConfig
 from .losses_vse import contrastive_loss, learned_settings
 from .pooling_vse import Pooling
 from .projection_vse import MirroredLinear, PooledFeatures, ProjectionHead, ZeroLinear
-from .publish_vse import upload_model
 from .sentence_transformers_vse import write_sentence_files
 from .towers_vse import (
     PrecomputedFeatures,
@@ -98,10 +97,6 @@ class VSEPreTrainedModel(PreTrainedModel):
                 init.constant_(module.logit_scale, min(-math.log(self.config.temperature), MAX_LOGIT_SCALE))
             if module.logit_bias is not None:
                 init.constant_(module.logit_bias, self.config.logit_bias_init)
-
-    def _upload_modified_files(self, working_dir: str | Path, repo_id: str, files_timestamps: dict, **kwargs):
-        """Where `push_to_hub` uploads: the model with its own card, and the record of the run that made it."""
-        return upload_model(self, Path(working_dir), repo_id, **kwargs)
 
 
 class VSEModel(VSEPreTrainedModel):

@@ -1,7 +1,7 @@
 """The part of the trainer that talks to the Hub: it publishes a model, never a checkpoint.
 
 transformers uploads the whole output directory, with pickled arguments and the folders of other stages in it. Here
-the same calls upload what `push_model` uploads, with the card of the model and the record of the training.
+the same calls upload the same files as `push_model`, with the card of the model and the record of the training.
 """
 
 import json
@@ -9,16 +9,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, ModelCard
+from huggingface_hub import HfApi
 from transformers import Trainer
 from transformers.utils import PushInProgress
 
 from hf_vse.evaluation.environment import environment
 from hf_vse.evaluation.metrics import chance_recalls
 from hf_vse.evaluation.record import evaluation_of, plain_record
-from hf_vse.hub.push import push_model
-from hf_vse.model.card_vse import is_ours
-from hf_vse.model.publish_vse import CARD, METRICS, MODEL_FILES, files_in, write_card
+from hf_vse.hub.model_files import MODEL_FILES, files_in
+from hf_vse.hub.push import leave_card, push_model
+from hf_vse.hub.record import METRICS
 from hf_vse.objectives.own import own_objective
 from hf_vse.training.arguments import VSETrainingArguments
 
@@ -89,12 +89,7 @@ class PublishingTrainer(Trainer):
         (output / METRICS).write_text(json.dumps(record, indent=1), encoding="utf-8")
         draw_curves(self.state.log_history, output / "training_curves.png")
         repo_id = self.hub_model_id or self.args.hub_model_id or f"your-name/{model_name or output.resolve().name}"
-        card = output / CARD
-        there = card.read_text(encoding="utf-8") if card.is_file() else None
-        if there is None or is_ours(there):
-            more = [tags] if isinstance(tags, str) else tags or []
-            text = write_card(output, output, repo_id, license=license or licence_of(there), tags=more)
-            card.write_text(text, encoding="utf-8")
+        leave_card(output, repo_id, license, [tags] if isinstance(tags, str) else tags or [])
 
     def push_to_hub(
         self,
@@ -154,7 +149,3 @@ def draw_curves(log: list[dict[str, Any]], path: Path) -> None:
             plot_training_curves(log, path)
     except ImportError:
         return
-
-
-def licence_of(card: str | None) -> str | None:
-    return None if card is None else ModelCard(card, ignore_metadata_errors=True).data.license

@@ -212,20 +212,22 @@ CASES = [
         )
         for space, dataset in (("a/b/c", "org/data"), ("", "org/data"), ("org/page", "photos"), ("org/page", "../x"))
     ),
-    Case("push/tensor missing", push(weights(lambda each: each.pop("visual_projection.bias"))), "bias is missing"),
+    Case("push/tensor missing", push(weights(lambda each: each.pop("visual_projection.bias"))),
+         "lacks 1 weights .*visual_projection.bias"),
     Case(
         "push/tensor too much",
         push(weights(lambda each: each.update(more=each["visual_projection.bias"].clone()))),
-        "more is too much",
+        "holds, foreign to its configuration, 1 weights .*more",
     ),
-    Case("push/tensors none", push(weights(dict.clear)), "is missing"),
+    Case("push/tensors none", push(weights(dict.clear)), "lacks .* weights"),
     Case("push/weights twice", push(lambda model: shutil.copy(
-        model / "model.safetensors", model / "model-00001-of-00001.safetensors")), "twice|both hold"),
+        model / "model.safetensors", model / "model-00001-of-00001.safetensors")),
+        "holds weights twice, in model.safetensors and model-00001-of-00001.safetensors"),
     Case("push/index leads out", push(written(
-        "model.safetensors.index.json", '{"weight_map": {"a": "../../x.safetensors"}}')), "lacks"),
-    Case("push/index list", push(written("model.safetensors.index.json", '{"weight_map": []}')), "weight_map"),
+        "model.safetensors.index.json", '{"weight_map": {"a": "../../x.safetensors"}}')), "twice"),
+    Case("push/index list", push(written("model.safetensors.index.json", '{"weight_map": []}')), "twice"),
     Case("push/only a pickle", push(lambda model: (model / "model.safetensors").rename(model / "pytorch_model.bin")),
-         "holds only pytorch_model.bin"),
+         "pytorch_model.bin is not read"),
     Case("push/folder is a link", push(linked_folder), "is a link"),
     Case("push/code imports what is not there", push(written(
         "modeling_vse.py", "from .nowhere import x\nclass VSEModel: pass\n")), "nowhere"),

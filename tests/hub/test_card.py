@@ -2,18 +2,23 @@
 
 import json
 import logging
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
 
-from hf_vse.hub.push import check_model_directory
-from hf_vse.model.card_vse import is_ours, model_card
+from hf_vse.hub.card import model_card
+from hf_vse.hub.contents import published_files, upload_operations
+from hf_vse.hub.directory import check_model_directory
+from hf_vse.hub.private import without_paths
+from hf_vse.hub.record import run_of
+from hf_vse.hub.signature import is_ours
 from hf_vse.model.configuration_vse import VSEConfig
 from hf_vse.model.losses_vse import OBJECTIVES
 from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.model.processing_vse import VSEProcessor
-from hf_vse.model.publish_vse import published_files, run_of, upload_operations, without_paths
 from tests.hub.records import HOME, coco_record
 
 FEATURES = {"model_type": "vse_features", "hidden_size": 10}
@@ -185,16 +190,25 @@ def cut_off(folder: Path) -> None:
     ("spoil", "message"),
     [
         (lambda folder: (folder / "config.json").unlink(), r"holds no model \(config.json is missing\)"),
-        (break_config, "model_type 'bert', not 'vse'"),
-        (pickle_only, "holds only pytorch_model.bin, which may run code when it is loaded"),
-        (cut_off, "model.safetensors is incomplete"),
+        (break_config, "model_type is 'bert', a model of this package has 'vse'"),
+        (pickle_only, "pytorch_model.bin is not read: only safetensors are read, other formats may run code"),
+        (cut_off, "model.safetensors is no whole safetensors file"),
         (lambda folder: (folder / "modeling_vse.py").unlink(), "lacks modeling_vse.py: save model and processor"),
-        (lambda folder: (folder / "processor_config.json").unlink(), "lacks processor_config.json"),
+        (
+            lambda folder: (folder / "processor_config.json").unlink(),
+            "holds no processor_config.json, its image processor and tokenizer",
+        ),
     ],
 )
 def test_directory_without_a_whole_model_is_refused_in_one_line(spoil, message, directory):
     assert check_model_directory(directory) == directory
     spoil(directory)
-    with pytest.raises((ValueError, FileNotFoundError), match=message) as refused:
+    with pytest.raises((ValueError, OSError), match=message) as refused:
         check_model_directory(directory)
     assert "\n" not in str(refused.value)
+
+
+def test_models_of_the_package_are_pushed_with_its_card():
+    code = "from hf_vse import VSEModel; print(VSEModel.push_to_hub.__module__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "hf_vse.hub.push"

@@ -8,12 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from hf_vse.hub.contents import public_contents, upload_operations
 from hf_vse.hub.directory import check_model_directory
+from hf_vse.hub.model_files import code_in, files_in
+from hf_vse.hub.private import check_no_secret
 from hf_vse.hub.push import leave_card
+from hf_vse.hub.signature import is_ours
 from hf_vse.hub.space import check_space
-from hf_vse.model.card_vse import is_ours
-from hf_vse.model.files_vse import check_no_secret, code_in, files_in
-from hf_vse.model.publish_vse import public_contents, replace_file, upload_operations
+from hf_vse.model.modeling_vse import VSEModel
+from hf_vse.model.processing_vse import VSEProcessor
 from tests.hub.publisher import PERSONS_CARD
 from tests.hub.records import coco_record
 
@@ -65,7 +68,7 @@ def test_a_model_folder_may_itself_be_a_link(directory, tmp_path):
 
 def test_only_code_that_the_configurations_name_is_published(directory):
     known = names(directory)
-    assert {"modeling_vse.py", "processing_vse.py", "sentence_transformers_vse.py", "files_vse.py"} <= known
+    assert {"modeling_vse.py", "processing_vse.py", "sentence_transformers_vse.py"} <= known
     (directory / "secrets_vse.py").write_text(f"PASSWORD = {PRIVATE!r}")
     assert names(directory) == known
     (directory / "extra.py").write_text("from .deeper import x\n")
@@ -73,6 +76,23 @@ def test_only_code_that_the_configurations_name_is_published(directory):
     (directory / "pooling_vse.py").write_text((directory / "pooling_vse.py").read_text() + "\nfrom .extra import x\n")
     assert names(directory) == known | {"extra.py", "deeper.py"}
     assert set(code_in(directory)) == {name for name in names(directory) if name.endswith(".py")}
+
+
+def test_a_folder_of_another_version_keeps_its_code_until_it_is_saved_again(directory, tmp_path, caplog):
+    earlier = "from .files_vse import NAMES\n" + (directory / "modeling_vse.py").read_text()
+    (directory / "modeling_vse.py").write_text(earlier)
+    (directory / "files_vse.py").write_text("NAMES = ()\n")
+    with caplog.at_level(logging.WARNING):
+        check_model_directory(directory)
+    assert "files_vse.py, modeling_vse.py are not the code of this version" in caplog.text
+    contents = public_contents(directory, None)
+    assert contents["modeling_vse.py"].read_text() == earlier and "files_vse.py" in contents
+    saved = tmp_path / "saved"
+    VSEModel.from_pretrained(directory).save_pretrained(saved)
+    VSEProcessor.from_pretrained(directory).save_pretrained(saved)
+    caplog.clear()
+    check_model_directory(saved)
+    assert "not the code" not in caplog.text and "files_vse.py" not in public_contents(saved, None)
 
 
 def test_code_that_is_not_that_of_the_package_is_named(directory, caplog):
@@ -139,8 +159,6 @@ def test_a_card_is_never_written_through_a_link(directory, tmp_path):
     (directory / "README.md").symlink_to(mine)
     leave_card(directory)
     assert not mine.exists()
-    replace_file(directory / "README.md", b"card")
-    assert not mine.exists() and not (directory / "README.md").is_symlink()
     (directory / "README.md").unlink()
     leave_card(directory)
     assert is_ours((directory / "README.md").read_text())

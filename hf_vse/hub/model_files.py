@@ -1,35 +1,32 @@
-"""Which files of a model directory are published: those of a model by their names, its own code, nothing secret.
+"""Which files of a directory belong to a model: by their names, and the code that its configurations name.
 
 - Links are refused, wherever they lead: what is published lies in the directory itself.
-- Of Python files only the code of the model goes: what the configurations name (`auto_map`, the list of modules of
-  sentence-transformers), and what that imports from beside it.
-- Text in which a key or a value looks like an access token is refused.
+- Of Python files only the code of the model belongs to it: what the configurations name (`auto_map`, the list of
+  modules of sentence-transformers), and what that imports from beside it.
 """
 
 import ast
-import json
 import os
 import re
 import stat
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from hf_vse.files import parse_json, read_text
+from hf_vse.hub.private import entries
+
+WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors")
+INDEX, MODULES = "model.safetensors.index.json", "modules.json"
 MODEL_FILES = (
-    "config.json", "model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json", "*_vse.py",
-    "processor_config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json",
-    "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt",
-    "tokenizer.model", "spiece.model", "sentencepiece.bpe.model",
-    "modules.json", "config_sentence_transformers.json", "sentence_bert_config.json",
-    "[0-9]_*/*.json", "[0-9]_*/*.safetensors", "onnx/*.onnx", "onnx/*.onnx.data", "onnx/*.onnx_data", "onnx/*.json",
+    *WEIGHTS, INDEX, MODULES, "config.json", "*_vse.py", "processor_config.json", "preprocessor_config.json",
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.txt", "vocab.json", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model",
+    "config_sentence_transformers.json", "sentence_bert_config.json", "[0-9]_*/*.json", "[0-9]_*/*.safetensors",
+    "onnx/*.onnx", "onnx/*.onnx.data", "onnx/*.onnx_data", "onnx/*.json",
 )  # fmt: skip
-MODULES = "modules.json"
 NAME_CODE = ("config.json", "processor_config.json", "preprocessor_config.json", "tokenizer_config.json", MODULES)
 CLASS_HERE = re.compile(r"(\w+)\.\w+")  # a file of the directory and a class in it; a package has more dots
-
-TEXTS = (".json", ".md", ".yaml", ".py", ".txt")
-SECRET_KEY = re.compile(r"^token$|(hub|hf|auth|access|api)_?token$|secret|password|api_?key", re.IGNORECASE)
-SECRET = re.compile(r"\bhf_[A-Za-z0-9]{30,}")
 
 
 def real_file(directory: Path, path: Path) -> Path:
@@ -41,7 +38,7 @@ def real_file(directory: Path, path: Path) -> Path:
     inside = path.relative_to(directory)
     for step in [inside, *inside.parents][:-1]:
         if (directory / step).is_symlink():
-            raise ValueError(f"{directory / step} is a link: put a copy of what it leads to in its place")
+            raise ValueError(f"{directory / step} is a link: replace it by a copy of the file")
     if not stat.S_ISREG(path.lstat().st_mode):
         raise ValueError(f"{path} is no file: remove it, or save the model there again")
     return path
@@ -60,12 +57,7 @@ def text_in(directory: Path, name: str) -> str | None:
         ValueError: it is no file of the directory, or no UTF-8.
     """
     path = directory / name
-    if not os.path.lexists(path):
-        return None
-    try:
-        return real_file(directory, path).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no UTF-8 text: remove it, or write it again") from error
+    return read_text(real_file(directory, path)) if os.path.lexists(path) else None
 
 
 def json_in(directory: Path, name: str, kind: type = dict) -> Any:
@@ -75,36 +67,21 @@ def json_in(directory: Path, name: str, kind: type = dict) -> Any:
         ValueError: it is no file of the directory, no JSON, or of another kind.
     """
     text = text_in(directory, name)
-    if text is None:
-        return kind()
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{directory / name} is no JSON ({error!s:.80}): save it again") from error
-    if not isinstance(value, kind):
-        raise ValueError(f"{directory / name} holds {text.strip()[:40]!r}, no {kind.__name__}: save it again")
-    return value
+    return kind() if text is None else parse_json(text, directory / name, kind)
 
 
-def entries(value: Any) -> Iterator[tuple[str, Any]]:
-    """Every key of a JSON value with what it holds, at any depth."""
-    if isinstance(value, dict):
-        for key, each in value.items():
-            yield key, each
-            yield from entries(each)
-    elif isinstance(value, list):
-        for each in value:
-            yield from entries(each)
+def weight_files(directory: Path) -> list[Path]:
+    return list(files_in(directory, WEIGHTS).values())
 
 
 def classes_named(directory: Path) -> set[str]:
     """Classes, as `module.Class`, that the configurations name."""
     named: list[Any] = []
     for name in NAME_CODE:
-        found = json_in(directory, name, list if name == MODULES else dict)
-        named += [value for key, value in entries(found) if key == "type" and name == MODULES]
-        maps = [value for key, value in entries(found) if key == "auto_map"]
-        named += [each for found in maps if isinstance(found, dict) for each in found.values()]
+        found = entries(json_in(directory, name, list if name == MODULES else dict))
+        named += [value for key, value in found if key == "type" and name == MODULES]
+        maps = [value for key, value in found if key == "auto_map" and isinstance(value, dict)]
+        named += [each for classes in maps for each in classes.values()]
     flat = [each for value in named for each in (value if isinstance(value, list) else [value])]
     return {each for each in flat if isinstance(each, str)}
 
@@ -144,21 +121,3 @@ def code_in(directory: Path) -> dict[str, Path]:
         if class_name is not None and class_name not in defined:
             raise ValueError(f"{directory / file} has no class {class_name}, which {by} names: save the model again")
     return {file: directory / file for file in sorted(code)}
-
-
-def check_no_secret(name: str, text: str) -> None:
-    """Raises ValueError where a text that would be published holds what looks like an access token."""
-    if found := SECRET.search(text):
-        raise ValueError(f"{name} holds what looks like an access token ({found[0][:6]}...): remove it, and revoke it")
-    if not name.endswith(".json"):
-        return
-    try:
-        values = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{name} is no JSON ({error!s:.80}): save the model again") from error
-    for key, value in entries(values):
-        if isinstance(value, str) and value and SECRET_KEY.search(key):
-            raise ValueError(f"{name} holds a value of {key!r}, which nobody else should get: remove it")
-
-
-__all__ = ["MODEL_FILES", "check_no_secret", "code_in", "files_in", "json_in", "text_in"]
