@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from hf_vse.model.card_vse import model_card
 
 from hf_vse.embed.adapters.own_models import load_vse_model
+from hf_vse.hub.card import model_card
 from hf_vse.model.losses_vse import OBJECTIVES, Objective, contrastive_loss, hardest_negative, positive_scores
 from tests.conftest import make_feature_pairs
 from tests.training.test_trainer import GradientSpy, make_model, make_trainer
