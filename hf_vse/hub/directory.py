@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 
 import hf_vse.model
-from hf_vse.embed.adapters.own_models import load_vse
+from hf_vse.embed.adapters.vse import VSEEncoder
 from hf_vse.files import read_text
 from hf_vse.hub.model_files import CLASS_HERE, INDEX, MODEL_FILES, WEIGHTS, code_in, files_in, json_in
 
@@ -25,7 +25,7 @@ def check_model_directory(directory: str | Path) -> Path:
         raise FileNotFoundError(f"{directory} is no directory: give the one that a run or save_pretrained wrote")
     if CONFIG not in files_in(path, MODEL_FILES):
         raise FileNotFoundError(f"{directory} holds no model (config.json is missing): give the output_dir of a run")
-    load_vse(path, "cpu")
+    VSEEncoder.from_pretrained(path, "cpu")
     check_weights_once(path)
     check_code(path)
     return path
