@@ -50,7 +50,7 @@ def test_a_run_is_recorded_continued_and_used_without_the_file(file, tmp_path):
     run_recipe(recipe(tmp_path))  # nothing is trained again
     assert same_outcome(tmp_path / "run", tmp_path / "before")
     file.write_text(file.read_text() + "# another version\n")
-    with pytest.raises(ValueError, match=r"run holds a run with another stages .*give another --output_dir"):
+    with pytest.raises(ValueError, match=r"run holds a run with a different stages .*give another --output_dir"):
         run_recipe(recipe(tmp_path))
     with pytest.raises(ValueError, match=r"mine/dcl.py has changed, its digest is now \w{12}: restore the file"):
         recipe(tmp_path, stages=[{"name": "base", "loss_type": f"mine/{name}"}])
