@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from encoder import Encoder
+from encoder import PublishedModel
 from gallery import Gallery
 from huggingface_hub import ModelCard, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
@@ -16,33 +16,27 @@ PAPER = "https://arxiv.org/abs/2110.08872"
 
 
 def public_name(name: str) -> str:
-    """The model's name without folders of this machine."""
-    return Path(name).resolve().name if Path(name).exists() else name
+    """The model's name without folders of this machine; also of `FILE.py:CLASS` and `FOLDER@PROCESSOR`."""
+    parts = [(part, Path(part)) for part in name.split("@")]
+    return "@".join(path.resolve().name if path.exists() or path.is_absolute() else part for part, path in parts)
 
 
 def describe(gallery: Gallery) -> dict[str, Any]:
     """Facts about model and gallery that JSON can hold."""
-    encoder = gallery.encoder
-    config = encoder.config
-    return {
-        "model": public_name(encoder.name),
-        "image_tower": _tower(config, "vision_config"),
-        "text_tower": _tower(config, "text_config"),
-        "parameters": sum(each.numel() for each in encoder.model.parameters()),
-        "dimensions": int(gallery.image_embeds.shape[1]),
-        "loss": getattr(config, "loss_type", None),
-        "temperature": getattr(config, "temperature", None),
-        "photographs": len(gallery.album),
-        "sentences": len(gallery.album.sentences),
-        "broken_photographs": gallery.album.broken,
-        "recalls": recalls(encoder.name),
-    }
-
-
-def _tower(config: Any, name: str) -> str:
-    tower = getattr(config, name, None)
-    kind = getattr(tower, "architecture", None) or getattr(tower, "model_type", "unknown")
-    return {"vse_gru_text": "GRU"}.get(kind, str(kind))
+    known = gallery.encoder.facts()
+    towers = {name: {"vse_gru_text": "GRU"}.get(known[name], known[name]) for name in ("image_tower", "text_tower")}
+    return (
+        {"model": public_name(gallery.encoder.name)}
+        | known
+        | towers
+        | {
+            "dimensions": int(gallery.image_embeds.shape[1]),
+            "photographs": len(gallery.album),
+            "sentences": len(gallery.album.sentences),
+            "broken_photographs": gallery.album.broken,
+            "recalls": recalls(gallery.encoder.name),
+        }
+    )
 
 
 def recalls(model: str) -> dict[str, dict[str, float]]:
@@ -87,7 +81,7 @@ def facts_table(facts: dict[str, Any]) -> str:
     rows = {
         "Image tower": facts["image_tower"],
         "Text tower": facts["text_tower"],
-        "Parameters": f"{facts['parameters'] / 1e6:,.1f} million",
+        "Parameters": "unknown" if facts["parameters"] is None else f"{facts['parameters'] / 1e6:,.1f} million",
         "Common space": f"{facts['dimensions']:,} dimensions, cosine similarity",
         "Objective": facts["loss"] or "not stated",
         "Gallery": f"{facts['photographs']:,} photographs, {facts['sentences']:,} sentences",
@@ -111,13 +105,6 @@ def recalls_table(facts: dict[str, Any]) -> str:
     return f'<div class="wide"><table class="recalls">{head}{lines}</table></div>'
 
 
-def how_to_load(encoder: Encoder) -> str:
+def how_to_load(model: PublishedModel) -> str:
     """Python that anyone can copy, as Markdown."""
-    return f'''```python
-from transformers import AutoModel, AutoProcessor
-
-model = AutoModel.from_pretrained("{public_name(encoder.name)}", trust_remote_code=True)
-processor = AutoProcessor.from_pretrained("{public_name(encoder.name)}", trust_remote_code=True)
-outputs = model(**processor(images=photos, text=["a dog runs on the beach", "two children laugh"]))
-outputs.logits_per_text.argmax(dim=1)  # for each sentence the best photo
-```'''
+    return f"```python\n{model.how_to_load.format(name=public_name(model.name))}\n```"

@@ -44,6 +44,8 @@ class Api:
     @friendly
     def zero_shot(self, photograph: PIL.Image.Image | None, labels: str, template: str) -> dict[str, float]:
         """Probability of each of the comma-separated labels; {} in the template is the place of a label."""
+        if not self.main.encoder.has_temperature:
+            raise RefusedError("This model has no temperature, so its scores are no probabilities of labels.")
         return self.main.labels(photograph, labels, template)
 
     @friendly

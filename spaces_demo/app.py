@@ -25,7 +25,7 @@ import gradio as gr  # noqa: E402
 from about import PAPER, describe, facts_table, how_to_load, public_name, recalls_table  # noqa: E402
 from api import add_api  # noqa: E402
 from components import CSS, HEAD, files_input, photo_input, theme, thumbnails  # noqa: E402
-from encoder import Encoder  # noqa: E402
+from encoder import PublishedModel  # noqa: E402
 from gallery import open_galleries  # noqa: E402
 from guard import Guard  # noqa: E402
 from handlers import SAMPLES, SHARED_QUEUE, Handlers  # noqa: E402
@@ -178,15 +178,18 @@ def about_tab(on: Handlers) -> None:
     )
 
 
-def build(settings: Settings) -> Page:
+def build(settings: Settings, load: Callable[..., PublishedModel] = PublishedModel) -> Page:
     """The page, with model and gallery ready.
+
+    Args:
+        load: opens a model by its name, and the variable that names it.
 
     Raises:
         SettingsError: model or data set cannot be loaded.
     """
-    encoders = [Encoder(settings.model)]
+    encoders = [load(settings.model)]
     if settings.compare is not None:
-        encoders.append(Encoder(settings.compare, "VSE_COMPARE"))
+        encoders.append(load(settings.compare, "VSE_COMPARE"))
     galleries = open_galleries(Source(settings), encoders, settings.cache_dir)
     searches = [Search(gallery) for gallery in galleries]
     on = Handlers(searches)
@@ -203,8 +206,9 @@ def build(settings: Settings) -> Page:
             photograph_tab(on, page)
         with gr.Tab("My pictures"):
             pictures_tab(on, page)
-        with gr.Tab("Labels"):
-            labels_tab(on, page)
+        if on.main.encoder.has_temperature:
+            with gr.Tab("Labels"):
+                labels_tab(on, page)
         if len(searches) > 1:
             with gr.Tab("Compare"):
                 compare_tab(on)
@@ -226,7 +230,7 @@ def end_at_once(uploads: str) -> NoReturn:
     os._exit(0)
 
 
-def main() -> None:
+def main(load: Callable[..., PublishedModel] = PublishedModel) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
@@ -235,7 +239,7 @@ def main() -> None:
             for name in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(name, lambda *_: end_at_once(uploads))
             os.environ["GRADIO_TEMP_DIR"] = uploads  # of this page alone, and gone with it
-            page = build(settings)
+            page = build(settings, load)
             page.launch(
                 theme=theme(),
                 css=CSS,

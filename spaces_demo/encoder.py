@@ -1,6 +1,7 @@
 """A published model behind two calls: sentences or photographs in, unit vectors out.
 
 It is loaded as anyone would load it, with AutoModel and AutoProcessor, so CLIP-like models of transformers work too.
+`hf-vse demo` hands the page an object with the same methods in its place, for models that need more than these two.
 """
 
 import functools
@@ -8,6 +9,7 @@ import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -20,19 +22,30 @@ def in_one_thread(method: Callable) -> Callable:
     """The method runs in the encoder's own thread, without gradients; the caller waits for it."""
 
     @functools.wraps(method)
-    def wait_for_it(self: "Encoder", *args):
+    def wait_for_it(self, *args):
         return self._thread.submit(torch.inference_mode()(method), self, *args).result()
 
     return wait_for_it
 
 
-class Encoder:
+HOW_TO_LOAD = """from transformers import AutoModel, AutoProcessor
+
+model = AutoModel.from_pretrained("{name}", trust_remote_code=True)
+processor = AutoProcessor.from_pretrained("{name}", trust_remote_code=True)
+outputs = model(**processor(images=photos, text=["a dog runs on the beach", "two children laugh"]))
+outputs.logits_per_text.argmax(dim=1)  # for each sentence the best photo"""
+
+
+class PublishedModel:
     """Safe to call from several threads.
 
     Args:
         name: Hub id or directory of the model.
         variable: the setting it comes from, for the error if it cannot be loaded.
     """
+
+    how_to_load = HOW_TO_LOAD
+    has_temperature = True  # by which scores become probabilities of labels
 
     def __init__(self, name: str, variable: str = "VSE_MODEL"):
         self.name = name
@@ -65,6 +78,16 @@ class Encoder:
             digest.update(np.ascontiguousarray(tensor.cpu().float().numpy()))
         return digest.hexdigest()
 
+    def facts(self) -> dict[str, Any]:
+        """What the page says of the model."""
+        return {
+            "image_tower": _tower(self.config, "vision_config"),
+            "text_tower": _tower(self.config, "text_config"),
+            "parameters": sum(each.numel() for each in self.model.parameters()),
+            "loss": getattr(self.config, "loss_type", None),
+            "temperature": getattr(self.config, "temperature", None),
+        }
+
     @in_one_thread
     def encode_sentences(self, sentences: Sequence[str]) -> np.ndarray:
         """Unit vectors (sentences, dim), float32."""
@@ -84,12 +107,7 @@ class Encoder:
     @in_one_thread
     def unknown_words(self, sentence: str) -> list[str]:
         """Words of the sentence that the tokenizer has no entry for."""
-        tokenizer = self.processor.tokenizer
-        unknown = getattr(tokenizer, "unk_token_id", None)
-        if unknown is None or unknown in (tokenizer.pad_token_id, tokenizer.eos_token_id):
-            return []
-        words = list(dict.fromkeys(filter(None, (word.strip(".,;:!?\"'()") for word in sentence.split()))))
-        return [word for word in words if unknown in tokenizer(word, add_special_tokens=False)["input_ids"]]
+        return words_unknown_to(self.processor.tokenizer, sentence)
 
     def _process(self, **inputs) -> dict[str, torch.Tensor]:
         if "text" in inputs:
@@ -98,6 +116,20 @@ class Encoder:
         if "pixel_values" in tensors:  # the layout in which convolutions are fastest
             tensors["pixel_values"] = tensors["pixel_values"].contiguous(memory_format=torch.channels_last)
         return tensors
+
+
+def words_unknown_to(tokenizer: Any, sentence: str) -> list[str]:
+    """Words of the sentence that a tokenizer has no entry for."""
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    if unknown is None or unknown in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        return []
+    words = list(dict.fromkeys(filter(None, (word.strip(".,;:!?\"'()") for word in sentence.split()))))
+    return [word for word in words if unknown in tokenizer(word, add_special_tokens=False)["input_ids"]]
+
+
+def _tower(config: Any, name: str) -> str:
+    tower = getattr(config, name, None)
+    return str(getattr(tower, "architecture", None) or getattr(tower, "model_type", "unknown"))
 
 
 def _unit_vectors(output) -> np.ndarray:

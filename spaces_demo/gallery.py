@@ -16,7 +16,7 @@ from pathlib import Path
 
 import faiss
 import numpy as np
-from encoder import Encoder
+from encoder import PublishedModel
 from photographs import Source, thumbnail
 from safetensors import safe_open
 from safetensors.numpy import save_file
@@ -64,7 +64,7 @@ class Gallery:
         sentence_embeds: (sentences, dim) unit vectors, in the order of `album.sentences`.
     """
 
-    def __init__(self, album: Album, encoder: Encoder, image_embeds: np.ndarray, sentence_embeds: np.ndarray):
+    def __init__(self, album: Album, encoder: PublishedModel, image_embeds: np.ndarray, sentence_embeds: np.ndarray):
         self.album = album
         self.encoder = encoder
         self.image_embeds = image_embeds
@@ -96,7 +96,7 @@ def _flat_index(embeds: np.ndarray) -> faiss.IndexFlatIP:
     return index
 
 
-def open_galleries(source: Source, encoders: Sequence[Encoder], cache_dir: Path) -> list[Gallery]:
+def open_galleries(source: Source, encoders: Sequence[PublishedModel], cache_dir: Path) -> list[Gallery]:
     """One gallery for each model, from the cache where it holds them, else computed in one pass over the data.
 
     Raises:
@@ -125,7 +125,7 @@ def open_galleries(source: Source, encoders: Sequence[Encoder], cache_dir: Path)
     ]
 
 
-def _encode(source: Source, encoders: Sequence[Encoder]) -> tuple[Album, list[dict[str, np.ndarray]]]:
+def _encode(source: Source, encoders: Sequence[PublishedModel]) -> tuple[Album, list[dict[str, np.ndarray]]]:
     images: list[list[np.ndarray]] = [[] for _ in encoders]
     thumbnails, captions = [], []
     progress = _Progress("photographs")

@@ -1,6 +1,7 @@
 """`hf-vse demo`."""
 
 import argparse
+import json
 import os
 import signal
 import subprocess
@@ -10,7 +11,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hf_vse.cli.command import Result, add_data_options, at_least_zero, bundled, command_parser, data_options, positive
+from hf_vse.cli.command import (
+    PACKAGE,
+    Result,
+    add_data_options,
+    add_model_options,
+    at_least_zero,
+    bundled,
+    command_parser,
+    data_options,
+    model_options,
+    positive,
+)
 
 DESCRIPTION = """Opens the demo page with a model: type a sentence and see photographs, drop a photograph and see
 sentences, label photographs, add your own. Without --model it takes runs/quickstart, or trains a small model first
@@ -19,15 +31,16 @@ EXAMPLES = """
   hf-vse demo                                                generated scenes, nothing to download
   hf-vse demo --model runs/flickr8k_photos --data_dir DIR    the photographs of its validation split
   hf-vse demo --model org/vse-flickr8k --dataset org/my-photos
-  hf-vse demo --model DIR --compare OTHER_DIR --port 7861"""
+  hf-vse demo --model DIR --compare google/siglip-base-patch16-224 --port 7861"""
 QUICKSTART = Path("runs/quickstart")
 SMALL_RUN = ("--difficulty", "easy", "--num_train", "1200", "--num_eval", "300", "--num_train_epochs", "4")
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = command_parser("demo", DESCRIPTION, EXAMPLES)
-    parser.add_argument("--model", help="model folder or Hub id [runs/quickstart]")
+    parser.add_argument("--model", help="any model that `hf-vse evaluate` takes [runs/quickstart]")
     parser.add_argument("--compare", help="a second model, to see both side by side")
+    add_model_options(parser)
     add_data_options(parser, None, "; a Hub id, parquet file or image folder is read by the page itself")
     parser.add_argument("--split", help="split to show [validation, else test, else train]")
     parser.add_argument("--max_images", type=positive, help="photographs in the gallery at most [5000]")
@@ -39,6 +52,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def run(arguments: argparse.Namespace) -> Result | None:
     require_gradio()
+    from hf_vse.embed.load import whole_path
+
     model = arguments.model or default_model(arguments.quiet)
     settings = {
         "VSE_MODEL": model,
@@ -52,9 +67,11 @@ def run(arguments: argparse.Namespace) -> Result | None:
     }
     given = {name: str(value) for name, value in settings.items() if value is not None}
     for name in ("VSE_MODEL", "VSE_COMPARE", "VSE_DATASET"):  # the page runs in its own folder
-        if name in given and Path(given[name]).exists():
-            given[name] = str(Path(given[name]).absolute())
-    code = run_to_its_end([sys.executable, "app.py"], cwd=bundled("spaces_demo"), env=os.environ | given)
+        if name in given:
+            given[name] = whole_path(given[name])
+    given["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]))
+    command = [sys.executable, "-m", "hf_vse.cli.demo_page", json.dumps(model_options(arguments))]
+    code = run_to_its_end(command, cwd=bundled("spaces_demo"), env=os.environ | given)
     if code not in (0, -2, 130):
         raise ValueError(f"the page ended with exit code {code}; its last lines say why")
     return None

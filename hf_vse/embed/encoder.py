@@ -42,6 +42,7 @@ class Encoder:
         kind: which adapter this is, in the words of `load_encoder`.
         extra, needs: the extra of this package, and the packages in it, without which the adapter does not run.
         dtype: precision of the weights, as `load_encoder` takes it; None where the model has its own.
+        temperature: what the model divides cosines by before a softmax; None where it has no such number.
         reads_photographs, reads_features: what `encode_images` takes: images, or the arrays of a data set of
             precomputed features.
         stays: attributes that worker processes do without: they prepare images and get no copy of the model.
@@ -55,6 +56,7 @@ class Encoder:
     extra: str = ""
     needs: tuple[str, ...] = ()
     dtype: str | None = None
+    temperature: float | None = None
     reads_photographs: bool = True
     reads_features: bool = False
     stays: tuple[str, ...] = ("model",)

@@ -21,7 +21,7 @@ pytest.importorskip("faiss")
 
 import app  # noqa: E402
 from about import recalls  # noqa: E402
-from encoder import Encoder  # noqa: E402
+from encoder import PublishedModel  # noqa: E402
 from gallery import open_galleries  # noqa: E402
 from limits import MAX_PICTURES, RefusedError, read_image, read_labels, read_sentence, read_template  # noqa: E402
 from photographs import Source  # noqa: E402
@@ -131,7 +131,7 @@ def test_app_ends_with_one_line(monkeypatch):
 
 def test_missing_model_and_data_are_one_line(tmp_path, parquet):
     with pytest.raises(SettingsError, match=r"VSE_MODEL='\S+/nothing' cannot be loaded .* give") as error:
-        Encoder(str(tmp_path / "nothing"))
+        PublishedModel(str(tmp_path / "nothing"))
     assert "\n" not in str(error.value)
     with pytest.raises(SettingsError, match="VSE_DATASET='org/nothing' cannot be read .* give") as error:
         Source(Settings("m", "org/nothing"))
@@ -176,9 +176,9 @@ def test_a_photograph_that_is_a_line_is_left_out(tmp_path):
 
 def test_gallery_is_encoded_once(tmp_path, model_folder, parquet, monkeypatch):
     settings = Settings(str(model_folder), str(parquet), cache_dir=tmp_path)
-    encoder = Encoder(settings.model)
+    encoder = PublishedModel(settings.model)
     (first,) = open_galleries(Source(settings), [encoder], tmp_path)
-    monkeypatch.setattr(Encoder, "encode_photographs", None)  # a second encoding would fail
+    monkeypatch.setattr(PublishedModel, "encode_photographs", None)  # a second encoding would fail
     (second,) = open_galleries(Source(settings), [encoder], tmp_path)
     assert np.array_equal(first.image_embeds, second.image_embeds)
     assert first.album.thumbnails == second.album.thumbnails and first.album.captions == second.album.captions
@@ -192,7 +192,7 @@ def test_gallery_is_encoded_once(tmp_path, model_folder, parquet, monkeypatch):
 
 def test_the_model_runs_in_one_thread_whoever_asks(model_folder, monkeypatch):
     """Every thread that has run a model keeps memory for it."""
-    encoder, threads = Encoder(str(model_folder)), []
+    encoder, threads = PublishedModel(str(model_folder)), []
     process = encoder._process
     monkeypatch.setattr(encoder, "_process", lambda **given: threads.append(get_ident()) or process(**given))
     with ThreadPoolExecutor(4) as visitors:
@@ -205,7 +205,7 @@ def test_the_model_runs_in_one_thread_whoever_asks(model_folder, monkeypatch):
 
 def test_search_marks_own_photograph_and_merges_pictures(tmp_path, model_folder, parquet):
     settings = Settings(str(model_folder), str(parquet), cache_dir=tmp_path)
-    gallery = open_galleries(Source(settings), [Encoder(settings.model)], tmp_path)[0]
+    gallery = open_galleries(Source(settings), [PublishedModel(settings.model)], tmp_path)[0]
     search = Search(gallery)
     sentence = gallery.album.captions[7][0]
     query = search.sentence(sentence)

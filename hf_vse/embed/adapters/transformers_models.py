@@ -177,6 +177,11 @@ class TransformersEncoder(Encoder):
         return cls(model.to(chosen_device(device)), image_processor, tokenizer, name)
 
     @property
+    def temperature(self) -> float | None:
+        scale = getattr(self.model, "logit_scale", None)  # a logarithm
+        return None if scale is None else (-scale.detach().float()).exp().item()
+
+    @property
     def needed_side(self) -> int | None:
         return needed_side(self.image_processor)
 

@@ -77,6 +77,10 @@ class VSEEncoder(Encoder):
         return str(self.model.dtype).removeprefix("torch.")
 
     @property
+    def temperature(self) -> float:
+        return self.model.scaling()[0].item()
+
+    @property
     def dim(self) -> int:
         return self.model.config.projection_dim
 
@@ -105,7 +109,7 @@ class VSEEncoder(Encoder):
         return {
             "family": "hf_vse",
             "loss_type": config.loss_type,
-            "temperature": self.model.scaling()[0].item(),
+            "temperature": self.temperature,
             "dimensions": self.dim,
             "image_tower": config.vision_config.model_type,
             "text_tower": config.text_config.model_type,

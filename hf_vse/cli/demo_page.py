@@ -1,0 +1,93 @@
+"""The demo page with any model that `load_encoder` opens: a process of its own, which `hf-vse demo` starts.
+
+The published Space opens a model with AutoModel and AutoProcessor alone. Here the same page is handed an `Encoder`, so
+it serves every kind of model, prepared as in all other commands. It runs in the folder of the page, whose modules it
+imports.
+"""
+
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import app  # first: it sets what torch and gradio read when they are imported
+import numpy as np
+import PIL.Image
+import torch
+from encoder import in_one_thread, words_unknown_to
+from settings import SettingsError
+
+from hf_vse.embed.load import load_encoder
+from hf_vse.embed.run import encode_images, encode_texts
+from hf_vse.errors import one_line_errors
+
+HOW_TO_LOAD = """from hf_vse import load_encoder
+
+encoder = load_encoder("{name}")
+encoder.query("a dog runs on the beach") @ encoder.query(image="photo.jpg").T  # cosine similarity"""
+
+
+class LocalModel:
+    """What the page asks of a model, see `PublishedModel`, answered by an `Encoder`.
+
+    Args:
+        name: what `load_encoder` takes.
+        variable: the setting that it comes from, for errors.
+        options: of `load_encoder`.
+    """
+
+    how_to_load = HOW_TO_LOAD
+
+    def __init__(self, name: str, variable: str = "VSE_MODEL", **options: Any):
+        self.name = name
+        self.encoder = load_encoder(name, **options)
+        if not self.encoder.reads_photographs:
+            raise SettingsError(f"{variable}={name!r} takes precomputed features; give a model that takes photographs")
+        if self.encoder.digest is None:
+            raise SettingsError(f"{variable}={name!r} has no digest to keep its vectors by; give its class one")
+        self.has_temperature = self.encoder.temperature is not None
+        self._thread = ThreadPoolExecutor(1, "model")
+
+    def digest(self) -> str:
+        return self.encoder.digest
+
+    def facts(self) -> dict[str, Any]:
+        known = self.encoder.facts()
+        family = known.get("family", self.encoder.kind)
+        return {
+            "image_tower": known.get("image_tower", family),
+            "text_tower": known.get("text_tower", family),
+            "parameters": known.get("parameters"),
+            "loss": known.get("loss_type"),
+            "temperature": self.encoder.temperature,
+        }
+
+    @in_one_thread
+    def encode_sentences(self, sentences: Sequence[str]) -> np.ndarray:
+        return encode_texts(self.encoder, list(sentences)).numpy()
+
+    @in_one_thread
+    def encode_photographs(self, images: Sequence[PIL.Image.Image]) -> np.ndarray:
+        return encode_images(self.encoder, [{"image": image} for image in images]).numpy()
+
+    def judge_labels(self, image: PIL.Image.Image, prompts: Sequence[str]) -> np.ndarray:
+        cosines = self.encode_sentences(prompts) @ self.encode_photographs([image])[0]
+        return torch.from_numpy(cosines / self.encoder.temperature).softmax(0).numpy()
+
+    @in_one_thread
+    def unknown_words(self, sentence: str) -> list[str]:
+        reader = getattr(self.encoder, "processor", None) or getattr(self.encoder, "reader", None)
+        return [] if reader is None else words_unknown_to(reader.tokenizer, sentence)
+
+
+def main() -> None:
+    logging.getLogger("hf_vse").setLevel(logging.INFO)
+    with one_line_errors():
+        app.main(partial(LocalModel, **json.loads(sys.argv[1])))
+
+
+if __name__ == "__main__":
+    main()
