@@ -8,7 +8,7 @@ from typing import Any
 from encoder import PublishedModel
 from gallery import Gallery
 from huggingface_hub import ModelCard, hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 
 RECALLS = ("i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10", "rsum")
 HEADINGS = ("R@1", "R@5", "R@10", "R@1", "R@5", "R@10", "rsum")
@@ -73,7 +73,7 @@ def _file_of(model: str, name: str) -> Path | None:
         return Path(model) / name if (Path(model) / name).is_file() else None
     try:
         return Path(hf_hub_download(model, name))
-    except (OSError, EntryNotFoundError):
+    except (OSError, EntryNotFoundError, HFValidationError):  # the last: no model of the Hub
         return None
 
 

@@ -33,7 +33,7 @@ from hf_vse import Encoder
 
 class Tones(Encoder):
     def encode_images(self, images):
-        return np.stack([np.asarray(image, np.float64).std((0, 1)) for image in images])
+        return np.stack([np.asarray(image, np.float64).mean((0, 1)) + 1 for image in images])
     def encode_texts(self, texts):
         return np.array([[text.count(letter) + 0.5 for letter in "aei"] for text in texts])
 """
@@ -64,8 +64,7 @@ def make_onnx(folder: Path, tiny_model: Path) -> Model:
     from hf_vse.hub.onnx_export import export_onnx
 
     encoder = load_encoder(str(tiny_model), device="cpu")
-    export_onnx(encoder.model, encoder.processor, folder / "onnx", check=False)
-    encoder.processor.save_pretrained(folder)
+    export_onnx(encoder.model, encoder.processor, folder, check=False)
     return Model(str(folder), folder)
 
 
@@ -212,12 +211,12 @@ def test_another_model_and_another_preparation_are_refused(model, gallery, tiny_
         "preprocessor_config.json": lambda path: change_json(path, image_mean=[0.1, 0.2, 0.3]),
         "processor_config.json": change_image_processor,
         "model.safetensors": change_weights,
-        "tones.py": lambda path: path.write_text(path.read_text().replace("std", "mean")),
+        "tones.py": lambda path: path.write_text(path.read_text().replace("mean", "max")),
         "text_encoder.onnx": lambda path: path.write_bytes(path.read_bytes() + b"\x72\x00"),
     }
     tried = 0
     for path in before:
-        if path.name in changes and path.parent.name not in ("checkpoints",):
+        if path.name in changes:
             changes[path.name](path)
             said = refused(capsys, "search", gallery, "a red circle", *consent(model))
             assert "with other weights or another preparation; use one model for both" in said
@@ -292,7 +291,7 @@ def test_a_digest_covers_the_source_and_what_a_class_declares(tmp_path):
     ):
         file = tmp_path / str(place) / "tones.py"
         file.parent.mkdir()
-        file.write_text(MY_ENCODER.replace("std", source).replace("(Encoder):", f"(Encoder):\n    {declared}"))
+        file.write_text(MY_ENCODER.replace("mean", source).replace("(Encoder):", f"(Encoder):\n    {declared}"))
         digests.add(load_encoder(f"{file}:Tones").digest)
     assert len(digests) == 4
     file.write_text(MY_ENCODER + "    digest = property(lambda self: 'a')\n")
