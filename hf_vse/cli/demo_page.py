@@ -71,7 +71,7 @@ class LocalModel:
 
     @in_one_thread
     def encode_photographs(self, images: Sequence[PIL.Image.Image]) -> np.ndarray:
-        return encode_images(self.encoder, [{"image": image} for image in images]).numpy()
+        return encode_images(self.encoder, [{"image": image} for image in images]).embeds.numpy()
 
     def judge_labels(self, image: PIL.Image.Image, prompts: Sequence[str]) -> np.ndarray:
         cosines = self.encode_sentences(prompts) @ self.encode_photographs([image])[0]
