@@ -188,10 +188,9 @@ ONE_NAME_FOR_SEVERAL = {
 }
 # To be renamed: nothing is added here.
 TO_BE_RENAMED = """
-    Encoder Plan Questions captions_of check_choice check_files check_fit check_keys check_names check_numbers
-    check_plain check_range check_values check_weights commit compare counted describe
-    described digest_of draw exchange execute joined keep_best load_encoder load_tower
-    objective one_line read_header read_record render report rows_of show spread summary table unit whole_path
+    Encoder Plan Questions captions_of check_choice check_fit check_names check_numbers check_plain check_weights
+    compare describe digest_of exchange execute joined keep_best load_tower objective one_line read_record render
+    report rows_of show spread table unit
 """.split()
 
 

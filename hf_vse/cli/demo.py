@@ -52,7 +52,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def run(arguments: argparse.Namespace) -> Result | None:
     require_gradio()
-    from hf_vse.embed.load import whole_path
+    from hf_vse.embed.load import model_place
 
     model = arguments.model or default_model(arguments.quiet)
     settings = {
@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> Result | None:
     given = {name: str(value) for name, value in settings.items() if value is not None}
     for name in ("VSE_MODEL", "VSE_COMPARE", "VSE_DATASET"):  # the page runs in its own folder
         if name in given:
-            given[name] = whole_path(given[name])
+            given[name] = model_place(given[name])
     given["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]))
     command = [sys.executable, "-m", "hf_vse.cli.demo_page", json.dumps(model_options(arguments))]
     code = run_to_its_end(command, cwd=bundled("spaces_demo"), env=os.environ | given)

@@ -83,11 +83,11 @@ class LocalModel:
         return [] if reader is None else words_unknown_to(reader.tokenizer, sentence)
 
 
-def main() -> None:
+def show_page() -> None:
     logging.getLogger("hf_vse").setLevel(logging.INFO)
     with one_line_errors():
         app.main(partial(LocalModel, **json.loads(sys.argv[1])))
 
 
 if __name__ == "__main__":
-    main()
+    show_page()

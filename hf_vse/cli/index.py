@@ -85,10 +85,10 @@ def run(arguments: argparse.Namespace) -> Result | None:
 
     bank = [] if arguments.query_bank is None else read_lines("query_bank", arguments.query_bank)
     gallery = from_array(arguments, bank) if is_array(arguments) else from_photographs(arguments, bank)
-    return described(gallery, arguments.index) if PartialState().is_main_process else None
+    return described_gallery(gallery, arguments.index) if PartialState().is_main_process else None
 
 
-def described(gallery: Any, index: Path) -> Result:
+def described_gallery(gallery: Any, index: Path) -> Result:
     """What the gallery holds, and what was left out of it."""
     record = {"index": str(index), "items": len(gallery), "plan": gallery.plan.to_dict()}
     record |= {"broken": gallery.facts.get("broken", [])}

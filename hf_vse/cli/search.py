@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> Result | None:
         return None
     found = answer(gallery, encoder, sentences, arguments)
     if arguments.sheet or arguments.open:
-        draw(gallery, found[0], arguments)
+        draw_sheet(gallery, found[0], arguments)
     return Result(found, table(found))
 
 
@@ -142,7 +142,7 @@ def caption(item: Any) -> str:
     return str(captions[0]) if isinstance(captions, list) and captions else ""
 
 
-def draw(gallery: Any, query: dict[str, Any], arguments: argparse.Namespace) -> None:
+def draw_sheet(gallery: Any, query: dict[str, Any], arguments: argparse.Namespace) -> None:
     """Writes the contact sheet, and shows it on request."""
     import tempfile
     import webbrowser
@@ -152,7 +152,7 @@ def draw(gallery: Any, query: dict[str, Any], arguments: argparse.Namespace) -> 
     from hf_vse.search.pictures import find_photographs
 
     if not query["results"]:
-        raise ValueError("there is nothing to draw: nothing fulfils the conditions")
+        raise ValueError("there is nothing to draw_sheet: nothing fulfils the conditions")
     path = arguments.sheet or Path(tempfile.mkdtemp()) / "found.png"
     title = " + ".join(str(query[part]) for part in ("text", "image") if part in query)
     items = [result["item"] for result in query["results"]]

@@ -25,6 +25,7 @@ import torch
 from transformers import CONFIG_NAME
 
 from hf_vse.data.digests import digest_of
+from hf_vse.data.spec import whole_path
 from hf_vse.embed.adapters.onnx_towers import ONNXEncoder, onnx_files
 from hf_vse.embed.adapters.open_clip_models import PREFIX, OpenCLIPEncoder
 from hf_vse.embed.adapters.sentence_models import SentenceTransformersEncoder
@@ -70,19 +71,19 @@ def load_encoder(
         raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, got {kind!r}")
     kind = kind_of(name, trust_remote_code) if kind == "auto" else kind
     encoder = LOADERS[kind](name, device, dtype, trust_remote_code)
-    encoder.place = whole_path(name)
+    encoder.place = model_place(name)
     return encoder
 
 
-def whole_path(name: str) -> str:
-    """The name such that it can be used from any folder: paths that are there from the root on."""
+def model_place(name: str) -> str:
+    """The same name for somebody who works in another folder: paths in it are absolute."""
     if Path(name).exists():
-        return str(Path(name).absolute())
+        return whole_path(name)
     match = PYTHON_NAME.fullmatch(name)
     if match is not None and match["place"].endswith(".py"):
         return f"{Path(match['place']).absolute()}:{match['name']}"
     model, at, file = name.partition("@")  # a folder of ONNX files and a model, or published weights and a file
-    return f"{whole_path(model)}@{whole_path(file)}" if at else name
+    return f"{model_place(model)}@{model_place(file)}" if at else name
 
 
 def kind_of(name: str, trust_remote_code: bool = False) -> Kind:

@@ -113,7 +113,7 @@ def stored_tensors(name: str) -> dict[str, StoredTensor]:
     """
     whole = stored_file(name, SAFE_WEIGHTS_NAME)
     if whole is not None:
-        return read_header(whole)
+        return read_tensor_header(whole)
     index = stored_file(name, SAFE_WEIGHTS_INDEX_NAME)
     if index is None:
         others = [each for each in (WEIGHTS_NAME, WEIGHTS_INDEX_NAME) if stored_file(name, each) is not None]
@@ -128,11 +128,11 @@ def stored_tensors(name: str) -> dict[str, StoredTensor]:
         path = stored_file(name, shard)
         if path is None:
             raise OSError(f"{index} names {shard}, which is not there: fetch or save the model again")
-        found |= read_header(path)
+        found |= read_tensor_header(path)
     return found
 
 
-def read_header(path: Path) -> dict[str, StoredTensor]:
+def read_tensor_header(path: Path) -> dict[str, StoredTensor]:
     """The tensors of one safetensors file, whose length is compared with what it promises.
 
     Raises:

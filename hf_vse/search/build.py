@@ -28,7 +28,7 @@ from hf_vse.search.model import model_facts
 from hf_vse.search.parts import Vectors, read_parts, write_part
 from hf_vse.search.photographs import DatasetImage, Photograph, of_dataset, of_folder
 from hf_vse.search.plan import bytes_on_disk, choose_plan
-from hf_vse.search.storage import check_files, check_place, locked, remove_leftovers, version_folder
+from hf_vse.search.storage import check_listed_files, check_place, locked, remove_leftovers, version_folder
 from hf_vse.search.vectors import MEASURED_QUERIES, TARGET_RECALL, check_unit
 
 logger = logging.getLogger(__name__)
@@ -139,7 +139,7 @@ def vectors_of_gallery(folder: Path, encoder: Encoder) -> Iterator[Vectors]:
     if header.get("digest") != encoder.digest:
         logger.info("%s was made by another model, or with other weights: everything is encoded anew", folder)
     elif KEYS_FILE in header["files"]:
-        check_files(folder, header, (VECTORS_FILE, KEYS_FILE), whole=True)
+        check_listed_files(folder, header, (VECTORS_FILE, KEYS_FILE), whole=True)
         version = version_folder(folder, header["version"])
         yield Vectors.with_keys(version / VECTORS_FILE, read_json(version / KEYS_FILE, list), encoder.dim)
 

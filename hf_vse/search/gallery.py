@@ -33,17 +33,17 @@ from hf_vse.search.header import (
     KEYS_FILE,
     NOT_FACTS,
     VECTORS_FILE,
-    digest_of,
+    json_digest,
     read_header,
     to_json,
 )
 from hf_vse.search.plan import Plan, bytes_on_disk, choose_plan
 from hf_vse.search.storage import (
-    check_files,
+    check_listed_files,
     check_place,
-    commit,
     keep_keys,
     locked,
+    make_current,
     new_version,
     remove_leftovers,
     version_folder,
@@ -240,7 +240,7 @@ class GalleryIndex:
             if self.hubs is not None:
                 self.hubs.save(version / HUBS_FILE)
             shape = {"items": len(self), "dim": self.embeds.shape[1], "plan": self.plan.to_dict(), "recipe": recipe}
-            commit(folder, version, shape | self.facts)
+            make_current(folder, version, shape | self.facts)
         remove_leftovers(folder)
 
     @classmethod
@@ -263,7 +263,7 @@ class GalleryIndex:
     @classmethod
     def of_version(cls, folder: Path, header: dict[str, Any]) -> "GalleryIndex":
         """The gallery that a header names."""
-        check_files(folder, header, header["files"].keys() - {KEYS_FILE})
+        check_listed_files(folder, header, header["files"].keys() - {KEYS_FILE})
         version = version_folder(folder, header["version"])
         embeds = read_array(version / VECTORS_FILE, "embeds")
         if embeds.shape != (header["items"], header["dim"]) or embeds.dtype != np.float32:
@@ -289,7 +289,7 @@ class GalleryIndex:
             header = read_header(Path(folder))
             if header.get("recipe") != recipe:
                 return None
-            check_files(Path(folder), header, header["files"], whole=True)
+            check_listed_files(Path(folder), header, header["files"], whole=True)
             return cls.load(folder)
         except (OSError, ValueError):
             return None
@@ -297,4 +297,4 @@ class GalleryIndex:
 
 def recipe_of(*values: Any) -> str:
     """Names all that a gallery is made of, so that the same is not written again."""
-    return digest_of(FORMAT, *values)
+    return json_digest(FORMAT, *values)

@@ -152,10 +152,10 @@ def check_plan(path: Path, header: dict[str, Any]) -> None:
 def checksum_of(header: dict[str, Any]) -> str:
     """Of all fields but the checksum itself."""
     rest = {name: value for name, value in header.items() if name != "checksum"}
-    return digest_of(rest)
+    return json_digest(rest)
 
 
-def digest_of(*values: Any) -> str:
+def json_digest(*values: Any) -> str:
     """Names values that JSON can hold."""
     return sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 

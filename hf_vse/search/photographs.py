@@ -72,17 +72,17 @@ def of_folder(root: Path) -> tuple[list[Photograph], dict[str, Any]]:
         if (root / name).is_file():
             logger.warning("%s is not read: fields and captions come from %s", root / name, METADATA_FILE)
     if repeated:
-        facts["repeated"] = counted(repeated, f"{root / METADATA_FILE}: %s named again; the last line counts")
+        facts["repeated"] = counted_names(repeated, f"{root / METADATA_FILE}: %s named again; the last line counts")
     if passed_over:
-        facts["passed_over"] = counted(passed_over, f"{root}: %s are pictures of a kind that is not read")
+        facts["passed_over"] = counted_names(passed_over, f"{root}: %s are pictures of a kind that is not read")
     if not found:
         raise FileNotFoundError(f"{root} holds no image ({', '.join(sorted(SUFFIXES))})")
     if known:
-        facts["unmatched"] = counted(list(known), f"{root / METADATA_FILE}: %s name no image in the folder")
+        facts["unmatched"] = counted_names(list(known), f"{root / METADATA_FILE}: %s name no image in the folder")
     return found, facts
 
 
-def counted(names: list[str], remark: str) -> dict[str, Any]:
+def counted_names(names: list[str], remark: str) -> dict[str, Any]:
     """How many and the first of them, said as well."""
     first = names[:NAMED]
     logger.warning(remark, f"{len(names):,} ({', '.join(first)}{', ...' if len(names) > NAMED else ''})")

@@ -167,13 +167,13 @@ def keep_keys(folder: Path, version: Path) -> None:
     try:
         header = read_header(folder)
         if file_checksum(version / VECTORS_FILE) == header["files"][VECTORS_FILE]["checksum"]:
-            check_files(folder, header, (KEYS_FILE,))
+            check_listed_files(folder, header, (KEYS_FILE,))
             shutil.copyfile(version_folder(folder, header["version"]) / KEYS_FILE, version / KEYS_FILE)
     except (FileNotFoundError, ValueError, KeyError):  # no gallery, or none of photographs, or a damaged one
         return
 
 
-def commit(folder: Path, version: Path, facts: dict[str, Any]) -> None:
+def make_current(folder: Path, version: Path, facts: dict[str, Any]) -> None:
     """Makes a version, whose files are all there, the current one."""
     files = {}
     for path in sorted(version.iterdir()):
@@ -188,7 +188,7 @@ def commit(folder: Path, version: Path, facts: dict[str, Any]) -> None:
     write_text(folder / HEADER_FILE, to_json(header, indent=1))
 
 
-def check_files(folder: Path, header: dict[str, Any], names: Collection[str], whole: bool = False) -> None:
+def check_listed_files(folder: Path, header: dict[str, Any], names: Collection[str], whole: bool = False) -> None:
     """Raises OSError or ValueError where a file is not what `gallery.json` says, by its size and checksum.
 
     Args:

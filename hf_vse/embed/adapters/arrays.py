@@ -76,7 +76,7 @@ def read_embeddings(path: str | Path) -> GivenEmbeddings:
         if len(column) != len(vectors[COUNTED_BY[name]]):
             expected = f"{len(vectors[COUNTED_BY[name]])} rows of {COUNTED_BY[name]}"
             raise ValueError(f"{path}: {name} has {len(column)} entries for {expected}; give one for each")
-    check_range(path, numbers[OWNER], len(vectors["image_embeds"]))
+    check_owner(path, numbers[OWNER], len(vectors["image_embeds"]))
     owner = torch.from_numpy(numbers.pop(OWNER))
     return GivenEmbeddings(
         **vectors, text_to_image=owner, **{name: ids.tolist() for name, ids in numbers.items()}, **rest
@@ -167,7 +167,7 @@ def checked_captions(path: Path, captions: list[Any]) -> list[str]:
     return captions
 
 
-def check_range(path: Path, owner: np.ndarray, images: int) -> None:
+def check_owner(path: Path, owner: np.ndarray, images: int) -> None:
     outside = np.flatnonzero((owner < 0) | (owner >= images))
     if len(outside):
         raise ValueError(

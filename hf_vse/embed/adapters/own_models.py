@@ -73,9 +73,9 @@ def load_vse_model(
             trust_remote_code=False,
             output_loading_info=True,
         )
-    check_keys(name, "lacks", found["missing_keys"], fresh)
-    check_keys(name, "holds, foreign to its configuration,", found["unexpected_keys"], fresh)
-    check_values(name, model)
+    check_same_keys(name, "lacks", found["missing_keys"], fresh)
+    check_same_keys(name, "holds, foreign to its configuration,", found["unexpected_keys"], fresh)
+    check_trained(name, model)
     return model.to(device).eval()
 
 
@@ -110,7 +110,7 @@ def check_shapes(name: str, expected: dict[str, Tensor], stored: dict[str, Store
             raise ValueError(f"{name}: {key} holds {dtype}, whole numbers, in place of weights: {FETCH_AGAIN}")
 
 
-def check_keys(name: str, what: str, keys: Iterable[str], fresh: tuple[str, ...] = ()) -> None:
+def check_same_keys(name: str, what: str, keys: Iterable[str], fresh: tuple[str, ...] = ()) -> None:
     """Raises ValueError where the names of the weights are not those of the model."""
     if wrong := sorted(key for key in keys if not (fresh and key.startswith(fresh))):
         raise ValueError(
@@ -119,7 +119,7 @@ def check_keys(name: str, what: str, keys: Iterable[str], fresh: tuple[str, ...]
         )
 
 
-def check_values(name: str, model: nn.Module) -> None:
+def check_trained(name: str, model: nn.Module) -> None:
     """Raises ValueError for weights that are not numbers, and for parts that are zero altogether."""
     check_finite(name, model)
     parts = {part: getattr(model, part) for part in ("vision_model", "text_model")}
