@@ -16,7 +16,7 @@ from huggingface_hub import CommitOperationAdd, ModelCard
 from huggingface_hub.utils import yaml_dump
 from jinja2 import UndefinedError
 
-from hf_vse.embed.stored import read_header
+from hf_vse.embed.stored import read_tensor_header
 from hf_vse.hub.card import model_card
 from hf_vse.hub.model_files import MODEL_FILES, code_in, files_in, text_in, weight_files
 from hf_vse.hub.private import check_no_secret, without_paths
@@ -79,7 +79,7 @@ def public_contents(directory: Path, run: Path | None, photographs: bool = False
 
 def count_parameters(directory: Path) -> int:
     """Numbers in the weights, read from the headers of the files."""
-    tensors = {name: tensor for path in weight_files(directory) for name, tensor in read_header(path).items()}
+    tensors = {name: tensor for path in weight_files(directory) for name, tensor in read_tensor_header(path).items()}
     return sum(math.prod(tensor.shape) for name, tensor in tensors.items() if not name.endswith(BUFFERS))
 
 
