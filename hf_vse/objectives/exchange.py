@@ -1,13 +1,13 @@
-"""How the candidates of one process meet the anchors of all.
+"""Exchange between processes: the candidates of each process are compared with the queries of all.
 
-A step compares anchors that stay at home with a block of candidates that is shown to it, and returns what it found out
-about each candidate of the block: one row for each. What the processes found is put together, and every process gets
-the rows of its own candidates back. Nothing here is differentiable; the backward pass is another visit.
+A step compares the local queries with a block of candidates and returns one result row per candidate. The results of
+all processes are merged, and each process gets the rows of its own candidates back. Nothing here is differentiable;
+the backward pass is another visit.
 
-- `Alone`: the own candidates.
+- `Alone`: only the candidates of this process.
 - `Gathered`: the candidates of all processes at once.
-- `Ring`: a block at a time travels around the ring of processes with what was found out about it, until it is home
-  again. No process ever holds more than two blocks.
+- `Ring`: one block at a time travels around the ring of processes with its results, until it is back at its owner. No
+  process holds more than two blocks.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,7 +32,7 @@ def world_size() -> int:
 
 
 def row_counts(local: Tensor) -> list[int]:
-    """How many rows each process holds; they may differ in the last batch or where an image could not be read."""
+    """The number of rows per process; differs in the last batch, or if an image could not be read."""
     if world_size() == 1:
         return [len(local)]
     count = torch.tensor([len(local)], device=local.device)
@@ -42,7 +42,7 @@ def row_counts(local: Tensor) -> list[int]:
 
 
 def gathered_parts(local: Tensor, counts: list[int]) -> list[Tensor]:
-    """The rows of every process, padded on their way where the numbers differ."""
+    """The rows of every process; padded for the transfer if the counts differ."""
     padded = local.new_zeros(max(counts), *local.shape[1:])
     padded[: len(local)] = local
     parts = [torch.empty_like(padded) for _ in counts]
@@ -60,19 +60,19 @@ class Alone:
 
     @property
     def first(self) -> int:
-        """Place of the first own row among the rows that anchors are compared with."""
+        """Index of the first local row among the candidates."""
         return 0
 
     def visit(self, step: Step, rows: Rows, merge: Merge) -> Sequence[Tensor]:
-        """Shows candidates to `step`.
+        """Calls `step` with blocks of candidates.
 
         Args:
-            step: gets rows of candidates and the place of the first of them; returns tensors with a row for each.
-            rows: tensors with a row for each own candidate; None stays None.
-            merge: puts together what two processes found out about the same candidates.
+            step: takes rows of candidates and the index of the first; returns tensors with one row per candidate.
+            rows: tensors with one row per local candidate; None stays None.
+            merge: merges the results of two processes for the same candidates.
 
         Returns:
-            What all processes found out about the own candidates.
+            The merged results of all processes for the local candidates.
         """
         return step(rows, self.first)
 
@@ -87,7 +87,7 @@ class Gathered(Alone):
     def visit(self, step: Step, rows: Rows, merge: Merge) -> Sequence[Tensor]:
         found = step([None if each is None else torch.cat(gathered_parts(each, self.counts)) for each in rows], 0)
         own = slice(self.first, self.first + self.counts[self.rank])
-        if merge is total:  # the backends add up better than we do
+        if merge is total:  # all-reduce is faster than merging here
             for each in found:
                 dist.all_reduce(each)
             return [each[own] for each in found]
@@ -96,7 +96,7 @@ class Gathered(Alone):
 
 
 class Ring(Gathered):
-    """One block of candidates at a time; sent on while there are processes it has not seen."""
+    """One block of candidates at a time, passed on until it has visited every process."""
 
     def visit(self, step: Step, rows: Rows, merge: Merge) -> Sequence[Tensor]:
         world, found = len(self.counts), None
@@ -105,13 +105,13 @@ class Ring(Gathered):
             seen = step(rows, self.starts[owner])
             found = seen if found is None else merge(found, seen)
             count = self.counts[(owner - 1) % world]
-            last = hop == world - 1  # then only what was found has to come home
+            last = hop == world - 1  # then only the results have to return
             rows = rows if last else [None if each is None else self.passed_on(each, count) for each in rows]
             found = [self.passed_on(each, count) for each in found]
         return found
 
     def passed_on(self, rows: Tensor, count: int) -> Tensor:
-        """Sends rows to the next process and returns the `count` rows of the one before."""
+        """Sends rows to the next process and returns the `count` rows of the previous one."""
         world, rows = len(self.counts), rows.contiguous()
         received = rows.new_empty(count, *rows.shape[1:])
         operations = [
@@ -124,7 +124,7 @@ class Ring(Gathered):
 
 
 def exchange(name: ExchangeName | None, local: Tensor) -> Alone:
-    """The exchange of this name for processes that hold so many rows each; `Alone` for None or a single process."""
+    """The exchange of this name for the row counts of all processes; `Alone` for None or a single process."""
     if name is None or world_size() == 1:
         return Alone([len(local)])
     return {"gather": Gathered, "ring": Ring}[name](row_counts(local))

@@ -1,9 +1,9 @@
 """Negatives from all processes for any row loss, with exact gradients.
 
-Every process holds its own pairs and compares them with the candidates of all: local rows, global columns. Nothing of
-size global x global exists, and the gradient of a candidate finds its way home: the backward pass of the gather adds
-up what all processes ask of a row and hands it to its owner. With the scale below, the mean that data-parallel
-training takes of the gradients is the gradient of one process on the whole batch.
+Every process compares its own pairs with the candidates of all processes: local rows, global columns. No matrix of
+size global x global exists. The backward pass of the gather sums the gradients of a candidate over all processes and
+returns the sum to its owner. With the scaling below, the gradients averaged by data-parallel training equal those of
+one process on the whole batch.
 """
 
 import torch
@@ -16,7 +16,7 @@ from hf_vse.objectives.exchange import gathered_parts, row_counts, world_size
 
 
 class _GatherRows(torch.autograd.Function):
-    """Concatenates the rows of all processes; backward, adds up the gradients of all and keeps the own rows."""
+    """Concatenates the rows of all processes; the backward pass sums all gradients and keeps the local rows."""
 
     @staticmethod
     def forward(ctx, local: Tensor, counts: list[int]) -> Tensor:
@@ -48,21 +48,21 @@ def gathered_contrastive_loss(
     chunk_size: int | None = None,
     **options: float | Tensor,
 ) -> Tensor:
-    """The local part of `contrastive_loss` on the pairs of all processes.
+    """The local part of `contrastive_loss` over the pairs of all processes.
 
     Args:
-        image_embeds, text_embeds: (local, dim) unit vectors of this process; processes may hold different numbers.
+        image_embeds, text_embeds: (local, dim) unit vectors of this process; the number may differ between processes.
         image_ids: (local,) integers, as in `contrastive_loss`.
-        gather: False compares with the candidates of this process alone.
+        gather: False compares only with the candidates of this process.
         chunk_size: anchors compared at once; default all of this process.
         options: `temperature`, `margin`, `logit_bias`, as in `contrastive_loss`.
 
     Returns:
-        A scalar whose mean over the processes is the loss of the whole batch, and whose gradients, averaged over the
-        processes as data-parallel training does, are those of the whole batch.
+        A scalar. Its mean over the processes is the loss of the whole batch, and its gradients, averaged over the
+        processes as in data-parallel training, are those of the whole batch.
     """
     counts = row_counts(image_embeds) if gather else [len(image_embeds)]
-    image_embeds, text_embeds = image_embeds.float(), text_embeds.float()  # so that gradients add up in float32
+    image_embeds, text_embeds = image_embeds.float(), text_embeds.float()  # sum gradients in float32
     all_images, all_texts, all_ids = image_embeds, text_embeds, image_ids
     first = 0
     if len(counts) > 1:

@@ -1,11 +1,11 @@
-"""A batch of any size in mini-batches, with the gradient of the whole batch (Gao et al., arXiv 2101.06983).
+"""Gradient cache: embeds a large batch in mini-batches, with the gradient of the whole batch (arXiv 2101.06983).
 
-1. Embed all mini-batches without keeping anything but the embeddings and the random state each began with.
-2. Compute the loss of the whole batch and its gradient by every embedding: the cache.
-3. Embed each mini-batch again from the same random state, now with a graph, and send its part of the cache back.
+1. Embed all mini-batches without a graph; keep only the embeddings and the random state at the start of each.
+2. Compute the loss of the whole batch and its gradient with respect to every embedding: the cache.
+3. Embed each mini-batch again from the same random state, with a graph, and backpropagate its part of the cache.
 
-The memory of a step is that of one mini-batch and of the embeddings; its time grows by one forward pass. Dropout falls
-on the same units both times. Batch normalisation in training mode sees mini-batches; its running statistics move once.
+A step needs the memory of one mini-batch plus the embeddings, and one more forward pass. Dropout masks are the same in
+both passes. Batch normalisation in training mode sees mini-batches; its running statistics are updated once.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +20,7 @@ Inputs = dict[str, Tensor]
 
 
 class RandomState:
-    """The state of the generators that a forward pass draws from: that of the CPU, and that of the inputs' device."""
+    """The state of the random generators of a forward pass: the CPU and the device of the inputs."""
 
     def __init__(self, inputs: Inputs):
         self.device = next(iter(inputs.values())).device
@@ -28,7 +28,7 @@ class RandomState:
 
     @contextmanager
     def restored(self) -> Iterator[None]:
-        """Draws the same numbers again; afterwards the generators go on as if nothing had been drawn."""
+        """Inside the block the same random numbers are drawn again; afterwards the current state is restored."""
         here = generator_states(self.device)
         set_generator_states(self.device, self.states)
         try:
@@ -48,7 +48,7 @@ def set_generator_states(device: torch.device, states: list[Tensor]) -> None:
 
 
 def device_generator(device: torch.device) -> list[tuple[Callable, Callable, tuple]]:
-    """How the generator of a device is read and set, and which one is meant; Apple's GPU has but one and no number."""
+    """Functions to get and set the generator state of a device, and their arguments; MPS has one device, no index."""
     if device.type == "cpu":
         return []
     module = torch.get_device_module(device)
@@ -57,7 +57,7 @@ def device_generator(device: torch.device) -> list[tuple[Callable, Callable, tup
 
 @contextmanager
 def unmoved_statistics(model: nn.Module) -> Iterator[None]:
-    """Batch normalisations keep their running statistics, whatever passes through them."""
+    """Keeps the running statistics of batch normalisation unchanged inside the block."""
     norms = [each for each in model.modules() if isinstance(each, nn.modules.batchnorm._BatchNorm) and each.training]
     momenta = [norm.momentum for norm in norms]
     try:
@@ -70,10 +70,10 @@ def unmoved_statistics(model: nn.Module) -> Iterator[None]:
 
 
 def mini_batches(inputs: Inputs, size: int) -> list[Inputs]:
-    """Parts of nearly equal length of at most `size` rows; equally many on all processes, none of them empty.
+    """Splits inputs into parts of nearly equal length, at most `size` rows; the same number on every process.
 
-    A sharded model is gathered in every forward pass, so that all have to go through it equally often. Parts are
-    larger than `size` only where a process has not as many rows as others need parts.
+    A sharded model is gathered in every forward pass, so all processes need the same number of passes. No part is
+    empty: if a process has fewer rows than others need parts, parts become larger than `size`.
     """
     counts = row_counts(next(iter(inputs.values())))
     parts = min(-(-max(counts) // size), min(counts))
@@ -89,19 +89,19 @@ def cached_loss(
     backward: Callable[[Tensor], None],
     unsynchronised: Callable[[], AbstractContextManager] = nullcontext,
 ) -> Tensor:
-    """The loss of a batch that is too large to be embedded at once.
+    """The loss of a batch that is too large to embed at once.
 
     Args:
-        model: what `embed` calls.
+        model: the model that `embed` calls.
         embed: mini-batch -> (rows, dim) embeddings, followed by scalars of the model (temperature, bias).
         parts: the mini-batches.
         loss: embeddings of the whole batch, scalars -> loss.
-        backward: sends back a mini-batch, all but the last.
-        unsynchronised: context in which data-parallel training adds up gradients without exchanging them.
+        backward: runs the backward pass of a mini-batch; called for all but the last.
+        unsynchronised: context in which data-parallel training accumulates gradients without exchanging them.
 
     Returns:
-        The loss. Its backward pass, left to the caller, is that of the last mini-batch, so that gradients are
-        exchanged between processes once, and then.
+        The loss. The caller runs its backward pass, which is that of the last mini-batch, so gradients are exchanged
+        between processes only once.
     """
     states, embedded = [], []
     with torch.no_grad(), unsynchronised(), unmoved_statistics(model):
@@ -128,10 +128,10 @@ def cached_loss(
 
 
 def joined(parts: Sequence[Tensor]) -> Tensor:
-    """Embeddings one below the other; of a scalar, which is the same in all parts, the first."""
+    """Concatenates embeddings; for a scalar, which is the same in all parts, returns the first."""
     return torch.cat(tuple(parts)) if parts[0].ndim else parts[0]
 
 
 def inner_product(outputs: Sequence[Tensor], cache: Sequence[Tensor]) -> Tensor:
-    """A number whose gradient by each output is its cached gradient."""
+    """A scalar whose gradient with respect to each output is the cached gradient."""
     return sum((output * gradient).sum() for output, gradient in zip(outputs, cache, strict=False))

@@ -1,16 +1,16 @@
-"""The one number that an objective needs to know about all negatives of an anchor.
+"""Reductions: each objective needs one number about all negatives of a query.
 
-Of the logits x of an anchor's negatives (minus infinity where a candidate is no negative):
+With the logits x of a query's negatives (minus infinity for candidates that are not negatives):
 
-| reduction      | number                 | for                                      | its slope, d number / d x_j |
+| reduction      | number                 | objectives                               | slope, d number / d x_j     |
 |----------------|------------------------|------------------------------------------|-----------------------------|
 | `logsumexp`    | log sum_j e^{x_j}      | `nce`, `clip`                            | e^{x_j - number}            |
-| `hardest`      | max_j x_j              | `hardnce`, `hardnce_smooth`, `hinge_max` | 1 for the winner            |
+| `hardest`      | max_j x_j              | `hardnce`, `hardnce_smooth`, `hinge_max` | 1 for the maximum           |
 | `hinge_sum`    | sum_j max(0, x_j)      | `hinge_sum`                              | 1 where x_j > 0             |
 | `softplus_sum` | sum_j log(1 + e^{x_j}) | `siglip`                                 | 1 / (1 + e^{-x_j})          |
 
-Each is known from parts: what two sets of negatives gave can be merged. So the similarity matrix may pass by tile by
-tile, in any order, on several processes, and one pass serves the anchors of both modalities.
+The states of two sets of negatives can be merged. So the similarity matrix can be computed tile by tile, in any order,
+on several processes, and one pass serves the queries of both modalities.
 """
 
 from typing import Literal
@@ -24,7 +24,7 @@ ReductionName = Literal["logsumexp", "hardest", "hinge_sum", "softplus_sum"]
 
 
 def total(one: State, other: State) -> State:
-    """The merge of sums."""
+    """Merges sums."""
     return [a + b for a, b in zip(one, other, strict=True)]
 
 
@@ -32,15 +32,15 @@ class LogSumExp:
     """State: [log sum e^x]."""
 
     def reduce(self, logits: Tensor, dim: int, first: int) -> State:
-        """The state of a tile: reduces `dim`, along which the places of the candidates begin at `first`."""
+        """The state of a tile: reduces `dim`, along which the candidate indices start at `first`."""
         return [logits.logsumexp(dim)]
 
     def merge(self, one: State, other: State) -> State:
         return [torch.logaddexp(one[0], other[0])]
 
     def slopes(self, logits: Tensor, state: State, dim: int) -> Tensor:
-        """Derivative of the number by every logit of a tile."""
-        finite = state[0].masked_fill(state[0].isneginf(), 0.0)  # an anchor without negatives
+        """Derivative of the number with respect to every logit of a tile."""
+        finite = state[0].masked_fill(state[0].isneginf(), 0.0)  # a query without negatives
         return (logits - finite.unsqueeze(dim)).exp_()
 
 
@@ -73,7 +73,7 @@ class SoftplusSum(HingeSum):
 
 
 class Hardest:
-    """State: [max x, place of the winner]; -1 where there is no negative. Its gradient is a gather, not a tile."""
+    """State: [max x, index of the maximum], -1 without negatives. Its gradient is a gather, not a tile."""
 
     def reduce(self, logits: Tensor, dim: int, first: int) -> State:
         values, places = logits.max(dim)
