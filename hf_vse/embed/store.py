@@ -47,7 +47,8 @@ class Store:
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        self.indexed: dict[str, tuple[pa.Table, int]] | None = None
+        self.known: dict[str, tuple[np.ndarray, int]] = {}
+        self.seen: set[Path] = set()
 
     @classmethod
     def of(cls, root: str | Path, kind: str, described: Mapping[str, Any]) -> "Store":
@@ -68,8 +69,6 @@ class Store:
         content = sink.getvalue()
         with whole_file(self.folder / f"{keys_digest(keys)}.{digest(content)}.arrow") as path:
             path.write_bytes(content)
-        if self.indexed is not None:
-            self.index_shard(table)
 
     def find(self, keys: Sequence[str]) -> tuple[Path, pa.Table] | None:
         """The shard that was written for exactly these keys, memory-mapped."""
@@ -83,17 +82,17 @@ class Store:
         there = self.index()
         return [place for place, key in enumerate(keys) if key not in there]
 
-    def index(self) -> dict[str, tuple[pa.Table, int]]:
-        """For each key the shard and the row in it. Shards that other processes write later are not seen."""
-        if self.indexed is None:
-            self.indexed = {}
-            for path in sorted(self.folder.glob("*.arrow")):
-                if SHARD_FILE.fullmatch(path.name) and (table := whole_table(path)) is not None:
-                    self.index_shard(table)
-        return self.indexed
+    def index(self) -> dict[str, tuple[np.ndarray, int]]:
+        """For each key the rows of its shard, memory-mapped, and its place in them."""
+        for path in sorted(set(self.folder.glob("*.arrow")) - self.seen):
+            self.seen.add(path)
+            if SHARD_FILE.fullmatch(path.name) and (table := whole_table(path)) is not None:
+                self.add(table.column(KEY).to_pylist(), feature_values(table.column(ROWS).chunk(0))[1])
+        return self.known
 
-    def index_shard(self, table: pa.Table) -> None:
-        self.indexed |= {key: (table, row) for row, key in enumerate(table.column(KEY).to_pylist())}
+    def add(self, keys: Sequence[str], rows: np.ndarray) -> None:
+        """Knows these rows as well, which lie elsewhere."""
+        self.known |= {key: (rows, place) for place, key in enumerate(keys)}
 
     def fill(self, keys: Sequence[str], batches: Batches, made_by: str) -> None:
         """Writes what is computed batch by batch, in shards; an interruption loses seconds.
@@ -130,23 +129,21 @@ class Store:
         Raises:
             ValueError: rows of different shapes.
         """
-        of_shard: dict[int, tuple[pa.Table, list[int], list[int]]] = {}
+        known, of_shard = self.index(), {}
         for place, key in enumerate(keys):
-            if (found := self.index().get(key)) is not None:
-                table, row = found
-                _, places, rows = of_shard.setdefault(id(table), (table, [], []))
+            if key in known:
+                shard, row = known[key]
+                _, places, rows = of_shard.setdefault(id(shard), (shard, [], []))
                 places.append(place)
                 rows.append(row)
-        shape = None
-        for table, places, rows in of_shard.values():
-            _, values = feature_values(table.column(ROWS).chunk(0))
-            shape = shape or values.shape[1:]
-            if values.shape[1:] != shape:
-                raise ValueError(
-                    f"{self.folder} holds rows of shapes {shape} and {values.shape[1:]}, "
-                    "by two encoders that have the same digest: remove the folder"
-                )
-            yield np.array(places), values[rows]
+        shapes = {shard.shape[1:] for shard, _, _ in of_shard.values()}
+        if len(shapes) > 1:
+            raise ValueError(
+                f"{self.folder} holds rows of shapes {' and '.join(map(str, sorted(shapes)))}, "
+                "by two encoders that have the same digest: remove the folder"
+            )
+        for shard, places, rows in of_shard.values():
+            yield np.array(places), shard[rows]
 
     def remove(self) -> None:
         """The shards, and the folder if nothing else is in it; may be repeated wherever it was interrupted."""

@@ -1,12 +1,12 @@
 """A gallery from photographs: encoded once, in parts, and only what is new or changed the next time.
 
-Vectors that an earlier gallery in the folder, or the parts of an interrupted run, hold for the key of an image are
-taken over; the rest is encoded by all processes, part by part, each part whole or absent. Another encoder makes
+Vectors that an earlier gallery in the folder or an interrupted run holds for the key of an image are taken over; the
+others are computed by all processes together and kept in a store until the gallery is complete. Another encoder makes
 everything new. Where nothing has changed, nothing is written.
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -15,25 +15,26 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from datasets import Dataset
-from tqdm.auto import tqdm
 
+from hf_vse.data.features import read_array
 from hf_vse.data.images import check_broken_share
-from hf_vse.data.schema import CAPTIONS, IMAGE, IMAGE_FEATURES
+from hf_vse.data.pairs import undecoded_images
+from hf_vse.data.schema import CAPTIONS, IMAGE
+from hf_vse.embed.batches import Images
 from hf_vse.embed.encoder import Encoder
-from hf_vse.embed.run import encode_images, encode_texts
+from hf_vse.embed.run import encode_images, encode_texts, placed
+from hf_vse.embed.store import Store
 from hf_vse.files import read_json
 from hf_vse.search.gallery import GalleryIndex, recipe_of
 from hf_vse.search.header import HEADER_FILE, KEYS_FILE, VECTORS_FILE, read_header
 from hf_vse.search.model import model_facts
-from hf_vse.search.parts import Vectors, read_parts, write_part
-from hf_vse.search.photographs import DatasetImage, Photograph, of_dataset, of_folder
+from hf_vse.search.parts import parts_of
+from hf_vse.search.photographs import Photograph, of_dataset, of_folder
 from hf_vse.search.plan import bytes_on_disk, choose_plan
 from hf_vse.search.storage import check_listed_files, check_place, locked, remove_leftovers, version_folder
 from hf_vse.search.vectors import MEASURED_QUERIES, TARGET_RECALL, check_unit
 
 logger = logging.getLogger(__name__)
-
-PART = 1024  # images
 
 
 def build_gallery(
@@ -85,23 +86,32 @@ def build_gallery(
     options = {"kind": kind, "recall": recall, "query_bank": list(query_bank)}
     state = PartialState(cpu=not torch.accelerator.is_available())
     with locked(folder) if state.is_main_process else nullcontext():
-        known = list(known_vectors(folder, encoder))
-        missing = without_vectors(photographs, known)
+        store = known_vectors(folder, encoder)
+        missing = store.missing([photograph.key for photograph in photographs])
+        if len(missing) < len(photographs):
+            logger.info("%d of %d images are encoded already", len(photographs) - len(missing), len(photographs))
         state.wait_for_everyone()  # nobody writes before everybody has looked
-        own = missing[state.process_index :: state.num_processes]
-        encode_missing(own, encoder, folder, batch_size, num_workers, progress and state.is_main_process)
+        if own := missing[state.process_index :: state.num_processes]:
+            images, keys = images_of(source, photographs, own), [photographs[row].key for row in own]
+            encode_images(encoder, images, batch_size, num_workers, progress and state.is_main_process, store, keys)
         state.wait_for_everyone()
         if state.is_main_process:
-            known += read_parts(folder, encoder.digest, encoder.dim)
-            found, facts["broken"] = with_vectors(photographs, known, max_broken_share)
-            write_gallery(found, known, encoder, folder, facts, progress, **options)
+            found, facts["broken"] = with_vectors(photographs, store, max_broken_share)
+            write_gallery(found, store, encoder, folder, facts, progress, **options)
         state.wait_for_everyone()
     return GalleryIndex.load(folder)
 
 
+def images_of(source: str | Path | Dataset, photographs: Sequence[Photograph], rows: list[int]) -> Images:
+    """Some images of a source, as `encode_images` reads them."""
+    if isinstance(source, Dataset):
+        return undecoded_images(source).select(rows)
+    return [{IMAGE: str(Path(source, photographs[row].item["file"]))} for row in rows]
+
+
 def write_gallery(
     found: Sequence[Photograph],
-    known: Sequence[Vectors],
+    store: Store,
     encoder: Encoder,
     folder: Path,
     facts: dict[str, Any],
@@ -115,7 +125,8 @@ def write_gallery(
     keys, items = [each.key for each in found], [each.item for each in found]
     recipe = recipe_of(keys, items, facts, kind, recall, query_bank)
     if GalleryIndex.unchanged(folder, recipe) is None:
-        embeds = gathered(keys, known, encoder)
+        embeds, _ = placed(len(keys), store.read(keys))
+        check_unit(embeds, f"the vectors that {encoder.name} makes")
         gallery = GalleryIndex.without_index(embeds, items, facts, choose_plan(*embeds.shape, kind))
         gallery.vectors.build(sample_queries(items, encoder), recall, progress)
         if query_bank:
@@ -124,86 +135,55 @@ def write_gallery(
     remove_leftovers(folder)
 
 
-def known_vectors(folder: Path, encoder: Encoder) -> Iterator[Vectors]:
+def known_vectors(folder: Path, encoder: Encoder) -> Store:
     """What the same encoder made before: the gallery in `folder`, and parts of interrupted runs."""
+    store = parts_of(folder, encoder.digest)
     if (folder / HEADER_FILE).is_file():
         try:
-            yield from vectors_of_gallery(folder, encoder)
+            store.add(*vectors_of_gallery(folder, encoder))
         except (OSError, ValueError) as error:
-            logger.warning("the gallery in %s is not used (%s): its images are encoded anew", folder, error)
-    yield from read_parts(folder, encoder.digest, encoder.dim)
+            logger.warning("the gallery in %s is not used (%s): its images are encoded again", folder, error)
+    return store
 
 
-def vectors_of_gallery(folder: Path, encoder: Encoder) -> Iterator[Vectors]:
+def vectors_of_gallery(folder: Path, encoder: Encoder) -> tuple[list[str], np.ndarray]:
+    """Keys and vectors of the images of a gallery; none where another encoder made it.
+
+    Raises:
+        OSError, ValueError: a file is damaged, or keys and vectors do not belong together.
+    """
     header = read_header(folder)
+    nothing = [], np.empty((0, encoder.dim), np.float32)
     if header.get("digest") != encoder.digest:
-        logger.info("%s was made by another model, or with other weights: everything is encoded anew", folder)
-    elif KEYS_FILE in header["files"]:
-        check_listed_files(folder, header, (VECTORS_FILE, KEYS_FILE), whole=True)
-        version = version_folder(folder, header["version"])
-        yield Vectors.with_keys(version / VECTORS_FILE, read_json(version / KEYS_FILE, list), encoder.dim)
-
-
-def without_vectors(photographs: Sequence[Photograph], known: Sequence[Vectors]) -> list[Photograph]:
-    """Those that have to be encoded."""
-    there = set().union(*(vectors.rows for vectors in known))
-    missing = [photograph for photograph in photographs if photograph.key not in there]
-    if there:
-        logger.info("%d of %d images are encoded already", len(photographs) - len(missing), len(photographs))
-    return missing
-
-
-def encode_missing(
-    photographs: Sequence[Photograph],
-    encoder: Encoder,
-    folder: Path,
-    batch_size: int,
-    num_workers: int,
-    progress: bool,
-) -> None:
-    """Writes parts. An image that cannot be read gets no vector."""
-    column = IMAGE if encoder.reads_photographs else IMAGE_FEATURES
-    with tqdm(
-        total=len(photographs), desc="encoding images", unit="image", disable=not (photographs and progress)
-    ) as bar:
-        for start in range(0, len(photographs), PART):
-            part = photographs[start : start + PART]
-            values = [each.value.read() if isinstance(each.value, DatasetImage) else each.value for each in part]
-            found = encode_images(encoder, [{column: value} for value in values], batch_size, num_workers)
-            embeds, readable = found.embeds.numpy(), found.readable.numpy()
-            check_unit(embeds[readable], f"the vectors that {encoder.name} makes")
-            if readable.any():
-                keys = [each.key for each, good in zip(part, readable, strict=True) if good]
-                write_part(folder, encoder.digest, embeds[readable], keys)
-            bar.update(len(part))
+        logger.info("%s was made by another model, or with other weights: everything is encoded again", folder)
+        return nothing
+    if KEYS_FILE not in header["files"]:
+        return nothing
+    check_listed_files(folder, header, (VECTORS_FILE, KEYS_FILE), whole=True)
+    version = version_folder(folder, header["version"])
+    keys, embeds = read_json(version / KEYS_FILE, list), read_array(version / VECTORS_FILE, "embeds")
+    if not all(isinstance(key, str) for key in keys):
+        raise ValueError(f"{version / KEYS_FILE} holds what is no text")
+    if embeds.shape != (len(keys), encoder.dim):
+        raise ValueError(f"{version / VECTORS_FILE} has vectors {embeds.shape}, not {(len(keys), encoder.dim)}")
+    return keys, embeds
 
 
 def with_vectors(
-    photographs: Sequence[Photograph], known: Sequence[Vectors], max_broken_share: float
+    photographs: Sequence[Photograph], store: Store, max_broken_share: float
 ) -> tuple[list[Photograph], list[str]]:
     """Those that could be encoded, and the names of the others.
 
     Raises:
         ValueError: too many of them, or all.
     """
-    there = set().union(*(vectors.rows for vectors in known))
-    found = [photograph for photograph in photographs if photograph.key in there]
-    lost = [photograph.item for photograph in photographs if photograph.key not in there]
-    broken = {str(item.get("file", f"row {item.get('row')}")): "cannot be read" for item in lost}
+    lost = set(store.missing([each.key for each in photographs]))
+    items = [photographs[row].item for row in sorted(lost)]
+    broken = {str(item.get("file", f"row {item.get('row')}")): "cannot be read" for item in items}
     check_broken_share(broken, len(photographs), max_broken_share)
-    if not found:
+    if len(lost) == len(photographs):
         raise ValueError(f"none of the {len(photographs)} images can be read: there is nothing to search")
-    return found, sorted(broken)
-
-
-def gathered(keys: Sequence[str], known: Sequence[Vectors], encoder: Encoder) -> np.ndarray:
-    """The vectors of these keys, in their order: (keys, dim) float32."""
-    place = {key: (vectors, row) for vectors in known for key, row in vectors.rows.items()}
-    embeds = np.empty((len(keys), encoder.dim), np.float32)
-    for number, key in enumerate(keys):
-        vectors, row = place[key]
-        embeds[number] = vectors.embeds[row]
-    return embeds
+    return [each for row, each in enumerate(photographs) if row not in lost], sorted(broken)
 
 
 def sample_queries(items: Iterable[dict[str, Any]], encoder: Encoder) -> np.ndarray | None:

@@ -34,21 +34,10 @@ NAMED = 10  # of what is left out
 
 @dataclass
 class Photograph:
-    """One image of a source: `value` is what `decode_image` reads, `item` what the gallery says of it."""
+    """One image of a source: `key` changes with its content, `item` is what the gallery says of it."""
 
     key: str
-    value: Any
     item: dict[str, Any]
-
-
-class DatasetImage:
-    """An image in a data set, read when it is decoded."""
-
-    def __init__(self, images: Dataset, row: int):
-        self.images, self.row = images, row
-
-    def read(self) -> Any:
-        return next(iter(self.images[self.row].values()))
 
 
 def of_folder(root: Path) -> tuple[list[Photograph], dict[str, Any]]:
@@ -64,7 +53,7 @@ def of_folder(root: Path) -> tuple[list[Photograph], dict[str, Any]]:
         name = path.relative_to(root).as_posix()
         if path.suffix.lower() in SUFFIXES:
             item = {"file": name} | known.pop(name, {}) | {"file": name}
-            found.append(Photograph(file_key(name, path), str(path), item))
+            found.append(Photograph(file_key(name, path), item))
         elif path.suffix.lower() in OTHER_PICTURES:
             passed_over.append(name)
     facts = {}
@@ -177,12 +166,11 @@ def of_dataset(dataset: Dataset, encoder: Encoder) -> list[Photograph]:
     facts = plain.select_columns(simple) if simple else None
     found = []
     for row in range(len(dataset)):
-        value = DatasetImage(images, row)
-        raw = value.read()
+        raw = next(iter(images[row].values()))
         item = {"row": row} | ({} if facts is None else facts[row]) | {"row": row}
         if isinstance(raw, dict) and raw.get("path") and raw.get("bytes") is None:
             item = {"file": raw["path"]} | item | {"file": raw["path"]}
-        found.append(Photograph(content_key(raw), value, item))
+        found.append(Photograph(content_key(raw), item))
     return found
 
 

@@ -2,7 +2,7 @@
 
 INDEX/gallery.json                     names the version that is current, see `header.py`
 INDEX/versions/VERSION/                its files, never changed once `gallery.json` names them
-INDEX/parts/DIGEST/PART.safetensors    what interrupted runs have encoded, see `parts.py`
+INDEX/parts/DIGEST/                    what interrupted runs have encoded, see `parts.py`
 
 A reader takes what `gallery.json` names, checks it, and looks again if that was replaced meanwhile. Old versions are
 removed after the rename; who has their files mapped into memory keeps them. Nothing is removed but files of these

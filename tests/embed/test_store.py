@@ -192,7 +192,7 @@ def test_rows_of_two_lengths_are_refused(folder):
             return np.ones((len(texts), 4))
 
     encode(folder, TEXTS[:5])
-    with pytest.raises(ValueError, match=r"rows of shapes \(9,\) and \(4,\), by two encoders .*: remove the folder"):
+    with pytest.raises(ValueError, match=r"rows of shapes \(4,\) and \(9,\), by two encoders .*: remove the folder"):
         encode_texts(Longer(), TEXTS, store=Store(folder))
 
 

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from hf_vse.errors import refusal
-from hf_vse.search import build
 from hf_vse.search.build import build_gallery
 from hf_vse.search.gallery import GalleryIndex
 from tests.faults.killing import names_of_points, points_to_try, run
@@ -24,7 +23,7 @@ LOOPS = 12
 
 @pytest.fixture(autouse=True)
 def small_and_fast(monkeypatch):
-    monkeypatch.setattr(build, "PART", 6)
+    monkeypatch.setattr("hf_vse.embed.store.SHARD", 6)
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # matters when the power fails, not at a kill
 
 
@@ -42,7 +41,8 @@ def change(photographs: Path) -> None:
 
 def index(photographs: Path, folder: Path, kind: str, weights: str = "a") -> PlainEncoder:
     encoder = PlainEncoder(weights)
-    build_gallery(photographs, encoder, folder, kind=kind, progress=False, query_bank=["red", "blue"])
+    options = {"batch_size": 6, "progress": False, "query_bank": ["red", "blue"]}
+    build_gallery(photographs, encoder, folder, kind=kind, **options)
     return encoder
 
 

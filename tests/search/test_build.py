@@ -11,7 +11,6 @@ from hf_vse.data.pairs import undecoded_images
 from hf_vse.embed.adapters.vse import VSEEncoder
 from hf_vse.embed.load import load_encoder
 from hf_vse.embed.run import encode_images
-from hf_vse.search import build
 from hf_vse.search.build import build_gallery
 from hf_vse.search.gallery import GalleryIndex
 from tests.conftest import make_feature_pairs, make_pairs
@@ -20,7 +19,7 @@ from tests.conftest import make_feature_pairs, make_pairs
 @pytest.fixture
 def encoder(tiny_model, monkeypatch):
     """An encoder that remembers which images it was given."""
-    monkeypatch.setattr(build, "PART", 5)
+    monkeypatch.setattr("hf_vse.embed.store.SHARD", 5)
     encoder = load_encoder(str(tiny_model), device="cpu")
     encoder.seen = set()
     prepare = encoder.prepare_images
@@ -76,7 +75,7 @@ def test_an_interrupted_build_continues(encoder, photographs, tmp_path):
 
     encoder.prepare_images = failing
     with pytest.raises(KeyboardInterrupt):
-        build_gallery(photographs, encoder, tmp_path / "index", progress=False)
+        build_gallery(photographs, encoder, tmp_path / "index", batch_size=5, progress=False)
     with pytest.raises(FileNotFoundError, match="holds no gallery"):
         GalleryIndex.load(tmp_path / "index")
     encoder.prepare_images = counting
