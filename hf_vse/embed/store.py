@@ -48,7 +48,7 @@ class Store:
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         self.known: dict[str, tuple[np.ndarray, int]] = {}
-        self.seen: set[Path] = set()
+        self.seen: set[tuple[Path, int]] = set()
 
     @classmethod
     def of(cls, root: str | Path, kind: str, described: Mapping[str, Any]) -> "Store":
@@ -62,7 +62,7 @@ class Store:
 
     def write(self, keys: Sequence[str], columns: Mapping[str, pa.Array]) -> None:
         """Writes a shard: for each key one entry of each column."""
-        table = pa.table({KEY: pa.array(keys, pa.string())} | dict(columns))
+        table = pa.table({KEY: pa.array(map(as_bytes, keys), pa.binary())} | dict(columns))
         sink = pa.BufferOutputStream()
         with pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table)
@@ -73,7 +73,7 @@ class Store:
     def find(self, keys: Sequence[str]) -> tuple[Path, pa.Table] | None:
         """The shard that was written for exactly these keys, memory-mapped."""
         for path in sorted(self.folder.glob(f"{keys_digest(keys)}.*.arrow")):
-            if (table := whole_table(path)) is not None and table.column(KEY).to_pylist() == list(keys):
+            if (table := whole_table(path)) is not None and keys_of(table) == list(keys):
                 return path, table
         return None
 
@@ -84,10 +84,12 @@ class Store:
 
     def index(self) -> dict[str, tuple[np.ndarray, int]]:
         """For each key the rows of its shard, memory-mapped, and its place in them."""
-        for path in sorted(set(self.folder.glob("*.arrow")) - self.seen):
-            self.seen.add(path)
-            if SHARD_FILE.fullmatch(path.name) and (table := whole_table(path)) is not None:
-                self.add(table.column(KEY).to_pylist(), feature_values(table.column(ROWS).chunk(0))[1])
+        shards = (path for path in self.folder.glob("[!.]*") if SHARD_FILE.fullmatch(path.name))
+        there = {(path, path.stat().st_ino) for path in shards}  # a file may have taken the place of a damaged one
+        for path, _ in sorted(there - self.seen):
+            if (table := whole_table(path)) is not None:
+                self.add(keys_of(table), feature_values(table.column(ROWS).chunk(0))[1])
+        self.seen |= there
         return self.known
 
     def add(self, keys: Sequence[str], rows: np.ndarray) -> None:
@@ -177,6 +179,15 @@ def check_rows(places: Sequence[int], rows: np.ndarray, made_by: str) -> None:
 
 def digest(content: Any, size: int = 8) -> str:
     return blake2b(content, digest_size=size).hexdigest()
+
+
+def as_bytes(key: str) -> bytes:
+    """A key may hold the name of a file, which may be no Unicode."""
+    return key.encode("utf-8", "surrogatepass")
+
+
+def keys_of(table: pa.Table) -> list[str]:
+    return [key.decode("utf-8", "surrogatepass") for key in table.column(KEY).to_pylist()]
 
 
 def keys_digest(keys: Sequence[str]) -> str:
