@@ -28,7 +28,7 @@ from hf_vse.files import read_json
 from hf_vse.search.gallery import GalleryIndex, recipe_of
 from hf_vse.search.header import HEADER_FILE, KEYS_FILE, VECTORS_FILE, read_header
 from hf_vse.search.model import model_facts
-from hf_vse.search.parts import parts_of
+from hf_vse.search.parts import interrupted_parts
 from hf_vse.search.photographs import Photograph, of_dataset, of_folder
 from hf_vse.search.plan import bytes_on_disk, choose_plan
 from hf_vse.search.storage import check_listed_files, check_place, locked, remove_leftovers, version_folder
@@ -137,7 +137,7 @@ def write_gallery(
 
 def known_vectors(folder: Path, encoder: Encoder) -> Store:
     """What the same encoder made before: the gallery in `folder`, and parts of interrupted runs."""
-    store = parts_of(folder, encoder.digest)
+    store = interrupted_parts(folder, encoder.digest)
     if (folder / HEADER_FILE).is_file():
         try:
             store.add(*vectors_of_gallery(folder, encoder))

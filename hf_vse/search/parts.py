@@ -16,7 +16,7 @@ PART_FILE = re.compile(r"\.?[0-9a-f]{16}(\.[0-9a-f]{16})?(\.\d+)?\.(arrow|safete
 DIGEST_FOLDER = re.compile(r"[0-9a-f]{32}")
 
 
-def parts_of(folder: Path, digest: str) -> Store:
+def interrupted_parts(folder: Path, digest: str) -> Store:
     """The vectors by the encoder of that digest, of a gallery that is not complete."""
     return Store(folder / PARTS_FOLDER / blake2b(digest.encode(), digest_size=16).hexdigest())
 
