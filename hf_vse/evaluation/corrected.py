@@ -27,12 +27,12 @@ def training_bank(encoder: Encoder, train: Dataset, seed: int = 0, **encoding: A
     return embed_pairs(encoder, train.select(sorted(rows.tolist())), **encoding)
 
 
-def corrected_ranks(queries: Tensor, gallery: Tensor, own: Tensor, bank: Tensor, kind: Correction) -> Tensor:
-    """Rivals of each query that score at least as high as its best own candidate, after the correction.
+def corrected_ranks(queries: Tensor, gallery: Tensor, positives: Tensor, bank: Tensor, kind: Correction) -> Tensor:
+    """How many negatives of each query score at least as high as its best positive, after the correction.
 
     Args:
         queries: (Q, dim), gallery: (items, dim), bank: (B, dim) queries to learn hubs from.
-        own: (pairs, 2) rows of queries and of the gallery that belong together.
+        positives: (pairs, 2) rows of queries and of the gallery that belong together.
 
     Returns:
         (Q,) int64, counted from 0.
@@ -41,11 +41,11 @@ def corrected_ranks(queries: Tensor, gallery: Tensor, own: Tensor, bank: Tensor,
     ranks = []
     for first in range(0, len(queries), ROWS):
         scores = torch.from_numpy(learned.rescore(queries[first : first + ROWS] @ gallery.T, kind))
-        inside = own[(own[:, 0] >= first) & (own[:, 0] < first + len(scores))]
+        inside = positives[(positives[:, 0] >= first) & (positives[:, 0] < first + len(scores))]
         mine = torch.zeros(scores.shape, dtype=torch.bool)
         mine[inside[:, 0] - first, inside[:, 1]] = True
-        bar = scores.masked_fill(~mine, -torch.inf).amax(dim=1, keepdim=True)
-        ranks.append((scores.masked_fill(mine, -torch.inf) >= bar).sum(dim=1))
+        threshold = scores.masked_fill(~mine, -torch.inf).amax(dim=1, keepdim=True)
+        ranks.append((scores.masked_fill(mine, -torch.inf) >= threshold).sum(dim=1))
     return torch.cat(ranks)
 
 
@@ -55,9 +55,9 @@ def corrected_results(pairs: PairEmbeddings, bank: PairEmbeddings, kind: Correct
     Args:
         bank: what `training_bank` returns: its texts are the bank for images, its images that for texts.
     """
-    own = torch.stack([torch.arange(len(pairs.text_to_image)), pairs.text_to_image], dim=1)
-    image_ranks = corrected_ranks(pairs.image_embeds, pairs.text_embeds, own.flip(1), bank.image_embeds, kind)
-    text_ranks = corrected_ranks(pairs.text_embeds, pairs.image_embeds, own, bank.text_embeds, kind)
+    positives = torch.stack([torch.arange(len(pairs.text_to_image)), pairs.text_to_image], dim=1)
+    image_ranks = corrected_ranks(pairs.image_embeds, pairs.text_embeds, positives.flip(1), bank.image_embeds, kind)
+    text_ranks = corrected_ranks(pairs.text_embeds, pairs.image_embeds, positives, bank.text_embeds, kind)
     return {
         "title": TITLES[kind],
         "note": f"Hubs learned from {len(bank.text_embeds):,} captions and {len(bank.image_embeds):,} images of the "

@@ -24,7 +24,7 @@ def environment() -> dict[str, Any]:
         except PackageNotFoundError:
             continue
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else processor_name()
-    return {"versions": versions, "device": device, "threads": torch.get_num_threads(), "commit": commit()}
+    return {"versions": versions, "device": device, "threads": torch.get_num_threads(), "commit": git_commit()}
 
 
 def processor_name() -> str:
@@ -34,7 +34,7 @@ def processor_name() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def commit() -> str | None:
+def git_commit() -> str | None:
     """The commit of the checkout, with a plus where it was changed; None outside of one."""
     root = Path(hf_vse.__file__).parents[1]
     if not (root / ".git").exists():

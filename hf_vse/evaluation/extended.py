@@ -51,7 +51,7 @@ def read_annotations(name: Annotations, direction: Literal["image_to_caption", "
         raise OSError(f"{path.name} of eccv-caption cannot be read ({error!r}); reinstall eccv-caption") from error
 
 
-def rows_of(name: str, ids: Sequence[int], official: Iterable[int]) -> dict[int, int]:
+def rows_by_id(name: str, ids: Sequence[int], official: Iterable[int]) -> dict[int, int]:
     """id -> row; an error unless `ids` are the official ones, each once, in any order."""
     rows = {int(each): row for row, each in enumerate(ids)}
     wanted = set(official)
@@ -92,8 +92,8 @@ def extended_positives(
     if name not in FILES:
         raise ValueError(f"name={name!r} is no set of annotations; choose one of {', '.join(FILES)}")
     original = read_annotations("coco", "caption_to_image")
-    images = rows_of("image_ids", image_ids, original[:, 1].tolist())
-    captions = rows_of("caption_ids", caption_ids, original[:, 0].tolist())
+    images = rows_by_id("image_ids", image_ids, original[:, 1].tolist())
+    captions = rows_by_id("caption_ids", caption_ids, original[:, 0].tolist())
     return (
         mapped(read_annotations(name, "image_to_caption"), images, captions),
         mapped(read_annotations(name, "caption_to_image"), captions, images),

@@ -39,12 +39,12 @@ def judge_given(
         ValueError: the embeddings are not those of `dataset`.
     """
     given = read_embeddings(path)
-    images, texts = unit(given.image_embeds), unit(given.text_embeds)
+    images, texts = unit_length(given.image_embeds), unit_length(given.text_embeds)
     pairs = PairEmbeddings(images, texts, given.text_to_image, torch.arange(len(images)), 0)
     if dataset is None:
         known = Texts(given.captions, given.image_ids, given.caption_ids)
     else:
-        check_fit(path, given, dataset)
+        check_same_split(path, given, dataset)
         known = texts_of(dataset, pairs)
     return judge_embeddings(
         pairs,
@@ -59,11 +59,11 @@ def judge_given(
     )
 
 
-def unit(embeds: np.ndarray | Tensor) -> Tensor:
+def unit_length(embeds: np.ndarray | Tensor) -> Tensor:
     return normalize(torch.as_tensor(np.asarray(embeds, dtype=np.float32)), dim=1)
 
 
-def check_fit(path: str | Path, given: GivenEmbeddings, dataset: Dataset) -> None:
+def check_same_split(path: str | Path, given: GivenEmbeddings, dataset: Dataset) -> None:
     owner = flatten_captions(dataset.with_format(None)[CAPTIONS][:])[1]
     counts = len(given.image_embeds), len(given.text_embeds)
     if counts != (len(dataset), len(owner)):

@@ -2,7 +2,7 @@
 
 The images of a test set, each with all its captions, are taken as a sample of those that could have been asked: an
 image and its captions are drawn together, because captions of one photograph are not independent of each other. All
-rivals stay: what is said holds for queries like these against this gallery, since a larger one lowers every recall.
+negatives stay: what is said holds for queries like these against this gallery, since a larger one lowers every recall.
 
 - `recall_intervals`: the percentile bootstrap over images (Efron & Tibshirani, An Introduction to the Bootstrap, 1993,
   chapter 13). An interval has no width where every query succeeds or every one fails.
@@ -20,7 +20,7 @@ import numpy as np
 from hf_vse.evaluation.metrics import DIRECTIONS, RECALL_LEVELS
 from hf_vse.evaluation.ranks import Array, as_tensor
 
-# Columns of the sums of one direction: queries, those with an own candidate among the first 1, 5 and 10, ranks from 1.
+# Columns of the sums of one direction: queries, those with a positive among the first 1, 5 and 10, ranks from 1.
 COLUMNS = len(RECALL_LEVELS) + 2
 # Differing images up to which all 2^images ways to swap are tried instead of random ones.
 ENUMERATED = 12

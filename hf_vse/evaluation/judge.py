@@ -157,7 +157,7 @@ def judge_embeddings(
     return judgement
 
 
-def compare(judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
+def compare_judgements(judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
     """Every two of several models, tested on the same images.
 
     Of many comparisons some seem real by chance: `adjusted_p_value` is what is left of each by Holm's method, over all

@@ -2,8 +2,8 @@
 
 Conventions of the field (Karpathy & Fei-Fei, arXiv 1412.2306; VSE++, arXiv 1707.05612), made explicit:
 
-- R@K is the hit rate in percent: a query counts if any of its own candidates is among the first K.
-- An image-to-text query is ranked by the best of its captions; the other captions of that image are no rivals.
+- R@K is the hit rate in percent: a query counts if any of its positives is among the first K.
+- An image-to-text query is ranked by the best of its captions; its other captions are no negatives.
 - A tie counts against the query, so that a collapsed model scores zero and not one hundred.
 - MedR is the floor of the median rank, MeanR the mean rank, both counted from 1.
 - rsum is the sum of the six recalls at 1, 5 and 10.
@@ -47,7 +47,7 @@ def retrieval_metrics(
 ) -> dict[str, float]:
     """Image-to-text and text-to-image retrieval over the whole set.
 
-    Args: see `retrieval_ranks`. With `distractors`, images without text are rivals of the texts' own, but no queries.
+    Args: see `retrieval_ranks`. With `distractors`, images without text are candidates, but no queries.
 
     Returns:
         `i2t_r1, i2t_r5, i2t_r10` in percent, `i2t_medr, i2t_meanr` counted from 1, the same for `t2i`, and `rsum`.
@@ -81,10 +81,10 @@ def fold_metrics(
     return {name: sum(fold[name] for fold in folds) / len(folds) for name in folds[0]}
 
 
-def chance_of_hit(own: int, candidates: int, drawn: int) -> float:
-    """How likely one of `own` among `candidates` is drawn, when `drawn` are, none twice (hypergeometric)."""
+def chance_of_hit(positives: int, candidates: int, drawn: int) -> float:
+    """The probability that `drawn` of the `candidates`, none twice, hold one of the `positives` (hypergeometric)."""
     drawn = min(drawn, candidates)
-    return 1 - comb(candidates - own, drawn) / comb(candidates, drawn)
+    return 1 - comb(candidates - positives, drawn) / comb(candidates, drawn)
 
 
 def chance_recalls(images: int, texts: int, captions: Sequence[int] | None = None) -> dict[str, float]:

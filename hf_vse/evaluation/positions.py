@@ -62,13 +62,15 @@ def check_positives(positives: Positives, queries: int, candidates: int) -> None
         raise ValueError("positives must be unique and sorted by query; sorted_positives makes them so")
 
 
-def count_rivals(queries: Tensor, candidates: Tensor, positives: Positives, bars: Tensor, chunk_size: int) -> Tensor:
-    """For each pair, how many candidates that are no positives of its query reach its bar, (pairs,) int64."""
+def count_negatives(
+    queries: Tensor, candidates: Tensor, positives: Positives, thresholds: Tensor, chunk_size: int
+) -> Tensor:
+    """For each pair how many negatives of its query reach its threshold, (pairs,) int64."""
     asked, row = positives.query.unique_consecutive(return_inverse=True)
-    rivals = torch.zeros_like(row)
+    negatives = torch.zeros_like(row)
     for top in range(0, len(asked), chunk_size):
         first, last = torch.searchsorted(row, torch.tensor([top, top + chunk_size], device=row.device)).tolist()
-        mine, own, found = row[first:last] - top, positives.candidate[first:last], rivals[first:last]
+        mine, own, found = row[first:last] - top, positives.candidate[first:last], negatives[first:last]
         rows = queries.index_select(0, asked[top : top + chunk_size]).double()
         for left in range(0, len(candidates), chunk_size):
             scores = rows @ candidates[left : left + chunk_size].double().T
@@ -76,8 +78,8 @@ def count_rivals(queries: Tensor, candidates: Tensor, positives: Positives, bars
             scores[mine[inside], own[inside] - left] = -torch.inf
             for part in range(0, len(mine), PAIRS_AT_ONCE):
                 pairs = slice(part, part + PAIRS_AT_ONCE)
-                found[pairs] += reaching(scores.index_select(0, mine[pairs]), bars[first:last][pairs])
-    return rivals
+                found[pairs] += reaching(scores.index_select(0, mine[pairs]), thresholds[first:last][pairs])
+    return negatives
 
 
 def positive_positions(queries: Array, candidates: Array, positives: Positives, chunk_size: int = 1000) -> Tensor:
@@ -106,12 +108,14 @@ def positive_positions(queries: Array, candidates: Array, positives: Positives, 
     there = candidate >= 0
     scores = torch.full(query.shape, torch.inf, dtype=torch.float64, device=asking.device)
     scores[there] = pair_scores(asking, offered, (query[there], candidate[there]))
-    rivals = count_rivals(asking, offered, positives, scores - TIE_TOLERANCE * longest[0] * longest[1], chunk_size)
+    negatives = count_negatives(
+        asking, offered, positives, scores - TIE_TOLERANCE * longest[0] * longest[1], chunk_size
+    )
     scores[~there] = -torch.inf
     found = torch.bincount(query[there], minlength=len(asking))
-    rivals[~there] = len(offered) - found[query[~there]]
+    negatives[~there] = len(offered) - found[query[~there]]
     by_score = scores.argsort(descending=True, stable=True)
     order = by_score[query[by_score].argsort(stable=True)]
     counts = torch.bincount(query, minlength=len(asking))
     better = torch.arange(len(query), device=query.device) - (counts.cumsum(0) - counts)[query]
-    return (rivals[order] + better).cpu()
+    return (negatives[order] + better).cpu()

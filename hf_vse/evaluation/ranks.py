@@ -1,13 +1,14 @@
-"""How many rivals score at least as high as a query's own candidate: filter in float32, refine in float64.
+"""How many negatives score at least as high as the best positive of a query: filtered in float32, decided in float64.
 
 Similarities are computed tile by tile in float32, whose rounding error has a proven bound (Higham, Accuracy and
-Stability of Numerical Algorithms, 2002, section 3.1). A rival farther from its bar than this bound is decided; the few
-nearer ones are computed again in float64, pair by pair, or as a whole tile where they are many (a collapsed model).
+Stability of Numerical Algorithms, 2002, section 3.1). A negative whose score is farther from the threshold than this
+bound is decided; the few nearer ones are computed again in float64, pair by pair, or as a whole tile where they are
+many (a collapsed model).
 
 So the ranks are those of float64 and depend on the embeddings alone, not on the device, the tile size or the order of
 the candidates. Embeddings are only ever read a tile at a time: memory-mapped arrays larger than memory will do.
 
-Counts of rivals add up over tiles, so processes may share them: each counts some tiles, and the counts are summed.
+Counts of negatives add up over tiles, so processes may share them: each counts some tiles, and the counts are summed.
 """
 
 import warnings
@@ -80,34 +81,34 @@ def check_correspondence(images: Tensor, texts: Tensor, text_to_image: Tensor, d
     if len(without) and not distractors:
         raise ValueError(
             f"image {without[0].item()} and {len(without) - 1} more have no text; leave them out, or pass "
-            "distractors=True to rank them against the texts' own images"
+            "distractors=True to keep them as candidates"
         )
 
 
-class Bars(NamedTuple):
-    """What a rival must score to count, for each query: the bar, and what is below or above it in float32 for sure."""
+class Thresholds(NamedTuple):
+    """The score that a negative must reach to count, for each query, and its bounds in float32."""
 
     exact: Tensor  # (queries,) float64
-    low: Tensor  # (queries,) float32
-    high: Tensor  # (queries,) float32
+    low: Tensor  # (queries,) float32; lower scores do not reach it
+    high: Tensor  # (queries,) float32; higher scores reach it
 
-    def of(self, rows: slice | Tensor) -> "Bars":
-        return Bars(*(bars[rows] for bars in self))
+    def of(self, rows: slice | Tensor) -> "Thresholds":
+        return Thresholds(*(each[rows] for each in self))
 
 
-def make_bars(best: Tensor, norms: Tensor, rival_norm: Tensor, dim: int, tolerance: Tensor) -> Bars:
-    """Bars of queries whose best own candidate scores `best` and whose rivals are at most `rival_norm` long.
+def make_thresholds(best: Tensor, norms: Tensor, negative_norm: Tensor, dim: int, tolerance: Tensor) -> Thresholds:
+    """Thresholds of queries whose best positive scores `best` and whose negatives are at most `negative_norm` long.
 
     A float32 product of vectors a and b, themselves rounded to float32, is off by at most gamma(dim + 2) |a| |b|, in
-    whatever order it is summed; one `tolerance` more covers the float64 rounding of the bar itself.
+    whatever order it is summed; one `tolerance` more covers the float64 rounding of the threshold itself.
     """
     units = (dim + 2) * torch.finfo(torch.float32).eps / 2
     gamma = units / (1 - units)
-    error = gamma * norms * rival_norm + tolerance
+    error = gamma * norms * negative_norm + tolerance
     exact = best - tolerance
     infinity = torch.tensor(torch.inf, device=best.device)
     low = torch.nextafter((exact - error).float(), -infinity)
-    return Bars(exact, low, torch.nextafter((exact + error).float(), infinity))
+    return Thresholds(exact, low, torch.nextafter((exact + error).float(), infinity))
 
 
 class Tile(NamedTuple):
@@ -115,12 +116,12 @@ class Tile(NamedTuple):
 
     texts: Tensor  # (texts, dim)
     images: Tensor  # (images, dim)
-    own: tuple[Tensor, Tensor]  # rows of texts, rows of images
+    positives: tuple[Tensor, Tensor]  # rows of texts, rows of images
 
     def scores(self, dtype: torch.dtype) -> Tensor:
-        """Similarities (texts, images), with -inf for what is no rival."""
+        """Similarities (texts, images), with -inf for what is no negative."""
         scores = self.texts.to(dtype) @ self.images.to(dtype).T
-        scores[self.own] = -torch.inf
+        scores[self.positives] = -torch.inf
         return scores
 
 
@@ -143,70 +144,70 @@ def pair_scores(queries: Tensor, candidates: Tensor, pairs: tuple[Tensor, Tensor
     return scores
 
 
-def reaching(scores: Tensor, bars: Tensor) -> Tensor:
-    """How many scores (queries, candidates) reach the bar of their query, (queries,) int64."""
+def reaching(scores: Tensor, thresholds: Tensor) -> Tensor:
+    """How many scores (queries, candidates) reach the threshold of their query, (queries,) int64."""
     # Zeros and ones of the scores' own type: torch compares to and sums these several times faster than booleans.
-    return torch.ge(scores, bars[:, None], out=torch.empty_like(scores)).sum(dim=1).long()
+    return torch.ge(scores, thresholds[:, None], out=torch.empty_like(scores)).sum(dim=1).long()
 
 
-def decide(scores: Tensor, bars: Bars) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+def decide(scores: Tensor, thresholds: Thresholds) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """What float32 can tell of a tile.
 
     Args:
         scores: (queries, candidates) float32, as seen from the queries.
 
     Returns:
-        How many scores reach the bar of their query for sure, (queries,) int64, and the rows and columns of those that
-        float64 has to decide.
+        How many scores surely reach the threshold of their query, (queries,) int64, and the rows and columns of those
+        that float64 has to decide.
     """
-    asked = (scores.amax(dim=1) >= bars.low).nonzero()[:, 0]  # in most tiles most queries have no such rival
-    scores, bars, surely = scores.index_select(0, asked), bars.of(asked), asked.new_zeros(len(scores))
-    surely[asked] = above = reaching(scores, bars.high)
-    open_rows = (reaching(scores, bars.low) > above).nonzero()[:, 0]
-    scores, bars = scores.index_select(0, open_rows), bars.of(open_rows)
-    row, column = ((scores >= bars.low[:, None]) & (scores < bars.high[:, None])).nonzero(as_tuple=True)
+    asked = (scores.amax(dim=1) >= thresholds.low).nonzero()[:, 0]  # in most tiles most queries have no such negative
+    scores, thresholds, surely = scores.index_select(0, asked), thresholds.of(asked), asked.new_zeros(len(scores))
+    surely[asked] = above = reaching(scores, thresholds.high)
+    open_rows = (reaching(scores, thresholds.low) > above).nonzero()[:, 0]
+    scores, thresholds = scores.index_select(0, open_rows), thresholds.of(open_rows)
+    row, column = ((scores >= thresholds.low[:, None]) & (scores < thresholds.high[:, None])).nonzero(as_tuple=True)
     return surely, (asked[open_rows[row]], column)
 
 
-def refine(pairs: tuple[Tensor, Tensor], bars: Bars, queries: Tensor, candidates: Tensor) -> Tensor:
-    """How many of the undecided pairs reach the bar of their query in float64, (queries,) int64."""
-    reached = pair_scores(queries, candidates, pairs) >= bars.exact[pairs[0]]
+def refine(pairs: tuple[Tensor, Tensor], thresholds: Thresholds, queries: Tensor, candidates: Tensor) -> Tensor:
+    """How many of the undecided pairs reach the threshold of their query in float64, (queries,) int64."""
+    reached = pair_scores(queries, candidates, pairs) >= thresholds.exact[pairs[0]]
     return torch.bincount(pairs[0][reached], minlength=len(queries))
 
 
-def count_exactly(tile: Tile, text_bars: Bars, image_bars: Bars) -> tuple[Tensor, Tensor]:
-    """Rivals in a tile that reach the bar of each text and of each image, (texts,) and (images,), in float64."""
+def count_exactly(tile: Tile, text_thresholds: Thresholds, image_thresholds: Thresholds) -> tuple[Tensor, Tensor]:
+    """How many negatives of a tile reach the threshold of each text (texts,) and image (images,), in float64."""
     scores = tile.scores(torch.float64)
-    return reaching(scores, text_bars.exact), reaching(scores.T, image_bars.exact)
+    return reaching(scores, text_thresholds.exact), reaching(scores.T, image_thresholds.exact)
 
 
-def count_filtered(tile: Tile, text_bars: Bars, image_bars: Bars) -> tuple[Tensor, Tensor]:
+def count_filtered(tile: Tile, text_thresholds: Thresholds, image_thresholds: Thresholds) -> tuple[Tensor, Tensor]:
     """The same counts, with float64 only for what float32 leaves undecided."""
     scores = tile.scores(torch.float32)
-    for_texts, near_texts = decide(scores, text_bars)
-    for_images, near_images = decide(scores.T, image_bars)
+    for_texts, near_texts = decide(scores, text_thresholds)
+    for_images, near_images = decide(scores.T, image_thresholds)
     if len(near_texts[0]) + len(near_images[0]) > UNDECIDED_SHARE * scores.numel():
-        return count_exactly(tile, text_bars, image_bars)
-    for_texts += refine(near_texts, text_bars, tile.texts, tile.images)
-    for_images += refine(near_images, image_bars, tile.images, tile.texts)
+        return count_exactly(tile, text_thresholds, image_thresholds)
+    for_texts += refine(near_texts, text_thresholds, tile.texts, tile.images)
+    for_images += refine(near_images, image_thresholds, tile.images, tile.texts)
     return for_texts, for_images
 
 
-def all_bars(images: Tensor, texts: Tensor, owner: Tensor) -> tuple[Bars, Bars, bool]:
-    """Bars of all texts and of all images, and whether the bound of float32 holds for embeddings of this length."""
+def all_thresholds(images: Tensor, texts: Tensor, owner: Tensor) -> tuple[Thresholds, Thresholds, bool]:
+    """Thresholds of all texts and all images, and whether the float32 bound holds for embeddings of this length."""
     image_norms = finite_norms("image_embeds", images)
     text_norms = finite_norms("text_embeds", texts)
     longest_image, longest_text = image_norms.max(), text_norms.max()
     tolerance = TIE_TOLERANCE * longest_image * longest_text
 
-    own = pair_scores(texts, images, (torch.arange(len(texts), device=owner.device), owner))
-    best = torch.full_like(image_norms, -torch.inf).scatter_reduce(0, owner, own, "amax")
+    positive = pair_scores(texts, images, (torch.arange(len(texts), device=owner.device), owner))
+    best = torch.full_like(image_norms, -torch.inf).scatter_reduce(0, owner, positive, "amax")
     best[best.isinf()] = torch.inf  # out of reach: an image without text asks nothing
-    text_bars = make_bars(own, text_norms, longest_image, images.shape[1], tolerance)
-    image_bars = make_bars(best, image_norms, longest_text, images.shape[1], tolerance)
+    text_thresholds = make_thresholds(positive, text_norms, longest_image, images.shape[1], tolerance)
+    image_thresholds = make_thresholds(best, image_norms, longest_text, images.shape[1], tolerance)
 
     smallest, largest = FLOAT32_NORMS
-    return text_bars, image_bars, all(smallest < norm < largest for norm in (longest_image, longest_text))
+    return text_thresholds, image_thresholds, all(smallest < norm < largest for norm in (longest_image, longest_text))
 
 
 @contextmanager
@@ -229,7 +230,7 @@ def retrieval_ranks(
     distractors: bool = False,
     share: tuple[int, int] = (0, 1),
 ) -> tuple[Tensor, Tensor]:
-    """For every query the number of rivals that score at least as high as its best own candidate.
+    """For every query the number of negatives that score at least as high as its best positive.
 
     Args:
         image_embeds: (images, dim); text_embeds: (texts, dim); of any precision, in memory or memory-mapped.
@@ -237,9 +238,9 @@ def retrieval_ranks(
         chunk_size: texts and images compared at once. Beyond the inputs, memory is a few numbers for each row and a
             few matrices of `chunk_size` by `chunk_size` or `dim`; the result does not depend on it. (Powers of two are
             no good choice: the columns of such a tile compete for the same lines of the cache.)
-        distractors: allow images without text: rivals of the texts' own images, but no queries.
-        share: (i, n) counts the rivals in the i-th of n shares of all pairs, i from 0; the ranks are the sum over the
-            n shares, and `distributed_ranks` takes it over processes.
+        distractors: allow images without text, which are candidates of the texts, but no queries.
+        share: (i, n) counts the negatives in the i-th of n shares of all pairs, i from 0; the ranks are the sum
+            over the n shares, and `distributed_ranks` takes it over processes.
 
     Returns:
         Image-to-text ranks (images that have a text,) and text-to-image ranks (texts,), int64, counted from 0.
@@ -250,16 +251,16 @@ def retrieval_ranks(
     texts = as_matrix("text_embeds", text_embeds).to(images.device)
     owner = as_tensor(text_to_image).to(images.device, torch.int64)
     check_correspondence(images, texts, owner, distractors)
-    text_bars, image_bars, bounded = all_bars(images, texts, owner)
+    text_thresholds, image_thresholds, bounded = all_thresholds(images, texts, owner)
     # The bound needs true float32 products, which on other devices are for the user to configure (TF32).
     count = count_filtered if bounded and images.device.type == "cpu" else count_exactly
     image_ranks, text_ranks = owner.new_zeros(len(images)), owner.new_zeros(len(texts))
     with true_float32():
         for rows, columns, tile in islice(tiles(texts, images, owner, chunk_size), share[0], None, share[1]):
-            for_texts, for_images = count(tile, text_bars.of(rows), image_bars.of(columns))
+            for_texts, for_images = count(tile, text_thresholds.of(rows), image_thresholds.of(columns))
             text_ranks[rows] += for_texts
             image_ranks[columns] += for_images
-    described = image_bars.exact.isfinite()
+    described = image_thresholds.exact.isfinite()
     return image_ranks[described].cpu(), text_ranks.cpu()
 
 

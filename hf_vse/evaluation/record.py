@@ -7,7 +7,7 @@ name, and is what `hf-vse evaluate` writes, for one model or several, and a run 
 
 - `metrics`: NAME is the model's name in what `hf-vse evaluate` writes, and the split's in what a run writes.
 - `comparisons`: of every two models `first`, `second` and `metrics`: for each metric what `compare_models` returns and
-  `adjusted_p_value`, see `compare`. Absent where there is one model.
+  `adjusted_p_value`, see `compare_judgements`. Absent where there is one model.
 - `environment`: `versions`, `device`, `threads`, `commit` (None outside a checkout) and the number of `processes`.
 - A run adds its `dataset`, its `data` as a `DataSpec`, `loss_type`, `stages` and `recipe`.
 

@@ -19,7 +19,7 @@ from hf_vse.evaluation.composition.choice import OWN_FOILS, ask_own, ask_publish
 from hf_vse.evaluation.corrected import corrected_results, training_bank
 from hf_vse.evaluation.environment import environment
 from hf_vse.evaluation.given import holds_embeddings, judge_given
-from hf_vse.evaluation.judge import Judgement, compare, judge
+from hf_vse.evaluation.judge import Judgement, compare_judgements, judge
 from hf_vse.evaluation.questions import check_classes_asked, check_foils_asked
 from hf_vse.evaluation.record import data_fingerprint, evaluation_of
 from hf_vse.evaluation.zero_shot import TEMPLATES, load_labelled, zero_shot_classification
@@ -128,7 +128,8 @@ def evaluate_models(
         return None
     tell_apart(models, judgements)
     records = {judgement.record["model"]: judgement.record for judgement in judgements}
-    document = evaluation_of(records, environment() | {"processes": state.num_processes}, compare(judgements))
+    where = environment() | {"processes": state.num_processes}
+    document = evaluation_of(records, where, compare_judgements(judgements))
     pictures = None if splits is None else pictures_of(splits[questions.split], spec)
     return Evaluation(document, judgements, pictures)
 
@@ -177,7 +178,7 @@ def ask(name: str, loading: Loading, splits: DatasetDict, spec: DataSpec, questi
         "source": spec.source,
         "split": questions.split,
         "diagnostics": questions.diagnostics,
-        "train_captions": None if train is None else flatten_captions(captions_of(train))[0],
+        "train_captions": None if train is None else flatten_captions(captions_by_image(train))[0],
     }
     if holds_embeddings(name):
         return judge_given(name, dataset, **options)
@@ -200,7 +201,7 @@ def ask_further(
     found: dict[str, Any] = {}
     if questions.foils in OWN_FOILS:
         kind = own_kind(questions.foils, spec.source)
-        rows = captions_of(dataset), questions.split, spec.options
+        rows = captions_by_image(dataset), questions.split, spec.options
         found["composition"] = ask_own(encoder, kind, judgement.pairs, *rows, **questions.encoding)
     elif questions.foils is not None:
         where = questions.foils_dir, questions.foils_images
@@ -212,7 +213,7 @@ def ask_further(
     return found
 
 
-def captions_of(dataset: Dataset) -> list[list[str]]:
+def captions_by_image(dataset: Dataset) -> list[list[str]]:
     return dataset.with_format(None)[CAPTIONS][:]
 
 

@@ -46,12 +46,12 @@ class LabelledImages(NamedTuple):
     class_names: list[str]
 
 
-def describe(class_name: str, templates: Sequence[str]) -> list[str]:
+def filled_templates(class_name: str, templates: Sequence[str]) -> list[str]:
     """The class name in each template; braces in the name itself mean nothing."""
     return [template.replace("{}", class_name) for template in templates]
 
 
-def check_names(class_names: Sequence[str]) -> None:
+def check_class_names(class_names: Sequence[str]) -> None:
     if len(class_names) < 2:
         raise ValueError(f"class_names has {len(class_names)} names: a classification needs at least 2 classes")
     repeated = [name for name, times in Counter(class_names).items() if times > 1]
@@ -76,8 +76,8 @@ def class_vectors(
         ValueError: fewer than two classes, two of one name, or a template without {}.
     """
     check_templates(templates)
-    check_names(class_names)
-    texts = [text for name in class_names for text in describe(name, templates)]
+    check_class_names(class_names)
+    texts = [text for name in class_names for text in filled_templates(name, templates)]
     embeds = encode_texts(encoder, texts, batch_size)  # (classes * templates, dim)
     return normalize(embeds.view(len(class_names), len(templates), -1).mean(dim=1), dim=1)
 
@@ -111,7 +111,7 @@ def zero_shot_metrics(
         )
     if owner.min() < 0 or owner.max() >= len(classes):
         raise ValueError(f"labels must lie in 0 .. {len(classes) - 1}, got {owner.min()} .. {owner.max()}")
-    # Classes are the candidates of a retrieval whose queries are the photographs; those without one are rivals still.
+    # The images are queries and the classes candidates, those without an image too.
     _, ranks = retrieval_ranks(classes, images, owner, distractors=True)
     names = [str(number) for number in range(len(classes))] if class_names is None else class_names
     first = (ranks == 0).double()
@@ -193,7 +193,7 @@ def labelled_images(
         raise ValueError(f"label_column={label_column!r} has numbers without names: give class_names")
     if names and len(chosen) != len(names):
         raise ValueError(f"class_names has {len(chosen)} names for the {len(names)} classes of {label_column!r}")
-    check_names(chosen)
+    check_class_names(chosen)
     row = next((row for row, value in enumerate(values) if value not in range(len(chosen))), None)
     if row is not None:
         raise ValueError(
@@ -291,7 +291,7 @@ def read_class_folders(root: Path, split: str | None = None) -> Dataset:
     if not files:
         raise FileNotFoundError(f"{root} holds no folders of images: give a folder with one folder for each class")
     names = [name.replace("-", " ").replace("_", " ") for name in folders]
-    check_names(names)
+    check_class_names(names)
     paths, labels = map(list, zip(*files, strict=True))
     features = Features({IMAGE: Image(decode=False), LABEL: ClassLabel(names=names)})
     return Dataset.from_dict({IMAGE: paths, LABEL: labels}, features=features)

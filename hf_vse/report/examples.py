@@ -16,12 +16,12 @@ Row = dict[str, Any]
 Judgements = Mapping[str, Judgement]
 
 
-def spread(total: int, count: int) -> list[int]:
+def evenly_spaced(total: int, count: int) -> list[int]:
     """`count` of `total` rows, evenly spread, whatever the model finds for them."""
     return sorted({place * total // count for place in range(count)})
 
 
-def show(
+def shown_image(
     judgement: Judgement, thumbnails: Thumbnails, image: int, right: bool = False, score: float | None = None
 ) -> Row:
     """An image of the embeddings as the page shows it."""
@@ -35,10 +35,10 @@ def sentence_examples(judgements: Judgements, thumbnails: Thumbnails) -> list[Ro
     return [
         {
             "sentence": first.texts.captions[text],
-            "own": show(first, thumbnails, first.pairs.text_to_image[text].item()),
+            "own": shown_image(first, thumbnails, first.pairs.text_to_image[text].item()),
             "models": {name: found_images(judgement, thumbnails, text) for name, judgement in judgements.items()},
         }
-        for text in spread(len(first.texts.captions), QUERIES)
+        for text in evenly_spaced(len(first.texts.captions), QUERIES)
     ]
 
 
@@ -49,7 +49,7 @@ def found_images(judgement: Judgement, thumbnails: Thumbnails, text: int) -> Row
     found = zip(best.indices.tolist(), best.values.tolist(), strict=True)
     return {
         "rank": judgement.ranks[1][text].item() + 1,
-        "found": [show(judgement, thumbnails, image, image == own, score) for image, score in found],
+        "found": [shown_image(judgement, thumbnails, image, image == own, score) for image, score in found],
     }
 
 
@@ -58,10 +58,10 @@ def image_examples(judgements: Judgements, thumbnails: Thumbnails) -> list[Row]:
     first = next(iter(judgements.values()))
     return [
         {
-            "image": show(first, thumbnails, image),
+            "image": shown_image(first, thumbnails, image),
             "models": {name: found_texts(judgement, image) for name, judgement in judgements.items()},
         }
-        for image in spread(len(first.pairs.image_embeds), IMAGES)
+        for image in evenly_spaced(len(first.pairs.image_embeds), IMAGES)
     ]
 
 
@@ -88,7 +88,7 @@ def failures(judgement: Judgement, thumbnails: Thumbnails) -> Row:
             {
                 "sentence": captions[row["text"]],
                 "rank": row["rank"],
-                "own": show(judgement, thumbnails, row["image"], True, row["own_score"]),
+                "own": shown_image(judgement, thumbnails, row["image"], True, row["own_score"]),
                 "found": shown_found(judgement, thumbnails, row),
             }
             for row in suspects["worst_texts"][:WORST]
@@ -97,15 +97,15 @@ def failures(judgement: Judgement, thumbnails: Thumbnails) -> Row:
             {
                 "sentence": captions[row["text"]],
                 "rationale": row["rationale"],
-                "own": show(judgement, thumbnails, row["image"], True, row["own_score"]),
-                "found": [show(judgement, thumbnails, row["found"], False, row["found_score"])],
+                "own": shown_image(judgement, thumbnails, row["image"], True, row["own_score"]),
+                "found": [shown_image(judgement, thumbnails, row["found"], False, row["found_score"])],
                 "siblings": siblings(judgement, row["image"], row["text"]),
             }
             for row in suspects["annotation_errors"]["rows"][:WORST]
         ],
         "note": suspects["annotation_errors"]["note"],
         "double": [
-            {"score": row["score"], "found": [show(judgement, thumbnails, image) for image in row["images"]]}
+            {"score": row["score"], "found": [shown_image(judgement, thumbnails, image) for image in row["images"]]}
             for row in suspects["near_duplicate_images"]["rows"][:WORST]
         ],
         "threshold": suspects["near_duplicate_images"]["threshold"],
@@ -115,7 +115,7 @@ def failures(judgement: Judgement, thumbnails: Thumbnails) -> Row:
 
 def shown_found(judgement: Judgement, thumbnails: Thumbnails, row: Row) -> list[Row]:
     found = zip(row["found"], row["found_scores"], strict=True)
-    return [show(judgement, thumbnails, image, False, score) for image, score in list(found)[:FOUND]]
+    return [shown_image(judgement, thumbnails, image, False, score) for image, score in list(found)[:FOUND]]
 
 
 def siblings(judgement: Judgement, image: int, text: int) -> list[str]:
@@ -127,7 +127,7 @@ def siblings(judgement: Judgement, image: int, text: int) -> list[str]:
 def hubs(judgement: Judgement, thumbnails: Thumbnails, count: int = WORST) -> list[Row]:
     """The images that stand among the first ten of the most sentences."""
     largest: Sequence[Row] = judgement.record["diagnostics"]["hubness"]["t2i"]["k10"]["largest"][:count]
-    return [show(judgement, thumbnails, each["row"]) | {"occurrences": each["occurrences"]} for each in largest]
+    return [shown_image(judgement, thumbnails, each["row"]) | {"occurrences": each["occurrences"]} for each in largest]
 
 
 def expected_occurrences(judgement: Judgement) -> float:

@@ -53,7 +53,7 @@ def write_report(
     if not judgements:
         raise ValueError("judgements is empty: judge at least one model")
     folder = check_report(folder)
-    page = render(named(judgements), evaluation, pictures)
+    page = render_page(named(judgements), evaluation, pictures)
     write_text(folder / RECORD_FILE, json.dumps(evaluation, indent=1, ensure_ascii=False))
     write_text(folder / PAGE_FILE, page)
     return folder / PAGE_FILE
@@ -89,7 +89,7 @@ def named(judgements: Sequence[Judgement]) -> dict[str, Judgement]:
     return dict(zip(names.values(), judgements, strict=True))
 
 
-def render(judgements: Mapping[str, Judgement], evaluation: Mapping[str, Any], pictures: Dataset | None) -> str:
+def render_page(judgements: Mapping[str, Judgement], evaluation: Mapping[str, Any], pictures: Dataset | None) -> str:
     from jinja2 import Environment
 
     source = files("hf_vse.report").joinpath("page.html.j2").read_text(encoding="utf-8")
@@ -105,7 +105,7 @@ def render(judgements: Mapping[str, Judgement], evaluation: Mapping[str, Any], p
         figures=drawn(records),
         seen=seen(judgements, pictures),
         label=metric_label,
-        rows_of=rows_of,
+        metric_rows=metric_rows,
         with_equal_captions={name: each for name, each in records.items() if equal_captions_matter(each)},
         names={judgement.record["model"]: name for name, judgement in judgements.items()},
     )
@@ -119,7 +119,9 @@ def metric_label(name: str) -> str:
     return METRICS.get(name) or re.sub(r"\br(\d+)$", r"R@\1", name.replace("_", " "))
 
 
-def rows_of(records: Mapping[str, Mapping[str, Any]], section: str, key: str | None = None) -> list[dict[str, Any]]:
+def metric_rows(
+    records: Mapping[str, Mapping[str, Any]], section: str, key: str | None = None
+) -> list[dict[str, Any]]:
     """Lines of a table: each model, each direction; what belongs to none, the rsum, stands in the first."""
     rows = []
     for model, record in records.items():

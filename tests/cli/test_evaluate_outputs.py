@@ -36,7 +36,7 @@ def break_render(monkeypatch, error: Exception) -> None:
     def render(*_):
         raise error
 
-    monkeypatch.setattr(page, "render", render)
+    monkeypatch.setattr(page, "render_page", render)
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyError("a fault of ours")])

@@ -23,8 +23,8 @@ def one_by_one(queries, gallery, own, bank, kind, temperature=0.05):
         corrected = np.exp(scores / temperature) / weights
         used = corrected if kind == "inverted_softmax" or int(np.argmax(scores)) in active else scores
         mine = [item for row, item in own.tolist() if row == number]
-        rivals = [item for item in range(len(gallery)) if item not in mine]
-        ranks.append(sum(used[item] >= max(used[mine]) for item in rivals))
+        negatives = [item for item in range(len(gallery)) if item not in mine]
+        ranks.append(sum(used[item] >= max(used[mine]) for item in negatives))
     return ranks
 
 

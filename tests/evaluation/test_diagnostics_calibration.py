@@ -6,7 +6,7 @@ import torch
 
 from hf_vse.evaluation.diagnostics import calibration as calibration_module
 from hf_vse.evaluation.diagnostics.calibration import (
-    Questions,
+    TextQueries,
     calibration,
     fit_temperature,
     reliability,
@@ -83,10 +83,10 @@ def test_fitted_temperature_has_the_least_likelihood_loss_of_a_grid():
     images, texts, owner, _ = measured(noise=1.0, seed=3)
     scores = (texts.double() @ images.double().T).numpy()
     own = scores[np.arange(len(texts)), owner]
-    questions = Questions(
+    queries = TextQueries(
         texts, *(torch.from_numpy(each.astype(np.float32)) for each in (own, scores.max(axis=1))), owner
     )
-    fitted = fit_temperature(questions, images)
+    fitted = fit_temperature(queries, images)
     losses = {
         t: -np.log(dense_softmax(scores, t)[np.arange(len(texts)), owner]).mean() for t in np.geomspace(0.01, 1, 400)
     }
@@ -135,7 +135,7 @@ def test_moments_are_those_of_a_dense_softmax(tile, monkeypatch):
     scores = texts.double().numpy() @ images.double().numpy().T
     top = torch.from_numpy(scores.max(axis=1).astype(np.float32))
     temperatures = torch.rand(len(texts), dtype=torch.float64) + 0.05
-    softmax = softmax_over(Questions(texts, top, top, owner), images, temperatures)
+    softmax = softmax_over(TextQueries(texts, top, top, owner), images, temperatures)
     probabilities = dense_softmax(scores, temperatures.numpy()[:, None])
     below = scores - scores.max(axis=1, keepdims=True)
     mean = (probabilities * below).sum(axis=1)
@@ -150,7 +150,7 @@ def test_small_temperatures_do_not_underflow():
     images, texts, owner, ranks = measured()
     record = calibration(images, texts, owner, ranks, temperature=1e-3)
     assert np.isfinite(record["given"]["nll"]) and record["given"]["confidence"] > 90
-    softmax = softmax_over(Questions(texts, *[(texts @ images.T).amax(dim=1)] * 2, owner), images, 1e-4)
+    softmax = softmax_over(TextQueries(texts, *[(texts @ images.T).amax(dim=1)] * 2, owner), images, 1e-4)
     assert all(each.isfinite().all() for each in softmax)
 
 

@@ -10,7 +10,7 @@ from hf_vse.evaluation.diagnostics import geometry as geometry_module
 from hf_vse.evaluation.diagnostics import neighbours
 from hf_vse.evaluation.diagnostics.geometry import effective_rank, gap_separability, geometry, moments
 from hf_vse.evaluation.diagnostics.hubness import at_random, hubness
-from hf_vse.evaluation.diagnostics.neighbours import NOBODY, best_own, find_rivals, nearest_both_ways
+from hf_vse.evaluation.diagnostics.neighbours import NOBODY, best_positives, find_hard_negatives, nearest_both_ways
 from hf_vse.evaluation.diagnostics.similarities import similarities
 from tests.evaluation.test_metrics import embeddings
 
@@ -227,6 +227,6 @@ def test_random_negatives_are_never_the_own_image():
 
 def test_best_own_is_the_nearest_caption():
     (images, texts, owner), _ = pairs(images=12, ragged=True)
-    nearest = best_own(find_rivals(images, texts, owner), owner)
+    nearest = best_positives(find_hard_negatives(images, texts, owner), owner)
     for image in range(12):
         assert nearest[image] == pytest.approx((texts[owner == image] @ images[image]).max())

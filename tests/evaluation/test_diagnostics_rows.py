@@ -6,7 +6,7 @@ import torch
 
 from hf_vse.evaluation.diagnostics import suspects as suspects_module
 from hf_vse.evaluation.diagnostics.breakdown import breakdown, quantile_bins, words_of
-from hf_vse.evaluation.diagnostics.neighbours import find_rivals
+from hf_vse.evaluation.diagnostics.neighbours import find_hard_negatives
 from hf_vse.evaluation.diagnostics.suspects import annotation_errors, duplicate_captions, near_duplicates, suspects
 from hf_vse.evaluation.ranks import retrieval_ranks
 from tests.evaluation.test_metrics import embeddings
@@ -100,7 +100,7 @@ def test_swapped_captions_are_the_first_suspects():
     swapped = torch.tensor([3, 57, 121, 200, 333])
     assert len(set(owner[swapped].tolist())) == 5
     owner[swapped] = owner[swapped.roll(1)]
-    found = annotation_errors(find_rivals(images, texts, owner), owner, 5)
+    found = annotation_errors(find_hard_negatives(images, texts, owner), owner, 5)
     assert {row["text"] for row in found["rows"]} == set(swapped.tolist())
     assert [row["score"] for row in found["rows"]] == sorted((row["score"] for row in found["rows"]), reverse=True)
     whose = {text: image for text, image in zip(swapped.tolist(), owner[swapped.roll(-1)].tolist(), strict=True)}
@@ -109,7 +109,7 @@ def test_swapped_captions_are_the_first_suspects():
 
 def test_suspicion_equals_its_formula():
     images, texts, owner = tensors(images=15, ragged=True, noise=1.5, seed=8)
-    rows = annotation_errors(find_rivals(images, texts, owner), owner, 1000)["rows"]
+    rows = annotation_errors(find_hard_negatives(images, texts, owner), owner, 1000)["rows"]
     scores = (texts.double() @ images.double().T).numpy()
     own = [scores[text, image] for text, image in enumerate(owner)]
     expected = {}

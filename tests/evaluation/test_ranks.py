@@ -36,7 +36,7 @@ def near_ties(dtype, seed=0):
 
 
 def reference_ranks(image_embeds, text_embeds, owner, dtype=torch.float64, tolerance=ranks.TIE_TOLERANCE):
-    """The definition, from the whole matrix: rivals that score at least as high as the best own candidate."""
+    """The definition, from the whole matrix: negatives that score at least as high as the best positive."""
     images, texts = torch.as_tensor(image_embeds).to(dtype), torch.as_tensor(text_embeds).to(dtype)
     owner = torch.as_tensor(owner)
     scores = texts @ images.T
@@ -120,17 +120,19 @@ def test_a_collapsed_model_is_computed_in_float64(noise, chunk_size, used):
 @pytest.mark.parametrize("below, above", [(2, 2), (0, 3)])
 @pytest.mark.parametrize("seed", range(3))
 def test_whatever_lies_between_low_and_high_is_counted_once(seed, below, above, used, monkeypatch):
-    """Whole numbers, so that scores lie on the bars, below and above them, and on the bounds of both."""
+    """Whole numbers, so that scores lie on the thresholds, below and above them, and on the bounds of both."""
     monkeypatch.setattr(ranks, "UNDECIDED_SHARE", 1)
     generator = torch.Generator().manual_seed(seed)
     texts, images = (torch.randint(-2, 3, (n, 4), generator=generator).float() for n in (50, 30))
     tile = ranks.Tile(texts, images, (torch.arange(30), torch.arange(30)))
     middles = [torch.randint(-3, 4, (n,), generator=generator) for n in (50, 30)]
-    bars = [ranks.Bars(middle.double(), middle.float() - below, middle.float() + above) for middle in middles]
-    found, expected = ranks.count_filtered(tile, *bars), ranks.count_exactly(tile, *bars)
+    thresholds = [
+        ranks.Thresholds(middle.double(), middle.float() - below, middle.float() + above) for middle in middles
+    ]
+    found, expected = ranks.count_filtered(tile, *thresholds), ranks.count_exactly(tile, *thresholds)
     assert used == ["refine", "refine", "count_exactly"]
-    for one, other, bar in zip(found, expected, bars, strict=True):
-        assert torch.equal(one, other) and (other > 0).any() and len(bar.exact) == len(one)
+    for one, other, threshold in zip(found, expected, thresholds, strict=True):
+        assert torch.equal(one, other) and (other > 0).any() and len(threshold.exact) == len(one)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -170,8 +172,8 @@ def test_the_bound_holds(dim, sign):
     assert (exact != rounded).any()
     for image in range(100):
         longest = images.norm(dim=1).max()
-        bars = ranks.make_bars(exact[:, image], texts.norm(dim=1), longest, dim, torch.tensor(0.0))
-        assert ((bars.low < rounded[:, image]) & (rounded[:, image] < bars.high)).all()
+        thresholds = ranks.make_thresholds(exact[:, image], texts.norm(dim=1), longest, dim, torch.tensor(0.0))
+        assert ((thresholds.low < rounded[:, image]) & (rounded[:, image] < thresholds.high)).all()
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
@@ -213,7 +215,7 @@ def test_memory_does_not_grow_with_the_gallery(tmp_path):
     assert megabytes < gallery.nbytes / 2**20 + 40  # the mapped file itself counts; as float64 it would be 234 more
 
 
-def test_images_without_text_are_rivals_where_they_are_allowed():
+def test_images_without_text_are_candidates_where_they_are_allowed():
     image_embeds, text_embeds, owner = embeddings(images=60, captions=2)
     kept = owner % 3 == 0
     data = image_embeds, text_embeds[kept], owner[kept]

@@ -14,10 +14,10 @@ from datasets import Image
 from hf_vse.embed.load import load_encoder
 from hf_vse.evaluation.composition.probe import Foil, FoilScores, summary, winoground_scores
 from hf_vse.evaluation.intervals import holm
-from hf_vse.evaluation.judge import Judgement, compare, judge
+from hf_vse.evaluation.judge import Judgement, compare_judgements, judge
 from hf_vse.evaluation.record import evaluation_of, read_evaluation
 from hf_vse.report import figures
-from hf_vse.report.page import metric_label, named, rows_of, write_report
+from hf_vse.report.page import metric_label, metric_rows, named, write_report
 from tests.conftest import make_pairs
 
 HOSTILE = "a red </script><script>document.title = 'hacked'</script> circle & $x$ <b>left</b>"
@@ -65,7 +65,9 @@ def judgements(tiny_model, dataset) -> list[Judgement]:
 
 
 def whole(judgements) -> dict:
-    return evaluation_of({each.record["model"]: each.record for each in judgements}, {}, compare(judgements))
+    return evaluation_of(
+        {each.record["model"]: each.record for each in judgements}, {}, compare_judgements(judgements)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +129,7 @@ def test_one_model_without_photographs_or_reasons(tiny_model, dataset, tmp_path)
 def test_many_comparisons_are_adjusted_and_published_foils_have_their_scores(judgements, tmp_path):
     first, second = judgements
     third = replace(first, record=first.record | {"model": "third/tiny"})
-    compared = compare([first, second, third])
+    compared = compare_judgements([first, second, third])
     tested = [each["metrics"]["rsum"] for each in compared]
     plain, adjusted = ([each[key] for each in tested] for key in ("p_value", "adjusted_p_value"))
     assert adjusted == list(holm(dict(enumerate(plain))).values())
@@ -156,7 +158,7 @@ def test_names_of_models_are_text_in_plots_too(judgements):
 def test_metric_names_are_words():
     words = {"t2i_hit_r5": "text to image hit R@5", "i2t_meanr": "image to text mean rank", "rsum": "rsum"}
     assert {name: metric_label(name) for name in words} == words
-    rows = rows_of({"a": {"x": {"metrics": {"i2t_r1": 1.0, "t2i_r1": 2.0, "rsum": 3.0}}}}, "x")
+    rows = metric_rows({"a": {"x": {"metrics": {"i2t_r1": 1.0, "t2i_r1": 2.0, "rsum": 3.0}}}}, "x")
     assert [row["numbers"] for row in rows] == [{"r1": 1.0, "rsum": 3.0}, {"r1": 2.0}]
 
 

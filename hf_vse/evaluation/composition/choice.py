@@ -66,7 +66,7 @@ def ask_own(
     kept = [foil._replace(image=place[foil.image]) for foil in foils if foil.image in place]
     texts = distinct_sentences(kept)
     scores = composition_scores(kept, pairs.image_embeds, encode_texts(encoder, texts, **encoding), texts)
-    return described(kind, NOTES[kind], scores)
+    return with_source(kind, NOTES[kind], scores)
 
 
 def ask_published(
@@ -79,9 +79,9 @@ def ask_published(
     found = composition_probe(encoder, foils, images, **encoding)
     if name == "winoground":
         found["winoground"] = winoground_probe(encoder, foils, images, **encoding)
-    return described(name, f"The foils are those of {name}, {len(foils):,} items.", found)
+    return with_source(name, f"The foils are those of {name}, {len(foils):,} items.", found)
 
 
-def described(source: str, note: str, scores: dict[str, Any]) -> dict[str, Any]:
+def with_source(source: str, note: str, scores: dict[str, Any]) -> dict[str, Any]:
     """Scores with where the foils come from, their kinds in the order of their names."""
     return {"source": source, "note": note} | scores | {"kinds": dict(sorted(scores["kinds"].items()))}

@@ -109,7 +109,7 @@ def read_mentions(sentence: str) -> list[Mention]:
     return mentions
 
 
-def counted(match: re.Match[str], scene: Scene) -> int:
+def counted_objects(match: re.Match[str], scene: Scene) -> int:
     """How many there are in the scene of what a sentence counts."""
     if match["colour"]:
         return sum(obj.colour == match["colour"] for obj in scene.objects)
@@ -133,24 +133,24 @@ def is_true(sentence: str, scene: Scene) -> bool:
         true = set(scene.relations())
         if not any((one, kind, other) in true for one in fitting[0] for other in fitting[1]):
             return False
-    return all(counted(match, scene) == NUMBER_WORDS.index(match["number"]) for match in _COUNT.finditer(sentence))
+    return all(counted_objects(match, scene) == NUMBER_WORDS.index(match["number"]) for match in _COUNT.finditer(sentence))
 
 
 def swaps(name: str, sentence: str, scene: Scene) -> Iterator[Edits]:
     """Exchanges the words that two objects have for an attribute or their place."""
     for one, other in combinations(read_mentions(sentence), 2):
         if name in one.spans and name in other.spans and one.claims[name] != other.claims[name]:
-            yield exchange(sentence, one.spans[name], other.spans[name])
+            yield exchange_spans(sentence, one.spans[name], other.spans[name])
 
 
 def relation_swaps(sentence: str, scene: Scene) -> Iterator[Edits]:
     """Exchanges the two objects of a relation."""
     if _RELATION.search(sentence):
         one, other = read_mentions(sentence)
-        yield exchange(sentence, one.span, other.span)
+        yield exchange_spans(sentence, one.span, other.span)
 
 
-def exchange(sentence: str, one: Span, other: Span) -> Edits:
+def exchange_spans(sentence: str, one: Span, other: Span) -> Edits:
     return [(one, sentence[slice(*other)]), (other, sentence[slice(*one)])]
 
 

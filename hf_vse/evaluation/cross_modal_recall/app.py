@@ -15,7 +15,7 @@ EXAMPLE = {
 metric = evaluate.load(str(HERE / "cross_modal_recall.py"))
 
 
-def compute(image_embeds: str, text_embeds: str, text_to_image: str) -> dict[str, float]:
+def compute_recalls(image_embeds: str, text_embeds: str, text_to_image: str) -> dict[str, float]:
     try:
         lists = [json.loads(text) for text in (image_embeds, text_embeds, text_to_image)]
         return metric.compute(image_embeds=lists[0], text_embeds=lists[1], text_to_image=lists[2])

@@ -64,9 +64,9 @@ def check(images: np.ndarray, texts: np.ndarray, owner: np.ndarray) -> None:
         raise ValueError(f"image {without[0]} and {len(without) - 1} more have no text; leave them out")
 
 
-def rank(own: np.ndarray, rivals: np.ndarray, tolerance: float) -> int:
-    """Rivals that score at least as high as the best own candidate."""
-    return int((rivals >= own.max() - tolerance).sum())
+def rank(positives: np.ndarray, negatives: np.ndarray, tolerance: float) -> int:
+    """Negatives that score at least as high as the best positive."""
+    return int((negatives >= positives.max() - tolerance).sum())
 
 
 class CrossModalRecall(evaluate.Metric):

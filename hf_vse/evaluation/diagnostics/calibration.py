@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from hf_vse.evaluation.diagnostics.neighbours import TILE, own_similarities
+from hf_vse.evaluation.diagnostics.neighbours import TILE, positive_similarities
 from hf_vse.evaluation.ranks import true_float32
 
 BINS = 15
@@ -28,16 +28,16 @@ PRECISION = 1e-3
 ITERATIONS = 50
 
 
-class Questions(NamedTuple):
-    """Captions whose image is asked for."""
+class TextQueries(NamedTuple):
+    """Captions as queries for their image."""
 
     texts: Tensor  # (queries, dim)
-    own: Tensor  # (queries,) float32, score of the right image
+    positive: Tensor  # (queries,) float32, score of the right image
     top: Tensor  # (queries,) float32, largest score of any image
     correct: Tensor  # (queries,) booleans, the right image is the first
 
-    def of(self, rows: Tensor) -> "Questions":
-        return Questions(*(each[rows] for each in self))
+    def of(self, rows: Tensor) -> "TextQueries":
+        return TextQueries(*(each[rows] for each in self))
 
 
 class Softmax(NamedTuple):
@@ -56,13 +56,13 @@ def largest_scores(texts: Tensor, image_embeds: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def softmax_over(questions: Questions, image_embeds: Tensor, temperature: float | Tensor) -> Softmax:
+def softmax_over(queries: TextQueries, image_embeds: Tensor, temperature: float | Tensor) -> Softmax:
     """One pass over the images, a tile at a time; one temperature, or one for each query (queries,)."""
-    total, first, second = torch.zeros(3, len(questions.own), dtype=torch.float64, device=questions.own.device)
+    total, first, second = torch.zeros(3, len(queries.positive), dtype=torch.float64, device=queries.positive.device)
     scale = temperature[:, None].float() if isinstance(temperature, Tensor) else temperature
     with true_float32(), torch.autocast(total.device.type, enabled=False):
         for images in image_embeds.split(TILE):
-            below = questions.texts @ images.float().T - questions.top[:, None]
+            below = queries.texts @ images.float().T - queries.top[:, None]
             weights = torch.exp(below / scale)
             total += weights.sum(dim=1)
             first += weights.mul_(below).sum(dim=1)
@@ -71,13 +71,13 @@ def softmax_over(questions: Questions, image_embeds: Tensor, temperature: float 
     return Softmax(total.log(), mean, (second / total - mean.square()).clamp(min=0))
 
 
-def fit_temperature(questions: Questions, image_embeds: Tensor) -> float:
+def fit_temperature(queries: TextQueries, image_embeds: Tensor) -> float:
     """The temperature with the least mean negative log-likelihood, within `TEMPERATURES`."""
     low, high = 1 / TEMPERATURES[1], 1 / TEMPERATURES[0]
     sharpness = 1 / FIRST_GUESS
-    right = (questions.own - questions.top).double().mean()
+    right = (queries.positive - queries.top).double().mean()
     for _ in range(ITERATIONS):
-        softmax = softmax_over(questions, image_embeds, 1 / sharpness)
+        softmax = softmax_over(queries, image_embeds, 1 / sharpness)
         slope, curvature = (softmax.mean.mean() - right).item(), softmax.variance.mean().item()
         low, high = (low, sharpness) if slope > 0 else (sharpness, high)
         step = sharpness - slope / curvature if curvature > 0 else high
@@ -101,14 +101,14 @@ def reliability(confidence: Tensor, correct: Tensor) -> tuple[float, list[dict[s
     return error, bins
 
 
-def report(questions: Questions, image_embeds: Tensor, temperature: float | Tensor) -> dict[str, Any]:
+def calibration_at(queries: TextQueries, image_embeds: Tensor, temperature: float | Tensor) -> dict[str, Any]:
     """Calibration at one temperature, or one for each query."""
-    log_total = softmax_over(questions, image_embeds, temperature).log_total
+    log_total = softmax_over(queries, image_embeds, temperature).log_total
     confidence = torch.exp(-log_total)
-    error, bins = reliability(confidence, questions.correct)
+    error, bins = reliability(confidence, queries.correct)
     return {
         "ece": error,
-        "nll": (log_total + (questions.top - questions.own) / temperature).mean().item(),
+        "nll": (log_total + (queries.top - queries.positive) / temperature).mean().item(),
         "confidence": 100 * confidence.mean().item(),
         "bins": bins,
     }
@@ -147,22 +147,22 @@ def calibration(
     chosen = torch.randperm(len(text_embeds), generator=generator)[:sample].sort().values.to(device)
     half = torch.randperm(len(image_embeds), generator=generator).to(device)[text_to_image[chosen]] % 2 == 0
     texts = text_embeds[chosen].float()
-    own = own_similarities(image_embeds, texts, text_to_image[chosen])
-    top = torch.maximum(largest_scores(texts, image_embeds), own)
-    questions = Questions(texts, own, top, text_ranks.to(device)[chosen] == 0)
+    positive = positive_similarities(image_embeds, texts, text_to_image[chosen])
+    top = torch.maximum(largest_scores(texts, image_embeds), positive)
+    queries = TextQueries(texts, positive, top, text_ranks.to(device)[chosen] == 0)
     if half.all() or not half.any():
         raise ValueError(f"calibration needs captions of two images at least, got those of {len(image_embeds)}")
-    fitted = [fit_temperature(questions.of(rows), image_embeds) for rows in (half, ~half)]
+    fitted = [fit_temperature(queries.of(rows), image_embeds) for rows in (half, ~half)]
     each = torch.where(half, fitted[1], fitted[0]).double()  # fitted on the half that a caption is not in
     given = None
     if temperature is not None:
-        given = {"temperature": temperature} | report(questions, image_embeds, temperature)
+        given = {"temperature": temperature} | calibration_at(queries, image_embeds, temperature)
     return {
         "queries": len(chosen),
         "candidates": len(image_embeds),
         "sample": sample,
         "seed": seed,
-        "accuracy": 100 * questions.correct.double().mean().item(),
-        "fitted": {"temperatures": fitted} | report(questions, image_embeds, each),
+        "accuracy": 100 * queries.correct.double().mean().item(),
+        "fitted": {"temperatures": fitted} | calibration_at(queries, image_embeds, each),
         "given": given,
     }

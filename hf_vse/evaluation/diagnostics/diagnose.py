@@ -17,7 +17,7 @@ from hf_vse.evaluation.diagnostics.breakdown import breakdown
 from hf_vse.evaluation.diagnostics.calibration import calibration
 from hf_vse.evaluation.diagnostics.geometry import effective_rank, geometry, moments, potential, uniformity
 from hf_vse.evaluation.diagnostics.hubness import hubness, skewness
-from hf_vse.evaluation.diagnostics.neighbours import find_rivals
+from hf_vse.evaluation.diagnostics.neighbours import find_hard_negatives
 from hf_vse.evaluation.diagnostics.similarities import similarities
 from hf_vse.evaluation.diagnostics.suspects import suspects
 from hf_vse.evaluation.ranks import (
@@ -88,12 +88,12 @@ def diagnose(
     if captions is not None and len(captions) != len(texts):
         raise ValueError(f"captions must have one text for each row of text_embeds, got {len(captions)}, {len(texts)}")
     ranks = ranks or retrieval_ranks(images, texts, owner)
-    rivals = find_rivals(images, texts, owner)
+    negatives = find_hard_negatives(images, texts, owner)
     found = {
         "geometry": geometry(images, texts, owner, seed=seed),
         "hubness": hubness(images, texts),
-        "similarities": similarities(images, texts, owner, rivals=rivals, seed=seed),
-        "suspects": suspects(images, texts, owner, captions, ranks, rivals=rivals),
+        "similarities": similarities(images, texts, owner, negatives=negatives, seed=seed),
+        "suspects": suspects(images, texts, owner, captions, ranks, negatives=negatives),
         "calibration": calibration(images, texts, owner, ranks[1], temperature=temperature, seed=seed),
     }
     if captions is not None:

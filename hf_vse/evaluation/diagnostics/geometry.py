@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_vse.evaluation.diagnostics.neighbours import TILE, own_similarities
+from hf_vse.evaluation.diagnostics.neighbours import TILE, positive_similarities
 
 # Above this mean cosine between different items, in both modalities, nothing is told apart.
 COLLAPSED_COSINE = 0.98
@@ -102,7 +102,7 @@ def gap_separability(image_embeds: Tensor, text_embeds: Tensor, text_to_image: T
     return 100 * (sum(shares) / len(shares)).item()
 
 
-def draw(embeds: Tensor, count: int, seed: int) -> Tensor:
+def sample_rows(embeds: Tensor, count: int, seed: int) -> Tensor:
     """A seeded sample of rows in float64, in their order; all of them where there are no more."""
     if len(embeds) <= count:
         return embeds.double()
@@ -135,18 +135,18 @@ def geometry(
         "dim": image_embeds.shape[1],
         "sample": sample,
         "seed": seed,
-        "alignment": 2 - 2 * own_similarities(image_embeds, text_embeds, text_to_image).double().mean().item(),
+        "alignment": 2 - 2 * positive_similarities(image_embeds, text_embeds, text_to_image).double().mean().item(),
         "tolerance": tolerance(text_embeds, text_to_image, len(image_embeds)),
         "modality_gap": (centroids["image"] - centroids["text"]).norm().item(),
         "gap_separability": gap_separability(image_embeds, text_embeds, text_to_image, seed),
     }
     for name, embeds in (("image", image_embeds), ("text", text_embeds)):
-        drawn = draw(embeds, sample, seed)
+        drawn = sample_rows(embeds, sample, seed)
         record[f"uniformity_{name}"] = uniformity(potential(drawn @ drawn.T), len(drawn)).item()
         record[f"effective_rank_{name}"] = effective_rank(moments(embeds)).item()
         record[f"mean_cosine_{name}"] = mean_cosine(centroids[name], len(embeds)).item()
         record[f"centroid_norm_{name}"] = centroids[name].norm().item()
-    images, texts = draw(image_embeds, count, seed), draw(text_embeds, count, seed)
+    images, texts = sample_rows(image_embeds, count, seed), sample_rows(text_embeds, count, seed)
     total = potential(images @ images.T) + potential(texts @ texts.T) + 2 * potential(images @ texts.T)
     record["uniformity_both"] = uniformity(total, 2 * count).item()
     record["collapsed"] = min(record["mean_cosine_image"], record["mean_cosine_text"]) > COLLAPSED_COSINE

@@ -1,13 +1,13 @@
-"""Hubs: candidates that are among the nearest of far more queries than their share, and anti-hubs that nobody finds.
+"""Hubs: candidates that are among the nearest of far more queries than their share, and anti-hubs that no query finds.
 
 N_k of a candidate is how many queries have it among their k nearest. In spaces of many dimensions its distribution is
 skewed to the right (Radovanović et al., JMLR 11, 2010, section 3): a few candidates stand before the right ones of
-many queries. Their measure is the skewness of N_k, to be read next to what it would be if every query drew its k
-candidates at random, a binomial distribution: both depend on k and on the sizes of the set. The Robin Hood index
+many queries. The measure is the skewness of N_k. Compare it with its value if every query drew its k candidates at
+random (a binomial distribution): both depend on k and on the size of the set. The Robin Hood index
 (Feldbauer et al., ICBK 2018) is the share of places that would have to change hands for all candidates to have equally
 many.
 
-A correction at query time is in `hf_vse/search/hubness.py`.
+A correction at query time is in `hf_vse/embed/hub_correction.py`.
 """
 
 from typing import Any

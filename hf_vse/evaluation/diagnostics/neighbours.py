@@ -1,4 +1,4 @@
-"""Who is nearest to whom: the best candidates of texts and of images from one pass over the scores, tile by tile.
+"""Nearest neighbours: the best candidates of texts and of images from one pass over the scores, tile by tile.
 
 Memory is that of a few tiles and of the result, whatever the size of the set. Scores are those of float32; which of
 several candidates with one score comes first is not defined. Ranks, where this matters, come from `ranks.py`.
@@ -23,12 +23,12 @@ class Neighbours(NamedTuple):
     rows: Tensor  # (queries, k) int64
 
 
-class Rivals(NamedTuple):
-    """What stands against each pair."""
+class HardNegatives(NamedTuple):
+    """The best negatives of each query, beside its positive."""
 
-    own: Tensor  # (texts,) float32, similarity of each text to its image
-    of_texts: Neighbours  # images that are not the text's own
-    of_images: Neighbours  # texts that are not the image's own
+    positive: Tensor  # (texts,) float32, similarity of each text to its image
+    of_texts: Neighbours  # other images
+    of_images: Neighbours  # texts of other images
 
 
 def nobody(queries: int, k: int, device: torch.device) -> Neighbours:
@@ -76,22 +76,22 @@ def nearest_both_ways(
 
 
 @torch.no_grad()
-def own_similarities(image_embeds: Tensor, text_embeds: Tensor, text_to_image: Tensor) -> Tensor:
+def positive_similarities(image_embeds: Tensor, text_embeds: Tensor, text_to_image: Tensor) -> Tensor:
     """Similarity of every text to its image, (texts,) float32."""
     parts = zip(text_embeds.split(TILE), text_to_image.split(TILE), strict=True)
     return torch.cat([(texts.float() * image_embeds[owner].float()).sum(dim=1) for texts, owner in parts])
 
 
-def find_rivals(image_embeds: Tensor, text_embeds: Tensor, text_to_image: Tensor, k: int = 3) -> Rivals:
-    """For every pair its own similarity, and the `k` best candidates that do not belong to the query.
+def find_hard_negatives(image_embeds: Tensor, text_embeds: Tensor, text_to_image: Tensor, k: int = 3) -> HardNegatives:
+    """For every pair its similarity, and the `k` best negatives of both queries.
 
-    Other captions of the same image are no rivals of each other.
+    Other captions of the same image are no negatives of each other.
     """
-    own = own_similarities(image_embeds, text_embeds, text_to_image)
-    return Rivals(own, *nearest_both_ways(image_embeds, text_embeds, k, text_to_image))
+    positive = positive_similarities(image_embeds, text_embeds, text_to_image)
+    return HardNegatives(positive, *nearest_both_ways(image_embeds, text_embeds, k, text_to_image))
 
 
-def best_own(rivals: Rivals, text_to_image: Tensor) -> Tensor:
+def best_positives(negatives: HardNegatives, text_to_image: Tensor) -> Tensor:
     """Similarity of each image to the nearest of its texts, (images,); -inf without any."""
-    none = torch.full_like(rivals.of_images.scores[:, 0], -torch.inf)
-    return none.scatter_reduce(0, text_to_image, rivals.own, "amax")
+    none = torch.full_like(negatives.of_images.scores[:, 0], -torch.inf)
+    return none.scatter_reduce(0, text_to_image, negatives.positive, "amax")

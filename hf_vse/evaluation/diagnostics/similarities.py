@@ -11,7 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_vse.evaluation.diagnostics.neighbours import Rivals, best_own, find_rivals, own_similarities
+from hf_vse.evaluation.diagnostics.neighbours import (
+    HardNegatives,
+    best_positives,
+    find_hard_negatives,
+    positive_similarities,
+)
 
 BINS = 100  # of -1 .. 1
 
@@ -21,7 +26,7 @@ def histogram(values: Tensor) -> Tensor:
     return torch.histc(values.float().clamp(-1, 1), BINS, -1, 1).double()
 
 
-def spread(values: Tensor) -> dict[str, Any]:
+def distribution(values: Tensor) -> dict[str, Any]:
     """Mean, standard deviation and counts of some similarities."""
     values = values.double()
     counts = [int(count) for count in histogram(values).tolist()]
@@ -34,11 +39,11 @@ def overlap(left: Tensor, right: Tensor) -> float:
     return 100 * torch.minimum(*shares).sum().item()
 
 
-def compare(positives: Tensor, hardest: Tensor, random: Tensor) -> dict[str, Any]:
+def against_negatives(positives: Tensor, hardest: Tensor, random: Tensor) -> dict[str, Any]:
     """What `similarities` says about one direction; positives and hardest negatives (queries,) of the same queries."""
     return {
-        "positives": spread(positives),
-        "hardest_negatives": spread(hardest),
+        "positives": distribution(positives),
+        "hardest_negatives": distribution(hardest),
         "overlap_hardest": overlap(positives, hardest),
         "overlap_random": overlap(positives, random),
         "margin": (positives.double() - hardest.double()).mean().item(),
@@ -49,7 +54,7 @@ def random_negatives(image_embeds: Tensor, text_embeds: Tensor, text_to_image: T
     """Similarity of every text to an image drawn from those that are not its own, (texts,)."""
     generator = torch.Generator().manual_seed(seed)
     steps = torch.randint(1, len(image_embeds), text_to_image.shape, generator=generator).to(text_to_image.device)
-    return own_similarities(image_embeds, text_embeds, (text_to_image + steps) % len(image_embeds))
+    return positive_similarities(image_embeds, text_embeds, (text_to_image + steps) % len(image_embeds))
 
 
 def similarities(
@@ -57,7 +62,7 @@ def similarities(
     text_embeds: Tensor,
     text_to_image: Tensor,
     *,
-    rivals: Rivals | None = None,
+    negatives: HardNegatives | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Distributions of cosine similarity.
@@ -65,7 +70,7 @@ def similarities(
     Args:
         image_embeds: (images, dim) unit vectors, two at least; text_embeds: (texts, dim) unit vectors.
         text_to_image: (texts,) the row of `image_embeds` that each text describes.
-        rivals: what `find_rivals` returns for them, if it is known.
+        negatives: what `find_hard_negatives` returns for them, if it is known.
 
     Returns:
         `edges` of the bins (101 numbers); `random_negatives`, one for each text; and for `t2i` (every text and its
@@ -73,14 +78,14 @@ def similarities(
         each with `mean`, `std` and `counts`, the histogram; `overlap_hardest` and `overlap_random`, percent that the
         histogram of the positives shares with the other; and `margin`, the mean of positive less hardest negative.
     """
-    rivals = find_rivals(image_embeds, text_embeds, text_to_image, k=1) if rivals is None else rivals
+    negatives = find_hard_negatives(image_embeds, text_embeds, text_to_image, k=1) if negatives is None else negatives
     random = random_negatives(image_embeds, text_embeds, text_to_image, seed)
-    of_images = best_own(rivals, text_to_image)
-    asked = of_images.isfinite() & rivals.of_images.scores[:, 0].isfinite()
+    of_images = best_positives(negatives, text_to_image)
+    asked = of_images.isfinite() & negatives.of_images.scores[:, 0].isfinite()
     return {
         "edges": torch.linspace(-1, 1, BINS + 1, dtype=torch.float64).tolist(),
         "seed": seed,
-        "random_negatives": spread(random),
-        "t2i": compare(rivals.own, rivals.of_texts.scores[:, 0], random),
-        "i2t": compare(of_images[asked], rivals.of_images.scores[asked, 0], random),
+        "random_negatives": distribution(random),
+        "t2i": against_negatives(negatives.positive, negatives.of_texts.scores[:, 0], random),
+        "i2t": against_negatives(of_images[asked], negatives.of_images.scores[asked, 0], random),
     }

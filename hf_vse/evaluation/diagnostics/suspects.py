@@ -17,9 +17,9 @@ from hf_vse.evaluation.diagnostics.breakdown import words_of
 from hf_vse.evaluation.diagnostics.neighbours import (
     NOBODY,
     TILE,
+    HardNegatives,
     Neighbours,
-    Rivals,
-    find_rivals,
+    find_hard_negatives,
 )
 from hf_vse.evaluation.ranks import true_float32
 
@@ -39,9 +39,9 @@ def found_instead(neighbours: Neighbours, query: int) -> dict[str, list]:
 
 
 def worst_queries(
-    rivals: Rivals, text_to_image: Tensor, image_ranks: Tensor, text_ranks: Tensor, limit: int
+    negatives: HardNegatives, text_to_image: Tensor, image_ranks: Tensor, text_ranks: Tensor, limit: int
 ) -> dict[str, list[dict[str, Any]]]:
-    """Captions and images whose own candidate ranks lowest, with what was found instead.
+    """Captions and images whose positive ranks lowest, with what was found instead.
 
     Returns:
         `worst_texts`: `text`, `image`, `rank` from 1, `own_score`, `found` (images), `found_scores`.
@@ -54,13 +54,13 @@ def worst_queries(
     return {
         "worst_texts": [
             {"text": text, "image": owner[text].item(), "rank": text_ranks[text].item() + 1}
-            | {"own_score": rivals.own[text].item()}
-            | found_instead(rivals.of_texts, text)
+            | {"own_score": negatives.positive[text].item()}
+            | found_instead(negatives.of_texts, text)
             for text in texts
         ],
         "worst_images": [
             {"image": image, "texts": (owner == image).nonzero()[:, 0].tolist(), "rank": image_ranks[image].item() + 1}
-            | found_instead(rivals.of_images, image)
+            | found_instead(negatives.of_images, image)
             for image in images
         ],
     }
@@ -73,11 +73,11 @@ def siblings_mean(own: Tensor, text_to_image: Tensor, images: int) -> Tensor:
     return (sums[text_to_image] - own.double()) / (counts[text_to_image] - 1)  # 0 / 0 without others
 
 
-def mutual_rivals(rivals: Rivals) -> Tensor:
+def mutual_negatives(negatives: HardNegatives) -> Tensor:
     """Whether the best wrong image of a text has the text among its own best wrong texts, (texts,) booleans."""
-    best = rivals.of_texts.rows[:, 0]
+    best = negatives.of_texts.rows[:, 0]
     texts = torch.arange(len(best), device=best.device)
-    return (rivals.of_images.rows[best] == texts[:, None]).any(dim=1)
+    return (negatives.of_images.rows[best] == texts[:, None]).any(dim=1)
 
 
 def explain(row: dict[str, Any]) -> str:
@@ -91,7 +91,7 @@ def explain(row: dict[str, Any]) -> str:
     return ", ".join(reasons)
 
 
-def annotation_errors(rivals: Rivals, text_to_image: Tensor, limit: int) -> dict[str, Any]:
+def annotation_errors(negatives: HardNegatives, text_to_image: Tensor, limit: int) -> dict[str, Any]:
     """Pairs whose caption may belong elsewhere.
 
     Two things are asked for: the other captions of the image fit it, and the caption fits another image. The score is
@@ -104,11 +104,11 @@ def annotation_errors(rivals: Rivals, text_to_image: Tensor, limit: int) -> dict
         `rows`: `text`, `image`, `score`, `own_score`, `siblings_score` (None for an only caption), `found` (an image),
         `found_score`, `mutual`, `rationale`; and `note`, what this can and cannot see.
     """
-    own = rivals.own.double()
-    siblings = siblings_mean(rivals.own, text_to_image, len(rivals.of_images.rows))
-    mutual = mutual_rivals(rivals)
+    own = negatives.positive.double()
+    siblings = siblings_mean(negatives.positive, text_to_image, len(negatives.of_images.rows))
+    mutual = mutual_negatives(negatives)
     disagreement = torch.where(siblings.isnan(), torch.inf, siblings - own)
-    displacement = rivals.of_texts.scores[:, 0].double() - own
+    displacement = negatives.of_texts.scores[:, 0].double() - own
     unit = own.std(correction=0).clamp(min=torch.finfo(torch.float32).eps)  # zero in a collapsed model
     scores = torch.minimum(disagreement, displacement) / unit
     worst = scores.topk(min(limit, len(scores)))
@@ -123,8 +123,8 @@ def annotation_errors(rivals: Rivals, text_to_image: Tensor, limit: int) -> dict
             "score": score,
             "own_score": own[text].item(),
             "siblings_score": None if math.isnan(others) else others,
-            "found": rivals.of_texts.rows[text, 0].item(),
-            "found_score": rivals.of_texts.scores[text, 0].item(),
+            "found": negatives.of_texts.rows[text, 0].item(),
+            "found_score": negatives.of_texts.scores[text, 0].item(),
             "mutual": mutual[text].item(),
         }
         rows.append(row | {"rationale": explain(row)})
@@ -188,7 +188,7 @@ def suspects(
     captions: Sequence[str] | None,
     ranks: tuple[Tensor, Tensor],
     *,
-    rivals: Rivals | None = None,
+    negatives: HardNegatives | None = None,
     limit: int = LIMIT,
     near_duplicate: float = NEAR_DUPLICATE,
 ) -> dict[str, Any]:
@@ -199,16 +199,16 @@ def suspects(
         text_to_image: (texts,) the row of `image_embeds` that each text describes.
         captions: the texts; None where they are not known, and no duplicates among them are listed.
         ranks: what `retrieval_ranks` returns for them, of images and of texts, counted from 0.
-        rivals: what `find_rivals` returns for them, if it is known.
+        negatives: what `find_hard_negatives` returns for them, if it is known.
         limit: rows in each list.
         near_duplicate: cosine of two images from which they are counted as one.
 
     Returns:
         `worst_texts`, `worst_images`, `annotation_errors`, `near_duplicate_images`, `duplicate_captions`.
     """
-    rivals = find_rivals(image_embeds, text_embeds, text_to_image) if rivals is None else rivals
-    return worst_queries(rivals, text_to_image, *ranks, limit) | {
-        "annotation_errors": annotation_errors(rivals, text_to_image, limit),
+    negatives = find_hard_negatives(image_embeds, text_embeds, text_to_image) if negatives is None else negatives
+    return worst_queries(negatives, text_to_image, *ranks, limit) | {
+        "annotation_errors": annotation_errors(negatives, text_to_image, limit),
         "near_duplicate_images": near_duplicates(image_embeds, near_duplicate, limit),
         "duplicate_captions": None if captions is None else duplicate_captions(captions, text_to_image, limit),
     }
