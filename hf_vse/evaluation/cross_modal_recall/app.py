@@ -24,7 +24,7 @@ def compute_recalls(image_embeds: str, text_embeds: str, text_to_image: str) -> 
 
 
 page = gr.Interface(
-    compute,
+    compute_recalls,
     [gr.Textbox(value, label=name) for name, value in EXAMPLE.items()],
     gr.JSON(label="recall"),
     title="Cross-modal recall",
