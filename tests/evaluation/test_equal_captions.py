@@ -156,6 +156,21 @@ def test_record_and_table_say_it_beside_the_usual_numbers():
     assert "40 of 80 captions (50 %) are word for word captions of other images too" in table
 
 
+def test_rows_of_equal_captions_stand_only_where_they_change_a_recall():
+    """Two of 80 captions are equal, which matters to a model that is neither always right nor always wrong."""
+    dataset = equal_pairs(40, 39)
+    pairs = embedded(dataset)
+    perfect = pairs._replace(text_embeds=pairs.image_embeds[pairs.text_to_image])
+    worst = pairs._replace(text_embeds=-pairs.image_embeds[pairs.text_to_image])
+    for each, rows in ((perfect, ["one", "chance"]), (worst, ["one", "chance"]), (pairs, None)):
+        record = judged(each, dataset, "test")
+        assert record["equal_captions"] == {"captions": 2, "images": 2, "sentences": 1}
+        assert "metrics_equal_captions" in record and "chance_equal_captions" in record
+        found = list(table_rows({"one": record}))
+        assert found == (rows or ["one", "one, equal captions", "chance", "chance, equal captions"])
+        assert ("equal captions" in evaluation_table(evaluation_of({"one": record}, {}))) == (rows is None)
+
+
 def test_every_split_has_its_own_chance(tmp_path):
     records = {}
     for name, count in (("validation", 10), ("test", 40)):

@@ -94,6 +94,8 @@ def test_card_says_which_captions_are_equal_and_gives_each_split_its_chance():
     text = model_card(config(), record, (), repo_id="org/name")
     assert "| chance, validation | 7.0 |" in text and "| chance, test | 8.0 |" in text
     assert "| test, equal captions | 77.7 |" in text and "(1,234 of test)" in text
+    record["metrics"]["test"]["metrics_equal_captions"] = dict(record["metrics"]["test"]["metrics"])
+    assert "equal captions" not in model_card(config(), record, (), repo_id="org/name")  # it changes no recall
 
 
 def test_card_is_ours_until_a_person_changes_it():

@@ -133,7 +133,9 @@ def is_true(sentence: str, scene: Scene) -> bool:
         true = set(scene.relations())
         if not any((one, kind, other) in true for one in fitting[0] for other in fitting[1]):
             return False
-    return all(counted_objects(match, scene) == NUMBER_WORDS.index(match["number"]) for match in _COUNT.finditer(sentence))
+    return all(
+        counted_objects(match, scene) == NUMBER_WORDS.index(match["number"]) for match in _COUNT.finditer(sentence)
+    )
 
 
 def swaps(name: str, sentence: str, scene: Scene) -> Iterator[Edits]:
