@@ -50,7 +50,7 @@ def corrected_ranks(queries: Tensor, gallery: Tensor, positives: Tensor, bank: T
 
 
 def corrected_results(pairs: PairEmbeddings, bank: PairEmbeddings, kind: Correction) -> dict[str, Any]:
-    """`title`, `note` and `metrics`, as those of a protocol, of both directions.
+    """Recalls of both directions after the correction: `title`, `note` and `metrics`, as for a protocol.
 
     Args:
         bank: what `training_bank` returns: its texts are the bank for images, its images that for texts.

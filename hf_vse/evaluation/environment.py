@@ -16,7 +16,7 @@ PACKAGES = (
 
 
 def environment() -> dict[str, Any]:
-    """Versions, machine, and the commit of hf_vse where it runs from a checkout."""
+    """Versions, machine, and the commit of hf_vse if it runs from a checkout."""
     versions = {"hf_vse": hf_vse.__version__, "python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -35,7 +35,7 @@ def processor_name() -> str:
 
 
 def git_commit() -> str | None:
-    """The commit of the checkout, with a plus where it was changed; None outside of one."""
+    """The commit of the checkout, with a plus if files have changed since; None outside a checkout."""
     root = Path(hf_vse.__file__).parents[1]
     if not (root / ".git").exists():
         return None

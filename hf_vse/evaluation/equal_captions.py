@@ -24,12 +24,12 @@ TILE = 1000
 
 
 def same_words(caption: str) -> str:
-    """What two captions have in common that are equal to a person."""
+    """A caption without differences of case and white space: equal captions give equal strings."""
     return " ".join(caption.split()).casefold()
 
 
 class Wording:
-    """Which texts say the same, and which images have such a text.
+    """Which texts are equal, and which images have an equal text.
 
     Args:
         captions: the texts; text_to_image: (texts,) the row of the image of each; images: how many there are.
@@ -49,7 +49,7 @@ class Wording:
         self.shared_image[self.pair_image[self.images_of[self.pair_sentence] > 1]] = True
 
     def right(self, images: Tensor, texts: Tensor) -> Tensor:
-        """Which of some texts are, word for word, captions of which of some images, (images, texts) booleans."""
+        """(images, texts) booleans: which of these texts are, word for word, captions of which of these images."""
         distinct, column_of = self.sentence[texts].unique(return_inverse=True)
         row = torch.full((self.images,), -1).index_put_((images,), torch.arange(len(images)))[self.pair_image]
         column = torch.full((self.sentences,), -1).index_put_((distinct,), torch.arange(len(distinct)))
@@ -77,7 +77,7 @@ class Wording:
 
 
 def hits_by_chance(right: Tensor, candidates: int) -> dict[int, float]:
-    """For each K in percent how often K of `candidates`, drawn at random, hold one of the `right (queries,)` ones."""
+    """For each K the chance in percent that K random candidates hold one of the `right (queries,)` positives."""
     queries = Counter(right.tolist())
     return {
         level: 100 * sum(count * chance_of_hit(own, candidates, level) for own, count in queries.items()) / len(right)
@@ -88,7 +88,7 @@ def hits_by_chance(right: Tensor, candidates: int) -> dict[int, float]:
 def ranks_among_wrong(
     queries: Tensor, candidates: Tensor, right: Callable[[slice, slice], Tensor], tolerance: Tensor
 ) -> Tensor:
-    """How many wrong candidates score at least as high as the best right one, (queries,) int64, in float64.
+    """How many negatives score at least as high as the best positive, (queries,) int64, in float64.
 
     Args:
         right: says of some queries and some candidates which belong together, (queries, candidates) booleans.
@@ -141,7 +141,7 @@ def equal_caption_record(
     captions: Sequence[str],
     ranks: tuple[Tensor, Tensor],
 ) -> dict[str, Any]:
-    """What a record says of equal captions.
+    """The entries of a record on equal captions.
 
     Args: see `retrieval_metrics`; `captions (texts,)`; `ranks` of `retrieval_ranks`.
 

@@ -57,7 +57,7 @@ def gather_shares(share: Tensor, total: int) -> Tensor:
 
 @torch.no_grad()
 def embed_caption_features(encoder: VSEEncoder, features: FeatureRows, batch_size: int) -> Tensor:
-    """Vectors of captions whose text tower has been run: all processes compute the little that is left."""
+    """Embeds captions from outputs of the text tower that are stored already; every process computes all of them."""
     embeds = []
     for start in range(0, len(features), batch_size):
         rows = range(start, min(start + batch_size, len(features)))
@@ -124,7 +124,7 @@ def kept_vectors(encoder: Encoder, folder: Path) -> tuple[Store, Store]:
 
 
 def share_of(total: int) -> list[int]:
-    """The rows of this process, every so many; all processes have equally many, some the last row once more.
+    """The rows that this process encodes. All processes have equally many: some encode the last row once more.
 
     So they pass equally often through a model that is sharded over them, and all know how long a vector is.
     """

@@ -52,7 +52,7 @@ def read_annotations(name: Annotations, direction: Literal["image_to_caption", "
 
 
 def rows_by_id(name: str, ids: Sequence[int], official: Iterable[int]) -> dict[int, int]:
-    """id -> row; an error unless `ids` are the official ones, each once, in any order."""
+    """The row of each id; a ValueError unless `ids` are the official ones, each once, in any order."""
     rows = {int(each): row for row, each in enumerate(ids)}
     wanted = set(official)
     missing, other = len(wanted - rows.keys()), len(rows.keys() - wanted)
@@ -65,7 +65,7 @@ def rows_by_id(name: str, ids: Sequence[int], official: Iterable[int]) -> dict[i
 
 
 def mapped(pairs: np.ndarray, queries: dict[int, int], candidates: dict[int, int]) -> Positives:
-    """Positives as rows; a candidate outside the split becomes a negative number of its own, never to be found."""
+    """Positives as rows; a candidate outside the split gets a negative number, which counts as never found."""
     candidate = [candidates.get(own, -1 - place) for place, own in enumerate(pairs[:, 1].tolist())]
     query = [queries[asked] for asked in pairs[:, 0].tolist()]
     return sorted_positives(torch.tensor(query), torch.tensor(candidate))

@@ -69,7 +69,7 @@ def metrics_of(sums: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def blocks(resamples: int, images: int) -> Iterator[int]:
-    """How many resamples to make at once, which in all are `resamples`."""
+    """Sizes of the blocks in which `resamples` are made."""
     size = max(1, BLOCK // images)
     for start in range(0, resamples, size):
         yield min(size, resamples - start)
@@ -108,7 +108,7 @@ def recall_intervals(
     resamples: int = 2000,
     seed: int = 0,
 ) -> dict[str, list[float]]:
-    """Where the metrics would lie, had other images of the same kind been asked.
+    """Intervals in which the metrics of other images of the same kind would lie.
 
     Args:
         image_ranks, text_ranks: what `retrieval_ranks` returns: (images that have a text,) and (texts,) from 0.
@@ -130,7 +130,7 @@ def recall_intervals(
 
 
 def swapped_sums(changes: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """By how much the sums change where the models swap their results on some images, (ways, columns of `changes`).
+    """How the sums change if the models swap their results on some images, (ways, columns of `changes`).
 
     Args:
         changes: (images, columns) what a swap adds to the sums of the first model and takes from the second's.
@@ -176,7 +176,7 @@ def compare_models(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> dict[str, dict[str, float | list[float]]]:
-    """Whether the second model is better than the first, asked the same queries of the same gallery.
+    """Tests whether the second model is better than the first on the same queries and gallery.
 
     Args:
         first, second: `(image_ranks, text_ranks)` of each model as `retrieval_ranks` returns them.
@@ -208,7 +208,7 @@ def compare_models(
 
 
 def holm(p_values: dict[Name, float]) -> dict[Name, float]:
-    """The p-values of several comparisons, raised so that a false alarm among all of them is as rare as one claims.
+    """P-values of several comparisons, adjusted for their number: see Holm above.
 
     The k-th smallest of m is multiplied by m - k + 1; none may be below a smaller one's, none is above 1.
     """

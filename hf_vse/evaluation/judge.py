@@ -32,7 +32,7 @@ from hf_vse.evaluation.record import data_fingerprint, plain_record
 
 @dataclass
 class Texts:
-    """What is known of the rows of `PairEmbeddings` besides their vectors; None where it is not."""
+    """Captions and ids of the rows of `PairEmbeddings`; None if not known."""
 
     captions: list[str] | None = None
     image_ids: list[int] | None = None
@@ -112,7 +112,7 @@ def judge_embeddings(
     diagnostics: bool = False,
     train_captions: Sequence[str] | None = None,
 ) -> Judgement:
-    """The same for embeddings that are there already.
+    """Judges embeddings; see `judge`.
 
     Args:
         name: of the model; facts: what a reader of the record should know of it, see `Encoder.facts`.
@@ -158,7 +158,7 @@ def judge_embeddings(
 
 
 def compare_judgements(judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
-    """Every two of several models, tested on the same images.
+    """Compares every two of several models on the same images.
 
     Of many comparisons some seem real by chance: `adjusted_p_value` is what is left of each by Holm's method, over all
     pairs of models, for each metric.

@@ -88,7 +88,7 @@ def chance_of_hit(positives: int, candidates: int, drawn: int) -> float:
 
 
 def chance_recalls(images: int, texts: int, captions: Sequence[int] | None = None) -> dict[str, float]:
-    """What guessing scores in percent.
+    """Recalls of guessing in percent.
 
     Args:
         captions: how many captions each image has; default: `texts` spread over the images as evenly as possible.

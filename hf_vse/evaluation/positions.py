@@ -83,7 +83,7 @@ def count_negatives(
 
 
 def positive_positions(queries: Array, candidates: Array, positives: Positives, chunk_size: int = 1000) -> Tensor:
-    """The places of all positives in the rankings of their queries, counted from 0.
+    """The positions of all positives in the rankings of their queries, counted from 0.
 
     Args:
         queries: (queries, dim); candidates: (candidates, dim); of any precision, in memory or memory-mapped.

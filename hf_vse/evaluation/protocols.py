@@ -76,7 +76,7 @@ def official_split(source: str, split: str) -> tuple[int, int] | None:
 
 
 def split_title(source: str, split: str, images: int, captions: int, broken: int = 0) -> tuple[str, bool]:
-    """The name that results on a split may bear, and whether it is official.
+    """The title of results on a split, and whether it is an official split.
 
     Args:
         source: the data set, "coco", "flickr30k", "flickr8k" or any other; split: "train", "validation" or "test".
@@ -116,7 +116,7 @@ def mean_captions(text_embeds: Tensor, text_to_image: Tensor, images: int) -> Te
 
 
 def fold_order(image_ids: Sequence[int] | None) -> str:
-    """Whose folds they are: the published ones follow the order of the Karpathy file."""
+    """A sentence on the folds: the published ones follow the order of the Karpathy file."""
     ids = [] if image_ids is None else image_ids
     if sha256(" ".join(str(int(each)) for each in ids).encode()).hexdigest()[:16] == COCO_TEST_ORDER:
         return "the folds are the published ones."
@@ -126,7 +126,7 @@ def fold_order(image_ids: Sequence[int] | None) -> str:
 def extended_results(
     embeds: tuple[Tensor, Tensor], ids: tuple[Sequence[int], Sequence[int]]
 ) -> dict[str, dict[str, float | int]]:
-    """CxC and ECCV Caption; nothing, and a warning that says why, without their package or the original ids."""
+    """CxC and ECCV Caption; empty, with a warning that names the reason, without their package or the original ids."""
     try:
         extended_positives("coco", *ids)
     except (ImportError, ValueError) as reason:
@@ -148,7 +148,7 @@ def protocol_results(
     extended: bool = True,
     ranks: tuple[Tensor, Tensor] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """All numbers of a split that have a name, in the order in which they should be read.
+    """The metrics of a split under every protocol that applies to it, most important first.
 
     Args:
         image_embeds: (images, dim); text_embeds: (texts, dim); text_to_image: (texts,); see `retrieval_metrics`.

@@ -1,4 +1,4 @@
-"""What is asked of a model besides recalls, checked before the work: a typo must not cost an evaluation."""
+"""Checks, before the work, what is asked of a model besides recalls: a typo must not cost an evaluation."""
 
 from collections.abc import Sequence
 from typing import get_args
@@ -9,7 +9,7 @@ from hf_vse.evaluation.zero_shot import check_templates, load_labelled
 
 
 def check_foils_asked(foils: str | None, foils_dir: str | None, foils_images: str | None) -> None:
-    """Raises OSError or ValueError where foils cannot be asked, or a folder of foils is named that nothing reads."""
+    """Raises OSError or ValueError if foils cannot be read, or an option has no effect."""
     published = get_args(PublishedName)
     if foils is not None and foils not in (*OWN_FOILS, *published):
         raise ValueError(f"foils={foils!r} are not known; choose one of {', '.join((*OWN_FOILS, *published))}")

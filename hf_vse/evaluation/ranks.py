@@ -36,7 +36,7 @@ Array = Tensor | np.ndarray | Sequence
 
 
 def as_tensor(values: Array) -> Tensor:
-    """A tensor that shares the memory of `values`, be it a read-only or memory-mapped array: nothing here writes."""
+    """A tensor that shares the memory of `values`, also of a read-only or memory-mapped array: nothing here writes."""
     if isinstance(values, Tensor):
         return with_float64(values.detach())
     with warnings.catch_warnings():
@@ -45,7 +45,7 @@ def as_tensor(values: Array) -> Tensor:
 
 
 def with_float64(values: Tensor) -> Tensor:
-    """The values on a device that knows float64: the GPUs of Apple do not."""
+    """The values on a device that supports float64, which Apple's GPUs do not."""
     return values.cpu() if values.device.type == "mps" else values
 
 
@@ -119,7 +119,7 @@ class Tile(NamedTuple):
     positives: tuple[Tensor, Tensor]  # rows of texts, rows of images
 
     def scores(self, dtype: torch.dtype) -> Tensor:
-        """Similarities (texts, images), with -inf for what is no negative."""
+        """Similarities (texts, images), with -inf for positives."""
         scores = self.texts.to(dtype) @ self.images.to(dtype).T
         scores[self.positives] = -torch.inf
         return scores
@@ -151,7 +151,7 @@ def reaching(scores: Tensor, thresholds: Tensor) -> Tensor:
 
 
 def decide(scores: Tensor, thresholds: Thresholds) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """What float32 can tell of a tile.
+    """Counts what float32 can decide of a tile.
 
     Args:
         scores: (queries, candidates) float32, as seen from the queries.
@@ -212,7 +212,7 @@ def all_thresholds(images: Tensor, texts: Tensor, owner: Tensor) -> tuple[Thresh
 
 @contextmanager
 def true_float32() -> Iterator[None]:
-    """No autocast and no oneDNN, which may compute float32 products in bfloat16 where the user has allowed it."""
+    """Switches off autocast and oneDNN, which may compute float32 products in bfloat16."""
     before = torch.backends.mkldnn.set_flags(False)
     try:
         with torch.autocast("cpu", enabled=False):
@@ -272,7 +272,7 @@ def distributed_ranks(
     *,
     distractors: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """`retrieval_ranks` by all processes together, with one process by that one.
+    """`retrieval_ranks`, shared by all processes.
 
     Args: see `retrieval_ranks`. Every process has to call this, with the same embeddings, and gets all ranks.
     """

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Questions:
-    """What is asked of every model.
+    """The questions asked of every model.
 
     Args:
         split: the split of the data that are judged.
@@ -58,12 +58,12 @@ class Questions:
 
     @property
     def encoding(self) -> dict[str, Any]:
-        """How sentences are encoded."""
+        """Options for encoding sentences."""
         return {"batch_size": self.batch_size, "progress": self.progress}
 
     @property
     def reading(self) -> dict[str, Any]:
-        """How images are, too."""
+        """Options for encoding images."""
         return self.encoding | {"num_workers": self.num_workers}
 
 
@@ -135,7 +135,7 @@ def evaluate_models(
 
 
 def tell_apart(models: Sequence[str], judgements: Sequence[Judgement]) -> None:
-    """Adapters name themselves: where two have one name, all models are called what they were asked for by."""
+    """Adapters choose their names: if two are equal, every record gets the name that was asked for."""
     if len({judgement.record["model"] for judgement in judgements}) < len(judgements):
         for name, judgement in zip(models, judgements, strict=True):
             judgement.record["model"] = name
@@ -144,7 +144,7 @@ def tell_apart(models: Sequence[str], judgements: Sequence[Judgement]) -> None:
 def open_data(
     models: Sequence[str], dataset: str | None, split: str, given: dict[str, Any]
 ) -> dict[str, tuple[DataSpec, DatasetDict]]:
-    """For each model its data and their splits; for embeddings that bring theirs along none.
+    """For each model its data and their splits; none for embeddings that come with their own captions.
 
     Raises:
         ValueError: the models are to be judged on different images.
@@ -171,7 +171,7 @@ def open_data(
 
 
 def ask(name: str, loading: Loading, splits: DatasetDict, spec: DataSpec, questions: Questions) -> Judgement:
-    """Everything about one model, or about the embeddings in a file."""
+    """Judges one model, or the embeddings in a file."""
     dataset = splits[questions.split]
     train = splits["train"] if "train" in splits and questions.split != "train" else None
     options = {
@@ -197,7 +197,7 @@ def ask(name: str, loading: Loading, splits: DatasetDict, spec: DataSpec, questi
 def ask_further(
     encoder: Encoder, judgement: Judgement, dataset: Dataset, spec: DataSpec, questions: Questions
 ) -> dict[str, Any]:
-    """What one process asks alone: foils and classes."""
+    """Asks foils and classes, on one process."""
     found: dict[str, Any] = {}
     if questions.foils in OWN_FOILS:
         kind = own_kind(questions.foils, spec.source)
@@ -218,7 +218,7 @@ def captions_by_image(dataset: Dataset) -> list[list[str]]:
 
 
 def pictures_of(dataset: Dataset, spec: DataSpec) -> Dataset | None:
-    """The split with its images, which data of precomputed features may have beside them."""
+    """The split with its images, which data of precomputed features may also have; None without any."""
     if IMAGE in dataset.column_names:
         return dataset
     options = {name: value for name, value in spec.options.items() if name != "features"}

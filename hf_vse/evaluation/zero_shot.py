@@ -205,7 +205,7 @@ def labelled_images(
 
 
 def only_column(dataset: Dataset, kind: type, customary: str, argument: str) -> str:
-    """The one column of a kind, or the one with the customary name."""
+    """The only column of a type, or the one with the usual name."""
     found = [name for name, feature in dataset.features.items() if isinstance(feature, kind)]
     if len(found) != 1 and customary not in dataset.column_names:
         raise ValueError(f"{argument} is not clear among the columns {', '.join(dataset.column_names)}: name it")

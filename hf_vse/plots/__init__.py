@@ -1,6 +1,7 @@
-"""Pictures where people would rather look than read: training curves, recall bars, and what a sentence retrieves.
+"""Pictures of results: training curves, recall bars, experiment grids, and what a sentence retrieves.
 
-Every function writes one PNG file and returns its path. Needs the extra `plots`.
+Other rooms use the functions below, each of which writes one PNG file and returns its path, and from `canvas` the
+colours and the empty figure. Needs the extra `plots`.
 """
 
 from hf_vse.plots.canvas import RECALLS

@@ -1,4 +1,4 @@
-"""What all pictures have in common: colours, an empty figure, quiet axes, and a PNG file that is not too large.
+"""What all pictures share: colours, an empty figure, plain axes, and a PNG file that is not too large.
 
 Figures are made without pyplot: no global state, no window, so that a training process can draw too.
 """
@@ -47,7 +47,7 @@ def tidy(axes: "Axes", title: str, below: str) -> None:
 
 
 def take_literally(texts: Sequence[Any]) -> None:
-    """Names and captions may hold a dollar sign, which would begin a formula."""
+    """Shows texts as they are: a dollar sign in a name or caption would start a formula."""
     for text in texts:
         text.set_parse_math(False)
 

@@ -81,7 +81,7 @@ def _draw_recalls(axes: "Axes", log_history: Sequence[Mapping[str, float]]) -> N
 
 
 def _positions(entries: Sequence[Mapping[str, float]], unit: str) -> list[float]:
-    """Where the entries lie on the horizontal axis; numbered from one where the log does not say."""
+    """Positions of the entries on the horizontal axis; numbered from 1 if the log does not tell."""
     return [round(entry.get(unit, number), 2) for number, entry in enumerate(entries, start=1)]
 
 

@@ -1,1 +1,4 @@
-"""One HTML page that a person reads: the numbers of one or several models, their reasons, what they find and miss."""
+"""One HTML page on one model or several: numbers, reasons, and what the models find and miss.
+
+What other rooms use: `page.write_report`, and `page.check_report` before the work.
+"""

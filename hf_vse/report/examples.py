@@ -17,7 +17,7 @@ Judgements = Mapping[str, Judgement]
 
 
 def evenly_spaced(total: int, count: int) -> list[int]:
-    """`count` of `total` rows, evenly spread, whatever the model finds for them."""
+    """`count` of `total` rows, evenly spaced, independent of the model."""
     return sorted({place * total // count for place in range(count)})
 
 

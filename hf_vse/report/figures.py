@@ -22,7 +22,7 @@ _POSITIVE, _HARDEST, _RANDOM = PALETTE[2], PALETTE[5], QUIET
 
 
 def to_svg(figure: "Figure") -> str:
-    """The figure as an element of a page, its text as text, the same bytes for the same figure."""
+    """The figure as an SVG element, with text as text; equal figures give equal bytes."""
     from matplotlib import rc_context
 
     text = StringIO()
@@ -139,7 +139,7 @@ def breakdown_figure(records: Records) -> "Figure":
 
 
 def calibration_figure(records: Records) -> "Figure":
-    """How often the best image is the right one, by how sure the model is of it, in bins of ten or more."""
+    """How often the first image is the right one, by the confidence of the model, in bins of at least ten."""
     figure = new_figure(4.2, 3.4)
     axes = figure.subplots()
     axes.plot([0, 100], [0, 100], color=QUIET, linewidth=1, linestyle=":")

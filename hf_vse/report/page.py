@@ -60,7 +60,7 @@ def write_report(
 
 
 def check_report(folder: str | Path) -> Path:
-    """The folder, if a page may and can be written there: asked before the work.
+    """The folder, if a page can be written there; call it before the work.
 
     Raises:
         OSError: it is a file, or lies on a disk that is full or read-only.
@@ -77,7 +77,7 @@ def check_report(folder: str | Path) -> Path:
 
 
 def is_report(folder: Path) -> bool:
-    """Whether a page was written there before."""
+    """Whether the folder holds a report."""
     page = folder / PAGE_FILE
     if not page.is_file() or not (folder / RECORD_FILE).is_file():
         return False
@@ -112,7 +112,7 @@ def render_page(judgements: Mapping[str, Judgement], evaluation: Mapping[str, An
 
 
 def metric_label(name: str) -> str:
-    """`t2i_hit_r5` as people read it: text to image hit R@5."""
+    """The words for a metric: `t2i_hit_r5` is "text to image hit R@5"."""
     for prefix, words in DIRECTIONS.items():
         if name.startswith(f"{prefix}_"):
             return f"{words} {metric_label(name.removeprefix(f'{prefix}_'))}"
@@ -122,7 +122,7 @@ def metric_label(name: str) -> str:
 def metric_rows(
     records: Mapping[str, Mapping[str, Any]], section: str, key: str | None = None
 ) -> list[dict[str, Any]]:
-    """Lines of a table: each model, each direction; what belongs to none, the rsum, stands in the first."""
+    """Rows of a table, one for each model and direction; metrics of no direction (rsum) are in the first row."""
     rows = []
     for model, record in records.items():
         found = record.get(section, {})
@@ -141,7 +141,7 @@ def for_script(evaluation: Mapping[str, Any]) -> str:
 
 
 def drawn(records: Mapping[str, Any]) -> dict[str, str]:
-    """The plots for which every record has numbers."""
+    """The SVG of each plot for which every record has numbers."""
     plots: dict[str, tuple[str, Callable]] = {
         "recall": ("intervals", figures.recall_figure),
         "similarity": ("diagnostics", figures.similarity_figure),
@@ -157,7 +157,7 @@ def drawn(records: Mapping[str, Any]) -> dict[str, str]:
 
 
 def seen(judgements: Mapping[str, Judgement], pictures: Dataset | None) -> dict[str, Any]:
-    """What needs photographs and sentences to look at."""
+    """The parts of the page that show photographs beside sentences."""
     captions = all(judgement.texts.captions for judgement in judgements.values())
     if pictures is None or IMAGE not in pictures.column_names or not captions:
         return {}

@@ -65,7 +65,7 @@ COMMON = 0.005  # share of the nouns after a word that must be the one that is p
 
 
 def matters(one: Phrase, other: Phrase, sentence: Sentence, known: Captions) -> bool:
-    """Whether it makes a difference which of two phrases comes first: what is between does not hold both ways."""
+    """Whether the order of two phrases changes the meaning: the relation between them is not symmetric."""
     between = sentence.words[one.head + 1 : other.first]
     listed = between[-1:] == ["and"] and any(sentence.stops[one.head : other.first])
     if not between or between == ["of"] or between[-1] in BOTH_WAYS - {"and"} or listed:
@@ -76,7 +76,7 @@ def matters(one: Phrase, other: Phrase, sentence: Sentence, known: Captions) -> 
 
 
 def interchangeable(one: Phrase, other: Phrase, sentence: Sentence, known: Captions) -> bool:
-    """Whether a sentence keeps a meaning when two phrases exchange their places, and gets another one."""
+    """Whether a sentence still has a meaning, but another one, when two phrases are exchanged."""
     left, right = sentence.words[one.head], sentence.words[other.head]
     before, after = governor(sentence, one.first), governor(sentence, other.first)
     if (left in ANIMATE) != (right in ANIMATE) or is_plural(left) != is_plural(right):
@@ -188,7 +188,7 @@ def replaced_attributes(sentence: Sentence, image: int, known: Captions) -> Iter
 
 
 def rivals_of(noun: str, place: tuple[str, str], image: int, known: Captions) -> list[str]:
-    """The nouns that stand in such a place elsewhere and are not what a noun is; of people only the other sex."""
+    """Nouns that occur in the same context elsewhere and exclude this noun; for people only the other sex."""
     words, elsewhere = known.words[image], known.governed[place]
     fewest = 1 + COMMON * elsewhere.total()
     if noun in PEOPLE:
@@ -210,7 +210,7 @@ def rivals_of(noun: str, place: tuple[str, str], image: int, known: Captions) ->
 
 
 def replaced_objects(sentence: Sentence, image: int, known: Captions) -> Iterator[str]:
-    """A noun becomes another that is not there: see `rivals_of`."""
+    """A noun becomes another that is not in the image: see `rivals_of`."""
     for phrase in noun_phrases(sentence, known.nouns):
         noun, before = sentence.words[phrase.head], sentence.word(phrase.head - 1)
         if noun in RELATIONAL or sentence.word(phrase.head + 1) == "of" or phrase.head > phrase.first + 2:
@@ -223,7 +223,7 @@ def replaced_objects(sentence: Sentence, image: int, known: Captions) -> Iterato
 
 
 def permuted(groups: Iterable[Sequence[int]], rng: random.Random) -> dict[int, int]:
-    """For each place of the groups another of the same group, at random."""
+    """A random permutation of the places within each group."""
     pairs = (zip(group, rng.sample(group, len(group)), strict=True) for group in groups)
     return {place: source for pair in pairs for place, source in pair}
 
@@ -271,7 +271,7 @@ _ORDERS: dict[str, Callable[[Sentence, set[str], random.Random], list[str]]] = {
 
 
 def false_captions(sentence: Sentence, image: int, kind: str, known: Captions, rng: random.Random) -> tuple[str, ...]:
-    """Foils of a caption that are no caption of its image: one, or up to four of `order`, or none."""
+    """Foils of a caption, none equal to a caption of its image: one, up to four for `order`, or none."""
     true = {" ".join(each.words) for each in known.sentences[image]}
     order = kind in _ORDERS
     texts = _ORDERS[kind](sentence, known.nouns, rng) if order else _EDITORS[kind](sentence, image, known)

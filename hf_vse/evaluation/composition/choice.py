@@ -1,4 +1,4 @@
-"""Which foils a data set is asked: exact ones of scenes, by rules from captions, or published ones."""
+"""Chooses the foils for a data set: exact ones of scenes, by rules from captions, or published ones."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -72,7 +72,7 @@ def ask_own(
 def ask_published(
     encoder: Encoder, name: str, directory: str | None, image_dir: str | None, **encoding: Any
 ) -> dict[str, Any]:
-    """The same of published foils."""
+    """`composition_scores` of published foils, with a `note`."""
     if directory is None:
         raise ValueError(f"foils={name!r} needs foils_dir, the folder with its files")
     foils, images = load_foils(name, directory, image_dir)
@@ -83,5 +83,5 @@ def ask_published(
 
 
 def with_source(source: str, note: str, scores: dict[str, Any]) -> dict[str, Any]:
-    """Scores with where the foils come from, their kinds in the order of their names."""
+    """Scores with the source of the foils, their kinds in alphabetical order."""
     return {"source": source, "note": note} | scores | {"kinds": dict(sorted(scores["kinds"].items()))}

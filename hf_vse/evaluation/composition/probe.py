@@ -35,7 +35,7 @@ Images = Dataset | Sequence[Mapping[str, Any]]
 
 
 class Foil(NamedTuple):
-    """An item of the probe: a row of the images, what is true of it, and what is not."""
+    """An item of the probe: a row of the images, its true caption, and false ones."""
 
     image: int
     true_caption: str

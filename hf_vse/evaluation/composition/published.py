@@ -50,7 +50,7 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
 
 
 class Item(NamedTuple):
-    """An entry of a file, before it is known whether its image is there; `box` is the part that is meant."""
+    """An entry of a file, before its image is looked for; `box` is the part of the image that it describes."""
 
     image: str
     box: Box | None
@@ -144,7 +144,7 @@ def winoground_items(name: str, directory: Path) -> list[Item]:
 
 
 def find_files(names: Sequence[str], folder: Path) -> dict[str, str]:
-    """Where the images are, of those that are there: in the folder or one of the customary folders below."""
+    """The paths of the images that exist: in the folder or one of the usual folders below."""
     found = {}
     folders = [folder / below for below in _FOLDERS if (folder / below).is_dir()]
     for name in dict.fromkeys(names):

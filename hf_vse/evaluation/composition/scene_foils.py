@@ -76,7 +76,7 @@ _COUNT = re.compile(
 
 @dataclass(frozen=True)
 class Mention:
-    """An object as a sentence names it: the value of each attribute it has a word for, and where that word stands."""
+    """An object in a sentence: the value of each attribute that is mentioned, and the position of its word."""
 
     span: Span
     claims: dict[str, str]
@@ -89,7 +89,7 @@ class Mention:
 
 
 def in_place(obj: SceneObject, cell: int) -> bool:
-    """Whether an object is where a cell's words say; generously: a corner at the top is "at the top" as well."""
+    """Whether an object is where a cell's words say; a corner at the top is also "at the top"."""
     row, column = divmod(cell, CELLS)
     middle = CELLS // 2
     right_row, right_column = obj.row == row, obj.column == column
@@ -110,7 +110,7 @@ def read_mentions(sentence: str) -> list[Mention]:
 
 
 def counted_objects(match: re.Match[str], scene: Scene) -> int:
-    """How many there are in the scene of what a sentence counts."""
+    """How many objects of the scene are of the kind that a sentence counts."""
     if match["colour"]:
         return sum(obj.colour == match["colour"] for obj in scene.objects)
     if match["noun"] in MEANINGS["shape"]:

@@ -114,6 +114,19 @@ def calibration_at(queries: TextQueries, image_embeds: Tensor, temperature: floa
     }
 
 
+def sample_queries(
+    image_embeds: Tensor, text_embeds: Tensor, text_to_image: Tensor, text_ranks: Tensor, sample: int, seed: int
+) -> tuple[TextQueries, Tensor]:
+    """At most `sample` captions, and (queries,) booleans: whose images are in one random half of all images."""
+    generator, device = torch.Generator().manual_seed(seed), image_embeds.device
+    chosen = torch.randperm(len(text_embeds), generator=generator)[:sample].sort().values.to(device)
+    half = torch.randperm(len(image_embeds), generator=generator).to(device)[text_to_image[chosen]] % 2 == 0
+    texts = text_embeds[chosen].float()
+    positive = positive_similarities(image_embeds, texts, text_to_image[chosen])
+    top = torch.maximum(largest_scores(texts, image_embeds), positive)
+    return TextQueries(texts, positive, top, text_ranks.to(device)[chosen] == 0), half
+
+
 def calibration(
     image_embeds: Tensor,
     text_embeds: Tensor,
@@ -142,14 +155,7 @@ def calibration(
         raise ValueError(
             f"temperature must be positive, got {temperature}; leave it out to report only the fitted one"
         )
-    generator = torch.Generator().manual_seed(seed)
-    device = image_embeds.device
-    chosen = torch.randperm(len(text_embeds), generator=generator)[:sample].sort().values.to(device)
-    half = torch.randperm(len(image_embeds), generator=generator).to(device)[text_to_image[chosen]] % 2 == 0
-    texts = text_embeds[chosen].float()
-    positive = positive_similarities(image_embeds, texts, text_to_image[chosen])
-    top = torch.maximum(largest_scores(texts, image_embeds), positive)
-    queries = TextQueries(texts, positive, top, text_ranks.to(device)[chosen] == 0)
+    queries, half = sample_queries(image_embeds, text_embeds, text_to_image, text_ranks, sample, seed)
     if half.all() or not half.any():
         raise ValueError(f"calibration needs captions of two images at least, got those of {len(image_embeds)}")
     fitted = [fit_temperature(queries.of(rows), image_embeds) for rows in (half, ~half)]
@@ -158,7 +164,7 @@ def calibration(
     if temperature is not None:
         given = {"temperature": temperature} | calibration_at(queries, image_embeds, temperature)
     return {
-        "queries": len(chosen),
+        "queries": len(half),
         "candidates": len(image_embeds),
         "sample": sample,
         "seed": seed,

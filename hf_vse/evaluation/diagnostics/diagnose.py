@@ -48,6 +48,20 @@ def unit_vectors(name: str, embeds: Array) -> Tensor:
     return matrix
 
 
+def checked(
+    image_embeds: Array, text_embeds: Array, text_to_image: Array, captions: Sequence[str] | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The embeddings and the image of each text as tensors on one device; errors as in `diagnose`."""
+    images, texts = unit_vectors("image_embeds", image_embeds), unit_vectors("text_embeds", text_embeds)
+    texts, owner = texts.to(images.device), as_tensor(text_to_image).to(images.device, torch.int64)
+    check_correspondence(images, texts, owner, distractors=False)
+    if len(images) < 2:
+        raise ValueError("image_embeds must have two rows at least to be told apart, got 1")
+    if captions is not None and len(captions) != len(texts):
+        raise ValueError(f"captions must have one text for each row of text_embeds, got {len(captions)}, {len(texts)}")
+    return images, texts, owner
+
+
 @torch.no_grad()
 def diagnose(
     image_embeds: Array,
@@ -60,7 +74,7 @@ def diagnose(
     ranks: tuple[Tensor, Tensor] | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Everything there is to say about the embeddings of a split.
+    """All diagnostics of the embeddings of a split.
 
     Memory beyond the input is that of a few matrices of 2,000 rows and of the lists of neighbours.
 
@@ -80,13 +94,7 @@ def diagnose(
     Raises:
         ValueError: shapes that do not fit, an image without text, rows that are not finite or not of length one.
     """
-    images, texts = unit_vectors("image_embeds", image_embeds), unit_vectors("text_embeds", text_embeds)
-    texts, owner = texts.to(images.device), as_tensor(text_to_image).to(images.device, torch.int64)
-    check_correspondence(images, texts, owner, distractors=False)
-    if len(images) < 2:
-        raise ValueError("image_embeds must have two rows at least to be told apart, got 1")
-    if captions is not None and len(captions) != len(texts):
-        raise ValueError(f"captions must have one text for each row of text_embeds, got {len(captions)}, {len(texts)}")
+    images, texts, owner = checked(image_embeds, text_embeds, text_to_image, captions)
     ranks = ranks or retrieval_ranks(images, texts, owner)
     negatives = find_hard_negatives(images, texts, owner)
     found = {
@@ -101,11 +109,30 @@ def diagnose(
     return found
 
 
+def rankings_of_batch(scores: Tensor, owner: Tensor) -> dict[str, Tensor]:
+    """Hubness and hardest negatives from scores (texts, images); `owner` (texts,) is the image of each text."""
+    numbers: dict[str, Tensor] = {}
+    for direction, of_queries in (("t2i", scores), ("i2t", scores.T)):
+        nearest = of_queries.topk(min(BATCH_NEIGHBOURS, of_queries.shape[1]), dim=1).indices
+        # Unlike bincount, this need not wait for the device.
+        counts = torch.zeros(of_queries.shape[1], device=scores.device).scatter_add_(
+            0, nearest.flatten(), torch.ones(nearest.numel(), device=scores.device)
+        )
+        numbers[f"hubness_skew_{direction}"] = skewness(counts)
+    positives = owner[:, None] == torch.arange(scores.shape[1], device=scores.device)
+    scores = scores.masked_fill(positives, -torch.inf)
+    for direction, dim in (("t2i", 1), ("i2t", 0)):
+        hardest = scores.amax(dim=dim)
+        asked = hardest.isfinite()
+        numbers[f"hardest_negative_{direction}"] = torch.where(asked, hardest, 0).sum() / asked.sum()
+    return numbers
+
+
 @torch.no_grad()
 def quick_diagnostics(
     image_embeds: Tensor, text_embeds: Tensor, text_to_image: Tensor | None = None
 ) -> dict[str, float]:
-    """A few numbers of one training batch, to be logged; the device is waited for at the beginning and at the end.
+    """A few numbers of one training batch to log; waits for the device at the beginning and at the end.
 
     What is quadratic takes the first 256 images and texts. Compare batches of one size: uniformity does not depend on
     it, effective rank (at most the rows), hubness and hardest negatives do.
@@ -135,20 +162,7 @@ def quick_diagnostics(
             "positive_similarity": positive,
         }
         images, texts, owner = images[:BATCH_ROWS], texts[:BATCH_ROWS], owner[:BATCH_ROWS]
-        scores = texts @ images.T
-        for direction, of_queries in (("t2i", scores), ("i2t", scores.T)):
-            nearest = of_queries.topk(min(BATCH_NEIGHBOURS, of_queries.shape[1]), dim=1).indices
-            # Unlike bincount, this need not wait for the device.
-            counts = torch.zeros(of_queries.shape[1], device=device).scatter_add_(
-                0, nearest.flatten(), torch.ones(nearest.numel(), device=device)
-            )
-            numbers[f"hubness_skew_{direction}"] = skewness(counts)
-        own = owner[:, None] == torch.arange(len(images), device=device)
-        scores = scores.masked_fill(own, -torch.inf)
-        for direction, dim in (("t2i", 1), ("i2t", 0)):
-            hardest = scores.amax(dim=dim)
-            asked = hardest.isfinite()
-            numbers[f"hardest_negative_{direction}"] = torch.where(asked, hardest, 0).sum() / asked.sum()
+        numbers |= rankings_of_batch(texts @ images.T, owner)
         modalities = {"image": images, "text": texts}
         for name, embeds in modalities.items():
             numbers[f"uniformity_{name}"] = uniformity(potential((embeds @ embeds.T).double()), len(embeds))

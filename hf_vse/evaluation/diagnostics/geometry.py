@@ -20,7 +20,7 @@ from torch import Tensor
 
 from hf_vse.evaluation.diagnostics.neighbours import TILE, positive_similarities
 
-# Above this mean cosine between different items, in both modalities, nothing is told apart.
+# Above this mean cosine between different items, in both modalities, the embeddings have collapsed.
 COLLAPSED_COSINE = 0.98
 SHARPNESS = 2  # t of the Gaussian potential
 SAMPLE = 2000
@@ -42,7 +42,7 @@ def mean_cosine(centroid: Tensor, count: int) -> Tensor:
 
 
 def moments(embeds: Tensor) -> Tensor:
-    """The smaller one of the two Gram matrices, float64: (dim, dim), or (rows, rows) where these are fewer."""
+    """The smaller of the two Gram matrices, float64: (dim, dim), or (rows, rows) if there are fewer rows."""
     if len(embeds) <= embeds.shape[1]:
         exact = embeds.double()
         return exact @ exact.T
@@ -60,7 +60,7 @@ def effective_rank(gram: Tensor) -> Tensor:
 
 
 def centroid(embeds: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Mean of the rows, (dim,) float64; of those with weight one if there are weights of zero and one."""
+    """Mean of the rows, (dim,) float64, or of those with weight 1 if weights of 0 and 1 are given."""
     if weights is None:
         return embeds.sum(dim=0, dtype=torch.float64) / len(embeds)
     parts = zip(weights.double().split(TILE), embeds.split(TILE), strict=True)

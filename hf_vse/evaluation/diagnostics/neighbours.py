@@ -37,7 +37,7 @@ def nobody(queries: int, k: int, device: torch.device) -> Neighbours:
 
 
 def merge(best: Neighbours, scores: Tensor, first: int) -> Neighbours:
-    """The best of what was known and of further candidates.
+    """The best of the known candidates and of further ones.
 
     Args:
         best: (queries, k) so far.

@@ -1,4 +1,4 @@
-"""Where to look: the worst queries, pairs that may be wrong in the data, and items that occur twice.
+"""Rows worth a look: the worst queries, pairs that may be wrong in the data, and items that occur twice.
 
 All of it is a list of rows to look at, short and sorted, never a verdict. A model can only point at pairs that it
 finds odd: a wrong caption, or a right one that it does not understand. It does not see errors that it has learned by
@@ -33,7 +33,7 @@ NOTE = (
 
 
 def found_instead(neighbours: Neighbours, query: int) -> dict[str, list]:
-    """The best wrong candidates of a query and their scores."""
+    """The best negatives of a query and their scores."""
     rows = [row for row in neighbours.rows[query].tolist() if row != NOBODY]
     return {"found": rows, "found_scores": neighbours.scores[query, : len(rows)].tolist()}
 
