@@ -129,7 +129,7 @@ def check_embeddings_asked(arguments: argparse.Namespace) -> None:
         useless += [option for option in OF_DATA if getattr(arguments, option) is not None]
     if useless:
         remedy = "leave it out" if useless[0] in OF_A_MODEL else "leave it out, or add --dataset"
-        raise ValueError(f"--{useless[0]} is of no use: {given[0]} holds embeddings and no model; {remedy}")
+        raise ValueError(f"--{useless[0]} has no effect: {given[0]} holds embeddings and no model; {remedy}")
 
 
 def check_outputs(arguments: argparse.Namespace) -> Path:

@@ -1,7 +1,7 @@
-"""Recalls with a correction of hubs at query time: what it would bring, apart from the numbers of the model itself.
+"""Recalls with hub correction at query time, beside those of the model itself.
 
-The bank of queries comes from the training split, never from what is judged. Corrections look at the whole gallery, so
-that these numbers may be compared with corrected ones only.
+The bank of queries comes from the training split, never from the split that is judged. A correction looks at the whole
+gallery: compare these numbers with corrected ones only.
 """
 
 from typing import Any

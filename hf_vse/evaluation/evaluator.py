@@ -1,4 +1,4 @@
-"""A model and a data set -> embeddings -> metrics.
+"""Embeds a data set with a model, and measures retrieval.
 
 Every image is encoded once, however many captions it has, and sentences are encoded in the order of their length. With
 several processes each one encodes its share. An image that cannot be read is left out with its captions, and counted.

@@ -1,4 +1,4 @@
-"""More than five right captions: CxC and ECCV Caption, what people judged besides on the 5,000 images of COCO test.
+"""More positives than the five captions: CxC and ECCV Caption, human judgements on the 5,000 images of COCO test.
 
 COCO knows five captions of an image and calls every other wrong, though many describe it as well. Crisscrossed
 Captions (Parekh et al., EACL 2021, arXiv 2004.15020) adds the pairs that raters found equivalent, and asks 24,972 of
@@ -37,7 +37,7 @@ def annotation_folder() -> Path:
     """
     spec = find_spec("eccv_caption")
     if spec is None or not spec.submodule_search_locations:
-        raise ImportError("the annotations of CxC and ECCV Caption are not there; pip install eccv-caption")
+        raise ImportError("the annotations of CxC and ECCV Caption need a package: pip install eccv-caption")
     return Path(spec.submodule_search_locations[0]) / "data"
 
 

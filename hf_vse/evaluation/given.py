@@ -1,4 +1,4 @@
-"""Judges embeddings that somebody has computed already, from a file."""
+"""Judges embeddings in a file."""
 
 from collections.abc import Sequence
 from pathlib import Path

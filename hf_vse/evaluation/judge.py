@@ -1,11 +1,11 @@
-"""Everything that can be said of a model on one split: recalls under every protocol, how sure, and why.
+"""Judges a model on one split: recalls under every protocol, their intervals, and the reasons.
 
     from hf_vse import judge, load_encoder, load_pairs
     test = load_pairs("flickr30k", data_dir=DIR)["test"]
     record = judge(load_encoder("openai/clip-vit-base-patch32"), test, source="flickr30k", split="test").record
 
-The model is anything that `load_encoder` opens, or an `Encoder` of your own; or there are only arrays of embeddings
-(`judge_embeddings`).
+The model is anything that `load_encoder` opens, or an `Encoder` of your own; `judge_embeddings` takes
+embeddings in place of a model.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Where a query's positives stand: the one thing from which every metric of retrieved sets follows.
+"""Positions of a query's positives in its ranking, from which every retrieval metric follows.
 
 A query ranks all candidates by score, and a tie counts against it: of equal scores, negatives stand before positives.
 So the j-th best positive, j counted from 0, stands at j plus the number of negatives that score at least as high. A

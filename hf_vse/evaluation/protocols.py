@@ -1,10 +1,10 @@
-"""Which numbers a data set gets and under which name, so that nothing is compared that cannot be.
+"""Protocols: which metrics a data set gets, under titles that keep numbers apart that cannot be compared.
 
 The field's R@K is a hit rate on a split of fixed size (Karpathy & Fei-Fei, arXiv 1412.2306): 1,000 images of
 Flickr30K, 5,000 of COCO or the mean over five folds of 1,000. Tables that look the same may count otherwise: true
 recall, one caption per image, the captions of an image averaged, more positives (CxC, ECCV Caption). Each is given
-beside the hit rate with a title and a sentence that says what it is, and a split of another size never bears an
-official name.
+beside the hit rate with a title and a sentence of explanation, and a split of another size never gets an official
+title.
 """
 
 import logging
@@ -34,7 +34,7 @@ COCO_TEST_ORDER = "203ac417d83f9dae"
 PROTOCOLS: dict[str, tuple[str, str]] = {
     "hit_rate": (
         "hit rate",
-        "A query counts if any of its own candidates is among the first K: the R@K that the field reports, which is "
+        "A query counts if any of its positives is among the first K: the R@K that the field reports, which is "
         "not the share of an image's captions that were found.",
     ),
     "ranking": (
@@ -53,7 +53,7 @@ PROTOCOLS: dict[str, tuple[str, str]] = {
     ),
     "mean_caption": (
         "captions of an image averaged",
-        "The captions of an image are averaged into one text, which knows more than any of them: not comparable with "
+        "The captions of an image are averaged into one text, which says more than any of them: not comparable with "
         "R@K of single captions.",
     ),
     "cxc": (

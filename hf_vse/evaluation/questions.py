@@ -16,7 +16,7 @@ def check_foils_asked(foils: str | None, foils_dir: str | None, foils_images: st
     for name, folder in (("foils_dir", foils_dir), ("foils_images", foils_images)):
         if folder is not None and foils not in published:
             raise ValueError(
-                f"{name}={folder!r} is of no use without published foils: add --foils ({', '.join(published)})"
+                f"{name}={folder!r} has no effect without published foils: add --foils ({', '.join(published)})"
             )
     if foils in published:
         if foils_dir is None:
@@ -28,7 +28,7 @@ def check_classes_asked(labelled: str | None, label_column: str | None, template
     """The same for zero-shot classification."""
     for name, value in (("label_column", label_column), ("templates", templates)):
         if value is not None and labelled is None:
-            raise ValueError(f"{name} is of no use without images whose classes are known: add --labelled")
+            raise ValueError(f"{name} has no effect without images whose classes are known: add --labelled")
     if templates is not None:
         check_templates(templates)
     if labelled is not None:

@@ -1,4 +1,4 @@
-"""What rankings with any number of positives are worth: hit rate, true recall, precision and gain, side by side.
+"""Metrics of rankings with any number of positives: hit rate, true recall, precision and gain.
 
 The R@K of image-text retrieval is a hit rate: one of an image's five captions among the first K will do. Recall proper
 is the share of the positives found. Both are reported under their own names, with what information retrieval measures

@@ -34,10 +34,10 @@ class Questions:
 
     Args:
         split: the split of the data that are judged.
-        diagnostics: also look for the reasons.
-        foils: false captions to tell from the true ones, see `composition.sources`; None for none.
-        foils_dir, foils_images: where published files of foils and their photographs lie.
-        correction: also the numbers with a correction of hubs at query time, apart from all others.
+        diagnostics: also run the diagnostics.
+        foils: false captions to tell from the true ones, see `composition.choice`; None for none.
+        foils_dir, foils_images: where the published files of foils and their images are.
+        correction: also measure with this hub correction at query time, see `corrected.py`.
         labelled: folder of classes or data set for zero-shot classification, with `label_column`, `templates`.
         keep: folder for the embeddings.
     """
@@ -69,7 +69,7 @@ class Questions:
 
 @dataclass(frozen=True)
 class Loading:
-    """How models are opened, see `load_encoder`."""
+    """Options of `load_encoder`."""
 
     device: str | None = None
     dtype: str | None = None

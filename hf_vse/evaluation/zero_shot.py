@@ -208,7 +208,7 @@ def only_column(dataset: Dataset, kind: type, customary: str, argument: str) -> 
     """The only column of a type, or the one with the usual name."""
     found = [name for name, feature in dataset.features.items() if isinstance(feature, kind)]
     if len(found) != 1 and customary not in dataset.column_names:
-        raise ValueError(f"{argument} is not clear among the columns {', '.join(dataset.column_names)}: name it")
+        raise ValueError(f"{argument} is ambiguous among the columns {', '.join(dataset.column_names)}: name it")
     return customary if customary in dataset.column_names else found[0]
 
 
@@ -244,7 +244,7 @@ def load_labelled(
     elif any((path / name).is_file() for name in ("dataset_dict.json", "state.json")):
         loaded = saved_dataset(path)
     elif label_column is not None:
-        raise ValueError(f"label_column={label_column!r} is of no use for {path}, whose folders name the classes")
+        raise ValueError(f"label_column={label_column!r} has no effect for {path}, whose folders name the classes")
     elif not path.is_dir():
         raise NotADirectoryError(f"{path} is a file: give a folder with one folder of images for each class")
     else:

@@ -236,7 +236,7 @@ def test_labels_that_are_unclear_are_refused():
         (labelled, {}, "'kind' has -1 in row 1, none of the 2 classes"),
         (words, {"label_column": "kind", "class_names": ["a"]}, "class_names has 1 names"),
         (make_labelled(["a", None, "b"], Value("string")), {"label_column": "kind"}, "has None in row 1"),
-        (numbers, {}, "label_column is not clear among the columns photo, kind"),
+        (numbers, {}, "label_column is ambiguous among the columns photo, kind"),
         (numbers, {"label_column": "kind"}, "'kind' has numbers without names: give class_names"),
         (labelled, {"image_column": "picture"}, "image_column='picture' is not among the columns photo, kind"),
         (labelled, {"class_names": ["a", "b", "c"]}, "class_names has 3 names for the 2 classes of 'kind'"),
