@@ -203,7 +203,7 @@ def write_outputs(evaluation: "Evaluation", output: Path, report: Path | None) -
     def page() -> Path:
         from hf_vse.report.page import write_report
 
-        return write_report(report, evaluation.judgements, evaluation.document, evaluation.pictures)
+        return write_report(report, evaluation.judgements, evaluation.document, evaluation.images)
 
     attempt("numbers", "the numbers", numbers)
     if report is not None:

@@ -1,7 +1,7 @@
 """How far to trust a recall, and whether one model is really better than another.
 
 The images of a test set, each with all its captions, are taken as a sample of those that could have been asked: an
-image and its captions are drawn together, because captions of one photograph are not independent of each other. All
+image and its captions are drawn together, because captions of one image are not independent of each other. All
 negatives stay: what is said holds for queries like these against this gallery, since a larger one lowers every recall.
 
 - `recall_intervals`: the percentile bootstrap over images (Efron & Tibshirani, An Introduction to the Bootstrap, 1993,

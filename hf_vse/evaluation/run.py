@@ -83,12 +83,12 @@ class Evaluation:
 
     Args:
         document: the evaluation, JSON as it stands, see `record.py`.
-        pictures: the split with its column `image`, where there is one.
+        images: the split with its column `image`, where there is one.
     """
 
     document: dict[str, Any]
     judgements: list[Judgement]
-    pictures: Dataset | None = None
+    images: Dataset | None = None
 
 
 def evaluate_models(
@@ -130,8 +130,8 @@ def evaluate_models(
     records = {judgement.record["model"]: judgement.record for judgement in judgements}
     where = environment() | {"processes": state.num_processes}
     document = evaluation_of(records, where, compare_judgements(judgements))
-    pictures = None if splits is None else pictures_of(splits[questions.split], spec)
-    return Evaluation(document, judgements, pictures)
+    images = None if splits is None else with_images(splits[questions.split], spec)
+    return Evaluation(document, judgements, images)
 
 
 def tell_apart(models: Sequence[str], judgements: Sequence[Judgement]) -> None:
@@ -217,7 +217,7 @@ def captions_by_image(dataset: Dataset) -> list[list[str]]:
     return dataset.with_format(None)[CAPTIONS][:]
 
 
-def pictures_of(dataset: Dataset, spec: DataSpec) -> Dataset | None:
+def with_images(dataset: Dataset, spec: DataSpec) -> Dataset | None:
     """The split with its images, which data of precomputed features may also have; None without any."""
     if IMAGE in dataset.column_names:
         return dataset

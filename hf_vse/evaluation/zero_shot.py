@@ -1,4 +1,4 @@
-"""Zero-shot classification: a photograph belongs to the class whose description is most similar.
+"""Zero-shot classification: an image belongs to the class whose description is most similar.
 
 A class is described by its name in several templates; its vector is the mean of their unit vectors, brought to length
 one (CLIP: Radford et al. 2021, arXiv 2103.00020, section 3.1.4). Nothing is trained, so that the templates and the
@@ -85,7 +85,7 @@ def class_vectors(
 def zero_shot_metrics(
     image_embeds: Array, labels: Array, class_vectors: Array, class_names: Sequence[str] | None = None
 ) -> dict[str, Any]:
-    """How often the class of a photograph is the most similar one.
+    """How often the class of an image is the most similar one.
 
     Args:
         image_embeds: (images, dim); class_vectors: (classes, dim).

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 RIGHT_COLOUR = PALETTE[2]
-THUMBNAIL = 192  # pixels: what a picture in a grid can show
+THUMBNAIL = 192  # pixels: of an image in a grid
 
 
 def plot_recall_bars(
@@ -70,17 +70,17 @@ def plot_retrieval_grid(
     path: str | Path,
     scores: Sequence[Sequence[float]] | None = None,
 ) -> Path:
-    """For every sentence a row: the sentence, then the pictures found for it, the right ones in a green frame.
+    """For every sentence a row: the sentence, then the images found for it, the right ones in a green frame.
 
     Args:
         queries: the sentences.
-        images: for every sentence the pictures in the order in which they were found.
-        correct: for every picture whether it belongs to the sentence.
+        images: for every sentence the images in the order in which they were found.
+        correct: for every image whether it belongs to the sentence.
         path: the PNG file to write.
-        scores: for every picture its similarity, written below it.
+        scores: for every image its similarity, written below it.
 
     Raises:
-        ValueError: if there is no sentence or no picture, or the lengths differ.
+        ValueError: if there is no sentence or no image, or the lengths differ.
     """
     _check_grid(queries, images, correct, scores)
     columns = max(len(row) for row in images)
@@ -100,10 +100,10 @@ def plot_retrieval_grid(
 def plot_contact_sheet(
     title: str, images: Sequence[Image.Image], labels: Sequence[str], path: str | Path, columns: int = 5
 ) -> Path:
-    """The pictures found for one query, best first, in rows of `columns`, with a line below each.
+    """The images found for one query, best first, in rows of `columns`, with a line below each.
 
     Raises:
-        ValueError: if there is no picture, or not one label for each.
+        ValueError: if there is no image, or not one label for each.
     """
     if not images or len(images) != len(labels):
         raise ValueError(f"there are {len(images)} images and {len(labels)} labels: give one label for each image")

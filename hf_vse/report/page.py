@@ -35,14 +35,14 @@ def write_report(
     folder: str | Path,
     judgements: Sequence[Judgement],
     evaluation: Mapping[str, Any],
-    pictures: Dataset | None = None,
+    images: Dataset | None = None,
 ) -> Path:
     """Writes the page of one model or of several on one split.
 
     Args:
         judgements: with diagnostics, see `judge`.
         evaluation: of these models, see `hf_vse.evaluation.record`; written beside the page and inside it.
-        pictures: the split with its column `image`; without it the page shows no photographs.
+        images: the split with its column `image`; without it the page shows no photographs.
 
     Returns:
         The file of the page.
@@ -53,7 +53,7 @@ def write_report(
     if not judgements:
         raise ValueError("judgements is empty: judge at least one model")
     folder = check_report(folder)
-    page = render_page(named(judgements), evaluation, pictures)
+    page = render_page(named(judgements), evaluation, images)
     write_text(folder / RECORD_FILE, json.dumps(evaluation, indent=1, ensure_ascii=False))
     write_text(folder / PAGE_FILE, page)
     return folder / PAGE_FILE
@@ -89,7 +89,7 @@ def named(judgements: Sequence[Judgement]) -> dict[str, Judgement]:
     return dict(zip(names.values(), judgements, strict=True))
 
 
-def render_page(judgements: Mapping[str, Judgement], evaluation: Mapping[str, Any], pictures: Dataset | None) -> str:
+def render_page(judgements: Mapping[str, Judgement], evaluation: Mapping[str, Any], images: Dataset | None) -> str:
     from jinja2 import Environment
 
     source = files("hf_vse.report").joinpath("page.html.j2").read_text(encoding="utf-8")
@@ -103,7 +103,7 @@ def render_page(judgements: Mapping[str, Judgement], evaluation: Mapping[str, An
         whole=evaluation,
         data=for_script(evaluation),
         figures=drawn(records),
-        seen=seen(judgements, pictures),
+        seen=seen(judgements, images),
         label=metric_label,
         metric_rows=metric_rows,
         with_equal_captions={name: each for name, each in records.items() if equal_captions_matter(each)},
@@ -156,12 +156,12 @@ def drawn(records: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def seen(judgements: Mapping[str, Judgement], pictures: Dataset | None) -> dict[str, Any]:
+def seen(judgements: Mapping[str, Judgement], images: Dataset | None) -> dict[str, Any]:
     """The parts of the page that show photographs beside sentences."""
     captions = all(judgement.texts.captions for judgement in judgements.values())
-    if pictures is None or IMAGE not in pictures.column_names or not captions:
+    if images is None or IMAGE not in images.column_names or not captions:
         return {}
-    thumbnails = Thumbnails(pictures)
+    thumbnails = Thumbnails(images)
     shown: dict[str, Any] = {
         "sentences": examples.sentence_examples(judgements, thumbnails),
         "images": examples.image_examples(judgements, thumbnails),

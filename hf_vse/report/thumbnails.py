@@ -1,4 +1,4 @@
-"""Photographs of a split as small pictures inside the page."""
+"""Images of a split as small JPEGs inside the page."""
 
 from base64 import b64encode
 from functools import lru_cache
@@ -23,12 +23,12 @@ class Thumbnails:
         self.of = lru_cache(maxsize=4096)(self.draw)
 
     def draw(self, row: int) -> str:
-        """The picture in a row of the data set as a `data:` address, empty where it cannot be read."""
+        """The image in a row of the data set as a `data:` address, empty where it cannot be read."""
         try:
-            picture = decode_image(self.images[row][IMAGE], needed=SIDE)
+            image = decode_image(self.images[row][IMAGE], needed=SIDE)
         except BrokenImageError:
             return ""
-        picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+        image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
         file = BytesIO()
-        picture.save(file, format="JPEG", quality=QUALITY)
+        image.save(file, format="JPEG", quality=QUALITY)
         return f"data:image/jpeg;base64,{b64encode(file.getvalue()).decode()}"

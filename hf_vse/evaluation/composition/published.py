@@ -59,17 +59,17 @@ class Item(NamedTuple):
     kind: str
 
 
-class Pictures(Sequence):
+class ImageRows(Sequence):
     """Rows `{"image": ...}` of files and parts of them, opened only when asked for."""
 
-    def __init__(self, pictures: Sequence[tuple[str, Box | None]]):
-        self.pictures = list(pictures)
+    def __init__(self, images: Sequence[tuple[str, Box | None]]):
+        self.images = list(images)
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def __getitem__(self, row: int) -> dict[str, Any]:
-        path, box = self.pictures[row]
+        path, box = self.images[row]
         file = {"path": path, "bytes": None}
         if box is None:
             return {IMAGE: file}
@@ -155,7 +155,7 @@ def find_files(names: Sequence[str], folder: Path) -> dict[str, str]:
     return found
 
 
-def placed_foils(items: list[Item], folder: Path, max_broken_share: float) -> tuple[list[Foil], Pictures]:
+def placed_foils(items: list[Item], folder: Path, max_broken_share: float) -> tuple[list[Foil], ImageRows]:
     """Foils of the items whose image is there; each part of a file is one image. Of Winoground, whole pairs."""
     files = find_files([item.image for item in items], folder)
     missing = {item.image: f"not in {folder}" for item in items if item.image not in files}
@@ -164,13 +164,13 @@ def placed_foils(items: list[Item], folder: Path, max_broken_share: float) -> tu
         pairs = zip(items[::2], items[1::2], strict=True)
         items = [item for pair in pairs for item in pair if not missing.keys() & {each.image for each in pair}]
     items = [item for item in items if item.image in files]
-    rows = {picture: row for row, picture in enumerate(dict.fromkeys((item.image, item.box) for item in items))}
+    rows = {image: row for row, image in enumerate(dict.fromkeys((item.image, item.box) for item in items))}
     foils = [Foil(rows[item.image, item.box], item.true_caption, (item.false_caption,), item.kind) for item in items]
-    return foils, Pictures([(files[name], box) for name, box in rows])
+    return foils, ImageRows([(files[name], box) for name, box in rows])
 
 
 def saved_winoground(directory: Path) -> tuple[list[Foil], Dataset]:
-    """From a copy by `Dataset.save_to_disk`, whose columns `image_0` and `image_1` hold the pictures."""
+    """From a copy by `Dataset.save_to_disk`, whose columns `image_0` and `image_1` hold the images."""
     dataset = saved_dataset(directory)
     if not isinstance(dataset, Dataset):
         raise ValueError(f"{directory} holds several splits: give the folder of one; it is not Winoground")
@@ -218,7 +218,7 @@ def load_foils(
     image_dir: str | Path | None = None,
     *,
     max_broken_share: float = 0.02,
-) -> tuple[list[Foil], Pictures | Dataset]:
+) -> tuple[list[Foil], ImageRows | Dataset]:
     """Published foils and their images, for `composition_probe` (`winoground_probe` for Winoground).
 
     Args:
