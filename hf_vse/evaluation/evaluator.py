@@ -151,7 +151,8 @@ def evaluate_retrieval(
         batch_size: images or sentences encoded at once.
 
     Returns:
-        The metrics of `retrieval_metrics`, and the numbers of `images`, `texts` and `broken_images` left out.
+        What `retrieval_metrics` returns, which a record has as `metrics` (see `record.py`), and beside it the numbers
+        of `images`, `texts` (a record's `captions`) and `broken_images` left out.
     """
     was_training = model.training
     options = {"batch_size": batch_size, "num_workers": num_workers, "progress": progress}

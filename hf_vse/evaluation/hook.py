@@ -84,7 +84,7 @@ def pair_metrics(image_embeds: Array, text_embeds: Array, image_ids: Array) -> d
         image_ids: (pairs,) integers; rows with equal ids hold the same image, the first of which is kept.
 
     Returns:
-        What `retrieval_metrics` returns, and the numbers of `images` and `texts`.
+        What `retrieval_metrics` returns, and the numbers of `images` and `texts`: see `record.py`.
 
     Raises:
         ValueError: rows that do not fit, embeddings that are not finite, or rows of one id with different images.

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from hf_vse.files import read_json
+from hf_vse.evaluation.record import read_evaluation
 from hf_vse.plots import RECALLS
 from hf_vse.training.recipe import read_recipe
 from hf_vse.training.run import run_recipe
@@ -80,7 +80,7 @@ def run_cell(task: tuple[Cell, int, Path, Path, dict[str, Any], int]) -> dict[st
             run_recipe(recipe)
         shutil.rmtree(output / "stages")
         (output / "model.safetensors").unlink()
-    result = read_json(metrics, dict)
+    result = read_evaluation(metrics)
     recalls = result["metrics"]["validation"]["metrics"]
     return {
         "cell": cell.name,
