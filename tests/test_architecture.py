@@ -188,9 +188,8 @@ ONE_NAME_FOR_SEVERAL = {
 }
 # To be renamed: nothing is added here.
 TO_BE_RENAMED = """
-    Encoder Plan Questions captions_of check_choice check_fit check_names check_numbers check_plain check_weights
-    compare describe digest_of exchange execute joined keep_best load_tower objective one_line read_record render
-    report rows_of show spread table unit
+    Encoder Plan check_choice check_numbers check_plain describe digest_of execute joined load_tower one_line
+    read_record table
 """.split()
 
 

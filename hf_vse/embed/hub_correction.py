@@ -76,7 +76,7 @@ class QueryBank:
                 scores = queries @ gallery[left : left + GALLERY_ROWS].astype(np.float32).T
                 inside = slice(left, left + scores.shape[1])
                 totals[inside] = np.logaddexp(totals[inside], log_sum_exp(scores / np.float32(temperature)))
-                best = keep_best(best, scores, left, top)
+                best = merge_best(best, scores, left, top)
             active[best[1]] = True
         normalizer = temperature * (totals - np.log(len(bank)))
         return cls(normalizer.astype(np.float32), active, float(temperature))
@@ -146,7 +146,7 @@ def log_sum_exp(scores: np.ndarray) -> np.ndarray:
     return largest + np.log(np.exp(scores - largest).sum(axis=0, dtype=np.float64))
 
 
-def keep_best(
+def merge_best(
     best: tuple[np.ndarray, np.ndarray], scores: np.ndarray, left: int, top: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scores and rows of the `top` best of those known and of the items `left`, `left + 1`, ...; in no order."""

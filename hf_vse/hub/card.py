@@ -72,7 +72,6 @@ def model_card(
     """
     title, recipe = repo_id.rpartition("/")[2], record.get("recipe", {})
     objective = objective_facts(config, record)
-    equal = {split: each for split, each in record.get("metrics", {}).items() if "metrics_equal_captions" in each}
     return written_card(
         "card.md.j2",
         metadata(config, record, title=title, license=license, tags=tags),
@@ -92,7 +91,7 @@ def model_card(
         symbols=re.findall(r"\w+", objective["formula"]),
         masks_same_image=recipe.get("mask_same_image", True),
         results=results(record),
-        equal_captions={split: each["equal_captions"]["captions"] for split, each in equal.items()},
+        equal_captions={name: each["equal_captions"]["captions"] for name, each in equal_captions_of(record).items()},
         measured=measured(record),
         stages=stages(record),
         minutes=sum(stage["seconds"] for stage in record.get("stages", [])) / 60,
@@ -174,13 +173,23 @@ def rows_of(record: dict[str, Any]) -> dict[str, tuple[str, dict[str, float]]]:
     return rows
 
 
+def equal_captions_of(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The splits on which a recall, in the one digit shown, changes where equal captions count as right."""
+    names = [f"{side}_{level}" for side in DIRECTIONS for level in LEVELS]
+    return {
+        split: each
+        for split, each in record.get("metrics", {}).items()
+        if "metrics_equal_captions" in each
+        and any(f"{each['metrics'][name]:.1f}" != f"{each['metrics_equal_captions'][name]:.1f}" for name in names)
+    }
+
+
 def results(record: dict[str, Any]) -> list[list[str]]:
     """The cells of the table of recalls: splits, equal captions, chance."""
     measured = record.get("metrics", {})
     rows = {name: metrics for name, (_, metrics) in rows_of(record).items()}
-    for name, each in measured.items():
-        if "metrics_equal_captions" in each:
-            rows[f"{name}, equal captions"] = each["metrics_equal_captions"]
+    equal = equal_captions_of(record)
+    rows |= {f"{name}, equal captions": each["metrics_equal_captions"] for name, each in equal.items()}
     chances = {name: each["chance"] for name, each in measured.items() if each.get("chance")}
     same = all(each == next(iter(chances.values())) for each in chances.values())
     rows |= {"chance" if same else f"chance, {name}": each for name, each in chances.items()}

@@ -114,7 +114,7 @@ def calibration_at(queries: TextQueries, image_embeds: Tensor, temperature: floa
     }
 
 
-def sample_queries(
+def sampled_queries(
     image_embeds: Tensor, text_embeds: Tensor, text_to_image: Tensor, text_ranks: Tensor, sample: int, seed: int
 ) -> tuple[TextQueries, Tensor]:
     """At most `sample` captions, and (queries,) booleans: whose images are in one random half of all images."""
@@ -155,7 +155,7 @@ def calibration(
         raise ValueError(
             f"temperature must be positive, got {temperature}; leave it out to report only the fitted one"
         )
-    queries, half = sample_queries(image_embeds, text_embeds, text_to_image, text_ranks, sample, seed)
+    queries, half = sampled_queries(image_embeds, text_embeds, text_to_image, text_ranks, sample, seed)
     if half.all() or not half.any():
         raise ValueError(f"calibration needs captions of two images at least, got those of {len(image_embeds)}")
     fitted = [fit_temperature(queries.of(rows), image_embeds) for rows in (half, ~half)]

@@ -48,7 +48,7 @@ def unit_vectors(name: str, embeds: Array) -> Tensor:
     return matrix
 
 
-def checked(
+def checked_correspondence(
     image_embeds: Array, text_embeds: Array, text_to_image: Array, captions: Sequence[str] | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The embeddings and the image of each text as tensors on one device; errors as in `diagnose`."""
@@ -94,7 +94,7 @@ def diagnose(
     Raises:
         ValueError: shapes that do not fit, an image without text, rows that are not finite or not of length one.
     """
-    images, texts, owner = checked(image_embeds, text_embeds, text_to_image, captions)
+    images, texts, owner = checked_correspondence(image_embeds, text_embeds, text_to_image, captions)
     ranks = ranks or retrieval_ranks(images, texts, owner)
     negatives = find_hard_negatives(images, texts, owner)
     found = {
