@@ -125,7 +125,7 @@ class VSECollator:
 
 
 def joined(prepared: Sequence[Any]) -> Any:
-    """What was prepared of the parts of a batch, as if it had been prepared of the whole."""
+    """Joins the processed parts of a batch, with the same result as processing the whole batch at once."""
     first = prepared[0]
     if len(prepared) == 1:
         return first

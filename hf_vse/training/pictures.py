@@ -33,7 +33,7 @@ def draw_pictures(
         if name in embedded and IMAGE in splits[name].column_names:
             pictures.append(draw_retrieval(splits[name], embedded[name], output_dir / "retrieval.png"))
     except ImportError as error:
-        logger.warning("no pictures: %s", error)
+        logger.warning("no plots: %s", error)
         return []
     return pictures
 

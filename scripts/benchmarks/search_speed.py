@@ -140,7 +140,7 @@ def main() -> None:
     for size, kind in sizes:
         measured.append(measure(grown(photographs, size, rng), kind, captions, arguments.rounds))
         print(measured[-1], flush=True)
-    space = "made clusters" if arguments.model is None else f"captions and photographs of {arguments.dataset}"
+    space = "synthetic clusters" if arguments.model is None else f"captions and photographs of {arguments.dataset}"
     record({"space": space, "measured": measured, "environment": environment()}, arguments.output)
 
 

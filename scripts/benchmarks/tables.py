@@ -1,4 +1,4 @@
-"""The tables of the README, each from what was recorded in `results/`; written by `scripts/readme_tables.py`."""
+"""The tables of the README, each from the records in `results/`; `scripts/readme_tables.py` writes them."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ def minutes(result: dict) -> float:
 
 
 def typical_minutes(results: list[dict]) -> float:
-    """Of the run that had to run frozen towers and found nothing in the cache; else the median."""
+    """Minutes of the run that had to fill the cache of frozen towers; if there is none, the median."""
     fresh = max(results, key=seconds_of_frozen_towers)
     return minutes(fresh) if seconds_of_frozen_towers(fresh) > 10 else median(map(minutes, results))
 
@@ -42,7 +42,7 @@ def quickstart_table() -> str:
 
 
 def results_table() -> str:
-    """A line for each recipe: the mean over its seeds, recorded as RECIPE-SEED.json."""
+    """One line per recipe: the mean over its seeds, recorded as RECIPE-SEED.json."""
     runs: dict[str, list[dict]] = {}
     for path in sorted(RESULTS.glob("flickr8k_*-*.json")):
         runs.setdefault(path.stem.rpartition("-")[0], []).append(load_evaluation(path.stem))
@@ -85,13 +85,13 @@ def speed_table() -> str:
     cached, run = seconds["epoch on the cache"], seconds["epoch with the tower"]
     of_crop, an_hour = seconds["cache"] / (frozen["crops"] + 1), per_hour["epoch on the cache"]
     rows = [
-        ("two CPU cores", "hf_vse", "the alternative, in the same run", "ratio"),
+        ("two CPU cores", "hf_vse", "alternative in the same run", "ratio"),
         ("---",) * 4,
         ("epoch of the paper's model, features", f"{ours:.0f} s", f"{plain:.0f} s: packed GRU", f"{ours / plain:.2f}"),
         (
             "epoch of a frozen stage, pixels",
-            f"{cached:.0f} s, {an_hour:.0f} an hour, after {of_crop:.0f} s for each crop",
-            f"{run:.0f} s, {per_hour['epoch with the tower']:.1f} an hour: the tower in every step",
+            f"{cached:.0f} s, {an_hour:.0f} per hour, after {of_crop:.0f} s per crop",
+            f"{run:.0f} s, {per_hour['epoch with the tower']:.1f} per hour: tower in every step",
             f"{cached / run:.3f}",
         ),
     ]
@@ -99,7 +99,7 @@ def speed_table() -> str:
 
 
 def loss_table() -> str:
-    """Of every recorded device: time against the plain loss at the largest common batch, memory at the largest."""
+    """For each recorded device: time at the largest batch of the plain loss, and memory at the largest batch."""
     lines = []
     for name in ("loss_step", "loss_step_gpu"):
         if (RESULTS / f"{name}.json").is_file():
@@ -115,7 +115,7 @@ def loss_lines(result: dict) -> list[str]:
     where = result["environment"]
     device = f"{where['device']}, {where['threads']} threads, {result['dtype']}"
     lines = [
-        f"| {device}; 1,024 dimensions | {batch:,} pairs | of plain | MiB at {large:,} | of plain |",
+        f"| {device}; 1,024 dimensions | {batch:,} pairs | vs. plain | MiB at {large:,} | vs. plain |",
         "|---|---|---|---|---|",
     ]
     for row in (each for each in timed if (each["batch"], each["dim"]) == (batch, 1024)):
@@ -126,11 +126,11 @@ def loss_lines(result: dict) -> list[str]:
             f"{100 * held['of_plain']:.1f} %",
         ]  # fmt: skip
         lines.append(f"| {row['contender']} | {' | '.join(cells)} |")
-    return [*lines, "", "\\* scaled up from half the batch, because it comes close to the memory of this machine.", ""]
+    return [*lines, "", "\\* scaled up from half the batch, because it nearly fills the memory of this machine.", ""]
 
 
 def judged_table() -> str:
-    """What the judge says of two objectives, means over seeds, and whether they differ; and what watching costs."""
+    """The evaluation of two objectives, means over seeds, their differences, and the cost of the diagnostics."""
     result, cost = load_evaluation("judged_flickr8k"), load("diagnostics_cost")
     models = list(result["metrics"].values())
     runs: dict[str, list[dict]] = {}
@@ -156,15 +156,15 @@ def judged_table() -> str:
         [
             *lines,
             "",
-            f"rsum of the second less the first, seed by seed: {differences}. All numbers of all protocols equal "
+            f"Difference in rsum, second minus first, per seed: {differences}. All numbers of all protocols equal "
             f"those computed by definition (`scripts/benchmarks/judged.py`) to within {worst:.0e}. The "
             f"diagnostics of a batch take {cost['milliseconds_of_the_diagnostics']:.0f} ms, "
-            f"{100 * (cost['ratio_by_their_own_time'] - 1):.2f} % of training at every {cost['every']} steps.",
+            f"{100 * (cost['ratio_by_their_own_time'] - 1):.2f} % of training if run every {cost['every']} steps.",
         ]
     )
 
 
-# Title, where it stands in a record, digits.
+# Title, path in a record, digits.
 JUDGED = (
     ("rsum", "metrics.rsum", 1),
     ("image → text, hit rate at 10", "protocols.ranking.metrics.i2t_hit_r10", 1),
@@ -173,15 +173,15 @@ JUDGED = (
     ("rsum with one caption per image", "protocols.first_caption.metrics.rsum", 1),
     ("rsum with averaged captions", "protocols.mean_caption.metrics.rsum", 1),
     ("rsum with QB-Norm", "corrected.metrics.rsum", 1),
-    ("alignment (less is closer)", "diagnostics.geometry.alignment", 2),
+    ("alignment (lower is closer)", "diagnostics.geometry.alignment", 2),
     ("modality gap", "diagnostics.geometry.modality_gap", 2),
     ("effective rank of images", "diagnostics.geometry.effective_rank_image", 0),
     ("hubness of images ({random:.2f} at random)", "diagnostics.hubness.t2i.k10.skewness", 2),
     ("calibration error at its own temperature, %", "diagnostics.calibration.given.ece", 1),
-    ("told from a replaced object, % (chance {chance:.0f})", "composition.kinds.replace_object.accuracy", 1),
-    ("told from a replaced attribute", "composition.kinds.replace_attribute.accuracy", 1),
-    ("told from a reversed relation", "composition.kinds.replace_relation.accuracy", 1),
-    ("told from its words in another order", "composition.kinds.word_order.accuracy", 1),
+    ("accuracy against a replaced object, % (chance {chance:.0f})", "composition.kinds.replace_object.accuracy", 1),
+    ("accuracy against a replaced attribute", "composition.kinds.replace_attribute.accuracy", 1),
+    ("accuracy against a reversed relation", "composition.kinds.replace_relation.accuracy", 1),
+    ("accuracy against shuffled words", "composition.kinds.word_order.accuracy", 1),
 )
 
 
@@ -205,7 +205,7 @@ def evaluation_table() -> str:
     million, everything = result["million"], result["everything"]
     published = coco["published_seconds"]["float64"]
     rows = [
-        ("", "hf_vse", "a sort for each query in NumPy", "times faster"),
+        ("", "hf_vse", "a sort per query in NumPy", "times faster"),
         ("---",) * 4,
         (
             f"recalls of {coco['images']:,} images and {coco['texts']:,} captions",
@@ -227,7 +227,7 @@ def evaluation_table() -> str:
             "",
         ),
         (
-            f"every protocol, interval and diagnostic of {everything['images']:,} and {everything['texts']:,}",
+            f"all protocols, intervals and diagnostics of {everything['images']:,} and {everything['texts']:,}",
             f"{everything['seconds']:.0f} s",
             "",
             "",
@@ -241,10 +241,10 @@ def search_table() -> str:
         "exact": "exact",
         "ivf": "cells (IVF)",
         "hnsw": "graph (HNSW)",
-        "pq": "cells of codes (IVF-PQ), compared again",
+        "pq": "compressed cells (IVF-PQ), reranked",
     }
     lines = [
-        "| vectors of 512 | index | a query, median (95 %) | recall@10 | index, GiB | built in | of bare FAISS |",
+        "| 512-d vectors | index | per query, median (95 %) | recall@10 | index, GiB | build time | vs. bare FAISS |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in load("search_speed")["measured"]:
@@ -267,7 +267,7 @@ def compression_table() -> str:
     rows = [row for row in result["rows"] if row["way"] == "rotated" and row["precision"] != "float16"]
     full = max(row["dim"] for row in rows)
     precisions = list(dict.fromkeys(row["precision"] for row in rows))
-    lines = [f"| rsum (bytes a vector) | {' | '.join(precisions)} |", "|---" * (1 + len(precisions)) + "|"]
+    lines = [f"| rsum (bytes per vector) | {' | '.join(precisions)} |", "|---" * (1 + len(precisions)) + "|"]
     for dim in sorted({row["dim"] for row in rows}, reverse=True):
         of_dim = {row["precision"]: row for row in rows if row["dim"] == dim}
         cells = [f"{of_dim[each]['rsum']:.1f} ({of_dim[each]['bytes']:,})" for each in precisions]
@@ -279,8 +279,8 @@ def visitors_sentence() -> str:
     result = load("space_load")
     slowest = max(times["p95_ms"] for times in result["endpoints"].values()) / 1000
     return (
-        f"{result['visitors']} visitors who ask without a pause, for {result['seconds']:.0f} s, on "
-        f"{result['environment']['threads']} CPU cores and {result['demo']['photographs']:,} photographs of Flickr8k: "
+        f"{result['visitors']} concurrent visitors without pauses, for {result['seconds']:.0f} s, on "
+        f"{result['environment']['threads']} CPU cores with {result['demo']['photographs']:,} images of Flickr8k: "
         f"{result['answers']:,} answers, {result['errors']} errors, 95 % of each kind within {slowest:.1f} s "
         "(`scripts/benchmarks/space_load.py`)."
     )
