@@ -1,11 +1,18 @@
-"""The published payload: flat files that travel to the Hub with the weights and import nothing but their siblings.
+"""The model, and nothing else. `*_vse.py` is the payload: flat files that travel to the Hub with the weights, are read by
+whoever trusts remote code, and import nothing but their siblings. Cards and uploads are in `hf_vse.hub`.
 
-Where the package is installed, its own classes are made known to the Auto classes here, so that `VSEProcessor` and
-`AutoConfig` read a published directory without running the code in it.
+For others: `VSEConfig`, `VSEGRUTextConfig`, `VSEFeaturesConfig` of `configuration_vse`; `VSEModel`, `VSEOutput` of
+`modeling_vse`; `VSEProcessor`, `VSEFeatureProcessor` of `processing_vse`; `OBJECTIVES`, `contrastive_loss` of `losses_vse`.
+
+This file and those without `_vse` add what only an installed package has: the Auto classes know the classes here, so
+that a published directory is read without running the code in it, weights of earlier versions are converted, and the
+text tower is faster on the CPU.
 """
 
 from transformers import AutoConfig, AutoImageProcessor
 
+import hf_vse.model.earlier_weights  # noqa: F401
+import hf_vse.model.recurrence  # noqa: F401
 from hf_vse.model.configuration_vse import VSEConfig, VSEFeaturesConfig
 from hf_vse.model.processing_vse import VSEFeatureProcessor
 

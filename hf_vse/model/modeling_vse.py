@@ -18,7 +18,6 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 from transformers.utils.generic import can_return_tuple
 
-from .checkpoints_vse import SCALARS
 from .configuration_vse import GRU_MODEL_TYPE, VSEConfig
 from .losses_vse import contrastive_loss, learned_settings
 from .pooling_vse import Pooling
@@ -36,6 +35,7 @@ from .towers_vse import (
 # exp(7) = 1,097: published models fit under it (CLIP stores log 100, SigLIP up to log 118), products of float32 are
 # still exact to 1e-4 of a logit, and no precision rounds it, so that a parameter at the limit keeps its gradient.
 MAX_LOGIT_SCALE = 7.0
+SCALARS = ("logit_scale", "logit_bias")  # learned; of shape (1,), because FSDP shards no scalars
 ZERO_SHOT_CLASS = "AutoModelForZeroShotImageClassification"  # what the pipeline of that name loads
 FEATURES_INSTEAD = "give pixel_values, or image_features to a model of precomputed features"
 
@@ -133,7 +133,6 @@ class VSEModel(VSEPreTrainedModel):
             }
             self.visual_head, self.text_head = ProjectionHead(dim, **options), ProjectionHead(dim, **options)
         learned = learned_settings(config.loss_type)
-        # Of shape (1,), because FSDP shards no scalars.
         self.logit_scale = nn.Parameter(torch.empty(1)) if "temperature" in learned else None
         self.logit_bias = nn.Parameter(torch.empty(1)) if "logit_bias" in learned else None
         self.post_init()

@@ -11,7 +11,6 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .configuration_vse import FEATURES_MODEL_TYPE, GRU_MODEL_TYPE, VSEGRUTextConfig
 from .pooling_vse import last_pool, reverse_valid
-from .recurrence_vse import tree_states
 
 
 class PrecomputedFeatures(nn.Module):
@@ -27,9 +26,8 @@ class PrecomputedFeatures(nn.Module):
 class GRUTextTower(nn.Module):
     """Word embedding and gated recurrent unit; sentences are padded on the right.
 
-    A recurrence that reads from left to right never meets the padding before the last word, so nothing has to be
-    packed. The backward direction reads every sentence turned round within its own length. On the CPU the first layer
-    runs over the prefix tree of the batch.
+    A recurrence that reads from left to right meets the padding after the last word, so nothing has to be packed. The
+    backward direction reads every sentence turned round within its own length.
     """
 
     def __init__(self, config: VSEGRUTextConfig):
@@ -59,10 +57,10 @@ class GRUTextTower(nn.Module):
         return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=final)
 
     def read(self, layer: nn.GRU, words: Tensor, ids: Tensor | None, lengths: Tensor) -> Tensor:
-        """One layer in one direction: (batch, words, inputs) -> (batch, words, hidden); `ids` where words are read."""
-        alike = ids is not None and not (self.training and self.dropout.p)  # equal words have equal vectors
-        if alike and words.device.type == "cpu" and not torch.compiler.is_compiling():
-            return tree_states(layer, self.embedding, ids, lengths)
+        """One layer in one direction: (batch, words, inputs) -> (batch, words, hidden).
+
+        Where `words` are word vectors, `ids` says of which: hf_vse then computes equal beginnings once.
+        """
         return layer(words)[0]
 
 

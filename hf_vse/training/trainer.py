@@ -19,9 +19,8 @@ from hf_vse.data.pairs import PairDataset, StreamedPairs
 from hf_vse.data.sampler import PairBatchSampler
 from hf_vse.embed.batches import to_device
 from hf_vse.evaluation.evaluator import evaluate_retrieval
-from hf_vse.model.checkpoints_vse import SCALARS
 from hf_vse.model.losses_vse import OBJECTIVES, objective
-from hf_vse.model.modeling_vse import VSEModel, VSEOutput
+from hf_vse.model.modeling_vse import SCALARS, VSEModel, VSEOutput
 from hf_vse.model.processing_vse import VSEProcessor
 from hf_vse.objectives.execution import choose_execution, execute_loss
 from hf_vse.objectives.grad_cache import cached_loss, mini_batches

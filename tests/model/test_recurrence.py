@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from hf_vse.model.recurrence_vse import prefix_tree, tree_states
+from hf_vse.model.recurrence import prefix_tree, tree_states
 
 LENGTHS = torch.tensor([5, 2, 7, 7, 1, 4])
 

@@ -1,13 +1,13 @@
-"""A gated recurrent unit over a batch of sentences, read as a tree: what two sentences begin with is computed once.
+"""A gated recurrent unit that computes once what several sentences of a batch begin with.
 
-Captions are short and begin alike ("<start> a man in a ..."). A state depends on nothing but the words read so far,
-so every distinct beginning of a batch is one node of a prefix tree (a trie), and the recurrence runs over the nodes,
-level by level. There is no padding, nothing to sort, and the input half of the gates is computed once for each
-distinct word. Of the states of 128 Flickr8k captions 18 % fall away. The gradient is written out, which turns the many
-small products of the weight gradient into one. Results equal `torch.nn.GRU` on packed sentences, forward and backward,
-up to rounding.
+Captions are short and begin alike ("<start> a man in a ..."). A state depends only on the words read so far, so every
+distinct beginning of a batch is one node of a prefix tree (a trie), and the recurrence runs over the nodes, level by
+level. There is no padding, nothing to sort, and the input half of the gates is computed once for each distinct word.
+Of the states of 128 Flickr8k captions 18 % fall away. The gradient is written out, which turns the many small products
+of the weight gradient into one. Results equal `torch.nn.GRU` on packed sentences, forward and backward, up to rounding.
 
-Made for the CPU; on a GPU, where the launch of many small operations costs more than they save, cuDNN is faster.
+Made for the CPU; on a GPU, where the launch of many small operations costs more than they save, cuDNN is faster. It is
+not part of the published model: `GRUTextTower` reads word by word there, and with this file where hf_vse is installed.
 """
 
 from itertools import accumulate
@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from hf_vse.model.towers_vse import GRUTextTower
 
 
 class PrefixTree(NamedTuple):
@@ -113,7 +115,7 @@ class TreeRecurrence(torch.autograd.Function):
 def tree_states(gru: nn.GRU, embedding: nn.Embedding, input_ids: Tensor, lengths: Tensor) -> Tensor:
     """What `gru(embedding(input_ids))` gives: (batch, length) ids, (batch,) words of each -> (batch, length, hidden).
 
-    Beyond a sentence's own length stands the state of its first word of all; pooling leaves these positions out.
+    Beyond its own length a sentence has the state of the batch's first node; pooling leaves these positions out.
     """
     words, rows = torch.unique(input_ids, return_inverse=True)
     tree = prefix_tree(rows, lengths)
@@ -121,4 +123,12 @@ def tree_states(gru: nn.GRU, embedding: nn.Embedding, input_ids: Tensor, lengths
     return F.embedding(tree.places, TreeRecurrence.apply(inputs, gru.weight_hh_l0, gru.bias_hh_l0, tree))
 
 
-__all__ = ["PrefixTree", "TreeRecurrence", "prefix_tree", "tree_states"]
+def read_once(tower: GRUTextTower, layer: nn.GRU, words: Tensor, ids: Tensor | None, lengths: Tensor) -> Tensor:
+    """`GRUTextTower.read` on the prefix tree, on the CPU and where equal words have equal vectors."""
+    alike = ids is not None and not (tower.training and tower.dropout.p)
+    if alike and words.device.type == "cpu" and not torch.compiler.is_compiling():
+        return tree_states(layer, tower.embedding, ids, lengths)
+    return layer(words)[0]
+
+
+GRUTextTower.read = read_once

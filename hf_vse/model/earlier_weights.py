@@ -1,16 +1,15 @@
-"""What checkpoints of earlier versions hold otherwise, and how it is brought to the form of today.
+"""Weights that earlier versions saved, in the form of today.
 
 Learned scalars had no dimension; now they have the shape (1,), because FSDP shards no scalars. transformers converts
-them while it loads a folder, also where this file comes with the weights as remote code.
+them while it loads a folder. A folder that was published with such weights has the code for them beside it.
 """
 
 from torch import Tensor
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import ConversionOps, WeightConverter
 
-from .configuration_vse import VSEConfig
-
-SCALARS = ("logit_scale", "logit_bias")
+from hf_vse.model.configuration_vse import VSEConfig
+from hf_vse.model.modeling_vse import SCALARS
 
 
 class OneNumber(ConversionOps):
@@ -22,12 +21,10 @@ class OneNumber(ConversionOps):
 
     @property
     def reverse_op(self) -> ConversionOps:
-        """Saving asks for it; what is saved has the shape of today."""
+        """Saving asks for it; the shape of today is saved."""
         return OneNumber()
 
 
 register_checkpoint_conversion_mapping(
     VSEConfig.model_type, [WeightConverter(f"^{name}", f"^{name}", [OneNumber()]) for name in SCALARS], overwrite=True
 )
-
-__all__ = ["SCALARS", "OneNumber"]
