@@ -1,12 +1,14 @@
-"""The model, and nothing else. `*_vse.py` is the payload: flat files that travel to the Hub with the weights, are read by
-whoever trusts remote code, and import nothing but their siblings. Cards and uploads are in `hf_vse.hub`.
+"""The model, and nothing else.
 
-For others: `VSEConfig`, `VSEGRUTextConfig`, `VSEFeaturesConfig` of `configuration_vse`; `VSEModel`, `VSEOutput` of
-`modeling_vse`; `VSEProcessor`, `VSEFeatureProcessor` of `processing_vse`; `OBJECTIVES`, `contrastive_loss` of `losses_vse`.
+`*_vse.py` is the payload: flat files that travel to the Hub with the weights, are read by whoever trusts remote code,
+and import nothing but their siblings. Cards and uploads are in `hf_vse.hub`.
 
-This file and those without `_vse` add what only an installed package has: the Auto classes know the classes here, so
-that a published directory is read without running the code in it, weights of earlier versions are converted, and the
-text tower is faster on the CPU.
+For others: the configurations of `configuration_vse`; `VSEModel` and `VSEOutput` of `modeling_vse`; the processors of
+`processing_vse`; `OBJECTIVES` and `contrastive_loss` of `losses_vse`.
+
+The files without `_vse` add what only an installed package has. The Auto classes know the classes here, so that a
+published directory is read without running the code in it. Weights of earlier versions are converted, and the text
+tower is faster on the CPU.
 """
 
 from transformers import AutoConfig, AutoImageProcessor

@@ -4,7 +4,7 @@ Captions are short and begin alike ("<start> a man in a ..."). A state depends o
 distinct beginning of a batch is one node of a prefix tree (a trie), and the recurrence runs over the nodes, level by
 level. There is no padding, nothing to sort, and the input half of the gates is computed once for each distinct word.
 Of the states of 128 Flickr8k captions 18 % fall away. The gradient is written out, which turns the many small products
-of the weight gradient into one. Results equal `torch.nn.GRU` on packed sentences, forward and backward, up to rounding.
+of the weight gradient into one. Results equal those of `torch.nn.GRU`, forward and backward, up to rounding.
 
 Made for the CPU; on a GPU, where the launch of many small operations costs more than they save, cuDNN is faster. It is
 not part of the published model: `GRUTextTower` reads word by word there, and with this file where hf_vse is installed.

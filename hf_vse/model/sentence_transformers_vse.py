@@ -1,7 +1,7 @@
 """The model as a module of sentence-transformers: `SentenceTransformer(folder, trust_remote_code=True)`.
 
-A saved model carries a list of modules that names the class below. sentence-transformers asks of a module no more than
-a few methods, so nothing of it is imported here, and nobody needs it to load the model with transformers.
+A saved model carries a list of modules that names the class below. sentence-transformers needs only a few methods of a
+module, so it is not imported here, and nobody needs it to load the model with transformers.
 """
 
 import json
@@ -107,16 +107,26 @@ class VSESentenceModule(nn.Module):
         backend: str = "torch",
         **options: Any,
     ) -> "VSESentenceModule":
-        """Called by sentence-transformers with the place of the model and its own arguments."""
+        """Called by sentence-transformers with the place of the model and its own arguments.
+
+        Raises:
+            ValueError: another backend, or weights that are missing, which transformers would draw, or too many.
+        """
         if backend != "torch":
             raise ValueError(f"backend must be 'torch', got {backend!r}; export_onnx writes the towers as ONNX files")
         names = ("revision", "token", "local_files_only", "trust_remote_code")
         where = {name: options[name] for name in names if name in options} | {"cache_dir": cache_folder}
         processor_kwargs = processor_kwargs or options.get("tokenizer_kwargs") or {}
-        return cls(
-            AutoModel.from_pretrained(model_name_or_path, **where, **(model_kwargs or {})),
-            AutoProcessor.from_pretrained(model_name_or_path, **where, **processor_kwargs),
+        model, found = AutoModel.from_pretrained(
+            model_name_or_path, output_loading_info=True, **where, **(model_kwargs or {})
         )
+        for kind in ("missing", "unexpected"):
+            if names := found[f"{kind}_keys"]:
+                raise ValueError(
+                    f"{model_name_or_path}: {kind} weights, such as {min(names)!r}, would give wrong vectors; fetch or "
+                    "save the model again"
+                )
+        return cls(model, AutoProcessor.from_pretrained(model_name_or_path, **where, **processor_kwargs))
 
 
 SENTENCE_FILES = {

@@ -9,7 +9,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from transformers import CLIPImageProcessorPil
 
 from hf_vse.model.configuration_vse import VSEConfig
@@ -137,3 +137,19 @@ def test_sentence_module_refuses_what_it_cannot_encode(published):
         module.preprocess(["red", {"text": "red"}])
     with pytest.raises(ValueError, match="backend must be 'torch', got 'onnx'"):
         VSESentenceModule.load("anywhere", backend="onnx")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda weights: weights.pop("visual_projection.bias"), "missing weights, such as 'visual_projection.bias'"),
+        (lambda weights: weights.update(more=np.ones(3)), "unexpected weights, such as 'more'"),
+    ],
+)
+def test_sentence_module_of_other_weights_is_refused(published, tmp_path, spoil, message):
+    assert VSESentenceModule.load(str(tmp_path / "pixels"), trust_remote_code=True).get_embedding_dimension() == 16
+    weights = load_file(tmp_path / "pixels" / "model.safetensors")
+    spoil(weights)
+    save_file(weights, tmp_path / "pixels" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=message):
+        VSESentenceModule.load(str(tmp_path / "pixels"), trust_remote_code=True)
