@@ -123,8 +123,8 @@ class VSESentenceModule(nn.Module):
         for kind in ("missing", "unexpected"):
             if names := found[f"{kind}_keys"]:
                 raise ValueError(
-                    f"{model_name_or_path}: {kind} weights, such as {min(names)!r}, would give wrong vectors; fetch or "
-                    "save the model again"
+                    f"{model_name_or_path}: {kind} weights, such as {min(names)!r}, would give wrong vectors; fetch "
+                    "or save the model again"
                 )
         return cls(model, AutoProcessor.from_pretrained(model_name_or_path, **where, **processor_kwargs))
 
