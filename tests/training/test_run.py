@@ -113,7 +113,7 @@ def test_numbers_outlive_pictures_and_card(data, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(run, "leave_card", fail)
     result = run_recipe(tiny_recipe(data, tmp_path / "run", **ONE_STAGE))
     assert read_json(tmp_path / "run" / "metrics.json")["metrics"] == result["metrics"]
-    assert "no plots: no font to draw with" in caplog.text and "no card: no font" in caplog.text
+    assert "no pictures: no font to draw with" in caplog.text and "no card: no font" in caplog.text
 
 
 def test_a_disk_too_small_is_told_before_training(data, tmp_path, monkeypatch):
