@@ -188,8 +188,7 @@ ONE_NAME_FOR_SEVERAL = {
 }
 # To be renamed: nothing is added here.
 TO_BE_RENAMED = """
-    Encoder Plan check_choice check_numbers check_plain describe digest_of execute joined load_tower one_line
-    read_record table
+    Encoder Plan describe digest_of execute joined one_line table
 """.split()
 
 

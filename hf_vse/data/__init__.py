@@ -1,1 +1,12 @@
-"""From any source of images and captions to batches; begin with `sources.load_pairs`."""
+"""From any source of images and captions to batches.
+
+What the other rooms use:
+
+- `sources.load_pairs`: any source in the columns of `schema.py`; `sources.with_validation` holds a part out.
+- `spec.DataSpec`: which images and captions a run, a gallery or an evaluation is about; saved, read, loaded.
+- `collator.VSECollator`, `sampler`, `pairs`: batches for training.
+- `images`, `decoding`, `features`, `digests`: reading image files and arrays, and telling their contents apart.
+- `tokenization.train_word_tokenizer`: a tokenizer of the training captions.
+
+`karpathy`, `columns`, `folders` and `scenes` each know one kind of source; `load_pairs` calls them.
+"""

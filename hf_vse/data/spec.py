@@ -50,7 +50,7 @@ class DataSpec:
         Raises:
             ValueError: a value that the key cannot have.
         """
-        check_plain({key: values.get(key) for key in ("dataset", "revision", *OPTIONS)}, where)
+        check_scalars({key: values.get(key) for key in ("dataset", "revision", *OPTIONS)}, where)
         share, seed = values.get("validation_share", VALIDATION_SHARE), values.get("seed", DEFAULT_SEED)
         check_held_out(share, seed, where)
         options = {name: values[name] for name in OPTIONS - {"seed"} if values.get(name) is not None}
@@ -73,7 +73,7 @@ class DataSpec:
             raise ValueError(f"{where} does not say where the data are: source must be text, options an object")
         if unknown := sorted(spec.options.keys() - OPTIONS):
             raise ValueError(f"{where}: {spec.source} has no setting {unknown[0]!r:.60}: remove it")
-        check_plain({"revision": spec.revision, "split": spec.split, **spec.options}, where)
+        check_scalars({"revision": spec.revision, "split": spec.split, **spec.options}, where)
         check_held_out(spec.validation_share, spec.seed, where)
         return spec
 
@@ -125,13 +125,13 @@ class DataSpec:
 
     def absolute(self) -> "DataSpec":
         """The same for somebody who works in another folder."""
-        options = {name: whole_path(value) if name in PATHS else value for name, value in self.options.items()}
+        options = {name: absolute_path(value) if name in PATHS else value for name, value in self.options.items()}
         return replace(
-            self, source=self.source if self.source in SOURCES else whole_path(self.source), options=options
+            self, source=self.source if self.source in SOURCES else absolute_path(self.source), options=options
         )
 
 
-def whole_path(name: str | Path) -> str:
+def absolute_path(name: str | Path) -> str:
     """The absolute path of a file or folder that exists, else the name as it is."""
     return str(Path(name).absolute()) if Path(name).exists() else os.fspath(name)
 
@@ -139,7 +139,7 @@ def whole_path(name: str | Path) -> str:
 def is_same(source: str, other: str) -> bool:
     """Whether two names stand for one source; a folder has many."""
     own = {source, other} & {*SOURCES}
-    return source == other or (not own and os.path.exists(source) and whole_path(source) == whole_path(other))
+    return source == other or (not own and os.path.exists(source) and absolute_path(source) == absolute_path(other))
 
 
 def recorded(folder: Path) -> DataSpec:
@@ -178,7 +178,7 @@ def from_settings(values: Mapping[str, Any]) -> dict[str, Any]:
     return fields | {"options": {name: value for name, value in values.items() if name not in others}}
 
 
-def check_plain(values: Mapping[str, Any], where: str) -> None:
+def check_scalars(values: Mapping[str, Any], where: str) -> None:
     """Raises ValueError for a value that is no single text or number."""
     for name, value in values.items():
         if not isinstance(value, str | int | float | None):

@@ -11,7 +11,7 @@ from transformers import TrainingArguments
 from hf_vse.data.transforms import Augmentation
 from hf_vse.model.losses_vse import objective
 from hf_vse.objectives.execution import Execution
-from hf_vse.training.limits import check_numbers
+from hf_vse.training.limits import check_limits
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +123,7 @@ class VSETrainingArguments(TrainingArguments):
             raise ValueError(f"accelerator_config is a map here, got {self.accelerator_config!r:.60}: write it out")
         self.accelerator_config = {"even_batches": False, "dispatch_batches": False} | (self.accelerator_config or {})
         objective(self.hard_negative_warmup_loss)
-        check_numbers(vars(self))
+        check_limits(vars(self))
         for name in ("negatives", "loss_execution", "loss_dtype"):
             choices = self.__dataclass_fields__[name].metadata["choices"]
             if getattr(self, name) not in choices:

@@ -154,13 +154,13 @@ def build_model(model: ModelArguments, processor: VSEProcessor, train: Dataset |
     recurrent = isinstance(text, dict) and text["model_type"] == GRU_MODEL_TYPE
     options = {"text_pooling": "last" if recurrent else "mean"} | options
     if isinstance(image, str):
-        image = load_tower("image_tower", image, options.get("vision_pooling"))
+        image = pretrained_tower("image_tower", image, options.get("vision_pooling"))
     if isinstance(text, str):
-        text = load_tower("text_tower", text, options["text_pooling"])
+        text = pretrained_tower("text_tower", text, options["text_pooling"])
     return VSEModel.from_towers(image, text, **options)
 
 
-def load_tower(field: str, name: str, pooling: str | None) -> PreTrainedModel:
+def pretrained_tower(field: str, name: str, pooling: str | None) -> PreTrainedModel:
     """A pretrained tower in float32 with all of its weights; a pooling of its own that is not used may be lacking.
 
     Raises:
@@ -185,7 +185,7 @@ def build_image_side(model: ModelArguments) -> tuple[VSEModel, BaseImageProcesso
     tower = given or timm_tower(model.image_tower, model.image_tower_weights)
     image_processor = build_image_processor(model)
     if isinstance(tower, str):
-        tower = load_tower("image_tower", tower, None)
+        tower = pretrained_tower("image_tower", tower, None)
     stub = {"model_type": GRU_MODEL_TYPE, "vocab_size": 8, "word_dim": 8, "hidden_size": 8}
     return VSEModel.from_towers(tower, stub, projection_dim=8), image_processor
 

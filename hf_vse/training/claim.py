@@ -38,14 +38,14 @@ def check_claim(recipe: Recipe) -> None:
         )
     text = read_text(path)
     if text != recipe.to_yaml():
-        compare(recipe, parse_yaml(text, str(path)))
+        check_same_recipe(recipe, parse_yaml(text, str(path)))
 
 
 def minded(path: Path) -> bool:
     return not path.name.startswith(".") and path.suffix not in NOT_MINDED
 
 
-def compare(recipe: Recipe, there: Any) -> None:
+def check_same_recipe(recipe: Recipe, there: Any) -> None:
     """Raises ValueError if the recipe in the folder differs or was not written by a run."""
     path = recipe.output_dir / RECIPE
     if not isinstance(there, dict) or not (recipe.output_dir / STAGES).is_dir():

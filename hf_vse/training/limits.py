@@ -126,7 +126,7 @@ def name_of(kind: Any) -> str:
     return repr(*get_args(kind)) if plain is Literal else NAMES.get(plain, getattr(plain, "__name__", str(plain)))
 
 
-def check_values(values: dict[str, Any], known: dict[str, Field], where: str) -> None:
+def check_fields(values: dict[str, Any], known: dict[str, Field], where: str) -> None:
     """Raises ValueError for a value of another type than the field's, or a number out of its range."""
     for key, value in values.items():
         of_field = known[key]
@@ -137,22 +137,22 @@ def check_values(values: dict[str, Any], known: dict[str, Field], where: str) ->
             raise ValueError(f"{where}: {key} must be {expected(of_field.type)}, got {value!r:.60}{hint}")
         if value == "" and of_field.default is None:
             raise ValueError(f"{where}: {key} is empty: give a value, or null for none")
-        check_choice(key, value, of_field.type, where)
-        check_range(key, value, LIMITS.get(key, FINITE), where)
+        check_word(key, value, of_field.type, where)
+        check_within(key, value, LIMITS.get(key, FINITE), where)
         if key in THREE_NUMBERS and value is not None:
             check_three(key, value, where)
         if key in TOWERS and value is not None:
             check_tower(key, value, where)
 
 
-def check_numbers(values: dict[str, Any]) -> None:
+def check_limits(values: dict[str, Any]) -> None:
     """Raises ValueError for a number out of the range of its field; values of other kinds are left to others."""
     for key, value in values.items():
         if key in LIMITS:
-            check_range(key, value, LIMITS[key])
+            check_within(key, value, LIMITS[key])
 
 
-def check_choice(key: str, value: Any, kind: Any, where: str) -> None:
+def check_word(key: str, value: Any, kind: Any, where: str) -> None:
     """Raises ValueError for a word that is none of those a field takes."""
     enums = [each for each in get_args(kind) if isinstance(each, type) and issubclass(each, Enum)]
     words = [item.value for each in enums for item in each] + list(CHOICES.get(key, ()))
@@ -163,11 +163,11 @@ def check_choice(key: str, value: Any, kind: Any, where: str) -> None:
         raise ValueError(f"{where}: {key} {value!r:.60} is unknown; {hint}")
 
 
-def check_range(key: str, value: Any, limit: Limit, where: str | None = None) -> None:
+def check_within(key: str, value: Any, limit: Limit, where: str | None = None) -> None:
     """Raises ValueError for a number that is out of the range; looks into lists and maps for what is not finite."""
     if isinstance(value, dict | list):
         for inner, each in value.items() if isinstance(value, dict) else enumerate(value):
-            check_range(f"{key}.{inner}", each, FINITE, where)
+            check_within(f"{key}.{inner}", each, FINITE, where)
     elif isinstance(value, int | float) and not isinstance(value, bool) and not limit.holds(value):
         number = str(value) if len(str(value)) < 40 else f"a number of {len(str(value))} digits"
         raise ValueError(f"{where + ': ' if where else ''}{key} is a number {limit}, got {number}")

@@ -19,7 +19,7 @@ from hf_vse.model.configuration_vse import VSEConfig
 from hf_vse.objectives.own import is_own, load_objective, without_folder
 from hf_vse.training.arguments import VSETrainingArguments
 from hf_vse.training.effects import check_effects, own_images
-from hf_vse.training.limits import TOWERS, check_values
+from hf_vse.training.limits import TOWERS, check_fields
 from hf_vse.training.plain_yaml import parse_yaml, to_yaml
 from hf_vse.training.settings import CROP, RESIZE, SECTIONS, DataArguments, ModelArguments, known_keys
 
@@ -116,7 +116,7 @@ def check_section(values: dict[str, Any], where: str) -> None:
     """Raises ValueError for a key nobody knows, or a value that the field cannot have."""
     for key in values:
         check_key(key, where)
-    check_values(values, known_keys(), where)
+    check_fields(values, known_keys(), where)
 
 
 def check_stage_name(name: Any, where: str) -> None:
@@ -176,7 +176,7 @@ def build_recipe(values: dict[str, Any], overrides: dict[str, Any] | None = None
         check_key(key, "command line")
         override(values, stages, key, value)
         name = key.split(".")[0]
-        check_values({name: values[name]}, known_keys(), "command line")
+        check_fields({name: values[name]}, known_keys(), "command line")
     values.setdefault("output_dir", "runs/vse")
     for place in (values, *stages):
         if is_own(loss_type := place.get("loss_type")):

@@ -72,7 +72,7 @@ def run_recipe(recipe: Recipe) -> dict[str, Any]:
     common = training_arguments(recipe, recipe.output_dir)
     stages = [Stage(recipe, place) for place in range(len(recipe.stages))]
     PartialState(cpu=common.use_cpu)
-    check_names(recipe)
+    check_named_parts(recipe)
     for stage in stages:
         check_stage(stage)
     check_claim(recipe)
@@ -89,7 +89,7 @@ def run_recipe(recipe: Recipe) -> dict[str, Any]:
     if PartialState().is_main_process:
         model.save_pretrained(recipe.output_dir)
         processor.save_pretrained(recipe.output_dir)
-    result = report(recipe, model, processor, splits, records, where)
+    result = report_run(recipe, model, processor, splits, records, where)
     if common.push_to_hub and PartialState().is_main_process:
         publish(common)
     return result
@@ -114,7 +114,7 @@ class Stage:
         return int(np.random.SeedSequence([self.args.seed, self.place]).generate_state(1)[0])
 
 
-def check_names(recipe: Recipe) -> None:
+def check_named_parts(recipe: Recipe) -> None:
     """Raises, before the data are read, where the recipe names a model or a file that cannot be there."""
     model = recipe.model
     for key in ("init_from", "image_tower", "text_tower"):
@@ -191,7 +191,7 @@ def run_stage(
     finished = stage.folder / STAGE_RECORD
     if finished.is_file():
         logger.info("stage %s was trained before: %s", stage.name, stage.folder)
-        return load_stage(stage.folder), read_record(finished)
+        return load_stage(stage.folder), read_stage_record(finished)
     set_seed(stage.seed)
     if previous is None:
         model = build_model(stage.model, processor, splits["train"])
@@ -203,7 +203,7 @@ def run_stage(
     return load_stage(stage.folder).to(stage.args.device), record
 
 
-def read_record(path: Path) -> dict[str, Any]:
+def read_stage_record(path: Path) -> dict[str, Any]:
     """The record of a stage that is done."""
     record = read_json(path, dict)
     missing = [key for key in ("name", "loss_type", "log") if key not in record]
@@ -283,7 +283,7 @@ def a_full_disk_is_told(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def report(
+def report_run(
     recipe: Recipe,
     model: VSEModel,
     processor: VSEProcessor,
