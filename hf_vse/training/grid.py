@@ -1,8 +1,8 @@
 """The paper's question as a controlled experiment: objective x head x treatment of same-image captions x warm-up.
 
-Every cell of the grid is the same recipe with four settings changed, trained with several seeds. A run that is done is
-kept, so the same command continues an interrupted grid. The recall that counts is that of the last epoch: nothing is
-selected on the split that is reported.
+Every cell of the grid is the same recipe with four settings changed, trained with several seeds. Finished runs are
+kept, so the same command continues an interrupted grid. The recall of the last epoch is reported: no checkpoint is
+selected on the reported split.
 """
 
 import contextlib
@@ -68,7 +68,7 @@ def all_cells() -> list[Cell]:
 
 
 def run_cell(task: tuple[Cell, int, Path, Path, dict[str, Any], int]) -> dict[str, Any]:
-    """Trains one cell with one seed, unless its numbers are there already, and returns them."""
+    """Trains one cell with one seed, or reads its numbers if it was trained before."""
     cell, seed, recipe_path, folder, overrides, threads = task
     output = folder / f"{cell.name}-{seed}"
     metrics = output / "metrics.json"
@@ -100,7 +100,7 @@ def run_grid(
     overrides: Mapping[str, Any],
     workers: int = 1,
 ) -> list[dict[str, Any]]:
-    """Trains all cells with all seeds, seed after seed, so that a part of the grid is a whole smaller one.
+    """Trains all cells with all seeds, one seed after the other: an unfinished grid has whole seeds.
 
     Args:
         recipe_path: what the cells have in common.
@@ -108,7 +108,7 @@ def run_grid(
         overrides: of the recipe, such as `data_dir`.
         workers: runs at a time; on a CPU one for each core is fastest.
     """
-    read_recipe(recipe_path, **overrides)  # a typo is told before the work begins
+    read_recipe(recipe_path, **overrides)  # refuses a typo before the work begins
     threads = max(1, (os.cpu_count() or 1) // workers)
     tasks = [(cell, seed, recipe_path, folder, dict(overrides), threads) for seed, cell in product(seeds, list(cells))]
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
@@ -117,7 +117,7 @@ def run_grid(
 
 
 def summarise(runs: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """For the name of each cell the mean and the standard deviation of its `rsum` over the seeds, and mean recalls."""
+    """For each cell, by name: mean recalls over the seeds, and mean and standard deviation of `rsum`."""
     of_cell: dict[str, list[Mapping[str, float]]] = {}
     for run in runs:
         of_cell.setdefault(run["cell"], []).append(run["metrics"])

@@ -1,6 +1,6 @@
-"""What a field of a recipe may hold: its type, and the range in which a number makes sense.
+"""The values that a key of a recipe accepts: its type, its words, and the range of its numbers.
 
-A number out of these ranges trains nothing, or something else than was asked for, or fills the memory.
+A number outside of these ranges trains nothing, or something else than was asked for, or fills the memory.
 """
 
 import math
@@ -28,9 +28,9 @@ class Limit:
     """A range of numbers.
 
     Args:
-        low, high: its ends, both included.
-        above, below: leave `low` out, `high` out.
-        also: single numbers beside it.
+        low, high: the ends of the range, both included.
+        above, below: exclude `low`; exclude `high`.
+        also: single numbers outside of the range that are accepted too.
     """
 
     low: float
@@ -42,7 +42,7 @@ class Limit:
     def holds(self, value: float) -> bool:
         low = value > self.low if self.above else value >= self.low
         high = value < self.high if self.below else value <= self.high
-        return (low and high) or value in self.also  # not a number is in no range
+        return (low and high) or value in self.also  # NaN is in no range
 
     def __str__(self) -> str:
         low = f"above {self.low:.10g}" if self.above else f"from {self.low:.10g}"
@@ -95,11 +95,17 @@ TOWERS = ("vision_config", "text_config")
 SIZES = ("_size", "_dim", "_sizes", "_layers", "_heads", "num_channels", "depths")
 SHARES = ("dropout", "_dropout_prob", "drop_path_rate")
 SIZE, SHARE, WORDS = Limit(1, WIDEST), Limit(0, 1, below=True), Limit(1, 1e7)
-OF_TIMM = {"num_classes", "num_features", "pretrained_cfg", "label_names", "global_pool"}  # taken beside its fields
+OF_TIMM = {
+    "num_classes",
+    "num_features",
+    "pretrained_cfg",
+    "label_names",
+    "global_pool",
+}  # keys that it takes beside its fields
 
 
 def fits(value: Any, kind: Any) -> bool:
-    """Whether a value is of the type that a field has. Whole numbers are floats too, true and false are none."""
+    """Whether a value has the type of a field. A whole number is a float too; true and false are no numbers."""
     if isinstance(kind, UnionType) or get_origin(kind) is Union:
         return any(fits(value, each) for each in get_args(kind))
     if get_origin(kind) is Literal:
@@ -110,12 +116,12 @@ def fits(value: Any, kind: Any) -> bool:
     if kind in (int, float):
         return isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
     if isinstance(kind, type) and issubclass(kind, Enum):
-        return False  # transformers takes its name as text
+        return False  # transformers takes the name of a member as text
     return kind is Any or (isinstance(kind, type) and isinstance(value, kind))
 
 
 def expected(kind: Any) -> str:
-    """The type of a field in words, without `null`: `int`, `str, or true or false`."""
+    """The type of a field in words, without null: `int`, or `str, or true or false`."""
     kinds = get_args(kind) if isinstance(kind, UnionType) or get_origin(kind) is Union else (kind,)
     kinds = [each for each in kinds if not (isinstance(each, type) and issubclass(each, NoneType | Enum))]
     return ", or ".join(dict.fromkeys(name_of(each) for each in kinds))
@@ -127,7 +133,7 @@ def name_of(kind: Any) -> str:
 
 
 def check_fields(values: dict[str, Any], known: dict[str, Field], where: str) -> None:
-    """Raises ValueError for a value of another type than the field's, or a number out of its range."""
+    """Raises ValueError for a value of the wrong type, an unknown word, or a number out of its range."""
     for key, value in values.items():
         of_field = known[key]
         if not fits(value, of_field.type):
@@ -146,7 +152,7 @@ def check_fields(values: dict[str, Any], known: dict[str, Field], where: str) ->
 
 
 def check_limits(values: dict[str, Any]) -> None:
-    """Raises ValueError for a number out of the range of its field; values of other kinds are left to others."""
+    """Raises ValueError for a number out of the range of its field; other values are not checked."""
     for key, value in values.items():
         if key in LIMITS:
             check_within(key, value, LIMITS[key])
@@ -164,7 +170,7 @@ def check_word(key: str, value: Any, kind: Any, where: str) -> None:
 
 
 def check_within(key: str, value: Any, limit: Limit, where: str | None = None) -> None:
-    """Raises ValueError for a number that is out of the range; looks into lists and maps for what is not finite."""
+    """Raises ValueError for a number out of the range, or one in a list or map that is not finite."""
     if isinstance(value, dict | list):
         for inner, each in value.items() if isinstance(value, dict) else enumerate(value):
             check_within(f"{key}.{inner}", each, FINITE, where)
@@ -182,7 +188,7 @@ def tower_class(key: str, values: dict[str, Any], where: str) -> type[PreTrained
     """The configuration class that `model_type` names.
 
     Raises:
-        ValueError: an image tower that names none, or a name that nobody knows.
+        ValueError: an image tower without `model_type`, or an unknown one.
     """
     model_type = values.get("model_type", GRU_MODEL_TYPE if key == "text_config" else None)
     if model_type is None:
@@ -195,7 +201,7 @@ def tower_class(key: str, values: dict[str, Any], where: str) -> type[PreTrained
 
 
 def check_tower(key: str, values: dict[str, Any], where: str) -> None:
-    """Raises ValueError for a configuration of a tower with an unknown key, or a value that it cannot have."""
+    """Raises ValueError for a configuration of a tower with an unknown key or a value that it refuses."""
     chosen = tower_class(key, values, where)
     known = {item.name for item in fields(chosen)} | set(chosen.attribute_map) | {"model_type"}
     known |= OF_TIMM if chosen.model_type == "timm_wrapper" else set()
@@ -207,7 +213,7 @@ def check_tower(key: str, values: dict[str, Any], where: str) -> None:
         check_part(f"{key}.{name}", value, where)
     if key == "text_config" and "vocab_size" in values:
         raise ValueError(f"{where}: text_config.vocab_size comes from the tokenizer: leave it out; see min_word_count")
-    if chosen is VSEGRUTextConfig:  # those of transformers check the types themselves
+    if chosen is VSEGRUTextConfig:  # the configurations of transformers check their types themselves
         kinds = {item.name: item.type for item in fields(chosen)} | {"model_type": str}
         for name, value in values.items():
             if not fits(value, kinds[name]):
@@ -215,7 +221,7 @@ def check_tower(key: str, values: dict[str, Any], where: str) -> None:
     options = {name: value for name, value in values.items() if name != "model_type"}
     try:
         AutoConfig.for_model(chosen.model_type, **options)
-    except Exception as error:  # each configuration of transformers checks itself in its own way
+    except Exception as error:  # the configurations of transformers raise many types
         reason = str(error).removesuffix("\n").split("\n")[-1].strip()
         raise ValueError(
             f"{where}: {key} {values!r:.120} does not describe a {chosen.model_type}: {reason:.200}"
@@ -223,7 +229,7 @@ def check_tower(key: str, values: dict[str, Any], where: str) -> None:
 
 
 def check_part(name: str, value: Any, where: str) -> None:
-    """Raises ValueError for a size below 1 or beyond reason, or a share that is none."""
+    """Raises ValueError for a size below 1 or above `WIDEST`, or a share outside of 0 to 1."""
     limit = next((each for ends, each in ((SIZES, SIZE), (SHARES, SHARE)) if name.endswith(ends)), None)
     if name.endswith("vocab_size"):
         limit = WORDS

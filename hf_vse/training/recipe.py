@@ -1,4 +1,4 @@
-"""A recipe: everything one run needs, in one flat YAML file, with `--field value` on the command line winning.
+"""A recipe: everything one run needs, in one flat YAML file, which `--field value` on the command line overrides.
 
 The keys are collected in `settings.py`. Under `stages` stands a list of overrides, trained one after the other, each
 from the weights of the one before: the paper's base stage without heads and its contrastive stage, or a frozen
@@ -65,12 +65,12 @@ class Recipe:
         return replace(self, values=self.values | without_name(overrides), stages=())
 
     def with_features(self) -> "Recipe":
-        """The same for a data set in whose columns features were found, as if they had been given."""
+        """The same recipe as if `features` were given, for data that have them in a column."""
         return replace(self, values={"features": "columns of the data"} | self.values)
 
     @property
     def public_values(self) -> dict[str, Any]:
-        """Everything that was asked for, except what nobody else may read."""
+        """All given keys except secrets."""
         kept = {key: value for key, value in self.values.items() if key not in SECRETS}
         stages = [{key: value for key, value in stage.items() if key not in SECRETS} for stage in self.stages]
         return kept | {"stages": stages}
@@ -80,10 +80,10 @@ class Recipe:
 
 
 def check_key(key: str, where: str) -> None:
-    """Raises ValueError for a key nobody knows; `text_config.hidden_size` names a part of a known one."""
+    """Raises ValueError for an unknown key; `text_config.hidden_size` is a part of a known one."""
     known = known_keys()
     if not isinstance(key, str):
-        raise ValueError(f"{where}: the key {key!r:.60} is no text: write a known key")
+        raise ValueError(f"{where}: the key {key!r:.60} is not text: write a known key")
     name, *parts = key.split(".")
     if name in known and (not parts or name in TOWERS and len(parts) == 1 and parts[0]):
         return
@@ -103,7 +103,7 @@ def read_file(path: str | Path) -> dict[str, Any]:
         raise FileNotFoundError(f"recipe {path} does not exist; recipes in {path.parent}: {beside:.300}")
     if path.stat().st_size > MOST_BYTES:
         raise ValueError(
-            f"recipe {path} has {path.stat().st_size / 1e6:.0f} MB, which no recipe has: give another file"
+            f"recipe {path} has {path.stat().st_size / 1e6:.0f} MB, more than a recipe has: give another file"
         )
     values = parse_yaml(read_text(path), f"recipe {path}")
     if not isinstance(values, dict):
@@ -113,27 +113,23 @@ def read_file(path: str | Path) -> dict[str, Any]:
 
 
 def check_section(values: dict[str, Any], where: str) -> None:
-    """Raises ValueError for a key nobody knows, or a value that the field cannot have."""
+    """Raises ValueError for an unknown key, or a value that the key does not accept."""
     for key in values:
         check_key(key, where)
     check_fields(values, known_keys(), where)
 
 
 def check_stage_name(name: Any, where: str) -> None:
-    """A stage's name is that of its folder, on every machine.
-
-    Raises:
-        ValueError: it is none.
-    """
+    """Raises ValueError for a name that some system does not accept for a folder: a stage's folder has its name."""
     if not isinstance(name, str) or not STAGE_NAME.fullmatch(name) or name.split(".")[0].lower() in RESERVED:
         raise ValueError(
-            f"{where}: the stage name {name!r:.60} is no name for a folder: use letters, digits, '-' and '_'"
+            f"{where}: the stage name {name!r:.60} cannot name a folder: use letters, digits, '-' and '_'"
             + ("" if isinstance(name, str) else ", in quotes where they look like a number")
         )
 
 
 def stages_of(values: dict[str, Any], where: str) -> tuple[dict[str, Any], ...]:
-    """The checked list of stages, taken out of the values."""
+    """Removes the list of stages from the values, checks and returns it."""
     stages = values.pop("stages", None)
     if stages is None:
         return ({"name": "train"},)
@@ -156,7 +152,7 @@ def without_name(stage: dict[str, Any]) -> dict[str, Any]:
 
 
 def override(values: dict[str, Any], stages: Sequence[dict[str, Any]], key: str, value: Any) -> None:
-    """Sets a key; what the command line says holds in every stage."""
+    """Sets a key for the run and for every stage that has it."""
     name, *parts = key.split(".", 1)
     for place in (values, *(stage for stage in stages if name in stage)):
         place[name] = {**(place.get(name) or {}), parts[0]: value} if parts else value
@@ -166,8 +162,8 @@ def build_recipe(values: dict[str, Any], overrides: dict[str, Any] | None = None
     """A checked recipe from the contents of a file and overrides.
 
     Raises:
-        ValueError: a key nobody knows, with the nearest known one; a value that a field cannot have; a key that would
-            do nothing; a row loss of its own that cannot be used, whose file is executed here.
+        ValueError: an unknown key, with the nearest known one; a value that a key does not accept; a key without
+            effect; a row loss of its own that cannot be used, whose file is executed here.
     """
     values = dict(values)
     stages = stages_of(values, where)
@@ -187,7 +183,7 @@ def build_recipe(values: dict[str, Any], overrides: dict[str, Any] | None = None
 
 
 def check_together(recipe: Recipe, where: str) -> None:
-    """Raises ValueError for keys that contradict each other or would do nothing."""
+    """Raises ValueError for keys that contradict each other or have no effect."""
     if not (recipe.values["output_dir"] or "").strip():
         raise ValueError(f"{where}: output_dir is empty: give the folder for the run, such as runs/vse")
     check_effects(recipe.values, recipe.stages, where)
@@ -201,7 +197,7 @@ def check_together(recipe: Recipe, where: str) -> None:
 
 
 def check_frame(model: ModelArguments, where: str) -> None:
-    """Raises ValueError for a crop that is larger than the image; what is not given a timm tower knows."""
+    """Raises ValueError for a crop that is larger than the image, unless a timm tower sets its own size."""
     resize, crop = model.resize, model.crop
     if model.image_tower is None:
         resize, crop = resize or RESIZE, crop or CROP
@@ -218,7 +214,7 @@ def read_recipe(path: str | Path, **overrides: Any) -> Recipe:
 
 
 def help_parser(default: Path) -> argparse.ArgumentParser:
-    """Knows the fields, to print them; the command line itself is read by `parse_command_line`."""
+    """Prints the help; `parse_command_line` reads the command line."""
     parser = argparse.ArgumentParser(
         formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="%(prog)s [RECIPE] [--field value ...]",

@@ -53,7 +53,7 @@ logger = logging.getLogger(__name__)
 STAGE_RECORD = "stage.json"
 WITH_PHOTOGRAPHS = ("scenes", "coco", "flickr30k", "flickr8k")
 BESIDE_WEIGHTS = 2**20  # code, tokenizer and states in a folder with a model
-FULL = 2**20  # a disk with fewer bytes than this
+FULL = 2**20  # free bytes below which a disk counts as full
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 ALWAYS_LISTED = ("azure_ml", "flyte")  # transformers does not tell whether they are installed
 
@@ -76,7 +76,9 @@ def run_recipe(recipe: Recipe) -> dict[str, Any]:
     for stage in stages:
         check_stage(stage)
     check_claim(recipe)
-    where = environment() | {"processes": PartialState().num_processes}  # of the code that runs, not of later edits
+    where = environment() | {
+        "processes": PartialState().num_processes
+    }  # before training: the commit of the code that runs
     set_seed(common.seed)
     splits = load_splits(recipe.data)
     if has_features(splits["train"]):
@@ -108,14 +110,14 @@ class Stage:
 
     @property
     def seed(self) -> int:
-        """Of what starts fresh in this stage, whether the stages before were trained or loaded."""
+        """Seed of fresh weights and of the order of pairs, the same whether earlier stages were trained or loaded."""
         if self.place == 0:
             return self.args.seed
         return int(np.random.SeedSequence([self.args.seed, self.place]).generate_state(1)[0])
 
 
 def check_named_parts(recipe: Recipe) -> None:
-    """Raises, before the data are read, where the recipe names a model or a file that cannot be there."""
+    """Raises an error, before the data are read, for a model or a file that does not exist."""
     model = recipe.model
     for key in ("init_from", "image_tower", "text_tower"):
         name = getattr(model, key)
@@ -134,7 +136,7 @@ def check_named_parts(recipe: Recipe) -> None:
 
 
 def check_stage(stage: Stage) -> None:
-    """Raises ValueError, before any work, for what a later stage would refuse after the stages before it."""
+    """Raises ValueError, before any work, for settings that a stage would refuse later."""
     args = stage.args
     if stage.model.loss_type is not None:
         check_objective(stage.model.loss_type, args)
@@ -156,7 +158,7 @@ def check_stage(stage: Stage) -> None:
 
 
 def publish(args: VSETrainingArguments) -> None:
-    """The finished run in the place of what its stages pushed while they trained."""
+    """Pushes the finished run; it replaces what its stages pushed during training."""
     address = push_model(
         args.output_dir,
         args.hub_model_id,
@@ -168,7 +170,7 @@ def publish(args: VSETrainingArguments) -> None:
 
 
 def use_all_cores() -> None:
-    """Undoes the single thread that `accelerate launch` gives to every process, which starves training on a CPU."""
+    """On a CPU, replaces the single thread per process that `accelerate launch` sets, which makes training slow."""
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ
     if launched and os.environ.get("OMP_NUM_THREADS") == "1" and not torch.accelerator.is_available():
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -179,7 +181,7 @@ def training_arguments(recipe: Recipe, output_dir: Path) -> VSETrainingArguments
     named = {"hub_model_id": Path(os.path.abspath(recipe.output_dir)).name}  # not the name of a stage
     try:
         return VSETrainingArguments(**named | recipe.section("training") | {"output_dir": str(output_dir)})
-    except Exception as error:  # transformers raises what it likes for an argument it cannot use
+    except Exception as error:  # transformers raises many types
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"training arguments: {reason:.400}") from error
 
@@ -187,7 +189,7 @@ def training_arguments(recipe: Recipe, output_dir: Path) -> VSETrainingArguments
 def run_stage(
     stage: Stage, previous: VSEModel | None, processor: VSEProcessor, splits: dict[str, Any]
 ) -> tuple[VSEModel, dict[str, Any]]:
-    """Trains one stage, or loads what an earlier run made of it. Returns the model and the stage's record."""
+    """Trains one stage, or loads its model if it was trained before. Returns the model and the stage's record."""
     finished = stage.folder / STAGE_RECORD
     if finished.is_file():
         logger.info("stage %s was trained before: %s", stage.name, stage.folder)
@@ -204,7 +206,7 @@ def run_stage(
 
 
 def read_stage_record(path: Path) -> dict[str, Any]:
-    """The record of a stage that is done."""
+    """The record of a finished stage."""
     record = read_json(path, dict)
     missing = [key for key in ("name", "loss_type", "log") if key not in record]
     if missing or not isinstance(record["log"], list):
@@ -213,10 +215,10 @@ def read_stage_record(path: Path) -> dict[str, Any]:
 
 
 def load_stage(folder: Path, **options: Any) -> VSEModel:
-    """The model that a stage has made.
+    """The model of a finished stage.
 
     Raises:
-        ValueError: it is damaged, or what this stage changes does not fit it.
+        ValueError: it is damaged, or the options of the next stage do not fit it.
     """
     try:
         return load_vse_model(folder, "cpu", **options)
@@ -228,7 +230,7 @@ def load_stage(folder: Path, **options: Any) -> VSEModel:
 
 
 def bytes_needed(model: VSEModel, args: VSETrainingArguments) -> int:
-    """What a stage puts on the disk: its checkpoints with the two moments of Adam, its model, and that of the run."""
+    """Disk space of a stage: its checkpoints with the two moments of Adam, its model, and the model of the run."""
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     checkpoint = weights if args.save_only_model else 3 * weights
     kept = 0 if args.save_strategy == "no" else (args.save_total_limit or 1) + 1
@@ -240,7 +242,7 @@ def size_of(folder: Path) -> int:
 
 
 def train_stage(stage: Stage, model: VSEModel, processor: VSEProcessor, splits: dict[str, Any]) -> dict[str, Any]:
-    """Trains a model into the folder of the stage; returns the record, whose file says that all of it is there."""
+    """Trains a model and saves it in the folder of the stage. The file with the record is written last."""
     args, folder = stage.args, stage.folder
     start = time.perf_counter()
     read = cache_frozen_towers(model, processor, splits, args)
@@ -248,7 +250,7 @@ def train_stage(stage: Stage, model: VSEModel, processor: VSEProcessor, splits: 
         model, args, train_dataset=read["train"], eval_dataset=read.get("validation"), processing_class=processor
     )
     before_training = time.perf_counter()
-    with a_full_disk_is_told(folder):
+    with full_disk_as_error(folder):
         trainer.train(resume_from_checkpoint=last_checkpoint(folder))
     record = {
         "name": stage.name,
@@ -270,8 +272,8 @@ def train_stage(stage: Stage, model: VSEModel, processor: VSEProcessor, splits: 
 
 
 @contextmanager
-def a_full_disk_is_told(folder: Path) -> Iterator[None]:
-    """torch says `unexpected pos 8512 vs 8406` where the disk has no room left."""
+def full_disk_as_error(folder: Path) -> Iterator[None]:
+    """Turns torch's `unexpected pos 8512 vs 8406` into an error that says that the disk is full."""
     try:
         yield
     except RuntimeError as error:
@@ -310,16 +312,16 @@ def report_run(
     }
     if main:
         write_json(recipe.output_dir / "metrics.json", result)
-        with a_failure_is_a_remark("no pictures"):
+        with failure_as_warning("no pictures"):
             draw_pictures(recipe.output_dir, stages, splits, {name: each.pairs for name, each in judged.items()})
-        with a_failure_is_a_remark("no card"):
+        with failure_as_warning("no card"):
             leave_card(recipe.output_dir)
     return result
 
 
 @contextmanager
-def a_failure_is_a_remark(what: str) -> Iterator[None]:
-    """Model and numbers are on the disk: what accompanies them must not end the run, whatever goes wrong with it."""
+def failure_as_warning(what: str) -> Iterator[None]:
+    """Logs an error of the block as a warning: model and numbers are saved, so the run goes on without the rest."""
     try:
         yield
     except Exception as error:
@@ -327,7 +329,7 @@ def a_failure_is_a_remark(what: str) -> Iterator[None]:
 
 
 def run_summary(output_dir: Path, result: dict[str, Any]) -> str:
-    """What a person wants to know at the end of a run: the table of recalls, and where everything is."""
+    """The table of recalls and the place of every file, for the terminal."""
     records = result["metrics"]
     lines = []
     if records:
