@@ -18,9 +18,9 @@ The same command again continues an interrupted run. `hf-vse train --fields` lis
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The recipe and its fields are read later, because checking them needs the libraries of training."""
+    """Fields of the recipe are only collected: `run` checks them, with the libraries of training."""
     parser = command_parser(
-        "train", "Trains an image-text dual encoder as a recipe says; options win over it.", EXAMPLES
+        "train", "Trains an image-text dual encoder as a recipe says; options override it.", EXAMPLES
     )
     names = ", ".join(sorted(path.stem for path in bundled("recipes").glob("*.yaml")))
     parser.add_argument(
@@ -37,7 +37,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def recipe_file(name: str) -> Path:
-    """A file, or the recipe of that name that comes with the package."""
+    """The path of a file, or of a recipe of the package by its name."""
     packaged = bundled("recipes") / f"{name}.yaml"
     return packaged if not Path(name).exists() and packaged.is_file() else Path(name)
 

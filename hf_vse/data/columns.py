@@ -1,4 +1,4 @@
-"""Finding out where a data set keeps its images, captions and ids, and bringing it to the columns of `schema.py`.
+"""Finds the columns with images, captions and ids in any data set, and converts it to the columns of `schema.py`.
 
 Columns are found by type and customary name. Every row becomes one image with all its captions, and splits are named
 train, validation and test. Images are neither copied nor decoded.
@@ -39,7 +39,7 @@ _TEXT_FEATURES = {IMAGE_ID: Value("int64"), CAPTIONS: List(Value("string")), CAP
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a source keeps what; a name stands for a column, or for a field of the column `json` (webdataset)."""
+    """The columns to read; a name is that of a column, or of a field of the column `json` (webdataset)."""
 
     image: str
     captions: tuple[str, ...]
@@ -75,7 +75,7 @@ def find_layout(features: Features | None, image_column: str | None, caption_col
 
 
 def check_image_type(name: str, feature: Any) -> None:
-    """Raises ValueError where a column cannot hold images: `datasets` would make pictures of lists of numbers."""
+    """Raises ValueError for a column that cannot hold images: `datasets` would turn lists of numbers into images."""
     of_file = isinstance(feature, dict) and set(feature) == {"bytes", "path"}
     if name != IMAGE_FEATURES and not (isinstance(feature, Image) or of_file or feature in (*_PATHS, *_CONTENTS)):
         kind = getattr(feature, "dtype", None) or type(feature).__name__
@@ -93,18 +93,18 @@ def _field(row: Mapping[str, Any], name: str | None) -> Any:
 
 @dataclass
 class RowText:
-    """One row without its image; ids are None or [] where there are none, `key` is equal for rows of one image."""
+    """One row without its image; unknown ids are None or [], `key` is equal for rows of one image."""
 
     captions: list[str]
     caption_ids: list[int]
     image_id: int | None
     key: Any
-    split: str | None  # under the name it has here
+    split: str | None  # train, validation or test
     num_empty: int
 
 
 def read_row(row: Mapping[str, Any], layout: Layout) -> RowText:
-    """What a row says about its image; empty captions are left out."""
+    """The text of a row, without empty captions."""
     values = [_field(row, name) for name in layout.captions]
     texts = [text for value in values for text in (value if isinstance(value, list) else [value])]
     for text in texts:
@@ -144,7 +144,7 @@ def to_pairs(
 
     Args:
         root: the folder (or a file in it) that the paths in an image column of strings start from and stay in.
-        places: folders that the files of images must lie in, as those of strangers do; any by default.
+        places: folders that image files must lie in, for data sets that are not trusted; any by default.
         max_captions: how many captions of an image to keep; all by default.
     """
     groups: dict[str, list] = {}
@@ -177,7 +177,7 @@ def to_pairs(
 
 
 def _divides(names: Sequence[Any], rows: Sequence[RowText]) -> bool:
-    """Whether a column `split` says of each row to which split it belongs."""
+    """Whether a column `split` names the split of every row."""
     unknown = [name for name, row in zip(names, rows, strict=True) if not row.split]
     if 0 < len(unknown) < len(rows):
         raise ValueError(
@@ -196,13 +196,13 @@ class Where:
     places: Sequence[Path] | None
 
     def path(self, name: str | None) -> str | None:
-        """The path that a column of strings names; None where it names nothing."""
+        """The path in a column of strings; None if it is empty."""
         if not name or not name.strip():
             return None
         return name if self.root is None else str(inside(self.root, name, f"column {self.column!r}"))
 
     def check(self, path: str | None) -> None:
-        """Raises ValueError where a file lies elsewhere: a data set of strangers could show any picture of a disk."""
+        """Raises ValueError for a file outside of `places`: else a data set could show any image of the disk."""
         if path is None or self.places is None:
             return
         file = path.rpartition("::")[2]  # the archive that it is in
@@ -212,7 +212,7 @@ class Where:
 
 
 def under(path: str, folder: Path) -> bool:
-    """Whether a path lies in a folder, by the name of the folder or, where that is a link, by its target."""
+    """Whether a path lies in a folder; the folder may be a link."""
     places = {os.path.join(find(folder), "") for find in (os.path.abspath, os.path.realpath)}
     return os.path.abspath(path).startswith(tuple(places))
 
@@ -235,7 +235,7 @@ def _image_column(part: Dataset, where: Where) -> Dataset:
 
 
 def _read_rows(name: str, part: Dataset, layout: Layout, broken: Mapping[int, str]) -> list[RowText]:
-    """All rows, so that they stay next to their images; those to leave out have no captions."""
+    """All rows, in the order of the images; rows to leave out have no captions."""
     used = {*layout.captions, layout.image_id, layout.caption_ids, layout.file_name, "json", "split"}
     rows = [read_row(row, layout) for row in part.select_columns([c for c in part.column_names if c in used])]
     if empty := sum(row.num_empty for row in rows):
@@ -254,7 +254,7 @@ def _read_rows(name: str, part: Dataset, layout: Layout, broken: Mapping[int, st
 
 
 def _join_rows_of_one_image(rows: Sequence[RowText], images: Dataset) -> None:
-    """Where every row has one caption, those of an image go to its first row."""
+    """Moves all captions of an image to its first row, if every row has one caption."""
     if all(row.key is None for row in rows):
         for row, key in zip(rows, image_keys(images), strict=True):
             row.key = key
@@ -273,11 +273,11 @@ def _join_rows_of_one_image(rows: Sequence[RowText], images: Dataset) -> None:
 def _assemble(images: Dataset, rows: Sequence[RowText], max_captions: int | None) -> dict[str, Dataset]:
     captions = [row.captions[:max_captions] for row in rows]
     caption_ids = [row.caption_ids[:max_captions] for row in rows]
-    if list(map(len, caption_ids)) != list(map(len, captions)):  # not all are known
+    if list(map(len, caption_ids)) != list(map(len, captions)):  # some are unknown
         running = count()
         caption_ids = [[next(running) for _ in texts] for texts in captions]
     image_ids = [row.image_id for row in rows]
-    if None in image_ids:  # rows of one image have one number also where its name is no number
+    if None in image_ids:  # equal for rows of one image, also if its name is not a number
         numbers: dict[Any, int] = {}
         keys = [row.key for row in rows]
         image_ids = [n if key is None else numbers.setdefault(key, n) for n, key in enumerate(keys)]
@@ -296,7 +296,7 @@ def _stream(part: IterableDataset, layout: Layout, where: Where, max_captions: i
     undecoded = part.cast_column(layout.image, Image(decode=False)) if isinstance(feature, Image) else part
     read = partial(_stream_batch, layout=layout, where=where, max_captions=max_captions)
     pairs = undecoded.map(read, batched=True, batch_size=32, remove_columns=list(part.features))
-    # cast, not map(features=...): under that the images would stay undecoded for ever
+    # cast, because after map(features=...) images would stay undecoded
     image = {IMAGE_FEATURES: feature} if layout.image == IMAGE_FEATURES else {IMAGE: Image()}
     return pairs.cast(Features(image | _TEXT_FEATURES))
 
@@ -320,7 +320,7 @@ def _stream_batch(batch: dict[str, list], layout: Layout, where: Where, max_capt
 
 
 def _identity(value: Any) -> int:
-    """A number that stands for the content: row numbers would repeat, because every process and worker counts anew."""
+    """A number made from the content: row numbers would repeat, because every process and worker starts at 0."""
     content = (value["bytes"] or value["path"]) if isinstance(value, dict) else value
     digest = blake2b(content if isinstance(content, bytes) else repr(content).encode(), digest_size=8)
     return int.from_bytes(digest.digest()) >> 1  # fits int64

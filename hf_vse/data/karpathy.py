@@ -1,10 +1,10 @@
 """COCO, Flickr30K and Flickr8k: a folder of images and a Karpathy split JSON become a DatasetDict.
 
-The field compares on the splits of Karpathy & Fei-Fei, "Deep Visual-Semantic Alignments for Generating Image
+Results are compared on the splits of Karpathy & Fei-Fei, "Deep Visual-Semantic Alignments for Generating Image
 Descriptions" (CVPR 2015), published as `dataset_{coco,flickr30k,flickr8k}.json`: `images[]` with `filename`, `split`,
-`sentences[].raw`, `sentids`, and for COCO `cocoid` and `filepath`. Exactly the first five captions of an image count,
-and COCO trains on `train` and `restval` together. Sizes other than the official ones are reported, because numbers on
-such a split are not comparable.
+`sentences[].raw`, `sentids`, and for COCO `cocoid` and `filepath`. Only the first five captions of an image
+are used, and COCO trains on `train` and `restval` together. A split that has not the official size is reported,
+because numbers on it are not comparable.
 """
 
 import gzip
@@ -89,7 +89,7 @@ def load_karpathy(
         max_broken_share: share of missing and broken images up to which they are left out with a warning.
         check_images: whether to look for broken files first (`find_broken_images`).
     """
-    data_dir = Path(data_dir).absolute()  # the paths of the images must outlive a change of directory
+    data_dir = Path(data_dir).absolute()  # the paths stay valid when the working directory changes
     path = _find_split_file(name, data_dir, split_file)
     entries, num_rows = read_split_file(path, restval=restval)
     if features is None:
@@ -109,7 +109,7 @@ def load_karpathy(
 
 
 def image_files(name: str, data_dir: str | Path, split_file: str | Path | None = None) -> list[str]:
-    """The file of every image of the split JSON in its order, also where there is none: `--features` has such rows."""
+    """The file of every image of the split JSON, in its order, also of missing images: `--features` has their rows."""
     data_dir = Path(data_dir).absolute()
     entries, num_rows = read_split_file(_find_split_file(name, data_dir, split_file))
     found = _find_images(data_dir, entries)
@@ -144,7 +144,7 @@ def _find_split_file(name: str, data_dir: Path, split_file: str | Path | None) -
 
 
 def read_split_file(path: Path, *, restval: bool = True) -> tuple[list[Entry], int]:
-    """The images of a split file that have a caption, and the number of all its images; what is left out is logged."""
+    """The images of a split file that have a caption, and the number of all its images; logs what is left out."""
     if path.suffix not in _READERS:
         raise ValueError(f"split_file={str(path)!r} must end with .json, .json.gz or .json.xz")
     images = _read_images(path)
@@ -231,7 +231,7 @@ def _by_split(entries: Iterable[Entry]) -> dict[str, list[Entry]]:
 
 
 def _sound_images(data_dir: Path, entries: Sequence[Entry], max_broken_share: float, check: bool) -> dict[int, str]:
-    """row -> path of the images that are there and, if `check`, not broken."""
+    """row -> path of the existing images; if `check`, without broken ones."""
     found = _find_images(data_dir, entries)
     missing = {f"{entry.filename}": "not found" for entry in entries if entry.row not in found}
     broken = find_broken_images(found.values()) if check else {}
@@ -242,7 +242,7 @@ def _sound_images(data_dir: Path, entries: Sequence[Entry], max_broken_share: fl
 
 
 def _find_images(data_dir: Path, entries: Sequence[Entry]) -> dict[int, str]:
-    """row -> path of the images that are there: in the folder the entry names, or else in a customary one.
+    """row -> path of the existing images: in the folder that the entry names, or else in a customary one.
 
     Every folder is listed once, because a stat per file is slow.
     """
@@ -253,7 +253,7 @@ def _find_images(data_dir: Path, entries: Sequence[Entry]) -> dict[int, str]:
     for name in folders:
         if (data_dir / name).is_dir():
             listed[name] = {entry.name: entry.path for entry in os.scandir(data_dir / name)}
-            files = listed[name] | files  # the first folder wins
+            files = listed[name] | files  # the first folder has precedence
     found: dict[int, str] = {}
     for entry in entries:
         own = (listed.get(name, {}) for name in (entry.filepath, f"images/{entry.filepath}") if entry.filepath)
@@ -282,7 +282,7 @@ def _with_images(entries: Sequence[Entry], files: dict[int, str]) -> Dataset:
 
 
 def _with_features(entries: Sequence[Entry], features: str | Path, num_rows: int, split_file: Path) -> Dataset:
-    """All rows of the array as they lie on disk, so that nothing is copied; rows without an entry have no captions."""
+    """All rows of the array, without copying it; rows without an entry have no captions."""
     array = read_array(features if Path(features).is_file() else split_file.parent / features)
     if len(array) != num_rows:
         raise ValueError(
@@ -300,7 +300,7 @@ def _with_features(entries: Sequence[Entry], features: str | Path, num_rows: int
 
 
 def report_official_sizes(name: str, captions_per_image: dict[str, list[int]], *, restval: bool = True) -> None:
-    """One warning line for every split whose number of images or captions is not the official one."""
+    """Warns about every split whose number of images or captions is not the official one."""
     official = dict(OFFICIAL_IMAGES[name])
     if name == "coco" and not restval:
         official["train"] = COCO_TRAIN_WITHOUT_RESTVAL
@@ -319,7 +319,7 @@ def report_official_sizes(name: str, captions_per_image: dict[str, list[int]], *
 def load_from_hub(
     name: str, revision: str | None = None, data_dir: str | Path | None = None, **options: Any
 ) -> DatasetDict | IterableDatasetDict:
-    """The Hub data set `name`, or the copy there of "coco", "flickr30k" or "flickr8k", in its own columns."""
+    """The Hub data set `name`, or the copy of "coco", "flickr30k" or "flickr8k" on the Hub, in its own columns."""
     hub_name, hub_revision = HUB_DATASETS.get(name, (name, None))
     options |= {"revision": revision or hub_revision, "data_dir": data_dir and str(data_dir)}
     try:

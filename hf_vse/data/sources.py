@@ -1,7 +1,7 @@
-"""The one door to data: `load_pairs` opens any source and brings it to the columns of `schema.py`.
+"""`load_pairs` opens any source of images and captions and returns it in the columns of `schema.py`.
 
 A source is the generated scenes, a Karpathy folder, precomputed arrays, files in a common format, a saved data set, or
-the Hub.
+a data set of the Hub.
 """
 
 import logging
@@ -28,12 +28,12 @@ from hf_vse.files import checked_name
 logger = logging.getLogger(__name__)
 
 VALIDATION_SHARE = 0.05
-DEFAULT_SEED = 42  # that of transformers.TrainingArguments
+DEFAULT_SEED = 42  # the same as of transformers.TrainingArguments
 
 FILE_SUFFIXES = {"parquet": (".parquet",), "webdataset": (".tar",), "json": (".jsonl", ".json")}
 SOURCES = ("scenes", *HUB_DATASETS, "precomp", "imagefolder", *FILE_SUFFIXES)
 
-# The options that mean something to each kind of source; any other is an error rather than silently ignored.
+# The options that each kind of source has; any other is an error.
 _COLUMN_OPTIONS = {"data_dir", "image_column", "caption_column"}
 _OPTIONS = {
     "scenes": {"num_train", "num_eval", "seed", "difficulty", "image_size"},
@@ -64,9 +64,9 @@ def load_pairs(
     difficulty: str | None = None,
     image_size: int | None = None,
 ) -> DatasetDict | IterableDatasetDict:
-    """Images with their captions from any source, in the columns of `schema.py` and the splits that there are.
+    """Images with their captions from any source, in the columns of `schema.py`, with the splits of the source.
 
-    An option that means nothing to a source is an error. Recipes and commands take the options, their defaults and
+    An option that has no effect on a source is an error. Recipes and commands take their options, the defaults and
     these texts from here.
 
     Args:
@@ -112,7 +112,7 @@ def load_pairs(
 
 
 def _places(path: Path | None, cache_dir: str | Path | None) -> list[Path]:
-    """Folders that may hold the images of a data set: its own, and where downloads and archives are unpacked."""
+    """Folders that may hold the images of a data set: its own, and the caches for downloads and archives."""
     own = [] if path is None else [path.parent if path.is_file() else path]
     caches = [cache_dir or datasets.config.HF_DATASETS_CACHE, datasets.config.DOWNLOADED_DATASETS_PATH]
     return [*own, *map(Path, caches), Path(huggingface_hub.constants.HF_HUB_CACHE)]
@@ -120,7 +120,7 @@ def _places(path: Path | None, cache_dir: str | Path | None) -> list[Path]:
 
 @contextmanager
 def clear_errors(source: str | Path) -> Iterator[None]:
-    """What Arrow says of a table that holds something else than its types promise, in one line."""
+    """Turns errors of Arrow about a damaged table into one line."""
     try:
         yield
     except (pa.ArrowException, UnicodeError, OverflowError) as error:
@@ -131,7 +131,7 @@ def clear_errors(source: str | Path) -> Iterator[None]:
 def with_validation(
     splits: dict[str, Any], share: float = VALIDATION_SHARE, seed: int = DEFAULT_SEED
 ) -> dict[str, Any]:
-    """The splits with a part of `train` held out as `validation`, where there is none; the same part for one seed."""
+    """The splits with a part of `train` held out as `validation` if there is none; the seed decides which part."""
     splits = dict(splits)
     if "validation" in splits or not share:
         return splits
@@ -141,7 +141,7 @@ def with_validation(
         )
     if len(splits["train"]) < 2:
         raise ValueError(
-            "the train split has one image, of which none can be held out: give more, or a validation split"
+            "the train split has one image and none can be held out: give more images, or a validation split"
         )
     parts = splits["train"].train_test_split(test_size=share, seed=seed)
     held_out, whole = len(parts["test"]), len(splits["train"])
@@ -152,7 +152,7 @@ def with_validation(
 def _hub_pairs(source: str, loaded: DatasetDict | IterableDatasetDict, **options: Any) -> Any:
     official = source in HUB_DATASETS
     pairs = to_pairs(loaded, max_captions=CAPTIONS_PER_IMAGE if official else None, **options)
-    if official and isinstance(pairs, DatasetDict):  # of a stream the sizes are unknown
+    if official and isinstance(pairs, DatasetDict):  # the sizes of a stream are unknown
         report_official_sizes(source, {split: [len(c) for c in pairs[split][CAPTIONS]] for split in pairs})
     return pairs
 
@@ -174,7 +174,7 @@ def _resolve(source: str, data_dir: str | Path | None) -> tuple[str, Path | None
         return "hub", None
     names = ", ".join(SOURCES)
     error = FileNotFoundError if "/" in source else ValueError
-    raise error(f"source={source!r} is no path that exists: give one, a Hub id like 'org/name', or one of {names}")
+    raise error(f"source={source!r} is not an existing path: give one, a Hub id like 'org/name', or one of {names}")
 
 
 def _existing(data_dir: str | Path, may_be_file: bool = False) -> Path:
@@ -189,14 +189,14 @@ def _existing(data_dir: str | Path, may_be_file: bool = False) -> Path:
 
 
 def _kind_of(path: Path) -> str:
-    """What kind of data set lies at a local path that was given as the source."""
+    """The kind of the data set at a local path."""
     patterns = {"saved": ("dataset_dict.json", "state.json"), "precomp": ("*_ims.npy",)}
     patterns |= {"imagefolder": ("metadata.*", "*/metadata.*")}
     patterns |= {kind: tuple(f"**/*{suffix}" for suffix in suffixes) for kind, suffixes in FILE_SUFFIXES.items()}
     for kind, of_kind in patterns.items():
         if path.suffix in FILE_SUFFIXES.get(kind, ()) if path.is_file() else any(any(path.glob(p)) for p in of_kind):
             return kind
-    raise ValueError(f"source={str(path)!r} is no data set that is recognised: name its kind and give it as data_dir")
+    raise ValueError(f"source={str(path)!r} is not recognised as a data set: name its kind and give it as data_dir")
 
 
 def _check_options(source: str, kind: str, given: Sequence[str]) -> None:

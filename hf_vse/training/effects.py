@@ -1,4 +1,4 @@
-"""Keys of a recipe that would do nothing, each with the reason and the remedy.
+"""Keys of a recipe that have no effect, each with the reason and the remedy.
 
 A key is refused where it has no effect: because this package does not do what transformers uses it for, because
 another key rules it out, or because it stands in a stage and acts in the whole run. Above the stages a value that is
@@ -52,7 +52,7 @@ def own_images(get: Get) -> bool:
 
 
 def losses(get: Get) -> set[str | None]:
-    """Objectives of a stage; None stands for that of the model it starts from."""
+    """Objectives of a stage; None stands for the objective of the model that it starts from."""
     warmup = {get("hard_negative_warmup_loss")} if get("hard_negative_warmup_epochs") else set()
     unknown = get("loss_type") is None and get("init_from") is not None
     return warmup | {None if unknown else without_folder(get("loss_type") or VSEConfig.loss_type)}
@@ -62,8 +62,8 @@ class Need(NamedTuple):
     """What a key needs to have an effect.
 
     Args:
-        met: whether it is there, of a function that gives the value of any key.
-        text: why not, and the remedy.
+        met: tells from a function that returns the value of any key whether the need is met.
+        text: why the key has no effect otherwise, and the remedy.
     """
 
     met: Callable[[Get], bool]
@@ -80,7 +80,7 @@ def of_objectives(setting: str, word: str) -> Need:
     )
 
 
-_IMAGES = Need(own_images, "images are prepared as features, init_from or image_tower have it: remove one of them")
+_IMAGES = Need(own_images, "features, init_from or image_tower decide how images are prepared: remove one of them")
 _PIXELS = Need(lambda get: not takes_features(get), "features take the place of images: remove it")
 _HUB = Need(lambda get: bool(get("push_to_hub")), "nothing is pushed: add push_to_hub: true")
 _HEAD = Need(
@@ -151,7 +151,7 @@ _PUSHED = ("push_to_hub", "hub_model_id", "hub_token", "hub_private_repo", "hub_
 _SET_UP = ("use_cpu", "local_rank", "ddp_backend", "ddp_timeout")
 OF_THE_RUN: dict[str, str] = (
     {item.name: "all stages read the same data" for item in fields(DataArguments)}
-    | {item.name: "images, words and towers are prepared once" for item in fields(OwnModelArguments)}
+    | {item.name: "towers, tokenizer and image processor are built once" for item in fields(OwnModelArguments)}
     | {"init_from": "a later stage starts from the one before"}
     | dict.fromkeys(("projection_dim", "vision_hidden_size"), "the weights of all stages have one size")
     | dict.fromkeys((*_PUSHED, "hub_always_push"), "one model is pushed")
@@ -161,12 +161,12 @@ OF_THE_RUN: dict[str, str] = (
 
 
 def saving(get: Get) -> Any:
-    """When checkpoints are written: as asked for, or with the measurements of which the best is kept."""
+    """When checkpoints are written: as given, or whenever recall is measured."""
     return get("save_strategy") or get("eval_strategy")
 
 
 def check_effects(values: dict[str, Any], stages: Iterable[dict[str, Any]], where: str) -> None:
-    """Raises ValueError for a key that would do nothing.
+    """Raises ValueError for a key that has no effect.
 
     Args:
         values: of the whole run.
@@ -198,7 +198,7 @@ def check_effects(values: dict[str, Any], stages: Iterable[dict[str, Any]], wher
 
 
 def check_acts_in_stage(stage: dict[str, Any], where: str) -> None:
-    """Raises ValueError for a key that does nothing in a stage, whatever its value."""
+    """Raises ValueError for a key that has no effect in a stage, whatever its value."""
     for key in stage:
         if key in OF_THE_RUN:
             raise ValueError(
@@ -210,6 +210,6 @@ def check_acts_in_stage(stage: dict[str, Any], where: str) -> None:
 
 
 def idle(where: str, key: str, usual: Any) -> str:
-    """The line for a key that would do nothing, and how the command line takes it out of a recipe."""
+    """The error for a key without effect, with the option that overrides it on the command line."""
     value = usual if isinstance(usual, str) else json.dumps(usual)
     return f"{where}: {key} does nothing: {NEEDS[key].text} (on the command line --{key} {value})"

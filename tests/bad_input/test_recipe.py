@@ -123,7 +123,7 @@ TEXTS: dict[str, tuple[str | bytes, str]] = {
     "int key": ("1: 2", "the key 1 is not text"),
     "null key": ("null: 2", "the key None is not text"),
     "yes as a key": ("on: 2", "the key True is not text"),
-    "a megabyte": ("#" * 2**20 + "\n", "which no recipe has"),
+    "a megabyte": ("#" * 2**20 + "\n", "more than a recipe has"),
     "key of a part": ("text_config: {3: 4}", "the key 3 is not text"),
     "list as a key": ("? [a, b]\n: 2", "not valid YAML"),
     "date": ("revision: 2021-10-15", "is a date: put it in quotes"),
