@@ -330,7 +330,7 @@ CASES += [
     Case("source/no such folder", command("--dataset", "json", "--data_dir", "{folder}/none"), "does not exist"),
     Case("source/empty folder", command("--dataset", "json", "--data_dir", "{folder}"), "is empty"),
     Case("source/no folder", command("--dataset", "json"), "needs data_dir"),
-    Case("source/unknown name", command("--dataset", "flikr8k"), "is no path that exists"),
+    Case("source/unknown name", command("--dataset", "flikr8k"), "is not an existing path"),
     Case(
         "source/home of nobody", command("--dataset", "json", "--data_dir", "~nobody-of-that-name/x"), "does not exist"
     ),

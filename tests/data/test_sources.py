@@ -287,7 +287,7 @@ def test_an_unreachable_hub_is_one_line_with_the_remedy(monkeypatch):
         ("scenes", {"streaming": True}, "'scenes' cannot be used with streaming but with difficulty, image_size"),
         ("scenes", {"caption_column": "x", "restval": False}, "cannot be used with caption_column, restval"),
         ("org/name", {"seed": 0}, "'org/name' cannot be used with seed .*: leave it out"),
-        ("flikr8k", {}, "source='flikr8k' is no path that exists: give one, a Hub id .* or one of scenes, coco, "),
+        ("flikr8k", {}, "source='flikr8k' is not an existing path: give one, a Hub id .* or one of scenes, coco, "),
         ("parquet", {}, "source='parquet' needs data_dir"),
         ("precomp", {}, "source='precomp' needs data_dir"),
     ],
@@ -314,9 +314,9 @@ def test_a_file_of_the_wrong_kind_is_named(tmp_path):
     for path in (tmp_path, file):
         with pytest.raises(FileNotFoundError, match="holds no .parquet file"):
             load_pairs("parquet", data_dir=path)
-        with pytest.raises(ValueError, match="is no data set that is recognised: name its kind and give it as"):
+        with pytest.raises(ValueError, match="is not recognised as a data set: name its kind and give it as"):
             load_pairs(str(path))
-    with pytest.raises(FileNotFoundError, match="nowhere' is no path that exists"):
+    with pytest.raises(FileNotFoundError, match="nowhere' is not an existing path"):
         load_pairs(str(tmp_path / "nowhere"))
     broken = tmp_path / "b.parquet"
     broken.write_text("no parquet")
