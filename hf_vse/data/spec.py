@@ -125,13 +125,13 @@ class DataSpec:
 
     def absolute(self) -> "DataSpec":
         """The same for somebody who works in another folder."""
-        options = {name: absolute_path(value) if name in PATHS else value for name, value in self.options.items()}
+        options = {name: whole_path(value) if name in PATHS else value for name, value in self.options.items()}
         return replace(
-            self, source=self.source if self.source in SOURCES else absolute_path(self.source), options=options
+            self, source=self.source if self.source in SOURCES else whole_path(self.source), options=options
         )
 
 
-def absolute_path(name: str | Path) -> str:
+def whole_path(name: str | Path) -> str:
     """The absolute path of a file or folder that exists, else the name as it is."""
     return str(Path(name).absolute()) if Path(name).exists() else os.fspath(name)
 
@@ -139,7 +139,7 @@ def absolute_path(name: str | Path) -> str:
 def is_same(source: str, other: str) -> bool:
     """Whether two names stand for one source; a folder has many."""
     own = {source, other} & {*SOURCES}
-    return source == other or (not own and os.path.exists(source) and absolute_path(source) == absolute_path(other))
+    return source == other or (not own and os.path.exists(source) and whole_path(source) == whole_path(other))
 
 
 def recorded(folder: Path) -> DataSpec:
