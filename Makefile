@@ -1,8 +1,8 @@
 # Each target does everything from a fresh clone: environment, installation, run.
 #
-#   make quickstart   trains on the built-in scenes and shows what the model finds
+#   make quickstart   trains on the built-in scenes and shows the metrics
 #   make test         quality checks and tests
-#   make soak         the tests that take their time: kills at every write, processes of every kind, a page under load
+#   make soak         also the slow tests: kills at every write, all process start methods, a demo under load
 #   make test-timm    the extras timm and open_clip, training from pixels, in an environment of its own (several GB)
 
 PYTHON ?= python3
