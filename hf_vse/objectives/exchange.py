@@ -1,13 +1,14 @@
-"""Exchange between processes: the candidates of each process are compared with the queries of all.
+"""How the queries of a process are compared with the candidates of all processes.
 
-A step compares the local queries with a block of candidates and returns one result row per candidate. The results of
-all processes are merged, and each process gets the rows of its own candidates back. Nothing here is differentiable;
-the backward pass is another visit.
+Each process keeps its queries. A step compares them with a block of candidates and returns one row of results for each
+candidate. The results of all processes are merged, and each process gets those of its own candidates. Nothing here is
+differentiable; the backward pass is a second round.
 
-- `Alone`: only the candidates of this process.
-- `Gathered`: the candidates of all processes at once.
-- `Ring`: one block at a time travels around the ring of processes with its results, until it is back at its owner. No
-  process holds more than two blocks.
+| negatives | class      | candidates                                                                             |
+|-----------|------------|----------------------------------------------------------------------------------------|
+| `gather`  | `Gathered` | of all processes at once                                                               |
+| `ring`    | `Ring`     | of one process at a time, passed on with their results; at most two blocks in memory    |
+| `local`   | `Alone`    | of this process                                                                        |
 """
 
 from collections.abc import Callable, Sequence
@@ -24,15 +25,20 @@ from hf_vse.objectives.reductions import total
 Rows = Sequence[Tensor | None]
 Step = Callable[[Rows, int], Sequence[Tensor]]
 Merge = Callable[[Sequence[Tensor], Sequence[Tensor]], Sequence[Tensor]]
-ExchangeName = Literal["gather", "ring"]
+Negatives = Literal["gather", "ring", "local"]  # the processes whose candidates are negatives
 
 
 def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def shares_negatives(negatives: Negatives | None) -> bool:
+    """Whether queries are compared with candidates of other processes; None is how version 0.1 wrote `local`."""
+    return world_size() > 1 and negatives not in ("local", None)
+
+
 def row_counts(local: Tensor) -> list[int]:
-    """The number of rows per process; differs in the last batch, or if an image could not be read."""
+    """How many rows each process has; they differ in the last batch or where an image could not be read."""
     if world_size() == 1:
         return [len(local)]
     count = torch.tensor([len(local)], device=local.device)
@@ -42,7 +48,7 @@ def row_counts(local: Tensor) -> list[int]:
 
 
 def gathered_parts(local: Tensor, counts: list[int]) -> list[Tensor]:
-    """The rows of every process; padded for the transfer if the counts differ."""
+    """The rows of every process; where the numbers differ, they are padded for the transfer."""
     padded = local.new_zeros(max(counts), *local.shape[1:])
     padded[: len(local)] = local
     parts = [torch.empty_like(padded) for _ in counts]
@@ -51,7 +57,7 @@ def gathered_parts(local: Tensor, counts: list[int]) -> list[Tensor]:
 
 
 class Alone:
-    """Only the candidates of this process."""
+    """The candidates of this process alone."""
 
     def __init__(self, counts: list[int]):
         self.rank = dist.get_rank() if world_size() > 1 else 0
@@ -60,19 +66,19 @@ class Alone:
 
     @property
     def first(self) -> int:
-        """Index of the first local row among the candidates."""
+        """Place of this process's first row among the candidates."""
         return 0
 
     def visit(self, step: Step, rows: Rows, merge: Merge) -> Sequence[Tensor]:
         """Calls `step` with blocks of candidates.
 
         Args:
-            step: takes rows of candidates and the index of the first; returns tensors with one row per candidate.
-            rows: tensors with one row per local candidate; None stays None.
-            merge: merges the results of two processes for the same candidates.
+            step: gets rows of candidates and the place of the first one; returns tensors with a row for each.
+            rows: tensors with a row for each candidate of this process; None stays None.
+            merge: combines the results of two processes on the same candidates.
 
         Returns:
-            The merged results of all processes for the local candidates.
+            The results of all processes on the candidates of this one.
         """
         return step(rows, self.first)
 
@@ -87,7 +93,7 @@ class Gathered(Alone):
     def visit(self, step: Step, rows: Rows, merge: Merge) -> Sequence[Tensor]:
         found = step([None if each is None else torch.cat(gathered_parts(each, self.counts)) for each in rows], 0)
         own = slice(self.first, self.first + self.counts[self.rank])
-        if merge is total:  # all-reduce is faster than merging here
+        if merge is total:  # a backend adds faster
             for each in found:
                 dist.all_reduce(each)
             return [each[own] for each in found]
@@ -96,7 +102,7 @@ class Gathered(Alone):
 
 
 class Ring(Gathered):
-    """One block of candidates at a time, passed on until it has visited every process."""
+    """One block of candidates at a time, passed from process to process."""
 
     def visit(self, step: Step, rows: Rows, merge: Merge) -> Sequence[Tensor]:
         world, found = len(self.counts), None
@@ -105,7 +111,7 @@ class Ring(Gathered):
             seen = step(rows, self.starts[owner])
             found = seen if found is None else merge(found, seen)
             count = self.counts[(owner - 1) % world]
-            last = hop == world - 1  # then only the results have to return
+            last = hop == world - 1  # then only the results return to their process
             rows = rows if last else [None if each is None else self.passed_on(each, count) for each in rows]
             found = [self.passed_on(each, count) for each in found]
         return found
@@ -123,8 +129,8 @@ class Ring(Gathered):
         return received
 
 
-def exchange(name: ExchangeName | None, local: Tensor) -> Alone:
-    """The exchange of this name for the row counts of all processes; `Alone` for None or a single process."""
-    if name is None or world_size() == 1:
+def exchange(negatives: Negatives | None, local: Tensor) -> Alone:
+    """The exchange for processes with these rows; `Alone` for a single process."""
+    if not shares_negatives(negatives):
         return Alone([len(local)])
-    return {"gather": Gathered, "ring": Ring}[name](row_counts(local))
+    return {"gather": Gathered, "ring": Ring}[negatives](row_counts(local))

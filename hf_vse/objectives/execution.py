@@ -1,14 +1,14 @@
-"""Which way a loss is computed; all of them give the same value and the same gradients.
+"""How a loss is computed. Every execution gives the same value and the same gradients.
 
-| execution  | memory                    | objectives    | what it is                                               |
+| execution  | memory                    | row losses    | what it is                                               |
 |------------|---------------------------|---------------|----------------------------------------------------------|
 | `dense`    | local x global            | any           | the reference; fastest for small batches                 |
 | `chunked`  | chunk x global            | any           | rows of the matrix, computed again in the backward pass  |
 | `streamed` | chunk x global            | of `STREAMS`  | one pass over tiles for both directions                  |
 | `fused`    | a chunk of 16-bit weights | of `STREAMS`  | the same in Triton kernels                               |
 
-`auto` takes `dense` for small matrices, `fused` where the kernels run, `streamed` where they do not, and `chunked` for
-an objective that has no stream, and says in the log what it took and why.
+`auto` takes `dense` for small matrices; for larger ones `fused` where the kernels run, else `streamed`; and `chunked`
+for a row loss without a stream. The log names the choice and the reason.
 """
 
 import logging
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from hf_vse.model.losses_vse import contrastive_loss
-from hf_vse.objectives.exchange import ExchangeName, world_size
+from hf_vse.objectives.exchange import Negatives, shares_negatives
 from hf_vse.objectives.gather import gathered_contrastive_loss
 from hf_vse.objectives.kernels import fused_tiles, why_not_fused
 from hf_vse.objectives.streamed import has_stream, streamed_contrastive_loss
@@ -28,19 +28,19 @@ logger = logging.getLogger(__name__)
 
 ExecutionName = Literal["auto", "dense", "chunked", "streamed", "fused"]
 SMALL_MATRIX = 2**21  # similarities; 8 MiB
-DEFAULT_CHUNK = 512  # anchors, of `chunked`
+DEFAULT_CHUNK = 512  # queries, of `chunked`
 
 
 class Execution(NamedTuple):
     """How a loss is computed.
 
     name: see above.
-    negatives: of all processes at once (`gather`), one process after the other (`ring`), or only the own (None).
-    chunk_size: anchors compared at once; None for what suits the device.
+    negatives: of all processes at once (`gather`), of one process after the other (`ring`), or of this one (`local`).
+    chunk_size: queries compared at once; None for what suits the device.
     """
 
     name: ExecutionName = "auto"
-    negatives: ExchangeName | None = "gather"
+    negatives: Negatives = "gather"
     chunk_size: int | None = None
 
 
@@ -48,13 +48,13 @@ AUTO = Execution()
 
 
 def choose_execution(execution: Execution, loss_type: str, pairs: int, device: torch.device) -> tuple[str, str]:
-    """Name of the way that is taken, never `auto`, and why; all processes take the same.
+    """The execution, never `auto`, and the reason; the same on all processes.
 
     Args:
-        pairs: of this process. Looked at only where it meets no other.
+        pairs: of this process; it matters only where candidates of other processes are no negatives.
 
     Raises:
-        ValueError: the way that was asked for cannot be gone.
+        ValueError: the execution asked for is not possible.
     """
     name, ring = execution.name, execution.negatives == "ring"
     if ring and name in ("dense", "chunked"):
@@ -69,16 +69,16 @@ def choose_execution(execution: Execution, loss_type: str, pairs: int, device: t
         raise ValueError(f"loss execution 'fused' is not possible: {why_not}; use auto or streamed")
     if name != "auto":
         return name, "it was asked for"
-    if pairs**2 <= SMALL_MATRIX and (world_size() == 1 or execution.negatives is None):
+    if pairs**2 <= SMALL_MATRIX and not shares_negatives(execution.negatives):
         return "dense", "the batch is small"
     if not has_stream(loss_type):
-        return "chunked", f"{loss_type} is known only as a row loss"
+        return "chunked", f"{loss_type} has no stream"
     return ("streamed", f"not fused: {why_not}") if why_not else ("fused", "the kernels run here")
 
 
 @cache
 def announce(name: str, reason: str) -> None:
-    """Once for each choice."""
+    """Logged once for each choice."""
     logger.info("loss execution: %s (%s)", name, reason)
 
 
@@ -90,15 +90,15 @@ def execute_loss(
     loss_type: str = "nce",
     **options: float | Tensor | None,
 ) -> Tensor:
-    """`contrastive_loss` of the pairs of all processes, computed as `execution` says.
+    """`contrastive_loss` on the pairs of all processes, computed as `execution` says.
 
     Args:
         image_embeds, text_embeds: (local, dim) unit vectors of this process.
         options: `temperature`, `margin`, `logit_bias`, `image_ids`, as in `contrastive_loss`.
 
     Returns:
-        A scalar. With negatives of all processes, its mean over them is the loss of the whole batch; gradients that
-        are averaged over the processes are those of the whole batch.
+        A scalar. With negatives of all processes, the mean over the processes is the loss of the whole batch, and the
+        mean of the gradients is the gradient of the whole batch.
     """
     name, reason = choose_execution(execution, loss_type, len(image_embeds), image_embeds.device)
     announce(name, reason)
@@ -108,6 +108,6 @@ def execute_loss(
         negatives, chunk_size = execution.negatives, execution.chunk_size
         return streamed_contrastive_loss(*embeds, negatives=negatives, chunk_size=chunk_size, tiles=tiles, **options)
     chunk_size = None if name == "dense" else execution.chunk_size or DEFAULT_CHUNK
-    if name == "dense" and (execution.negatives is None or world_size() == 1):
+    if name == "dense" and not shares_negatives(execution.negatives):
         return contrastive_loss(*embeds, **options)
-    return gathered_contrastive_loss(*embeds, gather=execution.negatives is not None, chunk_size=chunk_size, **options)
+    return gathered_contrastive_loss(*embeds, negatives=execution.negatives, chunk_size=chunk_size, **options)

@@ -1,9 +1,9 @@
 """Negatives from all processes for any row loss, with exact gradients.
 
-Every process compares its own pairs with the candidates of all processes: local rows, global columns. No matrix of
-size global x global exists. The backward pass of the gather sums the gradients of a candidate over all processes and
-returns the sum to its owner. With the scaling below, the gradients averaged by data-parallel training equal those of
-one process on the whole batch.
+Every process compares its queries with the candidates of all processes: a matrix of local x global similarities. In
+the backward pass, the gradients of a candidate from all processes are added and returned to the process that has it.
+Data-parallel training averages gradients over processes; with the scale below, that average is the gradient of one
+process on the whole batch.
 """
 
 import torch
@@ -12,11 +12,11 @@ from torch import Tensor
 
 from hf_vse.model.losses_vse import objective
 from hf_vse.objectives.chunked import chunked_rows
-from hf_vse.objectives.exchange import gathered_parts, row_counts, world_size
+from hf_vse.objectives.exchange import Negatives, gathered_parts, row_counts, shares_negatives, world_size
 
 
 class _GatherRows(torch.autograd.Function):
-    """Concatenates the rows of all processes; the backward pass sums all gradients and keeps the local rows."""
+    """Concatenates the rows of all processes; backward, adds the gradients of all and keeps the local rows."""
 
     @staticmethod
     def forward(ctx, local: Tensor, counts: list[int]) -> Tensor:
@@ -44,7 +44,7 @@ def gathered_contrastive_loss(
     *,
     loss_type: str = "nce",
     image_ids: Tensor | None = None,
-    gather: bool = True,
+    negatives: Negatives = "gather",
     chunk_size: int | None = None,
     **options: float | Tensor,
 ) -> Tensor:
@@ -53,16 +53,16 @@ def gathered_contrastive_loss(
     Args:
         image_embeds, text_embeds: (local, dim) unit vectors of this process; the number may differ between processes.
         image_ids: (local,) integers, as in `contrastive_loss`.
-        gather: False compares only with the candidates of this process.
-        chunk_size: anchors compared at once; default all of this process.
+        negatives: `local` compares with the candidates of this process alone.
+        chunk_size: queries compared at once; default all of this process.
         options: `temperature`, `margin`, `logit_bias`, as in `contrastive_loss`.
 
     Returns:
         A scalar. Its mean over the processes is the loss of the whole batch, and its gradients, averaged over the
         processes as in data-parallel training, are those of the whole batch.
     """
-    counts = row_counts(image_embeds) if gather else [len(image_embeds)]
-    image_embeds, text_embeds = image_embeds.float(), text_embeds.float()  # sum gradients in float32
+    counts = row_counts(image_embeds) if shares_negatives(negatives) else [len(image_embeds)]
+    image_embeds, text_embeds = image_embeds.float(), text_embeds.float()  # so that gradients add up in float32
     all_images, all_texts, all_ids = image_embeds, text_embeds, image_ids
     first = 0
     if len(counts) > 1:

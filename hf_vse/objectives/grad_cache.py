@@ -1,11 +1,11 @@
 """Gradient cache: embeds a large batch in mini-batches, with the gradient of the whole batch (arXiv 2101.06983).
 
-1. Embed all mini-batches without a graph; keep only the embeddings and the random state at the start of each.
-2. Compute the loss of the whole batch and its gradient with respect to every embedding: the cache.
-3. Embed each mini-batch again from the same random state, with a graph, and backpropagate its part of the cache.
+1. Embed all mini-batches without a graph; keep the embeddings, and the random state before each mini-batch.
+2. Compute the loss of the whole batch and its gradient by every embedding: the cache.
+3. Embed each mini-batch again from its random state, now with a graph, and backpropagate its part of the cache.
 
-A step needs the memory of one mini-batch plus the embeddings, and one more forward pass. Dropout masks are the same in
-both passes. Batch normalisation in training mode sees mini-batches; its running statistics are updated once.
+A step needs the memory of one mini-batch and of the embeddings, and one forward pass more. Dropout hides the same
+units both times. Batch normalisation in training mode sees mini-batches; its running statistics move once.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +20,7 @@ Inputs = dict[str, Tensor]
 
 
 class RandomState:
-    """The state of the random generators of a forward pass: the CPU and the device of the inputs."""
+    """State of the random generators of the CPU and of the device of the inputs."""
 
     def __init__(self, inputs: Inputs):
         self.device = next(iter(inputs.values())).device
@@ -28,7 +28,7 @@ class RandomState:
 
     @contextmanager
     def restored(self) -> Iterator[None]:
-        """Inside the block the same random numbers are drawn again; afterwards the current state is restored."""
+        """The same random numbers again; afterwards the generators continue as if nothing had been drawn."""
         here = generator_states(self.device)
         set_generator_states(self.device, self.states)
         try:
@@ -48,7 +48,7 @@ def set_generator_states(device: torch.device, states: list[Tensor]) -> None:
 
 
 def device_generator(device: torch.device) -> list[tuple[Callable, Callable, tuple]]:
-    """Functions to get and set the generator state of a device, and their arguments; MPS has one device, no index."""
+    """How the generator of a device is read and set, and its arguments; Apple's GPU has one, without a number."""
     if device.type == "cpu":
         return []
     module = torch.get_device_module(device)
@@ -57,7 +57,7 @@ def device_generator(device: torch.device) -> list[tuple[Callable, Callable, tup
 
 @contextmanager
 def unmoved_statistics(model: nn.Module) -> Iterator[None]:
-    """Keeps the running statistics of batch normalisation unchanged inside the block."""
+    """Batch normalisations do not change their running statistics."""
     norms = [each for each in model.modules() if isinstance(each, nn.modules.batchnorm._BatchNorm) and each.training]
     momenta = [norm.momentum for norm in norms]
     try:
@@ -72,8 +72,8 @@ def unmoved_statistics(model: nn.Module) -> Iterator[None]:
 def mini_batches(inputs: Inputs, size: int) -> list[Inputs]:
     """Splits inputs into parts of nearly equal length, at most `size` rows; the same number on every process.
 
-    A sharded model is gathered in every forward pass, so all processes need the same number of passes. No part is
-    empty: if a process has fewer rows than others need parts, parts become larger than `size`.
+    A sharded model is gathered in every forward pass, so all processes need equally many. Parts are larger than `size`
+    only where a process has fewer rows than others need parts.
     """
     counts = row_counts(next(iter(inputs.values())))
     parts = min(-(-max(counts) // size), min(counts))
@@ -96,12 +96,12 @@ def cached_loss(
         embed: mini-batch -> (rows, dim) embeddings, followed by scalars of the model (temperature, bias).
         parts: the mini-batches.
         loss: embeddings of the whole batch, scalars -> loss.
-        backward: runs the backward pass of a mini-batch; called for all but the last.
-        unsynchronised: context in which data-parallel training accumulates gradients without exchanging them.
+        backward: backpropagates a mini-batch; called for all but the last.
+        unsynchronised: context in which data-parallel training adds gradients without exchanging them.
 
     Returns:
-        The loss. The caller runs its backward pass, which is that of the last mini-batch, so gradients are exchanged
-        between processes only once.
+        The loss. Its backward pass, left to the caller, is that of the last mini-batch, so gradients are exchanged
+        between processes once.
     """
     states, embedded = [], []
     with torch.no_grad(), unsynchronised(), unmoved_statistics(model):
@@ -128,7 +128,7 @@ def cached_loss(
 
 
 def joined(parts: Sequence[Tensor]) -> Tensor:
-    """Concatenates embeddings; for a scalar, which is the same in all parts, returns the first."""
+    """Embeddings concatenated; of a scalar, which is the same in all parts, the first."""
     return torch.cat(tuple(parts)) if parts[0].ndim else parts[0]
 
 

@@ -1,6 +1,6 @@
-"""Reductions: each objective needs one number about all negatives of a query.
+"""What a row loss needs to know about all negatives of a query, as one number.
 
-With the logits x of a query's negatives (minus infinity for candidates that are not negatives):
+Of the logits x of a query's negatives (minus infinity where a candidate is no negative):
 
 | reduction      | number                 | objectives                               | slope, d number / d x_j     |
 |----------------|------------------------|------------------------------------------|-----------------------------|
@@ -9,8 +9,8 @@ With the logits x of a query's negatives (minus infinity for candidates that are
 | `hinge_sum`    | sum_j max(0, x_j)      | `hinge_sum`                              | 1 where x_j > 0             |
 | `softplus_sum` | sum_j log(1 + e^{x_j}) | `siglip`                                 | 1 / (1 + e^{-x_j})          |
 
-The states of two sets of negatives can be merged. So the similarity matrix can be computed tile by tile, in any order,
-on several processes, and one pass serves the queries of both modalities.
+The numbers of two sets of negatives can be merged into that of both. So the similarity matrix is computed tile by
+tile, in any order and on several processes, and one pass serves the queries of both modalities.
 """
 
 from typing import Literal
@@ -39,7 +39,7 @@ class LogSumExp:
         return [torch.logaddexp(one[0], other[0])]
 
     def slopes(self, logits: Tensor, state: State, dim: int) -> Tensor:
-        """Derivative of the number with respect to every logit of a tile."""
+        """Derivative of the number by every logit of a tile."""
         finite = state[0].masked_fill(state[0].isneginf(), 0.0)  # a query without negatives
         return (logits - finite.unsqueeze(dim)).exp_()
 

@@ -1,8 +1,8 @@
-"""The negatives of every anchor in both directions, reduced in one pass over tiles of the similarity matrix.
+"""The negatives of every query in both directions, reduced in one pass over tiles of the similarity matrix.
 
-No matrix of all images x all texts is ever stored: rows of it are computed, reduced along both sides (the anchors of
-the one modality, and those of the other) and forgotten. The backward pass computes them again; that of `hardest` needs
-no matrix at all, because one negative of each anchor has a gradient.
+No matrix of all images x all texts is ever stored: rows of it are computed, reduced along both dimensions (for image
+queries and for text queries) and dropped. The backward pass computes them again; that of `hardest` needs no matrix,
+because one negative of each query has a gradient.
 
 With s the similarities, k the scale, o the offset of a pair: logits of image i are k s_ij + o_i, those of text j are
 k s_ij + o_j. Memory: inputs, their gradients, and a few tiles of `chunk_size` x candidates. Arithmetic, for n pairs of
@@ -19,8 +19,8 @@ from torch.autograd.function import once_differentiable
 from hf_vse.objectives.exchange import Alone
 from hf_vse.objectives.reductions import REDUCTIONS, Hardest, State, total
 
-# Elements of a tile. 32 MiB are what the C allocator gives back to the system (smaller blocks fragment its heap) and
-# stay near the cache of a CPU; 256 MiB keep a GPU busy.
+# Elements of a tile. 32 MiB fit near the cache of a CPU, and the C allocator returns blocks of that size to the system,
+# while smaller ones fragment its heap; 256 MiB keep a GPU busy.
 CPU_TILE, GPU_TILE = 2**23, 2**26
 
 
@@ -60,13 +60,13 @@ class Tiles(Protocol):
     """How the tiles of some rows are computed; `TorchTiles` is the reference."""
 
     def rows_to_reduce(self, block: Block) -> int:
-        """Rows to compare at once in the forward pass, where nobody says so."""
+        """Rows compared at once in the forward pass, where no chunk size is given."""
 
     def rows_to_weigh(self, block: Block) -> int:
         """The same in the backward pass."""
 
     def reduce(self, name: str, block: Block) -> tuple[State, State]:
-        """States of the anchors of a block: those of its rows and those of its columns."""
+        """States of the queries of a block: those of its rows and those of its columns."""
 
     def weights(self, name: str, block: Block, states: tuple[State, State], gradients: tuple[Tensor, Tensor]):
         """Gradient by every similarity of a block, (a, b), from the gradients by the numbers of rows and columns."""
@@ -111,14 +111,14 @@ def masked_logits(block: Block) -> Tensor:
 
 
 def shifted(logits: Tensor, offsets: Tensor | None, dim: int) -> Tensor:
-    """The logits of the anchors whose candidates lie along `dim`, with the offsets of these anchors."""
+    """The logits of the queries whose candidates lie along `dim`, with the offsets of these queries."""
     if offsets is None:
         return logits
     return logits + (offsets if offsets.ndim == 0 else offsets.unsqueeze(dim))
 
 
 def reduce_block(tiles: Tiles, name: str, block: Block, chunk_size: int | None) -> tuple[State, State]:
-    """States of all anchors of a block, chunk by chunk."""
+    """States of all queries of a block, chunk by chunk."""
     row_state = column_state = None
     for rows, part in block.parts(chunk_size or tiles.rows_to_reduce(block)):
         of_rows, of_columns = tiles.reduce(name, part)
@@ -129,16 +129,16 @@ def reduce_block(tiles: Tiles, name: str, block: Block, chunk_size: int | None) 
         for whole, each in zip(row_state, of_rows, strict=True):
             whole[rows] = each
     if isinstance(REDUCTIONS[name], Hardest):
-        row_state[0] = winning_scores(block.rows, block.columns, row_state[1] - block.first_column)
-        column_state[0] = winning_scores(block.columns, block.rows, column_state[1] - block.first_row)
+        row_state[0] = hardest_scores(block.rows, block.columns, row_state[1] - block.first_column)
+        column_state[0] = hardest_scores(block.columns, block.rows, column_state[1] - block.first_row)
     return row_state, column_state
 
 
-def winning_scores(anchors: Tensor, others: Tensor, winners: Tensor, chunk_size: int = 4096) -> Tensor:
-    """Similarity of each anchor to its winner, added up in float32 whatever chose it; minus infinity without one."""
-    scores = torch.full_like(anchors[:, 0], float("-inf"), dtype=torch.float32)
+def hardest_scores(queries: Tensor, candidates: Tensor, winners: Tensor, chunk_size: int = 4096) -> Tensor:
+    """Similarity of each query to its hardest negative, added in float32; minus infinity where there is none."""
+    scores = torch.full_like(queries[:, 0], float("-inf"), dtype=torch.float32)
     for places in (winners >= 0).nonzero()[:, 0].split(chunk_size):
-        scores[places] = torch.linalg.vecdot(anchors[places].float(), others[winners[places]].float())
+        scores[places] = torch.linalg.vecdot(queries[places].float(), candidates[winners[places]].float())
     return scores
 
 
@@ -170,7 +170,7 @@ def by_tensor_cores(factor: Tensor) -> bool:
 
 
 def product(one: Tensor, other: Tensor) -> Tensor:
-    """A matrix product that is added up in float32."""
+    """A matrix product added in float32."""
     if by_tensor_cores(one):
         return torch.mm(one, other, out_dtype=torch.float32)
     return one.float() @ other.float()
@@ -179,19 +179,19 @@ def product(one: Tensor, other: Tensor) -> Tensor:
 def gradient_of_winners(
     block: Block, states: tuple[State, State], gradients: tuple[Tensor, Tensor], chunk_size: int = 4096
 ) -> tuple[Tensor, Tensor]:
-    """The same for `hardest`: each anchor moves towards, or away from, its one winner."""
+    """The same for `hardest`: only the pair of a query and its hardest negative has a gradient."""
     of_rows = torch.zeros_like(block.rows, dtype=torch.float32)
     of_columns = torch.zeros_like(block.columns, dtype=torch.float32)
     pairs = (
         (block.rows, of_rows, states[0][1] - block.first_column, block.columns, of_columns, gradients[0]),
         (block.columns, of_columns, states[1][1] - block.first_row, block.rows, of_rows, gradients[1]),
     )
-    for anchors, of_anchors, winners, others, of_others, weights in pairs:
-        here = ((winners >= 0) & (winners < len(others))).nonzero()[:, 0]
+    for queries, of_queries, winners, candidates, of_candidates, weights in pairs:
+        here = ((winners >= 0) & (winners < len(candidates))).nonzero()[:, 0]
         for places in here.split(chunk_size):
             chosen, weight = winners[places], weights[places, None]
-            of_anchors[places] += weight * others[chosen].float()
-            of_others.index_add_(0, chosen, weight * anchors[places].float())
+            of_queries[places] += weight * candidates[chosen].float()
+            of_candidates.index_add_(0, chosen, weight * queries[places].float())
     return of_rows, of_columns
 
 
@@ -205,7 +205,7 @@ class Plan(NamedTuple):
     dtype: torch.dtype  # of the factors of the matrix products, which add up in float32
 
     def visit(self, meet, images, texts, scale, offsets, image_ids, merge, *more: Tensor):
-        """Shows the own images a block of texts at a time; `more` has a row for each text and travels with it."""
+        """Calls `meet` with the images of this process and blocks of texts; `more` has a row for each text."""
         per_pair = offsets is not None and offsets.ndim == 1
 
         def step(rows, first: int):

@@ -60,7 +60,7 @@ class VSETrainingArguments(TrainingArguments):
         },
     )
     loss_chunk_size: int | None = field(
-        default=None, metadata={"help": "Anchors compared at once, except by dense. Default: what suits the device."}
+        default=None, metadata={"help": "Queries compared at once, except by dense. Default: what suits the device."}
     )
     loss_dtype: str = field(
         default="float32",
@@ -146,8 +146,7 @@ class VSETrainingArguments(TrainingArguments):
     @property
     def execution(self) -> Execution:
         """How the loss is computed."""
-        exchange = None if self.negatives == "local" else self.negatives
-        return Execution(self.loss_execution, exchange, self.loss_chunk_size)
+        return Execution(self.loss_execution, self.negatives, self.loss_chunk_size)
 
     @property
     def augmentation(self) -> Augmentation | None:

@@ -176,7 +176,7 @@ class VSETrainer(PublishingTrainer):
             "margin": self.model.config.margin,
             "logit_bias": bias,
         }
-        pairs = len(images) * (1 if execution.negatives is None else self.accelerator.num_processes)
+        pairs = len(images) * (1 if execution.negatives == "local" else self.accelerator.num_processes)
         self.alarm.observe(images.detach(), texts.detach(), pairs, **objective)
         self.diagnostics.observe(images.detach(), texts.detach())
         return execute_loss(images.to(dtype), texts.to(dtype), execution=execution, image_ids=image_ids, **objective)

@@ -12,7 +12,7 @@ from tests.objectives.batches import Batch, assert_same, squared
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("negatives", ["gather", None])
+@pytest.mark.parametrize("negatives", ["gather", "local", None])
 @pytest.mark.parametrize("way", ["auto", "dense", "chunked", "streamed"])
 def test_every_way_gives_the_same(way, negatives):
     batch = Batch(13, ids=True)

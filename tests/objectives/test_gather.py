@@ -67,7 +67,8 @@ def check_own_negatives(rank: int, world: int) -> None:
     batch = Batch(world * 4)
     local = slice(4 * rank, 4 * rank + 4)
     expected = batch.loss_and_gradients(contrastive_loss, local)
-    assert_same(batch.loss_and_gradients(streamed_contrastive_loss, local, negatives=None), expected)
+    assert_same(batch.loss_and_gradients(streamed_contrastive_loss, local, negatives="local"), expected)
+    assert_same(batch.loss_and_gradients(gathered_contrastive_loss, local, negatives="local"), expected)
 
 
 @pytest.mark.parametrize("world", SPLITS)

@@ -1,6 +1,6 @@
-"""Fused Triton kernels: tiles of the similarity matrix that are reduced before they leave the chip.
+"""Fused Triton kernels: tiles of the similarity matrix, reduced on the chip.
 
-They are an engine of `hf_vse.objectives.statistics`, and equal to its reference `TorchTiles`.
+They compute what `TorchTiles` of `hf_vse.objectives.statistics`, the reference, computes.
 """
 
 from functools import cache

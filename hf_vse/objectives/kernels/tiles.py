@@ -1,7 +1,7 @@
-"""Two kernels over tiles of the similarity matrix; see `statistics` for what they are for.
+"""Two kernels over tiles of the similarity matrix, for the reductions of `statistics`.
 
 `reduce_kernel` computes a tile of products, reduces it along both sides in registers, and writes one partial state for
-each of its anchors. `weights_kernel` computes the tile again and writes the gradient by each similarity, in the dtype
+each of its queries. `weights_kernel` computes the tile again and writes the gradient by each similarity, in the dtype
 of the embeddings, for the two matrix products that follow. The hardest negative needs only the first.
 """
 
@@ -82,7 +82,7 @@ def tile_of_program(
 
 @triton.jit
 def with_offsets(tile, offsets, places, n, AXIS: tl.constexpr, OFFSETS: tl.constexpr):
-    """Logits with the offsets of the anchors, which lie along `AXIS`."""
+    """Logits with the offsets of the queries, which lie along `AXIS`."""
     if OFFSETS == SHARED_OFFSET:
         return tile + tl.load(offsets)
     if OFFSETS == OFFSETS_OF_PAIRS:
@@ -94,7 +94,7 @@ def with_offsets(tile, offsets, places, n, AXIS: tl.constexpr, OFFSETS: tl.const
 def store_state(
     tile, first_out, second_out, block, places, first_candidate, n, AXIS: tl.constexpr, CODE: tl.constexpr
 ):
-    """Reduces the candidates, which lie along `AXIS`, and writes the partial state of every anchor."""
+    """Reduces the candidates, which lie along `AXIS`, and writes the partial state of every query."""
     out, inside = block.to(tl.int64) * n + places, places < n
     if CODE == LOGSUMEXP:
         highest = tl.max(tile, AXIS)
@@ -114,7 +114,7 @@ def store_state(
 
 @triton.jit
 def slopes(tile, state, places, n, AXIS: tl.constexpr, CODE: tl.constexpr):
-    """Derivative of the numbers of the anchors, which lie along `AXIS`, by every logit."""
+    """Derivative of the numbers of the queries, which lie along `AXIS`, by every logit."""
     if CODE == LOGSUMEXP:
         return tl.exp(tile - tl.expand_dims(tl.load(state + places, mask=places < n, other=0.0), 1 - AXIS))
     elif CODE == HINGE_SUM:
@@ -174,7 +174,7 @@ class TritonTiles:
         self.blocks = blocks
 
     def rows_to_reduce(self, block: Block) -> int:
-        """So many that the columns are read from memory seldom; partial states take a fifth of the embeddings."""
+        """So many that columns are seldom read from memory; partial states take a fifth of the embeddings."""
         return 8192
 
     def rows_to_weigh(self, block: Block) -> int:
@@ -195,11 +195,11 @@ class TritonTiles:
     ) -> Tensor:
         options = self.options(name, block, WEIGHT_TILES)
         numbers = (state[0].masked_fill(state[0].isneginf(), 0.0) for state in states)
-        of_anchors = [each.contiguous() for each in (*numbers, *gradients)]
+        of_queries = [each.contiguous() for each in (*numbers, *gradients)]
         weights = block.rows.new_empty(len(block.rows), len(block.columns))
         row_blocks, column_blocks = count_blocks(block, options)
         grid = (row_blocks * column_blocks,)
-        weights_kernel[grid](*inputs(block), *of_anchors, weights, *sizes(block), **options)
+        weights_kernel[grid](*inputs(block), *of_queries, weights, *sizes(block), **options)
         return weights
 
     def options(self, name: str, block: Block, tiles: dict[str, tuple[int, int, int]]) -> dict:
@@ -222,10 +222,10 @@ class TritonTiles:
 
 
 def tf32_allowed() -> bool:
-    """Whether float32 matrices may be multiplied as TF32, whichever of torch's two interfaces it was said through.
+    """Whether float32 matrices may be multiplied as TF32, whichever of torch's two interfaces set it.
 
-    The older one (`get_float32_matmul_precision`) refuses to answer once the newer one has been used, as transformers
-    does for `tf32` and `torch_compile`; the newer one (torch 2.9) knows what was said through either.
+    The older one (`get_float32_matmul_precision`) raises once the newer one has been used, as transformers does for
+    `tf32` and `torch_compile`; the newer one (torch 2.9) knows what either has set.
     """
     matmul = torch.backends.cuda.matmul
     if hasattr(matmul, "fp32_precision"):
@@ -242,7 +242,7 @@ def count_blocks(block: Block, options: dict) -> tuple[int, int]:
 
 
 def inputs(block: Block) -> list[Tensor]:
-    """What both kernels read; the scale stands for what is not given, and is not read there."""
+    """What both kernels read; the scale stands in for what is not given and is not read in its place."""
     given = block.row_ids, block.column_ids, block.row_offsets, block.column_offsets
     optional = [block.scale if each is None else each.contiguous() for each in given]
     return [block.rows.contiguous(), block.columns.contiguous(), *optional, block.scale]
@@ -252,14 +252,14 @@ def sizes(block: Block) -> tuple[int, int, int, int]:
     return len(block.rows), len(block.columns), block.rows.shape[1], block.first_row - block.first_column
 
 
-def empty_states(name: str, blocks: int, anchors: Tensor) -> list[Tensor]:
-    """Room for the partial states that each block of candidates leaves of every anchor: (blocks, anchors)."""
+def empty_states(name: str, blocks: int, queries: Tensor) -> list[Tensor]:
+    """Tensors for the partial states of every query and block of candidates: (blocks, queries)."""
     second = torch.int32 if name == "hardest" else torch.float32
-    return [torch.empty(blocks, len(anchors), dtype=dtype, device=anchors.device) for dtype in (torch.float32, second)]
+    return [torch.empty(blocks, len(queries), dtype=dtype, device=queries.device) for dtype in (torch.float32, second)]
 
 
 def merged(name: str, partial: list[Tensor], first: int) -> State:
-    """The states of the anchors from those of all blocks of candidates."""
+    """The states of the queries from those of all blocks of candidates."""
     values, second = partial
     if name == "logsumexp":
         return [values.logsumexp(dim=0)]
