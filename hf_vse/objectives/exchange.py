@@ -129,7 +129,7 @@ class Ring(Gathered):
         return received
 
 
-def exchange(negatives: Negatives | None, local: Tensor) -> Alone:
+def exchange_of(negatives: Negatives | None, local: Tensor) -> Alone:
     """The exchange for processes with these rows; `Alone` for a single process."""
     if not shares_negatives(negatives):
         return Alone([len(local)])

@@ -108,7 +108,7 @@ def cached_loss(
         for part in parts:
             states.append(RandomState(part))
             embedded.append(embed(part))
-    whole = [joined(each).detach().requires_grad_() for each in zip(*embedded, strict=True)]
+    whole = [concatenated(each).detach().requires_grad_() for each in zip(*embedded, strict=True)]
     with torch.enable_grad():
         value = loss(*whole)
     gradients = [
@@ -127,7 +127,7 @@ def cached_loss(
     return value.detach() + replayed - replayed.detach()
 
 
-def joined(parts: Sequence[Tensor]) -> Tensor:
+def concatenated(parts: Sequence[Tensor]) -> Tensor:
     """Embeddings concatenated; of a scalar, which is the same in all parts, the first."""
     return torch.cat(tuple(parts)) if parts[0].ndim else parts[0]
 

@@ -69,7 +69,7 @@ def load_objective(loss_type: str) -> str:
         )
     name = f"{path.name}:{function}@{digest}"
     if name not in OBJECTIVES:
-        row_loss = find_function(execute(path, source), function, path)
+        row_loss = find_function(run_file(path, source), function, path)
         check_signature(row_loss, f"{path}:{function}")
         chosen = Objective(
             checked(row_loss, f"{path}:{function}"),
@@ -81,14 +81,14 @@ def load_objective(loss_type: str) -> str:
     return name
 
 
-def execute(path: Path, source: bytes) -> ModuleType:
+def run_file(path: Path, source: bytes) -> ModuleType:
     """The module that a file makes, from the bytes whose digest was taken."""
     module = ModuleType(path.stem)
     module.__file__ = str(path)
     try:
         exec(compile(source, str(path), "exec"), module.__dict__)
     except (Exception, SystemExit) as error:
-        raise ValueError(f"{path} cannot be executed ({reason_of(error)}): mend it") from error
+        raise ValueError(f"{path} cannot be executed ({error_line(error)}): mend it") from error
     return module
 
 
@@ -159,7 +159,7 @@ def try_out(chosen: Objective, name: str) -> None:
     except Exception as error:  # whatever a user's function may raise
         if isinstance(error, ValueError) and str(error).startswith(name):
             raise
-        raise ValueError(f"{name} fails on a small batch ({reason_of(error)}): mend it") from error
+        raise ValueError(f"{name} fails on a small batch ({error_line(error)}): mend it") from error
     if not torch.allclose(torch.cat(single), rows, rtol=1e-4, atol=1e-5):
         raise ValueError(f"{name}: the loss of a query depends on other queries, or on chance: use its own row alone")
     if not torch.allclose(moved, rows, rtol=1e-4, atol=1e-5):
@@ -176,7 +176,7 @@ def try_out(chosen: Objective, name: str) -> None:
         )
 
 
-def reason_of(error: BaseException) -> str:
+def error_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
 
 

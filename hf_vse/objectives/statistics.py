@@ -19,8 +19,8 @@ from torch.autograd.function import once_differentiable
 from hf_vse.objectives.exchange import Alone
 from hf_vse.objectives.reductions import REDUCTIONS, Hardest, State, total
 
-# Elements of a tile. 32 MiB fit near the cache of a CPU, and the C allocator returns blocks of that size to the system,
-# while smaller ones fragment its heap; 256 MiB keep a GPU busy.
+# Elements of a tile. 32 MiB fit near the cache of a CPU, and the C allocator returns blocks of that size to the system
+# while smaller ones fragment its heap. 256 MiB keep a GPU busy.
 CPU_TILE, GPU_TILE = 2**23, 2**26
 
 
@@ -195,7 +195,7 @@ def gradient_of_winners(
     return of_rows, of_columns
 
 
-class Plan(NamedTuple):
+class ReductionPlan(NamedTuple):
     """How a reduction is executed."""
 
     name: str
@@ -221,7 +221,7 @@ class Plan(NamedTuple):
 
 class _NegativeStatistics(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, images, texts, scale, offsets, image_ids, plan: Plan):
+    def forward(ctx, images, texts, scale, offsets, image_ids, plan: ReductionPlan):
         given = images.to(plan.dtype), texts.to(plan.dtype), scale, offsets, image_ids
         merge = REDUCTIONS[plan.name].merge
         row_state: State | None = None
@@ -267,7 +267,7 @@ class _NegativeStatistics(torch.autograd.Function):
 def negative_statistics(
     images: Tensor,
     texts: Tensor,
-    plan: Plan,
+    plan: ReductionPlan,
     scale: Tensor | None = None,
     offsets: Tensor | None = None,
     image_ids: Tensor | None = None,

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from hf_vse.model import losses_vse
 from hf_vse.model.losses_vse import Objective, Scalar, objective
-from hf_vse.objectives.exchange import Negatives, exchange
+from hf_vse.objectives.exchange import Negatives, exchange_of
 from hf_vse.objectives.reductions import ReductionName
-from hf_vse.objectives.statistics import Plan, Tiles, TorchTiles, negative_statistics
+from hf_vse.objectives.statistics import ReductionPlan, Tiles, TorchTiles, negative_statistics
 
 Settings = Mapping[str, Scalar]  # temperature, margin and logit_bias
 
@@ -125,8 +125,8 @@ def streamed_contrastive_loss(
     if not has_stream(loss_type):
         raise ValueError(f"loss_type {loss_type!r} has no stream; use chunked execution, which takes any row loss")
     stream = STREAMS[chosen.row_loss]
-    dtype, exchanged = image_embeds.dtype, exchange(negatives, image_embeds)
-    plan = Plan(stream.reduction, exchanged, tiles or TorchTiles(), chunk_size, dtype)
+    dtype, exchanged = image_embeds.dtype, exchange_of(negatives, image_embeds)
+    plan = ReductionPlan(stream.reduction, exchanged, tiles or TorchTiles(), chunk_size, dtype)
     with torch.autocast(image_embeds.device.type, enabled=False):
         images, texts = image_embeds.float(), text_embeds.float()  # so that gradients add up in float32
         positive = torch.linalg.vecdot(images, texts)

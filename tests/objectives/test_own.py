@@ -72,8 +72,7 @@ def test_every_execution_that_takes_row_losses_gives_the_same(execution, ids, mo
 
 
 @pytest.mark.parametrize("execution", [Execution("streamed"), Execution("fused"), Execution(negatives="ring")])
-def test_executions_that_need_a_stream_refuse(execution, monkeypatch):
-    monkeypatch.setattr("hf_vse.objectives.execution.world_size", lambda: 2)
+def test_executions_that_need_a_stream_refuse(execution):
     with pytest.raises(ValueError, match=r"'dcl.py:dcl@\w{12}' has no stream.*chunked or dense"):
         choose_execution(execution, load_objective(f"{EXAMPLE}:dcl"), 128, torch.device("cpu"))
 
