@@ -178,7 +178,7 @@ class VSEConfig(PreTrainedConfig):
         head_init: how an `mlp` head starts: `xavier` as published, or `identity`, giving what it reads, so that
             training starts from the linear map and fresh heads lose nothing of a base embedding.
         projection_dim: dimension of the common space.
-        loss_type: the objective, nce, hardnce, hardnce_smooth, hinge_sum, hinge_max, clip or siglip (`losses_vse.py`),
+        loss_type: the objective: nce, hardnce, hardnce_smooth, hinge_sum, hinge_max, clip or siglip (`losses_vse.py`),
             or a function in a file of your own, my_loss.py:my_row_loss.
         temperature: divisor of the similarities; the initial value where the objective learns it.
         margin: of a hinge or a hardest-negative objective, in units of cosine similarity.
