@@ -43,10 +43,12 @@ class Store:
 
     Args:
         folder: holds rows of one encoder only; it is made with the first shard.
+        described: text for `described.json`.
     """
 
-    def __init__(self, folder: str | Path):
+    def __init__(self, folder: str | Path, described: str = ""):
         self.folder = Path(folder)
+        self.described = described
         self.known: dict[str, tuple[np.ndarray, int]] = {}
         self.seen: set[tuple[Path, int]] = set()
 
@@ -54,11 +56,7 @@ class Store:
     def of(cls, root: str | Path, kind: str, described: Mapping[str, Any]) -> "Store":
         """The store below `root` of everything that was computed as `described`: weights, preparation, precision."""
         text = json.dumps(described, indent=1, sort_keys=True, default=str)
-        store = cls(Path(root) / f"{kind}-{digest(text.encode(), 12)}")
-        if not (store.folder / DESCRIBED_FILE).is_file():
-            with suppress(FileNotFoundError):  # two machines wrote it at once, under the same unfinished name
-                write_text(store.folder / DESCRIBED_FILE, text)
-        return store
+        return cls(Path(root) / f"{kind}-{digest(text.encode(), 12)}", text)
 
     def write(self, keys: Sequence[str], columns: Mapping[str, pa.Array]) -> None:
         """Writes a shard: for each key one entry of each column."""
@@ -69,6 +67,9 @@ class Store:
         content = sink.getvalue()
         with whole_file(self.folder / f"{keys_digest(keys)}.{digest(content)}.arrow") as path:
             path.write_bytes(content)
+        if self.described and not (self.folder / DESCRIBED_FILE).is_file():
+            with suppress(FileNotFoundError):  # two machines wrote it at once, under the same unfinished name
+                write_text(self.folder / DESCRIBED_FILE, self.described)
 
     def find(self, keys: Sequence[str]) -> tuple[Path, pa.Table] | None:
         """The shard that was written for exactly these keys, memory-mapped."""
@@ -97,7 +98,7 @@ class Store:
         self.known |= {key: (rows, place) for place, key in enumerate(keys)}
 
     def fill(self, keys: Sequence[str], batches: Batches, made_by: str) -> None:
-        """Writes what is computed batch by batch, in shards; an interruption loses seconds.
+        """Writes what is computed batch by batch, in shards: an error loses nothing, a kill at most `SECONDS`.
 
         Args:
             keys: of all items.
