@@ -11,8 +11,8 @@ from hf_vse.files import check_output_file, check_output_folder
 
 DESCRIPTION = """Runs a frozen image tower over a data set once and keeps its outputs, so that many trainings can read
 them instead of the photographs. For coco, flickr30k and flickr8k OUTPUT is a .npy file with a row for each image of
-the split file, as --features takes it; for other data a folder that --dataset OUTPUT opens. Interrupted, the same
-command goes on."""
+the split file, as --features takes it; for other data a folder that --dataset OUTPUT opens. Repeat an
+interrupted command to continue it."""
 EXAMPLES = """
   hf-vse features --dataset flickr8k --data_dir DIR --image_tower timm/resnet152.a1_in1k --output DIR/resnet152.npy
   hf-vse train flickr8k_features_nce --data_dir DIR --features resnet152.npy
@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> Result:
 
 
 def load_tower(arguments: argparse.Namespace) -> tuple[Any, Any]:
-    """A model whose image tower is the one asked for, on the accelerator there is, and what prepares images for it."""
+    """A model with the chosen image tower, on the accelerator if there is one, and its image processor."""
     import torch
 
     from hf_vse.embed.load import load_encoder
@@ -105,7 +105,7 @@ def save_with_features(
         made.append(arguments.output.with_name(f"{arguments.output.name}.{name}.{digest[:8]}.npy"))
         if not made[-1].is_file():
             extract_features(model, image_processor, images, made[-1], **options)
-        unfinished_store(made[-1], made_by).remove()  # of a run that was killed between the two
+        unfinished_store(made[-1], made_by).remove()  # if a run was killed after the file was complete
         plain = split.with_format(None)
         splits[name] = features_dataset(
             read_array(made[-1]), plain[IMAGE_ID][:], plain[CAPTIONS][:], plain[CAPTION_IDS][:]
@@ -120,7 +120,7 @@ def save_with_features(
 
 
 def check_output(arguments: argparse.Namespace, one_array: bool) -> None:
-    """Raises OSError or ValueError where the output cannot be written, before anything is computed."""
+    """Raises OSError or ValueError if the output cannot be written; called before anything is computed."""
     if one_array:
         if arguments.output.suffix != ".npy":
             raise ValueError(f"--output {arguments.output} must end in .npy")
@@ -132,7 +132,7 @@ def check_output(arguments: argparse.Namespace, one_array: bool) -> None:
 
 
 def holds_features(folder: Path) -> bool:
-    """Whether a folder is what this command writes, which it may replace."""
+    """Whether this command wrote a folder; then it may replace it."""
     from datasets import DatasetDict, load_from_disk
 
     from hf_vse.data.schema import IMAGE_FEATURES
@@ -145,7 +145,7 @@ def holds_features(folder: Path) -> bool:
 
 
 def take_place(new: Path, place: Path) -> None:
-    """Gives a finished folder its name, in the place of an earlier one."""
+    """Moves a finished folder to its place and removes the earlier one."""
     old = place.with_name(f".{place.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if place.exists():

@@ -1,4 +1,4 @@
-"""Batches for a tower: of the images that can be read, and of sentences of similar length."""
+"""Runs a tower over batches of readable images and over batches of sentences of similar length."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -58,8 +58,8 @@ def readable_batches(
     """For each batch what `ReadableBatch` makes of it.
 
     Args:
-        prepare: what worker processes do with a list of PIL images, or of arrays; called for as many at once as may
-            be held decoded.
+        prepare: makes model inputs of a list of PIL images or arrays; runs in the worker processes. A batch of large
+            images is prepared in parts, so that few are held decoded.
         needed: see `decode_image`.
     """
     from_pixels = len(images) > 0 and IMAGE in images[0]
@@ -81,10 +81,10 @@ def image_batches(
     needed: int | None = None,
     title: str | None = None,
 ) -> Iterator[tuple[list[int], np.ndarray]]:
-    """Runs a tower over some of the images: places of those that can be read, and a row for each.
+    """Runs a tower over some of the images; yields the places of those that can be read, and a row for each.
 
-    A batch without a readable image passes through the model all the same, with other images in its place: processes
-    that share a sharded model have to use it equally often.
+    For a batch without a readable image the model is run on another image, because processes that share a sharded
+    model must run it equally often.
 
     Args:
         run: prepared images and their number -> (images, ...).
@@ -118,7 +118,7 @@ def text_batches(
     batch_size: int,
     title: str | None = None,
 ) -> Iterator[tuple[list[int], np.ndarray]]:
-    """Runs a tower over some of the sentences, shortest first: their places, and a row for each."""
+    """Runs a tower over some of the sentences, shortest first; yields their places, and a row for each."""
     by_length = sorted(places, key=lambda place: len(texts[place]))
     with progress_bar(len(texts), len(places), title) as bar:
         for start in range(0, len(by_length), batch_size):

@@ -1,4 +1,4 @@
-"""Runs an image tower over images once and keeps its outputs as one array, in the form that `--features` reads."""
+"""Runs an image tower over images once and writes its outputs as one array, which `--features` reads."""
 
 from pathlib import Path
 from typing import Any
@@ -39,10 +39,10 @@ def extract_features(
     max_broken_share: float = 0.01,
     progress: bool = True,
 ) -> np.ndarray:
-    """Writes the outputs of the image tower as a float16 .npy file; interrupted, the same call goes on.
+    """Writes the outputs of the image tower as a float16 .npy file.
 
-    What is computed is kept in a hidden folder beside the file until the file is complete, so that twice its size is
-    needed on the disk.
+    Until the file is complete its rows are kept in a hidden folder beside it: an interrupted call continues when it is
+    repeated, and the disk needs room for twice the file.
 
     Args:
         images: rows with a column `image`, see `decode_image`; row i of the file is for `images[i]`, zero where it
@@ -91,12 +91,12 @@ def extract_features(
 
 
 def unfinished_store(path: Path, made_by: str) -> Store:
-    """Where the rows of an array are kept until it is complete."""
+    """Keeps the rows of an array until the file is complete."""
     return Store(path.with_name(f".{path.stem}.{made_by[:8]}.unfinished"))
 
 
 def features_digest(model: VSEModel, image_processor: BaseImageProcessor, regions: bool) -> str:
-    """Of all that the rows of `extract_features` depend on beside the images."""
+    """Digest of everything but the images that the rows of `extract_features` depend on."""
     tower = weights_digest(model.vision_model), configuration_digest(model.config.vision_config)
     pooling = None if regions else (model.config.vision_pooling, weights_digest(model.vision_pooling))
     return digest_of(*tower, pooling, image_processor_digest(image_processor))

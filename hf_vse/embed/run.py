@@ -1,7 +1,7 @@
-"""Runs a dual encoder over many images or sentences: in batches, without the broken images, each item once.
+"""Runs an encoder over many images or sentences in batches. Broken images are left out.
 
-Vectors are brought to length one. With a store (see `store.py`) an interrupted call goes on where it was, and what is
-kept there is read and not computed again.
+Vectors are normalised to length one. With a store (see `store.py`) vectors that were computed before are read, and an
+interrupted call continues where it stopped.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,7 +38,7 @@ def encode_images(
     store: Store | None = None,
     keys: Sequence[str] | None = None,
 ) -> ImageVectors:
-    """Unit vectors of the images, in float32 on the CPU; of length one or less where none can be read.
+    """Unit vectors of the images, float32 on the CPU; (images, 1) if no image can be read.
 
     Args:
         images: rows with the one column `image` (see `decode_image`) or `image_features`.
@@ -88,7 +88,7 @@ def encode_texts(
 
 
 def kept(batches: Batches, store: Store | None, keys: Sequence[str] | None, encoder: "Encoder") -> Batches:
-    """The batches, or with a store all that is in it after they were added."""
+    """The batches; with a store they are written to it first, and all its rows for the keys are read."""
     if store is None:
         return batches
     store.fill(keys, batches, encoder.name)
@@ -107,7 +107,7 @@ def placed(count: int, batches: Batches) -> tuple[np.ndarray, np.ndarray]:
 
 
 def unit(embeds: Tensor | np.ndarray, count: int, encoder: "Encoder") -> np.ndarray:
-    """What an encoder gave for `count` inputs as (count, dim) float32 of length one."""
+    """The output of an encoder for `count` inputs as unit vectors, (count, dim) float32."""
     vectors = torch.as_tensor(embeds).detach()
     if vectors.ndim != 2 or len(vectors) != count:
         raise ValueError(
@@ -118,7 +118,7 @@ def unit(embeds: Tensor | np.ndarray, count: int, encoder: "Encoder") -> np.ndar
 
 
 def check_readable(encoder: "Encoder", row: Mapping[str, Any]) -> None:
-    """Raises ValueError where a model of photographs is given features, or the reverse."""
+    """Raises ValueError if an encoder of photographs gets features, or the reverse."""
     of_photographs = IMAGE in row
     if not (encoder.reads_photographs if of_photographs else encoder.reads_features):
         reads, has = ("precomputed features", "photographs")[:: 1 if of_photographs else -1]

@@ -1,8 +1,8 @@
-"""While a tower is frozen its outputs never change: they are computed once, kept on disk, and read instead.
+"""The outputs of a frozen tower never change: they are computed once, kept on disk, and read in every epoch.
 
-They lie in a store (see `embed/store.py`) that is named after everything they depend on: weights, image processor or
-tokenizer, pooling, crops. A split is divided into shards by position, so that its columns stay memory-mapped, and a
-shard is found by the images or captions in it. All processes compute shards; an interrupted computation continues.
+A store (see `embed/store.py`) keeps them. Its name is a digest of everything they depend on: weights, image processor
+or tokenizer, pooling, crops. A split is divided into shards by position, so its columns stay memory-mapped; a shard is
+found by the contents of its images or captions. The processes share the shards; an interrupted computation continues.
 """
 
 import json
@@ -49,9 +49,9 @@ CACHE = "hf_vse_frozen"
 def cache_frozen_towers(
     model: VSEModel, processor: VSEProcessor, splits: dict[str, Any], args: VSETrainingArguments
 ) -> dict[str, Any]:
-    """The splits with the outputs of the frozen towers as columns, instead of photographs and beside captions.
+    """The splits with the outputs of the frozen towers as columns: instead of the images, and beside the captions.
 
-    A split without photographs keeps its features; a stream and a tower with learned pooling are left as they are.
+    A split without images keeps its features. Streams, and towers with learned pooling, are left as they are.
     """
     images, captions = frozen_sides(model, args)
     if not (images or captions) or isinstance(splits["train"], IterableDataset):
@@ -72,8 +72,10 @@ def cache_frozen_towers(
 
 
 def check_shared(root: Path) -> None:
-    """Raises ValueError in all processes unless all of them see what one of them writes: each computes a part of the
-    outputs for all, which takes hours, and reads the parts of the others."""
+    """Raises ValueError in all processes if one of them cannot see a file that another one writes.
+
+    Each process computes a part of the outputs and reads the parts of the others.
+    """
     state = PartialState()
     if state.num_processes == 1:
         return
@@ -113,9 +115,9 @@ def frozen_sides(model: VSEModel, args: VSETrainingArguments) -> tuple[bool, boo
 def with_image_features(
     model: VSEModel, processor: VSEProcessor, split: Dataset, root: Path, args: VSETrainingArguments, views: int
 ) -> Dataset:
-    """The split with pooled outputs of the image tower instead of photographs; one that cannot be read is left out.
+    """The split with pooled outputs of the image tower instead of its images, without those that cannot be read.
 
-    View 0 is framed as in evaluation, every further one is a random crop, mirrored or not, as `args` says.
+    View 0 is framed as in evaluation; every further view is a random crop, mirrored or not, as `args` says.
     """
     images = undecoded_images(split)
     augmentation = args.augmentation or Augmentation(1.0, False)
@@ -209,7 +211,7 @@ def run_tower(
 def frozen_outputs(
     store: Store, keys: list[str], encode: Callable[[range], dict[str, pa.Array]], title: str
 ) -> pa.Table:
-    """Encodes the shards that the store lacks, every process its share, and returns all rows, memory-mapped."""
+    """Computes the shards that the store lacks, each process a share, and returns all rows, memory-mapped."""
     state = PartialState()
     shards = [range(start, min(start + SHARD, len(keys))) for start in range(0, len(keys), SHARD)]
     found = [store.find(keys[rows.start : rows.stop]) for rows in shards]
@@ -233,7 +235,7 @@ def frozen_outputs(
 
 
 def with_columns(split: Dataset, features: pa.Table) -> Dataset:
-    """The split with further columns that stay where they are, on disk."""
+    """The split with further columns, which stay on disk."""
     chosen = split if split._indices is None else split.flatten_indices()
     table = chosen.with_format(None).data.table
     for name in features.column_names:
@@ -243,7 +245,7 @@ def with_columns(split: Dataset, features: pa.Table) -> Dataset:
 
 
 def without_unreadable(split: Dataset, max_broken_share: float) -> Dataset:
-    """The split without the images whose features are not a number; too many of them are an error."""
+    """The split without the images that could not be read; too many of them are an error."""
     chunks = split.data.column(view_column(0)).chunks
     first = np.concatenate([chunk.flatten().to_numpy()[:: chunk.type.list_size] for chunk in chunks])
     broken = {f"row {row}": "cannot be read" for row in np.flatnonzero(np.isnan(first))}
