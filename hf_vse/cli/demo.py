@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hf_vse.cli.command import (
     PACKAGE,
@@ -24,11 +24,15 @@ from hf_vse.cli.command import (
     positive,
 )
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
 DESCRIPTION = """Opens the demo page with a model: type a sentence and see photographs, drop a photograph and see
 sentences, label photographs, add your own. Without --model it takes runs/quickstart, or trains a small model first
 (once, about a minute). Without --dataset it shows what the model was trained on."""
 EXAMPLES = """
   hf-vse demo                                                generated scenes, nothing to download
+  hf-vse demo my_index                                       the images and the model of a gallery
   hf-vse demo --model runs/flickr8k_photos --data_dir DIR    the photographs of its validation split
   hf-vse demo --model org/vse-flickr8k --dataset org/my-photos
   hf-vse demo --model DIR --compare google/siglip-base-patch16-224 --port 7861"""
@@ -38,6 +42,7 @@ SMALL_RUN = ("--difficulty", "easy", "--num_train", "1200", "--num_eval", "300",
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = command_parser("demo", DESCRIPTION, EXAMPLES)
+    parser.add_argument("gallery", nargs="?", help="folder that `hf-vse index` has written: its images and its model")
     parser.add_argument("--model", help="any model that `hf-vse evaluate` takes [runs/quickstart]")
     parser.add_argument("--compare", help="a second model, to see both side by side")
     add_model_options(parser)
@@ -54,11 +59,15 @@ def run(arguments: argparse.Namespace) -> Result | None:
     require_gradio()
     from hf_vse.embed.load import model_place
 
-    model = arguments.model or default_model(arguments.quiet)
+    if arguments.gallery is None:
+        model = arguments.model or default_model(arguments.quiet)
+        dataset = photographs(arguments, model)
+    else:
+        model, dataset = of_gallery(arguments)
     settings = {
         "VSE_MODEL": model,
         "VSE_COMPARE": arguments.compare,
-        "VSE_DATASET": photographs(arguments, model),
+        "VSE_DATASET": dataset,
         "VSE_SPLIT": arguments.split,
         "VSE_MAX_IMAGES": arguments.max_images,
         "VSE_TITLE": arguments.title,
@@ -70,11 +79,46 @@ def run(arguments: argparse.Namespace) -> Result | None:
         if name in given:
             given[name] = model_place(given[name])
     given["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]))
-    command = [sys.executable, "-m", "hf_vse.cli.demo_page", json.dumps(model_options(arguments))]
+    command = [sys.executable, "-m", "hf_vse.cli.demo_page", json.dumps(page_options(arguments))]
     code = run_to_its_end(command, cwd=bundled("spaces_demo"), env=os.environ | given)
     if code not in (0, -2, 130):
         raise ValueError(f"the page ended with exit code {code}; its last lines say why")
     return None
+
+
+def page_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """How the page opens its models, see `LocalModel`."""
+    gallery = {} if arguments.gallery is None else {"gallery": str(Path(arguments.gallery).absolute())}
+    return model_options(arguments) | gallery
+
+
+def of_gallery(arguments: argparse.Namespace) -> tuple[str, str]:
+    """The model of a gallery, or the one that is said to have made it, and its images in one file.
+
+    An image without a caption is shown with the name of its file.
+    """
+    from datasets import Dataset, Image
+
+    from hf_vse.data.schema import CAPTIONS, IMAGE, IMAGE_ID
+    from hf_vse.search.gallery import GalleryIndex
+    from hf_vse.search.model import recorded_name
+    from hf_vse.search.pictures import place_of
+
+    if arguments.compare is not None or arguments.dataset is not None:
+        raise ValueError(
+            "a gallery has one model and its own images: leave out --compare and --dataset, or the gallery"
+        )
+    gallery = GalleryIndex.load(arguments.gallery)
+    model = arguments.model or recorded_name(gallery, arguments.trust_remote_code)
+    items = [item for item in gallery.items if isinstance(item, dict) and "file" in item]
+    if len(items) != len(gallery):
+        raise ValueError(f"{arguments.gallery} was not made from files: name its data set with --dataset instead")
+    rows = {
+        IMAGE: [str(place_of(gallery.facts.get("root"), item["file"])) for item in items],
+        CAPTIONS: [item.get(CAPTIONS) or [Path(item["file"]).stem] for item in items],
+        IMAGE_ID: list(range(len(items))),
+    }
+    return model, str(one_file(Path(arguments.gallery).name, Dataset.from_dict(rows).cast_column(IMAGE, Image())))
 
 
 def run_to_its_end(command: Sequence[str], **options: Any) -> int:
@@ -162,21 +206,30 @@ def shown(spec: Any) -> Any:
 
 def write_parquet(spec: Any) -> Path:
     """One split with its images in one file, in the cache, named after its content."""
-    from datasets.table import embed_table_storage
-
-    from hf_vse.data.schema import CAPTIONS, IMAGE, IMAGE_ID, fingerprint
-    from hf_vse.hub.data import without_broken_images
+    from hf_vse.data.schema import IMAGE
 
     chosen = shown(spec)
     if IMAGE not in chosen.column_names:
         raise ValueError(f"{spec.source} was read as features: the page needs photographs; leave out --features")
-    plain = chosen.with_format(None)
-    name = fingerprint(plain[IMAGE_ID][:], plain[CAPTIONS][:])
-    path = cache() / "galleries" / f"{Path(spec.source).name}-{name}.parquet"
+    return one_file(Path(spec.source).name, chosen)
+
+
+def one_file(source: str, images: "Dataset") -> Path:
+    """Images with their captions in a parquet file, in the cache, named after its content."""
+    from datasets.table import embed_table_storage
+
+    from hf_vse.data.digests import images_digest
+    from hf_vse.data.pairs import undecoded_images
+    from hf_vse.data.schema import CAPTIONS, IMAGE, IMAGE_ID, fingerprint
+    from hf_vse.hub.data import without_broken_images
+
+    plain = images.with_format(None)
+    name = f"{fingerprint(plain[IMAGE_ID][:], plain[CAPTIONS][:])}-{images_digest(undecoded_images(images))[:8]}"
+    path = cache() / "galleries" / f"{source}-{name}.parquet"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(".new")
-        sound, _ = without_broken_images(spec.source, chosen.select_columns([IMAGE, IMAGE_ID, CAPTIONS]))
+        sound, _ = without_broken_images(source, images.select_columns([IMAGE, IMAGE_ID, CAPTIONS]))
         embedded = sound.with_format("arrow").map(embed_table_storage, batched=True, desc="reading images")
         embedded.with_format(None).to_parquet(str(unfinished))
         unfinished.replace(path)

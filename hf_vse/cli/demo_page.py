@@ -23,6 +23,8 @@ from settings import SettingsError
 from hf_vse.embed.load import load_encoder
 from hf_vse.embed.run import encode_images, encode_texts
 from hf_vse.errors import one_line_errors
+from hf_vse.search.gallery import GalleryIndex
+from hf_vse.search.model import open_model
 
 HOW_TO_LOAD = """from hf_vse import load_encoder
 
@@ -36,14 +38,18 @@ class LocalModel:
     Args:
         name: what `load_encoder` takes.
         variable: the setting that it comes from, for errors.
+        gallery: folder of a gallery that the model must have made.
         options: of `load_encoder`.
     """
 
     how_to_load = HOW_TO_LOAD
 
-    def __init__(self, name: str, variable: str = "VSE_MODEL", **options: Any):
+    def __init__(self, name: str, variable: str = "VSE_MODEL", gallery: str | None = None, **options: Any):
         self.name = name
-        self.encoder = load_encoder(name, **options)
+        if gallery is None:
+            self.encoder = load_encoder(name, **options)
+        else:
+            self.encoder = open_model(GalleryIndex.load(gallery), name, **options)
         if not self.encoder.reads_photographs:
             raise SettingsError(f"{variable}={name!r} takes precomputed features; give a model that takes photographs")
         if self.encoder.digest is None:

@@ -41,10 +41,8 @@ def open_model(
         OSError, ImportError: it is gone, or a package is missing, see `load_encoder`.
     """
     recorded = gallery.facts.get("encoder") or {}
-    kind = "auto"
-    if name is None:
-        name, kind = recorded.get("place") or gallery.model, recorded.get("kind", "auto")
-        check_named(name, kind, trust_remote_code)
+    kind = "auto" if name is not None else recorded.get("kind", "auto")
+    name = name or recorded_name(gallery, trust_remote_code)
     encoder = load_encoder(
         name,
         device=device,
@@ -62,8 +60,15 @@ def recorded_precision(recorded: dict[str, Any]) -> str | None:
     return None if dtype == "float32" else dtype
 
 
-def check_named(name: str | None, kind: str, trust_remote_code: bool) -> None:
-    """Raises ValueError or OSError where the model that a gallery names cannot be opened for its sake alone."""
+def recorded_name(gallery: "GalleryIndex", trust_remote_code: bool = False) -> str:
+    """What `load_encoder` takes to open the model of a gallery.
+
+    Raises:
+        ValueError: the gallery names none, or a Python class without consent to run it.
+        OSError: it is not there any more.
+    """
+    recorded = gallery.facts.get("encoder") or {}
+    name, kind = recorded.get("place") or gallery.model, recorded.get("kind", "auto")
     if name is None:
         raise ValueError("the gallery does not say which model made it: give --model")
     if kind == Encoder.kind and not trust_remote_code:
@@ -73,3 +78,4 @@ def check_named(name: str | None, kind: str, trust_remote_code: bool) -> None:
         )
     if Path(name).is_absolute() and kind != Encoder.kind and not Path(name.partition("@")[0]).exists():
         raise FileNotFoundError(f"{name}, the model that made the gallery, is gone: name it with --model")
+    return name
