@@ -104,15 +104,14 @@ def of_gallery(arguments: argparse.Namespace) -> tuple[str, str]:
     from hf_vse.search.model import recorded_name
     from hf_vse.search.pictures import place_of
 
-    if arguments.compare is not None or arguments.dataset is not None:
-        raise ValueError(
-            "a gallery has one model and its own images: leave out --compare and --dataset, or the gallery"
-        )
+    useless = [name for name in ("compare", "dataset", "split") if getattr(arguments, name) is not None]
+    if useless := [*useless, *data_options(arguments)]:
+        raise ValueError(f"--{useless[0]} is of no use: a gallery has a model and images of its own; leave it out")
     gallery = GalleryIndex.load(arguments.gallery)
     model = arguments.model or recorded_name(gallery, arguments.trust_remote_code)
     items = [item for item in gallery.items if isinstance(item, dict) and "file" in item]
     if len(items) != len(gallery):
-        raise ValueError(f"{arguments.gallery} was not made from files: name its data set with --dataset instead")
+        raise ValueError(f"{arguments.gallery} was not made from files: leave it out, and name its model and data set")
     rows = {
         IMAGE: [str(place_of(gallery.facts.get("root"), item["file"])) for item in items],
         CAPTIONS: [item.get(CAPTIONS) or [Path(item["file"]).stem] for item in items],

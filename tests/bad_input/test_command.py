@@ -8,7 +8,7 @@ def words(*given: str):
 
 
 CASES = [
-    Case("command/none", words("no-such-command"), "no command 'no-such-command'"),
+    Case("command/none", words("no-such-command"), "unknown command 'no-such-command'"),
     Case("command/option unknown", words("index", "--no_such_option"), "required|unrecognized"),
     Case("command/index without arguments", words("index"), "required"),
     Case("command/evaluate number that is none", words("evaluate", "x", "--batch_size", "many"), "batch_size"),

@@ -267,6 +267,28 @@ def test_a_missing_package_and_a_model_that_is_gone_are_one_line(
     assert f"{model.name}, the model that made the gallery, is gone: name it with --model" in said
 
 
+def test_the_page_shows_a_gallery_with_the_model_that_made_it(tiny_model, photographs, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("gradio")
+    monkeypatch.syspath_prepend(str(bundled("spaces_demo")))
+    from hf_vse.cli import demo, demo_page
+
+    monkeypatch.setattr(demo, "cache", lambda: tmp_path / "cache")
+    copied = shutil.copytree(tiny_model, tmp_path / "model")
+    assert run("index", photographs, tmp_path / "index", "--model", copied) == 0
+    name, parquet = demo.of_gallery(demo.parse([str(tmp_path / "index")]))
+    assert name == str(copied)
+    shown = Dataset.from_parquet(parquet)
+    assert [row["captions"] for row in shown][-1] == ["11"], "the name of the file, where there is no caption"
+    options = demo.page_options(demo.parse([str(tmp_path / "index")]))
+    model, made = demo_page.LocalModel(name, **options), GalleryIndex.load(tmp_path / "index")
+    assert np.array_equal(model.encode_photographs(shown["image"][:]), made.embeds)
+    assert model.judge_labels(shown["image"][0], ["red", "blue"]).sum() == pytest.approx(1)
+    change_weights(copied / "model.safetensors")
+    with pytest.raises(ValueError, match="with other weights or another preparation; use one model for both"):
+        demo_page.LocalModel(name, **options)
+    assert "--split is of no use" in refused(capsys, "demo", tmp_path / "index", "--split", "test")
+
+
 def test_an_encoder_without_a_digest_makes_no_gallery(photographs, tmp_path):
     class Nameless(Encoder):
         digest = None
