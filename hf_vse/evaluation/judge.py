@@ -137,31 +137,39 @@ def judge_embeddings(
     judgement = Judgement(record, pairs, texts, ranks)
     if not PartialState().is_main_process:
         return judgement
-    if texts.captions is not None:
-        record |= equal_caption_record(*correspondence, texts.captions, ranks)
-    record["intervals"] = recall_intervals(*ranks, pairs.text_to_image)
-    record["protocols"] = protocol_results(
-        *correspondence,
-        source=source,
-        split=split,
-        image_ids=texts.image_ids,
-        caption_ids=texts.caption_ids,
-        broken=pairs.broken,
-        ranks=ranks,
-    )
-    if "folds_1k" in record["protocols"]:
-        record["metrics_1k_folds"] = record["protocols"]["folds_1k"]["metrics"]
+    record |= details(judgement)
     if diagnostics:
         known = {"train_captions": train_captions, "temperature": facts.get("temperature"), "ranks": ranks}
         record["diagnostics"] = diagnose(*correspondence, texts.captions, **known)
     return judgement
 
 
+def details(judgement: Judgement) -> dict[str, Any]:
+    """The entries of a record beyond the plain ones: equal captions, intervals, protocols."""
+    record, pairs, texts, ranks = judgement.record, judgement.pairs, judgement.texts, judgement.ranks
+    correspondence = pairs.image_embeds, pairs.text_embeds, pairs.text_to_image
+    captions = texts.captions
+    found = {} if captions is None else equal_caption_record(*correspondence, captions, ranks)
+    found["intervals"] = recall_intervals(*ranks, pairs.text_to_image)
+    found["protocols"] = protocol_results(
+        *correspondence,
+        source=record["dataset"],
+        split=record["split"],
+        image_ids=texts.image_ids,
+        caption_ids=texts.caption_ids,
+        broken=pairs.broken,
+        ranks=ranks,
+    )
+    if "folds_1k" in found["protocols"]:
+        found["metrics_1k_folds"] = found["protocols"]["folds_1k"]["metrics"]
+    return found
+
+
 def compare_judgements(judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
     """Compares every two of several models on the same images.
 
-    Of many comparisons some seem real by chance: `adjusted_p_value` is what is left of each by Holm's method, over all
-    pairs of models, for each metric.
+    Of many comparisons some are significant by chance: `adjusted_p_value` is the p-value after Holm's correction for
+    the number of pairs of models, for each metric.
 
     Raises:
         ValueError: they were judged on different pairs.
