@@ -14,34 +14,17 @@ import pytest
 import hf_vse
 
 PACKAGE = Path(hf_vse.__file__).parent
-# A folder may import those in its row (a folder, or one file of it), and itself.
-MAY_IMPORT = {
-    "model": set(),
-    "objectives": {"model"},
-    "data": {"model.processing_vse"},
-    "embed": {"model", "data"},
-    "search": {"model", "data", "embed"},
-    "evaluation": {"model", "data", "embed"},
-    "hub": {"model", "data", "embed"},
-    "plots": set(),
-    "errors": set(),
-    "files": set(),
-    "report": {"model", "data", "embed", "evaluation", "plots"},
-    "training": {"model", "objectives", "data", "embed", "evaluation", "hub", "plots"},
-    "cli": {
-        "model",
-        "objectives",
-        "data",
-        "embed",
-        "evaluation",
-        "hub",
-        "plots",
-        "report",
-        "search",
-        "training",
-        "errors",
-    },
-}
+
+
+def rooms_that_may_be_imported() -> dict[str, set[str]]:
+    """The table in `hf_vse/README.md`: room -> rooms, or single files of them, that it may import."""
+    text = (PACKAGE / "README.md").read_text(encoding="utf-8")
+    table = text.split("<!-- imports:begin -->")[1].split("<!-- imports:end -->")[0]
+    rows = [re.findall(r"`([\w.]+)`", line) for line in table.strip().splitlines()[2:]]
+    return {room: set(allowed) for room, *allowed in rows}
+
+
+MAY_IMPORT = rooms_that_may_be_imported()
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
 
@@ -63,10 +46,16 @@ def part_of(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
+def test_the_table_of_imports_names_every_room_and_has_no_circle():
+    assert set(MAY_IMPORT) == {part_of(path) for path in FILES}
+    rooms = {room: {name.split(".")[0] for name in allowed} for room, allowed in MAY_IMPORT.items()}
+    list(TopologicalSorter(rooms).static_order())  # raises CycleError
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_point_in_one_direction(path):
     own = part_of(path)
-    assert own in MAY_IMPORT, f"{own} has no place in the architecture"
+    assert own in MAY_IMPORT, f"{own} is not in the table of imports in hf_vse/README.md"
     for level, name in imported_modules(path):
         if level == 0 and name.startswith("hf_vse."):
             part = name.split(".")[1]
