@@ -22,6 +22,7 @@ from tests.hub.records import coco_record
 
 TOKEN = "hf_" + "a" * 34
 PRIVATE = "root:x:0:0"
+EARLIER = Path(__file__).parents[1] / "old_formats" / "v0_1" / "published"
 
 
 @pytest.fixture
@@ -78,21 +79,19 @@ def test_only_code_that_the_configurations_name_is_published(directory):
     assert set(code_in(directory)) == {name for name in names(directory) if name.endswith(".py")}
 
 
-def test_a_folder_of_another_version_keeps_its_code_until_it_is_saved_again(directory, tmp_path, caplog):
-    earlier = "from .files_vse import NAMES\n" + (directory / "modeling_vse.py").read_text()
-    (directory / "modeling_vse.py").write_text(earlier)
-    (directory / "files_vse.py").write_text("NAMES = ()\n")
+def test_a_folder_of_another_version_keeps_its_code_until_it_is_saved_again(tmp_path, caplog):
+    earlier = Path(shutil.copytree(EARLIER, tmp_path / "earlier"))
     with caplog.at_level(logging.WARNING):
-        check_model_directory(directory)
-    assert "files_vse.py, modeling_vse.py are not the code of this version" in caplog.text
-    contents = public_contents(directory, None)
-    assert contents["modeling_vse.py"].read_text() == earlier and "files_vse.py" in contents
+        check_model_directory(earlier)
+    assert "card_vse.py" in caplog.text and "are not the code of this version of hf_vse" in caplog.text
+    code = {name: path.read_bytes() for name, path in public_contents(earlier, None).items() if name.endswith(".py")}
+    assert code == {path.name: path.read_bytes() for path in EARLIER.glob("*.py")} and "publish_vse.py" in code
     saved = tmp_path / "saved"
-    VSEModel.from_pretrained(directory).save_pretrained(saved)
-    VSEProcessor.from_pretrained(directory).save_pretrained(saved)
+    VSEModel.from_pretrained(earlier).save_pretrained(saved)
+    VSEProcessor.from_pretrained(earlier).save_pretrained(saved)
     caplog.clear()
     check_model_directory(saved)
-    assert "not the code" not in caplog.text and "files_vse.py" not in public_contents(saved, None)
+    assert "not the code" not in caplog.text and "card_vse.py" not in public_contents(saved, None)
 
 
 def test_code_that_is_not_that_of_the_package_is_named(directory, caplog):

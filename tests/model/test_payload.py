@@ -1,12 +1,49 @@
 """What is in the directory of a saved model. Where it can be loaded, see `test_ecosystem.py`."""
 
+import ast
 import json
+from pathlib import Path
 
+import pytest
 from torch.distributed.fsdp import FSDPModule
 
+from hf_vse import model
 from hf_vse.model.configuration_vse import VSEConfig
 from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.model.processing_vse import VSEProcessor
+
+PAYLOAD = sorted(Path(model.__file__).parent.glob("*_vse.py"))
+LONGEST = 1355  # lines in all, which whoever trusts remote code has to read
+# Ways to other files, programs and machines. Models and processors are loaded and saved by transformers.
+FORBIDDEN = {
+    "os",
+    "sys",
+    "subprocess",
+    "shutil",
+    "socket",
+    "urllib",
+    "http",
+    "tempfile",
+    "ctypes",
+    "importlib",
+    "pickle",
+}
+FORBIDDEN_CALLS = {"open", "eval", "exec", "compile", "__import__", "getenv", "read_text", "read_bytes", "unlink"}
+
+
+def test_the_payload_is_short():
+    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in PAYLOAD) <= LONGEST
+
+
+@pytest.mark.parametrize("path", PAYLOAD, ids=lambda path: path.name)
+def test_the_payload_only_computes(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = [each.name for each in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+        assert not FORBIDDEN & {name.split(".")[0] for name in names}, names
+        if isinstance(node, ast.Call):
+            called = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            assert called not in FORBIDDEN_CALLS, called
 
 
 def test_saved_directory_holds_safetensors_and_no_pickle(tokenizer, tmp_path):
