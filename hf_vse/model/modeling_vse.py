@@ -277,12 +277,6 @@ class VSEModel(VSEPreTrainedModel):
         if self.logit_scale is not None:
             self.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
 
-    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args) -> None:
-        for name in (f"{prefix}{each}" for each in SCALARS):
-            if name in state_dict and state_dict[name].ndim == 0:
-                state_dict[name] = state_dict[name].reshape(1)
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
     @can_return_tuple
     def forward(
         self,
