@@ -86,7 +86,7 @@ def run_file(path: Path, source: bytes) -> ModuleType:
     module = ModuleType(path.stem)
     module.__file__ = str(path)
     try:
-        exec(compile(source, str(path), "exec"), module.__dict__)
+        exec(source, module.__dict__)
     except (Exception, SystemExit) as error:
         raise ValueError(f"{path} cannot be executed ({error_line(error)}): mend it") from error
     return module

@@ -46,15 +46,15 @@ class CollapseAlarm(TrainerCallback):
         self.cosines: tuple[Tensor, Tensor] | None = None
 
     @torch.no_grad()
-    def observe(self, image_embeds: Tensor, text_embeds: Tensor, pairs: int, **objective: Any) -> None:
+    def observe(self, image_embeds: Tensor, text_embeds: Tensor, pairs: int, **options: Any) -> None:
         """Called with every batch; nothing is read from the device before the next log line.
 
         Args:
             pairs: number of pairs that are compared with each other, over all processes.
-            objective: the current options of `contrastive_loss`.
+            options: the current ones of `contrastive_loss`.
         """
         if len(image_embeds) > 1:
-            self.pairs, self.objective = pairs, objective
+            self.pairs, self.options = pairs, options
             self.sample = image_embeds[:BATCH_ROWS].clone(), text_embeds[:BATCH_ROWS].clone()
             self.cosines = tuple(
                 mean_cosine(embeds.mean(dim=0), len(embeds)) for embeds in (image_embeds, text_embeds)
@@ -64,7 +64,7 @@ class CollapseAlarm(TrainerCallback):
         if self.cosines is None or "loss" not in (logs or {}):
             return
         images, texts = (cosine.item() for cosine in self.cosines)
-        indifferent = indifferent_loss(self.pairs, **self.objective)
+        indifferent = indifferent_loss(self.pairs, **self.options)
         collapsed = min(images, texts) > COLLAPSED_COSINE
         resting = indifferent is not None and logs["loss"] > (1 - STUCK_MARGIN) * indifferent
         stuck = resting and separation(*self.sample) < STUCK_SEPARATION
@@ -82,7 +82,7 @@ class CollapseAlarm(TrainerCallback):
             of_none = "" if indifferent is None else f" (with equal similarities it is {indifferent:.3g})"
             logger.warning(
                 "step %d: the model %s the loss is %.3g%s. %s",
-                state.global_step, found, logs["loss"], of_none, remedy(objective(self.objective["loss_type"])),
+                state.global_step, found, logs["loss"], of_none, remedy(objective(self.options["loss_type"])),
             )  # fmt: skip
 
 

@@ -170,16 +170,16 @@ class VSETrainer(PublishingTrainer):
     ) -> Tensor:
         """The loss of a batch of embeddings, which alarm and diagnostics look at too."""
         execution, dtype = self.args.execution, getattr(torch, self.args.loss_dtype)
-        objective = {
+        options = {
             "loss_type": self.current_loss_type(),
             "temperature": temperature,
             "margin": self.model.config.margin,
             "logit_bias": bias,
         }
         pairs = len(images) * (1 if execution.negatives == "local" else self.accelerator.num_processes)
-        self.alarm.observe(images.detach(), texts.detach(), pairs, **objective)
+        self.alarm.observe(images.detach(), texts.detach(), pairs, **options)
         self.diagnostics.observe(images.detach(), texts.detach())
-        return execute_loss(images.to(dtype), texts.to(dtype), execution=execution, image_ids=image_ids, **objective)
+        return execute_loss(images.to(dtype), texts.to(dtype), execution=execution, image_ids=image_ids, **options)
 
     def backward_of_part(self, loss: Tensor) -> None:
         """As `training_step` does it for the whole, of which this is a part."""
