@@ -219,11 +219,10 @@ def one_file(source: str, images: "Dataset") -> Path:
 
     from hf_vse.data.digests import images_digest
     from hf_vse.data.pairs import undecoded_images
-    from hf_vse.data.schema import CAPTIONS, IMAGE, IMAGE_ID, fingerprint
+    from hf_vse.data.schema import CAPTIONS, IMAGE, IMAGE_ID, data_fingerprint
     from hf_vse.hub.data import without_broken_images
 
-    plain = images.with_format(None)
-    name = f"{fingerprint(plain[IMAGE_ID][:], plain[CAPTIONS][:])}-{images_digest(undecoded_images(images))[:8]}"
+    name = f"{data_fingerprint(images)}-{images_digest(undecoded_images(images))[:8]}"
     path = cache() / "galleries" / f"{source}-{name}.parquet"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Sequence
 from hashlib import sha256
 from itertools import chain
+from typing import Any
 
 import numpy as np
 
@@ -74,3 +75,9 @@ def fingerprint(image_ids: Sequence[int], captions: Sequence[Sequence[str]]) -> 
     for image_id, of_image in zip(image_ids, captions, strict=True):
         digest.update(repr((int(image_id), list(of_image))).encode())
     return digest.hexdigest()[:16]
+
+
+def data_fingerprint(split: Any) -> str:
+    """The fingerprint of a split as `load_pairs` returns it."""
+    plain = split.with_format(None)
+    return fingerprint(plain[IMAGE_ID][:], plain[CAPTIONS][:])

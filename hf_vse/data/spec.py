@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 from datasets import Dataset, DatasetDict, IterableDatasetDict
 
+from hf_vse.data.schema import data_fingerprint
 from hf_vse.data.sources import DEFAULT_SEED, SOURCES, VALIDATION_SHARE, load_pairs, with_validation
 from hf_vse.files import read_json, read_text
 
@@ -34,6 +35,7 @@ class DataSpec:
         split: the split that is meant; None for all of them.
         validation_share: share of `train` that is held out as `validation` where the source has no such split.
         seed: decides which images are held out; that of the training run.
+        fingerprint: of the held-out images and captions, so that others are refused; None if it is not known.
     """
 
     source: str = "scenes"
@@ -42,6 +44,7 @@ class DataSpec:
     split: str | None = None
     validation_share: float = VALIDATION_SHARE
     seed: int = DEFAULT_SEED
+    fingerprint: str | None = None
 
     @classmethod
     def of_recipe(cls, values: Mapping[str, Any], where: str = RECIPE_FILE) -> "DataSpec":
@@ -73,7 +76,8 @@ class DataSpec:
             raise ValueError(f"{where} does not say where the data are: source must be text, options an object")
         if unknown := sorted(spec.options.keys() - OPTIONS):
             raise ValueError(f"{where}: {spec.source} has no setting {unknown[0]!r:.60}: remove it")
-        check_scalars({"revision": spec.revision, "split": spec.split, **spec.options}, where)
+        others = {"revision": spec.revision, "split": spec.split, "fingerprint": spec.fingerprint}
+        check_scalars(others | dict(spec.options), where)
         check_held_out(spec.validation_share, spec.seed, where)
         return spec
 
@@ -97,22 +101,29 @@ class DataSpec:
             ValueError: what the run left is damaged.
         """
         known = recorded(Path(model))
+        given = {name: value for name, value in given.items() if value is not None}
         if source is not None and not is_same(source, known.source):
-            known = replace(known, source=source, options={}, revision=None)
-        options = {name: value for name, value in known.options.items() if name != "streaming"}
-        options |= {name: value for name, value in given.items() if value is not None}
+            known = replace(known, source=source, options={}, revision=None, fingerprint=None)
+        options = {name: value for name, value in known.options.items() if name != "streaming"} | given
         revision = options.pop("revision", known.revision)
-        return replace(known, options=options, revision=revision, split=split)
+        fingerprint = None if given else known.fingerprint
+        return replace(known, options=options, revision=revision, split=split, fingerprint=fingerprint)
 
     def load(self) -> DatasetDict | IterableDatasetDict:
         """All splits; `validation` is held out of `train` where the source has none and no other split is meant.
 
         Raises:
-            ValueError: there is no split as the one that is meant.
+            ValueError: there is no split as the one that is meant, or other images would be held out than in training.
         """
         splits = load_pairs(self.source, revision=self.revision, **self.options)
-        if self.split in (None, "validation") and "train" in splits:
+        without = self.split in (None, "validation") and "train" in splits and "validation" not in splits
+        if without and self.validation_share:
             splits = type(splits)(with_validation(splits, self.validation_share, self.seed))
+            if self.fingerprint and data_fingerprint(splits["validation"]) != self.fingerprint:
+                raise ValueError(
+                    f"{self.source} has changed since training: other images would be held out, among them some that "
+                    "the model was trained on; restore the data, or give others with --dataset or --data_dir"
+                )
         if self.split is not None and self.split not in splits:
             raise ValueError(
                 f"{self.source} has no split {self.split!r}; choose one of {', '.join(splits)} with --split"
@@ -149,11 +160,18 @@ def recorded(folder: Path) -> DataSpec:
         ValueError: one of the files is damaged.
     """
     record, recipe = folder / RECORD_FILE, folder / RECIPE_FILE
-    if record.is_file():
-        values = read_json(record, dict)
-        if "stages" in values and isinstance(values.get("data"), dict):  # no record of an evaluation
-            return DataSpec.of_dict(values["data"], f"{record}: data")
-    return DataSpec.of_recipe(read_recipe_values(recipe), str(recipe)) if recipe.is_file() else DataSpec()
+    values = read_json(record, dict) if record.is_file() else {}
+    values = values if "stages" in values else {}  # an evaluation has none
+    if isinstance(values.get("data"), dict):
+        spec = DataSpec.of_dict(values["data"], f"{record}: data")
+    elif recipe.is_file():
+        spec = DataSpec.of_recipe(read_recipe_values(recipe), str(recipe))
+    else:
+        return DataSpec()
+    for name in ("metrics", "validation"):
+        values = values.get(name) if isinstance(values.get(name), dict) else {}
+    fingerprint = values.get("fingerprint")
+    return replace(spec, fingerprint=fingerprint if isinstance(fingerprint, str) else None)
 
 
 def read_recipe_values(path: Path) -> dict[str, Any]:

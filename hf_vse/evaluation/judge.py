@@ -18,7 +18,7 @@ from accelerate import PartialState
 from datasets import Dataset
 from torch import Tensor
 
-from hf_vse.data.schema import CAPTION_IDS, CAPTIONS, IMAGE_ID
+from hf_vse.data.schema import CAPTION_IDS, CAPTIONS, IMAGE_ID, data_fingerprint
 from hf_vse.embed.encoder import Encoder
 from hf_vse.evaluation.diagnostics.diagnose import diagnose
 from hf_vse.evaluation.equal_captions import equal_caption_record
@@ -27,7 +27,7 @@ from hf_vse.evaluation.intervals import compare_models, holm, recall_intervals
 from hf_vse.evaluation.metrics import chance_recalls, summarize_ranks
 from hf_vse.evaluation.protocols import protocol_results
 from hf_vse.evaluation.ranks import distributed_ranks
-from hf_vse.evaluation.record import data_fingerprint, plain_record
+from hf_vse.evaluation.record import plain_record
 
 
 @dataclass

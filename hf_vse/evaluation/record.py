@@ -38,9 +38,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
-
-from hf_vse.data.schema import CAPTIONS, IMAGE_ID, fingerprint
 from hf_vse.evaluation.metrics import RECALLS
 from hf_vse.evaluation.protocols import split_title
 from hf_vse.files import read_json
@@ -80,11 +77,6 @@ def plain_record(
         "metrics": dict(metrics),
         "chance": dict(chance),
     }
-
-
-def data_fingerprint(dataset: Dataset) -> str:
-    plain = dataset.with_format(None)
-    return fingerprint(plain[IMAGE_ID][:], plain[CAPTIONS][:])
 
 
 def evaluation_of(

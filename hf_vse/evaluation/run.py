@@ -11,7 +11,7 @@ import torch
 from accelerate import PartialState
 from datasets import Dataset, DatasetDict
 
-from hf_vse.data.schema import CAPTIONS, IMAGE, flatten_captions
+from hf_vse.data.schema import CAPTIONS, IMAGE, data_fingerprint, flatten_captions
 from hf_vse.data.spec import DataSpec
 from hf_vse.embed.encoder import Encoder
 from hf_vse.embed.load import load_encoder
@@ -21,7 +21,7 @@ from hf_vse.evaluation.environment import environment
 from hf_vse.evaluation.given import holds_embeddings, judge_given
 from hf_vse.evaluation.judge import Judgement, compare_judgements, judge
 from hf_vse.evaluation.questions import check_classes_asked, check_foils_asked
-from hf_vse.evaluation.record import data_fingerprint, evaluation_of
+from hf_vse.evaluation.record import evaluation_of
 from hf_vse.evaluation.zero_shot import TEMPLATES, load_labelled, zero_shot_classification
 from hf_vse.files import check_output_folder
 

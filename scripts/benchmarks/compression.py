@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from measuring import record
 
-from hf_vse.data.schema import CAPTIONS, IMAGE_ID, fingerprint
+from hf_vse.data.schema import data_fingerprint
 from hf_vse.data.spec import DataSpec
 from hf_vse.embed.load import load_encoder
 from hf_vse.evaluation.environment import environment
@@ -56,13 +56,12 @@ def embed_split(arguments: argparse.Namespace) -> tuple[PairEmbeddings, dict]:
     split = spec.load_split()
     with torch.no_grad():
         pairs = embed_pairs(load_encoder(arguments.model, device="cpu"), split, progress=False)
-    plain = split.with_format(None)
     return pairs, {
         "dataset": spec.source,
         "split": arguments.split,
         "images": len(pairs.image_embeds),
         "captions": len(pairs.text_embeds),
-        "fingerprint": fingerprint(plain[IMAGE_ID][:], plain[CAPTIONS][:]),
+        "fingerprint": data_fingerprint(split),
     }
 
 

@@ -65,7 +65,9 @@ def other_defaults(monkeypatch):
 
 
 def run_recorded(folder: Path, data: dict) -> None:
-    (folder / "metrics.json").write_text(json.dumps({"stages": [], "data": data}))
+    (folder / "metrics.json").write_text(
+        json.dumps({"stages": [], "data": data, "metrics": {"validation": {"fingerprint": "abc"}}})
+    )
 
 
 def test_options_are_those_of_load_pairs():
@@ -84,6 +86,7 @@ def test_a_spec_survives_json_and_refuses_what_it_does_not_know():
         ({"options": {"data_dir": ["a"]}}, "here: data_dir is"),
         ({"split": ["a"]}, "here: split is"),
         ({"seed": -1}, "here: seed is -1"),
+        ({"fingerprint": ["a"]}, "here: fingerprint is"),
         ({"validation_share": True}, "here: validation_share is True"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -110,7 +113,12 @@ def test_settings_that_decide_which_images_there_are_come_from_training(tmp_path
     assert DataSpec.of_model(tmp_path, "scenes", num_eval=3) == DataSpec("scenes", {"num_eval": 3}, seed=3)
     assert DataSpec.of_model(tmp_path / "none") == DataSpec("scenes")
     run_recorded(tmp_path, DataSpec("flickr8k", {"data_dir": "E", "streaming": False}, seed=9).to_dict())
-    assert DataSpec.of_model(tmp_path) == DataSpec("flickr8k", {"data_dir": "E"}, seed=9)
+    assert DataSpec.of_model(tmp_path) == DataSpec("flickr8k", {"data_dir": "E"}, seed=9, fingerprint="abc")
+    assert (
+        DataSpec.of_model(tmp_path, data_dir="F").fingerprint
+        is DataSpec.of_model(tmp_path, "coco").fingerprint
+        is None
+    )
 
 
 def test_a_folder_has_one_source_however_it_is_written(tmp_path, monkeypatch):
@@ -184,6 +192,28 @@ def test_a_run_says_what_it_held_out_whatever_the_defaults_are_later(pairs, tmp_
     sees(tmp_path / "run", expected, tmp_path)
     (tmp_path / "again").mkdir()
     sees(tmp_path / "run", expected, tmp_path / "again", "--dataset", str(pairs))
+
+
+def test_other_images_than_training_held_out_are_refused(pairs, tmp_path, capsys):
+    """Data that grew: the same share and seed would hold out images that the model was trained on."""
+    folder = tmp_path / "pairs"
+    shutil.copytree(pairs, folder)
+    run_recipe(build_recipe(TINY | {"dataset": str(folder), "output_dir": str(tmp_path / "run")} | DECIDES))
+    run, line = str(tmp_path / "run"), f"{folder} has changed since training: other images would be held out"
+    words = ["index", str(tmp_path / "index"), "--dataset", str(folder), "--split", "validation", "--model", run]
+    assert main(words) == 0
+    shutil.rmtree(folder)
+    DatasetDict({"train": make_pairs(24, first_id=100)}).save_to_disk(str(folder))
+    asked = ["evaluate", run, "--split", "validation", "--output", str(tmp_path / "m.json")]
+    for words in (asked, [*asked, "--dataset", str(folder)], [*words[:1], str(tmp_path / "other"), *words[2:]]):
+        assert main([*words, "--quiet"]) == 1
+        assert line in capsys.readouterr().err
+    gallery = GalleryIndex.load(tmp_path / "index")
+    with pytest.raises(ValueError, match="has changed since training"):
+        find_photographs(gallery, list(gallery.items))
+    assert main([*asked[:3], "train", *asked[4:], "--quiet"]) == 0
+    (tmp_path / "run" / "metrics.json").unlink()  # as of a run that was interrupted: nothing tells
+    assert main([*asked, "--quiet"]) == 0
 
 
 def test_the_origin_of_an_older_gallery_is_read():
