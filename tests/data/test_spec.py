@@ -61,13 +61,12 @@ def other_defaults(monkeypatch):
     """A later version, say, that holds out other images where nothing is said."""
     monkeypatch.setattr(spec_module, "DEFAULT_SEED", 1234)
     monkeypatch.setattr(spec_module, "VALIDATION_SHARE", 0.5)
-    monkeypatch.setattr(DataSpec.__init__, "__defaults__", (*DataSpec.__init__.__defaults__[:-2], 0.5, 1234))
+    monkeypatch.setattr(DataSpec.__init__, "__defaults__", (*DataSpec.__init__.__defaults__[:-3], 0.5, 1234, None))
 
 
 def run_recorded(folder: Path, data: dict) -> None:
-    (folder / "metrics.json").write_text(
-        json.dumps({"stages": [], "data": data, "metrics": {"validation": {"fingerprint": "abc"}}})
-    )
+    measured = {"metrics": {"validation": {"fingerprint": "abc"}}}
+    (folder / "metrics.json").write_text(json.dumps({"stages": [], "data": data} | measured))
 
 
 def test_options_are_those_of_load_pairs():
@@ -114,11 +113,8 @@ def test_settings_that_decide_which_images_there_are_come_from_training(tmp_path
     assert DataSpec.of_model(tmp_path / "none") == DataSpec("scenes")
     run_recorded(tmp_path, DataSpec("flickr8k", {"data_dir": "E", "streaming": False}, seed=9).to_dict())
     assert DataSpec.of_model(tmp_path) == DataSpec("flickr8k", {"data_dir": "E"}, seed=9, fingerprint="abc")
-    assert (
-        DataSpec.of_model(tmp_path, data_dir="F").fingerprint
-        is DataSpec.of_model(tmp_path, "coco").fingerprint
-        is None
-    )
+    assert DataSpec.of_model(tmp_path, data_dir="F").fingerprint is None  # other data
+    assert DataSpec.of_model(tmp_path, "coco").fingerprint is None
 
 
 def test_a_folder_has_one_source_however_it_is_written(tmp_path, monkeypatch):
@@ -200,12 +196,12 @@ def test_other_images_than_training_held_out_are_refused(pairs, tmp_path, capsys
     shutil.copytree(pairs, folder)
     run_recipe(build_recipe(TINY | {"dataset": str(folder), "output_dir": str(tmp_path / "run")} | DECIDES))
     run, line = str(tmp_path / "run"), f"{folder} has changed since training: other images would be held out"
-    words = ["index", str(tmp_path / "index"), "--dataset", str(folder), "--split", "validation", "--model", run]
-    assert main(words) == 0
+    indexed = ["--dataset", str(folder), "--split", "validation", "--model", run]
+    assert main(["index", str(tmp_path / "index"), *indexed]) == 0
     shutil.rmtree(folder)
     DatasetDict({"train": make_pairs(24, first_id=100)}).save_to_disk(str(folder))
     asked = ["evaluate", run, "--split", "validation", "--output", str(tmp_path / "m.json")]
-    for words in (asked, [*asked, "--dataset", str(folder)], [*words[:1], str(tmp_path / "other"), *words[2:]]):
+    for words in (asked, [*asked, "--dataset", str(folder)], ["index", str(tmp_path / "other"), *indexed]):
         assert main([*words, "--quiet"]) == 1
         assert line in capsys.readouterr().err
     gallery = GalleryIndex.load(tmp_path / "index")
