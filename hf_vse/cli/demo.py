@@ -93,7 +93,7 @@ def page_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def of_gallery(arguments: argparse.Namespace) -> tuple[str, str]:
-    """The model of a gallery, or the one that is said to have made it, and its images in one file.
+    """The name of the model of a gallery (or `--model`), and the images of the gallery in one file.
 
     An image without a caption is shown with the name of its file.
     """
@@ -121,7 +121,7 @@ def of_gallery(arguments: argparse.Namespace) -> tuple[str, str]:
 
 
 def run_to_its_end(command: Sequence[str], **options: Any) -> int:
-    """Exit code of a process that does not outlive this one: SIGTERM is passed on, and then ends this process too.
+    """Runs a process to its end and returns its exit code. SIGTERM is passed on, and then ends this process too.
 
     Args:
         options: of `subprocess.Popen`.
@@ -168,7 +168,7 @@ def cache() -> Path:
 
 
 def default_model(quiet: bool) -> str:
-    """The model of the quickstart, or a small one that is trained now and kept."""
+    """The model of the quickstart, or a small one that is trained once and cached."""
     if (QUICKSTART / "model.safetensors").is_file():
         return str(QUICKSTART)
     folder = cache() / "model"

@@ -1,7 +1,7 @@
 """Sentences as a text tower was trained to read them: how long, how padded, in which case.
 
-It is the part of an evaluation that goes wrong most quietly. A tower that was trained on sentences padded to their
-full length, without a mask, gives other and worse vectors for sentences padded to the longest of a batch: SigLIP
+Mistakes here raise no error but cost accuracy. A tower that was trained on sentences padded to their
+full length, without a mask, gives worse vectors for sentences padded to the longest of a batch: SigLIP
 (arXiv 2303.15343) takes the state of the last position, which is padding.
 """
 
@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
-# Where neither the tokenizer nor the tower says how much it reads.
+# If neither the tokenizer nor the tower has a limit.
 LONGEST = 512
 # Text towers that count the positions of words from the padding token on, as RoBERTa does.
 POSITIONS_AFTER_PADDING = {"roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "altclip_text_model"}
@@ -37,7 +37,7 @@ class Reading(NamedTuple):
 
 
 def positions_of(text_config: PreTrainedConfig) -> int | None:
-    """How many tokens a text tower has positions for; None if it does not say."""
+    """The number of tokens that a text tower has positions for; None if its configuration does not say."""
     config = text_config.to_dict()
     positions = config.get("max_position_embeddings")
     if positions is not None and config["model_type"] in POSITIONS_AFTER_PADDING:
@@ -78,5 +78,5 @@ class SentenceReader:
         self.cut |= cut
 
     def facts(self) -> dict[str, int]:
-        """Among the sentences seen so far, each counted once, how many were cut."""
+        """Maximum length, and how many different sentences were cut so far."""
         return {"max_text_length": self.max_length, "texts_cut": len(self.cut)}

@@ -1,6 +1,6 @@
-"""The files of a model, in a folder or in a repository on the Hub: where they are, and what is in them.
+"""The files of a model, in a folder or in a repository on the Hub: their paths and contents.
 
-Nothing here runs code or unpickles, and what cannot be read is refused in one line that names the file.
+Nothing here runs code or unpickles. A file that cannot be read causes a one-line error that names it.
 """
 
 import json
@@ -32,14 +32,14 @@ LENGTH_BYTES, LONGEST_HEADER = 8, 100_000_000
 
 
 class StoredTensor(NamedTuple):
-    """What the header of a file says of a tensor; `dtype` in the words of safetensors, such as F32 or BF16."""
+    """A tensor in the header of a file; `dtype` as safetensors writes it, such as F32 or BF16."""
 
     dtype: str
     shape: tuple[int, ...]
 
 
 def check_name(name: Any) -> None:
-    """Makes sure that a folder is there, or that the name can be one on the Hub.
+    """Checks that a folder exists, or that the name is a valid Hub id.
 
     Raises:
         OSError: it is neither.
@@ -62,8 +62,8 @@ def check_name(name: Any) -> None:
 
 
 def stored_file(name: str, file: str) -> Path | None:
-    """The path of a file of a folder or of a repository on the Hub, fetched where it has to be; None if it is not
-    there."""
+    """The path of a file in a folder or in a repository on the Hub, downloaded if necessary; None if it does not
+    exist."""
     if Path(name).is_dir():
         path = Path(name, file)
         return path if path.is_file() else None
@@ -105,7 +105,7 @@ def stored_config(name: str) -> tuple[Path, dict[str, Any]]:
 
 
 def stored_tensors(name: str) -> dict[str, StoredTensor]:
-    """What the safetensors of a model hold, from their headers.
+    """The tensors of a model, from the headers of its safetensors files.
 
     Raises:
         OSError: there are none.
@@ -133,7 +133,7 @@ def stored_tensors(name: str) -> dict[str, StoredTensor]:
 
 
 def read_tensor_header(path: Path) -> dict[str, StoredTensor]:
-    """The tensors of one safetensors file, whose length is compared with what it promises.
+    """The tensors of one safetensors file. Its size is compared with its header.
 
     Raises:
         ValueError: it is cut short or no safetensors file.
@@ -162,7 +162,7 @@ def read_tensor_header(path: Path) -> dict[str, StoredTensor]:
 
 @contextmanager
 def without_remarks() -> Iterator[None]:
-    """Around loading whose result is checked: transformers does not print its own tables beside the one line."""
+    """Silences transformers while it loads a model whose weights are checked afterwards."""
     before = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:

@@ -1,4 +1,4 @@
-"""Loading what others have written: to a device, in a precision, without ever unpickling, and with one-line errors."""
+"""Loads weights to a device, in a precision, without unpickling and with one-line errors."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": t
 
 
 def chosen_device(device: str | torch.device | None) -> torch.device:
-    """The device asked for; else the accelerator of this machine, or its processor.
+    """The requested device; by default the accelerator of this machine, or the CPU.
 
     Raises:
         ValueError: the machine has no such device.
@@ -39,7 +39,7 @@ def chosen_device(device: str | torch.device | None) -> torch.device:
 
 
 def chosen_precision(dtype: str | torch.dtype | None) -> torch.dtype:
-    """float32 unless asked otherwise, also for weights that are stored in less: a judge does not round."""
+    """float32 by default, also for weights stored in a lower precision: an evaluation should not round."""
     if dtype is None:
         return torch.float32
     if dtype in PRECISIONS.values():
@@ -57,7 +57,7 @@ def check_installed(adapter: "type[Encoder]", name: str) -> None:
 
 @contextmanager
 def one_line(name: str, remedy: str) -> Iterator[None]:
-    """Around the loading code of a library: what it refuses becomes one line.
+    """Wraps the loading code of a library: its errors become one line.
 
     Raises:
         OSError: `name`, the reason that the library gave, and the remedy.
@@ -71,7 +71,7 @@ def one_line(name: str, remedy: str) -> Iterator[None]:
 
 
 def check_finite(name: str, model: nn.Module) -> None:
-    """Raises ValueError for weights that are not numbers: every vector made with them would be none."""
+    """Raises ValueError for weights that are not finite, because all vectors would be nan."""
     for key, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise ValueError(
@@ -80,12 +80,12 @@ def check_finite(name: str, model: nn.Module) -> None:
 
 
 def check_found(name: str, model: PreTrainedModel, found: Mapping[str, Iterable]) -> None:
-    """Raises ValueError where the weights that were found are not those of the model.
+    """Raises ValueError if the weights in the files do not match the model.
 
-    More than it needs is no fault, such as the heads of another task; more layers than its configuration builds is.
+    Additional weights are allowed, such as the heads of another task, but not layers beyond its configuration.
 
     Args:
-        found: what transformers says with `output_loading_info`.
+        found: the `output_loading_info` of transformers.
     """
     wrong = {
         "lacks": sorted(found["missing_keys"]),
@@ -101,7 +101,7 @@ def check_found(name: str, model: PreTrainedModel, found: Mapping[str, Iterable]
 
 
 def too_deep(model: nn.Module, keys: Iterable[str]) -> list[str]:
-    """Those of layers beyond the last one of a stack in the model."""
+    """The keys of layers beyond the last one of a stack in the model."""
     stacks = {name: len(part) for name, part in model.named_modules() if isinstance(part, nn.ModuleList)}
     found = []
     for key in sorted(keys):

@@ -72,7 +72,7 @@ def build_gallery(
     folder = Path(folder)
     if encoder.digest is None:
         raise ValueError(
-            f"{encoder.name} has no digest: nobody could tell later whether a query or a new image fits the gallery; "
+            f"{encoder.name} has no digest, so queries and new images could not be checked against the gallery later; "
             "define its class in a file, or give it a digest that changes with weights and preparation"
         )
     if isinstance(source, Dataset):

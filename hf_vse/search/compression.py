@@ -1,4 +1,4 @@
-"""Smaller vectors for large galleries: fewer dimensions, and fewer bytes for each.
+"""Smaller vectors for large galleries: fewer dimensions and fewer bytes per value.
 
 Three steps, all fitted on gallery vectors alone. The principal directions of the gallery, not centred, of which the
 first `dim` are kept: dot products of its vectors with anything lose least. A random rotation of these, which spreads
@@ -55,7 +55,7 @@ class Compression:
         rotate: bool = True,
         seed: int = 0,
     ) -> "Compression":
-        """Learns from the gallery what to keep.
+        """Fits the compression to the vectors of a gallery.
 
         Args:
             embeds: (items, input dim) unit vectors of the gallery, or a sample of them; never of the queries.
@@ -89,7 +89,7 @@ class Compression:
         return projected / np.maximum(lengths, np.finfo(np.float32).tiny)
 
     def encode(self, embeds: Any) -> np.ndarray:
-        """What is stored: (items, input dim) -> (items, dim) of the precision, or (items, dim / 8) uint8 of bits."""
+        """The codes: (items, input dim) -> (items, dim) in the precision, or (items, dim / 8) uint8 for bits."""
         projected = self.project(embeds)
         if self.precision == "binary":
             return np.packbits(projected >= 0, axis=1)
@@ -98,7 +98,7 @@ class Compression:
         return projected.astype(self.precision)
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
-        """What the codes stand for, about unit vectors: (items, dim) float32."""
+        """Approximate unit vectors from the codes: (items, dim) float32."""
         if self.precision == "binary":
             dim = self.basis.shape[1]
             return (2 * np.unpackbits(codes, axis=1, count=dim).astype(np.float32) - 1) / np.float32(dim**0.5)
@@ -131,7 +131,7 @@ def chunks(rows: np.ndarray) -> list[np.ndarray]:
 
 
 def principal_basis(embeds: np.ndarray, dim: int, seed: int) -> np.ndarray:
-    """The `dim` principal directions, turned at random among themselves: (input dim, dim) float64."""
+    """The `dim` principal directions, with a random rotation: (input dim, dim) float64."""
     moments = sum(rows.T.astype(np.float64) @ rows.astype(np.float64) for rows in chunks(embeds))
     directions = np.linalg.eigh(moments)[1][:, ::-1][:, :dim]
     turn = np.linalg.qr(np.random.default_rng(seed).standard_normal((dim, dim)))[0]

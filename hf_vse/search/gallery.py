@@ -1,14 +1,14 @@
 """A gallery that is indexed once and queried often.
 
-INDEX/gallery.json            which model made it, how it is searched and how well, what was left out
+INDEX/gallery.json            its model, its index and measured recall, and what was left out
 INDEX/versions/VERSION/
-    items.jsonl               a line for each vector: what it stands for
+    items.jsonl               one line per vector: what it represents
     gallery.safetensors       the vectors, memory-mapped when loaded
-    keys.json                 of what each was made, unless they came as an array
+    keys.json                 the key of the image of each vector; absent if the vectors came as an array
     index.faiss               the FAISS index, unless the search is exact
-    hubs.safetensors          which items are hubs, where a bank of queries has told
+    hubs.safetensors          which items are hubs, if a query bank was given
 
-How it is replaced while others read it: `storage.py`.
+`storage.py` replaces it safely while others read it.
 """
 
 import json
@@ -50,21 +50,21 @@ from hf_vse.search.storage import (
 )
 from hf_vse.search.vectors import TARGET_RECALL, VectorIndex, check_unit
 
-CORRECTED = 10  # times as many candidates as results are corrected
+CORRECTED = 10  # candidates per result that are corrected
 
 Where = Sequence[str] | Callable[[Any], bool]
 
 
 class GalleryIndex:
-    """Unit vectors with what they stand for.
+    """Unit vectors and the items that they represent.
 
     Args:
         embeds: (items, dim) unit vectors.
-        items: for every vector anything JSON can hold: a file name, an id, a dict; default: its row.
-        model: name of the model that made the vectors; queries must come from the same.
+        items: one per vector, any JSON value: a file name, an id, a dict; default: its row.
+        model: name of the model that made the vectors; queries must come from the same model.
         kind: `auto`, or `exact`, `ivf`, `hnsw`, `pq`, see `plan.py`.
-        queries: vectors such as will be asked, to tune and measure an index that is not exact.
-        recall: share of the ten nearest neighbours that such an index should find.
+        queries: vectors of typical queries, to tune and measure an approximate index.
+        recall: share of the ten nearest neighbours that an approximate index should find.
 
     Example:
         index = GalleryIndex(image_embeds, file_names, model="org/vse-hardnce")
@@ -92,7 +92,7 @@ class GalleryIndex:
     def take(
         self, embeds: np.ndarray, items: Sequence[Any] | None, facts: dict[str, Any], plan: Plan
     ) -> "GalleryIndex":
-        """Sets what a gallery consists of, apart from the FAISS index."""
+        """Sets all parts of a gallery except the FAISS index."""
         self.items = list(range(len(embeds))) if items is None else list(items)
         if len(self.items) != len(embeds):
             raise ValueError(f"there are {len(self.items)} items for {len(embeds)} vectors; give one for each")
@@ -106,7 +106,7 @@ class GalleryIndex:
     def without_index(
         cls, embeds: np.ndarray, items: Sequence[Any], facts: dict[str, Any], plan: Plan
     ) -> "GalleryIndex":
-        """A gallery whose `vectors` have yet to be built or loaded."""
+        """A gallery whose `vectors` are built or loaded later."""
         return cls.__new__(cls).take(embeds, items, facts, plan)
 
     @classmethod
@@ -134,7 +134,7 @@ class GalleryIndex:
         return self.vectors.plan
 
     def learn_hubs(self, queries: Any) -> None:
-        """Finds out from typical queries (queries, dim), unit vectors, which items come up too often; see `search`."""
+        """Finds, with typical queries (unit vectors, (queries, dim)), which items appear too often; see `search`."""
         self.hubs = QueryBank.fit(self.embeds, queries)
 
     def search(
@@ -155,7 +155,7 @@ class GalleryIndex:
                 `inverted_softmax`. Scores are then corrected ones, see `embed/hub_correction.py`.
 
         Returns:
-            `scores` (queries, k), best first, and for every query its items; fewer than `k` where there are no more.
+            `scores` (queries, k), best first, and the items of every query; fewer than `k` if the gallery has fewer.
         """
         if model is not None:
             self.check_model(model)
@@ -178,7 +178,7 @@ class GalleryIndex:
     def corrected(
         self, queries: np.ndarray, k: int, allowed: np.ndarray | None, correction: Correction
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Corrects more candidates than are asked for, so that others may come up."""
+        """Corrects more candidates than requested, because the order changes."""
         if self.hubs is None:
             raise ValueError(
                 f"correction={correction!r} needs to know the hubs: build the index with --query_bank FILE"
@@ -189,7 +189,7 @@ class GalleryIndex:
         return np.take_along_axis(scores, best, axis=1), np.take_along_axis(rows, best, axis=1)
 
     def allowed(self, where: Where) -> np.ndarray | None:
-        """(items,) booleans, or None where everything is; conditions are looked up once."""
+        """(items,) booleans, or None if all items are allowed. Masks of conditions are cached."""
         if callable(where):
             return np.fromiter((bool(where(item)) for item in self.items), bool, len(self.items))
         conditions = (where,) if isinstance(where, str) else tuple(where)
@@ -211,7 +211,7 @@ class GalleryIndex:
             )
 
     def save(self, folder: str | Path) -> None:
-        """Writes the gallery; a reader of the folder sees what was there until everything has arrived.
+        """Writes the gallery. Readers see the previous one until the new one is complete.
 
         Raises:
             OSError, ValueError: the folder cannot be written, or holds something else, see `check_place`.
@@ -221,12 +221,12 @@ class GalleryIndex:
             self.write(folder)
 
     def write(self, folder: Path, recipe: str | None = None, keys: Sequence[str] | None = None) -> None:
-        """The same for who has checked and locked the folder.
+        """The same, for callers that have checked and locked the folder.
 
         Args:
-            recipe: names all that it is made of, see `unchanged`.
-            keys: names what each vector was made of, so that it need not be made again; default: as the gallery that
-                is replaced says, where its vectors are the same.
+            recipe: digest of everything that the gallery is made of, see `unchanged`.
+            keys: one per vector, identifies its image, so that it is not encoded again; default: the keys of the
+                replaced gallery, if its vectors are the same.
         """
         with new_version(folder) as version:
             save_file({"embeds": np.ascontiguousarray(self.embeds)}, version / VECTORS_FILE)
@@ -245,7 +245,7 @@ class GalleryIndex:
 
     @classmethod
     def load(cls, folder: str | Path) -> "GalleryIndex":
-        """Reads a gallery, whole and of one version; its vectors stay on disk until they are needed.
+        """Reads one complete version of a gallery. Its vectors are memory-mapped.
 
         Raises:
             OSError: there is none, or a file is missing.
@@ -258,7 +258,7 @@ class GalleryIndex:
                 return cls.of_version(folder, header)
             except (OSError, ValueError):
                 if read_header(folder)["version"] == header["version"]:
-                    raise  # else it was replaced while it was read
+                    raise  # otherwise it was replaced during the read: read the new version
 
     @classmethod
     def of_version(cls, folder: Path, header: dict[str, Any]) -> "GalleryIndex":
@@ -284,7 +284,7 @@ class GalleryIndex:
 
     @classmethod
     def unchanged(cls, folder: str | Path, recipe: str) -> "GalleryIndex | None":
-        """The gallery in a folder, if it is whole and was written with that recipe; see `recipe_of`."""
+        """The gallery in a folder, if it is complete and has this recipe; see `recipe_of`."""
         try:
             header = read_header(Path(folder))
             if header.get("recipe") != recipe:
@@ -296,5 +296,5 @@ class GalleryIndex:
 
 
 def recipe_of(*values: Any) -> str:
-    """Names all that a gallery is made of, so that the same is not written again."""
+    """Digest of everything that a gallery is made of. An unchanged gallery is not written again."""
     return json_digest(FORMAT, *values)

@@ -1,6 +1,6 @@
-"""`gallery.json`: the version that is current, each of its files with size and checksum, and what is known of it.
+"""`gallery.json`: the current version of a gallery, size and checksum of each of its files, and facts about it.
 
-It is the one file that is replaced when a gallery is: whoever reads it has everything that belongs together.
+To replace a gallery, only this file is replaced, so a reader always gets files that belong together.
 """
 
 import json
@@ -93,7 +93,7 @@ OPTIONAL: dict[str, Check] = {
 
 
 def read_header(folder: Path) -> dict[str, Any]:
-    """What `gallery.json` says, each field checked, `plan` as a `Plan`.
+    """The contents of `gallery.json`, every field checked, `plan` as a `Plan`.
 
     Raises:
         FileNotFoundError: there is none.
@@ -117,12 +117,12 @@ def read_header(folder: Path) -> dict[str, Any]:
 
 
 def again(folder: Path) -> str:
-    """The remedy where `gallery.json` itself cannot be trusted."""
+    """The remedy if `gallery.json` itself is damaged."""
     return f"delete the folder {folder} and build the gallery again with `hf-vse index`"
 
 
 def check_format(path: Path, number: Any) -> None:
-    """Raises ValueError unless it is the format that this version writes."""
+    """Raises ValueError if this version cannot read the format."""
     if number == FORMAT and is_count(number):
         return
     if is_count(number) and number > FORMAT:
@@ -138,7 +138,7 @@ def check_format(path: Path, number: Any) -> None:
 
 
 def check_plan(path: Path, header: dict[str, Any]) -> None:
-    """Raises ValueError where the way of searching does not fit the rest."""
+    """Raises ValueError if the plan does not fit the other fields."""
     plan, has_faiss = header["plan"], FAISS_FILE in header["files"]
     if has_faiss != (plan.kind != "exact"):
         state = "is listed" if has_faiss else "is missing"
@@ -150,18 +150,18 @@ def check_plan(path: Path, header: dict[str, Any]) -> None:
 
 
 def checksum_of(header: dict[str, Any]) -> str:
-    """Of all fields but the checksum itself."""
+    """Checksum of all fields except the checksum itself."""
     rest = {name: value for name, value in header.items() if name != "checksum"}
     return json_digest(rest)
 
 
 def json_digest(*values: Any) -> str:
-    """Names values that JSON can hold."""
+    """SHA-256 of JSON values, in hexadecimal."""
     return sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def file_checksum(path: Path) -> str:
-    """SHA-256, which machines compute fastest."""
+    """SHA-256 of a file, in hexadecimal."""
     digest = sha256()
     with path.open("rb") as file:
         while block := file.read(BLOCK):
@@ -170,7 +170,7 @@ def file_checksum(path: Path) -> str:
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
-    """JSON that UTF-8 can hold: as it is, or escaped where a file name is no Unicode."""
+    """JSON that can be encoded as UTF-8; file names that are not valid Unicode are escaped."""
     text = json.dumps(value, indent=indent, ensure_ascii=False)
     try:
         text.encode()

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 def model_facts(encoder: Encoder) -> dict[str, Any]:
     """What `gallery.json` says of the model.
 
-    `digest` names weights and preparation, `encoder` how to open it: `place` is what `load_encoder` takes, `kind` the
-    adapter, `needs` the packages that it imports, `dtype` the precision of the weights.
+    `digest` identifies weights and preparation. `encoder` says how to open the model: `place` is the argument of
+    `load_encoder`, `kind` the adapter, `needs` the packages that it imports, `dtype` the precision of the weights.
     """
     opened = {"place": encoder.place, "kind": encoder.kind, "needs": list(encoder.needs), "dtype": encoder.dtype}
     return {"model": encoder.name, "digest": encoder.digest, "encoder": opened}
@@ -28,7 +28,7 @@ def open_model(
     dtype: Precision = None,
     trust_remote_code: bool = False,
 ) -> Encoder:
-    """The encoder for queries to a gallery; it has been compared with the one that made the gallery.
+    """Opens the encoder for queries to a gallery and checks that it is the one that made the gallery.
 
     Args:
         name: what `load_encoder` takes; default: the model that the gallery names.
@@ -55,7 +55,7 @@ def open_model(
 
 
 def recorded_precision(recorded: dict[str, Any]) -> str | None:
-    """Only one that has to be asked for: adapters that have a precision of their own take none."""
+    """The precision to pass to `load_encoder`: None for the default, which adapters with a fixed precision require."""
     dtype = recorded.get("dtype")
     return None if dtype == "float32" else dtype
 

@@ -1,4 +1,4 @@
-"""What a gallery is made from: the images of a folder or of a data set, each with a key that changes when it does.
+"""The images of a gallery, from a folder or a data set. Each has a key that changes when the image changes.
 
 The key of a file are its name, size and time and a digest of samples of its content, which tells photographs that
 have changed places; of bytes and arrays in a data set it is their digest.
@@ -28,8 +28,8 @@ OTHER_PICTURES = set(
 )
 METADATA_FILE = "metadata.jsonl"
 OTHER_METADATA = ("metadata.csv", "metadata.parquet")
-SAMPLE = 2**14  # bytes at the beginning, in the middle and at the end of a file
-NAMED = 10  # of what is left out
+SAMPLE = 2**14  # bytes read at the beginning, the middle and the end of a file
+NAMED = 10  # files that a warning names
 
 
 @dataclass
@@ -41,7 +41,7 @@ class Photograph:
 
 
 def of_folder(root: Path) -> tuple[list[Photograph], dict[str, Any]]:
-    """The image files under a folder, in the order of their names, and what was left out of it.
+    """The image files under a folder, sorted by name, and facts about the files that were left out.
 
     Raises:
         OSError: it is no folder, or holds no image.
@@ -72,14 +72,14 @@ def of_folder(root: Path) -> tuple[list[Photograph], dict[str, Any]]:
 
 
 def counted_names(names: list[str], remark: str) -> dict[str, Any]:
-    """How many and the first of them, said as well."""
+    """The count and the first few names, which are also logged."""
     first = names[:NAMED]
     logger.warning(remark, f"{len(names):,} ({', '.join(first)}{', ...' if len(names) > NAMED else ''})")
     return {"count": len(names), "first": first}
 
 
 def read_metadata(root: Path) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """What `metadata.jsonl` of a folder says, if there is one.
+    """The contents of `metadata.jsonl` in a folder, if it exists.
 
     Returns:
         file_name -> the other fields of its line, the last one if there are several; and the names that have several.
@@ -109,7 +109,7 @@ def read_metadata(root: Path) -> tuple[dict[str, dict[str, Any]], list[str]]:
 
 
 def captions_of(value: Any, where: str) -> list[str]:
-    """One sentence or a list of sentences as a list."""
+    """One sentence or several, as a list."""
     captions = [value] if isinstance(value, str) else value
     if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
         raise ValueError(f"{where}: captions is {value!r:.60}, no list of sentences")
@@ -120,12 +120,12 @@ def captions_of(value: Any, where: str) -> list[str]:
 
 
 def is_unicode(text: str) -> bool:
-    """Whether it has no half of a character (a lone surrogate), which no tokenizer takes."""
+    """False if the text has a lone surrogate (half a character), which tokenizers reject."""
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def file_key(name: str, path: Path) -> str:
-    """What changes with a file, without reading all of it; what cannot be read is never known again."""
+    """A key that changes with a file, without reading all of it. A file that cannot be read gets a random key."""
     try:
         status = path.stat()
         return f"{name} {status.st_size} {status.st_mtime_ns} {sample_digest(path, status.st_size)}"
@@ -134,7 +134,7 @@ def file_key(name: str, path: Path) -> str:
 
 
 def sample_digest(path: Path, size: int) -> str:
-    """Of the beginning, the middle and the end of a file; of all of a small one."""
+    """Digest of the beginning, the middle and the end of a file; of all bytes of a small one."""
     digest = blake2b(digest_size=16)
     with path.open("rb") as file:
         if size <= 3 * SAMPLE:
@@ -147,7 +147,7 @@ def sample_digest(path: Path, size: int) -> str:
 
 
 def of_dataset(dataset: Dataset, encoder: Encoder) -> list[Photograph]:
-    """The rows of a data set; they keep their other columns, as far as JSON can hold them."""
+    """The rows of a data set, with those of their other columns that JSON can represent."""
     column = next((name for name in (IMAGE_FEATURES, IMAGE) if name in dataset.column_names), None)
     if column is None:
         raise ValueError(f"the data set has no column image among {', '.join(dataset.column_names)}")
@@ -181,7 +181,7 @@ def is_simple(feature: Any) -> bool:
 
 
 def content_key(value: Any) -> str:
-    """Of a file its name, size, time and samples; of embedded bytes and arrays their digest."""
+    """For a file: name, size, time and samples; for embedded bytes and arrays: their digest."""
     if isinstance(value, dict) and value.get("bytes") is None and value.get("path"):
         return file_key(value["path"], Path(value["path"]))
     data = value["bytes"] if isinstance(value, dict) else np.ascontiguousarray(value).tobytes()

@@ -1,4 +1,4 @@
-"""Which kind of index serves a gallery: decided from its size and the memory there is, and said in words.
+"""The kind of index for a gallery, chosen from its size and the available memory, with the reason in words.
 
     exact   every vector is compared; up to `EXACT_VALUES` numbers, where a query takes some milliseconds
     hnsw    a graph of neighbours that a query walks along (Malkov & Yashunin, arXiv 1603.09320); up to
@@ -7,7 +7,7 @@
     pq      cells of product-quantised vectors (Jegou et al., TPAMI 2011), the best compared again with the exact ones,
             which stay on disk: where the vectors do not fit into memory
 
-All but `exact` miss some neighbours; how many is measured when the index is built.
+All kinds except `exact` miss some neighbours. Their recall is measured when the index is built.
 """
 
 import math
@@ -52,7 +52,7 @@ class Plan:
 
     @classmethod
     def of_dict(cls, values: dict[str, Any], where: str) -> "Plan":
-        """What `to_dict` gave.
+        """The inverse of `to_dict`.
 
         Raises:
             ValueError: a field is missing, unknown or no value of its kind; the line begins with `where`.
@@ -119,18 +119,18 @@ def choose_plan(count: int, dim: int, kind: str = "auto", memory: int | None = N
 
 
 def bytes_on_disk(plan: Plan, count: int, dim: int) -> int:
-    """What a gallery takes at least: its vectors, and again those that the index holds."""
+    """Minimum size of a gallery: its vectors, and the copy that the index stores."""
     return 4 * count * dim * (2 if plan.kind in ("hnsw", "ivf") else 1)
 
 
 def code_bytes(dim: int) -> int:
-    """Bytes of a code: the divisor of `dim` nearest to an eighth of it, since each byte stands for equally many."""
+    """Bytes per code: the divisor of `dim` nearest to `dim / 8`, because each byte encodes equally many values."""
     divisors = [size for size in range(1, dim + 1) if dim % size == 0]
     return min(divisors, key=lambda size: abs(size - dim / CODE_VALUES))
 
 
 def physical_memory() -> int:
-    """Bytes of memory of this machine; 8 GiB where it does not tell."""
+    """Bytes of memory of this machine; 8 GiB if it cannot be determined."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):

@@ -1,12 +1,12 @@
 """The folder of a gallery: a new version is written beside the old one and takes its place with one rename.
 
 INDEX/gallery.json                     names the version that is current, see `header.py`
-INDEX/versions/VERSION/                its files, never changed once `gallery.json` names them
+INDEX/versions/VERSION/                its files, which never change once `gallery.json` names them
 INDEX/parts/DIGEST/                    what interrupted runs have encoded, see `parts.py`
 
-A reader takes what `gallery.json` names, checks it, and looks again if that was replaced meanwhile. Old versions are
-removed after the rename; who has their files mapped into memory keeps them. Nothing is removed but files of these
-names, so that what somebody else has put into the folder stays.
+A reader checks the files that `gallery.json` names, and reads it again if it was replaced meanwhile. Old versions are
+removed after the rename; a process that has mapped their files into memory can still use them. Only files with these
+names are removed, so other files in the folder stay.
 """
 
 import errno
@@ -44,7 +44,7 @@ except ImportError:  # Windows
 VERSIONS_FOLDER = "versions"
 FULL = (errno.ENOSPC, errno.EDQUOT)
 UNFINISHED_HEADER = re.compile(r"\.gallery\.\d+\.json")
-UNREAD_ABOVE = 2**32  # bytes; more vectors are read as a whole when they are taken over, not whenever they are loaded
+UNREAD_ABOVE = 2**32  # bytes; larger vector files are verified when they are reused, not at every load
 
 
 def version_folder(folder: Path, version: str) -> Path:
@@ -52,7 +52,7 @@ def version_folder(folder: Path, version: str) -> Path:
 
 
 def check_place(folder: str | Path, photographs: str | Path | None = None, needed: int = 0) -> Path:
-    """Makes sure, before the work, that a gallery can be written and nothing of anybody is in its way.
+    """Checks, before the work, that a gallery can be written and that the folder holds no foreign files.
 
     Args:
         photographs: the folder that is indexed.
@@ -77,7 +77,7 @@ def check_place(folder: str | Path, photographs: str | Path | None = None, neede
 
 
 def check_replaceable(folder: Path) -> None:
-    """Raises ValueError where `gallery.json` is not of this or an earlier version of this program, or is damaged."""
+    """Raises ValueError if `gallery.json` was not written by this or an earlier version of hf_vse, or is damaged."""
     if not is_of_old_format(folder):
         read_header(folder)
 
@@ -89,7 +89,7 @@ def is_of_old_format(folder: Path) -> bool:
 
 
 def not_ours(folder: Path) -> Iterator[str]:
-    """What a folder holds beside the remains of interrupted runs."""
+    """Names of files in a folder that are not left over from interrupted runs."""
     for path in sorted(folder.glob("*")):
         if path.name == VERSIONS_FOLDER and path.is_dir():
             inner = [each for each in path.glob("*/*") if not is_file_of_version(each)]
@@ -108,7 +108,7 @@ def is_file_of_version(path: Path) -> bool:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """One writer at a time; the system forgets it with the process. A folder that is made goes again if nothing came.
+    """A lock for one writer, released when its process ends. A folder that was created is removed if it stays empty.
 
     Raises:
         ValueError: another process is writing.
@@ -123,7 +123,7 @@ def locked(folder: Path) -> Iterator[None]:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise ValueError(f"index {folder} is being written by another process: wait for its end") from error
-            except OSError:  # a network disk that knows no locks
+            except OSError:  # a network file system without locks
                 pass
         with full_disk_named(folder):
             yield
@@ -136,7 +136,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def full_disk_named(folder: Path) -> Iterator[None]:
-    """Raises OSError with the place, which not every writer names, where the disk is full."""
+    """If the disk is full, raises an OSError that names the folder, which not every writer does."""
     try:
         yield
     except Exception as error:
@@ -150,31 +150,31 @@ def full_disk_named(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def new_version(folder: Path) -> Iterator[Path]:
-    """A folder for the files of a new version, which is removed if they do not all arrive."""
-    remove_versions(folder)  # those of killed runs may hold the room that is needed now
+    """A folder for the files of a new version; it is removed if an error occurs before all are written."""
+    remove_versions(folder)  # left by killed runs, they may take the disk space that is needed now
     version = version_folder(folder, secrets.token_hex(8))
     version.mkdir(parents=True)
     try:
         yield version
     except BaseException:
         with suppress(OSError, ValueError):
-            remove_versions(folder)  # not this one by name: it may be the current one already
+            remove_versions(folder)  # by the header, because this version may already be the current one
         raise
 
 
 def keep_keys(folder: Path, version: Path) -> None:
-    """Copies the keys of the current version to another, if both have the same vectors."""
+    """Copies the keys of the current version to a new one that has the same vectors."""
     try:
         header = read_header(folder)
         if file_checksum(version / VECTORS_FILE) == header["files"][VECTORS_FILE]["checksum"]:
             check_listed_files(folder, header, (KEYS_FILE,))
             shutil.copyfile(version_folder(folder, header["version"]) / KEYS_FILE, version / KEYS_FILE)
-    except (FileNotFoundError, ValueError, KeyError):  # no gallery, or none of photographs, or a damaged one
+    except (FileNotFoundError, ValueError, KeyError):  # no gallery, one without keys, or a damaged one
         return
 
 
 def make_current(folder: Path, version: Path, facts: dict[str, Any]) -> None:
-    """Makes a version, whose files are all there, the current one."""
+    """Makes a complete version the current one."""
     files = {}
     for path in sorted(version.iterdir()):
         sync(path)
@@ -189,11 +189,11 @@ def make_current(folder: Path, version: Path, facts: dict[str, Any]) -> None:
 
 
 def check_listed_files(folder: Path, header: dict[str, Any], names: Collection[str], whole: bool = False) -> None:
-    """Raises OSError or ValueError where a file is not what `gallery.json` says, by its size and checksum.
+    """Raises OSError or ValueError if size or checksum of a file differ from `gallery.json`.
 
     Args:
-        names: which.
-        whole: also vectors that are so many that they stay on the disk; otherwise these by their size alone.
+        names: the files to check.
+        whole: also verify the checksum of a very large file of vectors; otherwise only its size.
     """
 
     def check(name: str) -> None:
@@ -213,7 +213,7 @@ def check_listed_files(folder: Path, header: dict[str, Any], names: Collection[s
 
 
 def remove_leftovers(folder: Path) -> None:
-    """What the current version has made superfluous; may be repeated wherever it was interrupted."""
+    """Removes what the current version replaces. It can be interrupted and repeated."""
     for path in folder.iterdir():
         if UNFINISHED_HEADER.fullmatch(path.name):
             path.unlink(missing_ok=True)
@@ -222,7 +222,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def remove_versions(folder: Path) -> None:
-    """All but the one that `gallery.json` names."""
+    """Removes all versions except the one that `gallery.json` names."""
     current = read_json(folder / HEADER_FILE, dict).get("version") if (folder / HEADER_FILE).is_file() else None
     for path in sorted((folder / VERSIONS_FOLDER).glob("*")):
         if path.name != current and VERSION.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
@@ -231,13 +231,13 @@ def remove_versions(folder: Path) -> None:
 
 
 def remove_version(path: Path) -> None:
-    with suppress(PermissionError):  # Windows, where a reader still has it; the next run removes it
+    with suppress(PermissionError):  # on Windows while a reader uses it; the next run removes it
         for name in FILES:
             (path / name).unlink(missing_ok=True)
     remove_if_empty(path)
 
 
 def remove_files_of_old_format(folder: Path) -> None:
-    """Until format 2 they lay beside `gallery.json`, which nobody can read any more."""
+    """Up to format 2 the files lay next to `gallery.json`. That format is no longer read."""
     for name in FILES:
         (folder / name).unlink(missing_ok=True)

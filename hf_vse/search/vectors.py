@@ -47,7 +47,7 @@ class VectorIndex:
             require_faiss(plan)
 
     def build(self, queries: np.ndarray | None = None, recall: float = TARGET_RECALL, progress: bool = True) -> None:
-        """Trains and fills the index, then finds the least effort that reaches `recall`.
+        """Trains and fills the index, then finds the smallest effort that reaches `recall`.
 
         Args:
             queries: (queries, dim) such as will be asked, to measure with; default: vectors of the gallery itself.
@@ -121,7 +121,7 @@ class VectorIndex:
         return scores, rows
 
     def parameters(self, wanted: int, allowed: np.ndarray | None):
-        """What FAISS is told: the effort, raised where a filter leaves little of every cell, and the filter."""
+        """Parameters for FAISS: the filter, and the effort, increased if few vectors per cell are left."""
         import faiss
 
         options = {}
@@ -137,7 +137,7 @@ class VectorIndex:
         return faiss.SearchParameters(**options) if options else None
 
     def compare_again(self, queries: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Of the candidates `rows` the `k` best by their exact vectors; -1 stays last."""
+        """The `k` best of the candidates `rows` by exact similarity; -1 stays last."""
         scores = np.empty(rows.shape, np.float32)
         for query, candidates, of_query in zip(queries, rows, scores, strict=True):
             of_query[:] = np.where(candidates < 0, -np.inf, self.embeds[candidates] @ query)
@@ -156,7 +156,7 @@ class VectorIndex:
             faiss.write_index(self.faiss, str(path))
 
     def load(self, path: Path) -> None:
-        """Reads what `save` wrote; the caller has made sure that the file is that.
+        """Reads a file that `save` wrote; the caller has verified its checksum.
 
         Raises:
             ValueError: it is not, or belongs to other vectors.
@@ -178,7 +178,7 @@ class VectorIndex:
 
 
 def check_unit(embeds: np.ndarray, name: str) -> None:
-    """Raises ValueError where a row (items, dim) is not of length one, as far as float16 can tell."""
+    """Raises ValueError if a row of (items, dim) does not have unit length, within the precision of float16."""
     for start in range(0, len(embeds), BLOCK):
         lengths = np.linalg.norm(np.asarray(embeds[start : start + BLOCK], np.float32), axis=1)
         wrong = np.flatnonzero(~(np.abs(lengths - 1) <= UNIT_TOLERANCE))  # not a number is wrong too
@@ -192,7 +192,7 @@ def check_unit(embeds: np.ndarray, name: str) -> None:
 def exact_search(
     embeds: np.ndarray, queries: np.ndarray, k: int, rows: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Scores and places of the `k` best of `embeds` (or of its `rows`) for every query: the reference of all kinds.
+    """Scores and places of the `k` best of `embeds` (or of its `rows`) for every query, without an index.
 
     A block of vectors at a time, so that they may lie on disk.
     """

@@ -1,4 +1,4 @@
-"""Embeddings that somebody has computed already, and which text belongs to which image.
+"""Embeddings that were computed elsewhere, and which text belongs to which image.
 
 Either one safetensors file or a folder of .npy files, which are not read into memory, with
 
@@ -40,7 +40,7 @@ ROWS_AT_ONCE = 4096
 
 
 class GivenEmbeddings(NamedTuple):
-    """As they were given: vectors of any length and precision, in memory or memory-mapped."""
+    """The vectors as they were given, of any length and precision, in memory or memory-mapped."""
 
     image_embeds: np.ndarray | Tensor
     text_embeds: np.ndarray | Tensor

@@ -121,7 +121,7 @@ class ONNXEncoder(Encoder):
 
     @cached_property
     def digest(self) -> str:
-        """Of the files, and of how images and sentences are prepared."""
+        """Covers the files and the preparation of images and sentences."""
         digest = blake2b(digest_size=16)
         prepared_by = image_processor_digest(self.image_processor), tokenizer_digest(self.reader.tokenizer)
         digest.update(digest_of(*prepared_by, tuple(self.reader.reading), self.reader.max_length).encode())
@@ -141,7 +141,7 @@ class ONNXEncoder(Encoder):
         } | self.reader.facts()
 
     def prepare_images(self, images: list[Any]) -> dict[str, np.ndarray]:
-        """Pixels, or arrays of features where the data have them in place of the photographs."""
+        """Pixels, or arrays of features if the data have features instead of images."""
         prepare = self.image_processor if isinstance(images[0], Image.Image) else VSEFeatureProcessor()
         return dict(prepare(images, return_tensors="np"))
 
@@ -157,7 +157,7 @@ class ONNXEncoder(Encoder):
 
 def processor_parts(name: str) -> tuple[BaseImageProcessor, PreTrainedTokenizerBase, Reading]:
     """Image processor, tokenizer and, where the model's configuration lies beside them, how it reads sentences."""
-    trust = {"trust_remote_code": False}  # and nobody is asked
+    trust = {"trust_remote_code": False}  # without a question at the terminal
     try:
         model_type = AutoConfig.from_pretrained(name, **trust).model_type
     except (OSError, ValueError):
@@ -186,14 +186,14 @@ def open_session(file: Path, device: str | torch.device | None) -> "InferenceSes
 
 
 def fixed_length(session: "InferenceSession") -> int | None:
-    """Tokens that the text tower was exported for; None if any number will do."""
+    """The fixed number of tokens of the text tower; None if it is dynamic."""
     shapes = {each.name: each.shape for each in session.get_inputs()}
     length = shapes["input_ids"][1] if len(shapes.get("input_ids", ())) == 2 else None
     return length if isinstance(length, int) else None
 
 
 def run(session: "InferenceSession", inputs: Mapping[str, np.ndarray], file: Path) -> np.ndarray:
-    """(batch, dim), from those of `inputs` that the tower has."""
+    """Runs a tower with those of `inputs` that it takes: (batch, dim)."""
     asked = {each.name: NUMPY_TYPES.get(each.type, np.int64) for each in session.get_inputs()}
     if unknown := asked.keys() - inputs.keys():
         raise ValueError(

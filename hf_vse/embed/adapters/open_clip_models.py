@@ -89,7 +89,7 @@ class OpenCLIPEncoder(Encoder):
 
     @cached_property
     def digest(self) -> str:
-        """Of the weights, of the network, and of how images and sentences are prepared."""
+        """Covers the weights, the network, and the preparation of images and sentences."""
         tokenizer = self.tokenizer
         read = tokenizer(["a photo of 2 Dogs, running; \u00e9t\u00e9"]).tolist()
         return digest_of(weights_digest(self.model), repr(self.model), repr(self.transform), type(tokenizer), read)
@@ -133,7 +133,7 @@ def parts_of(name: str) -> tuple[str, str | None, Path | None]:
 
 
 def published_weights(architecture: str, published: str | None) -> dict[str, Any]:
-    """What open_clip knows about published weights: where they are, and how images are prepared for them."""
+    """What open_clip knows about published weights: their repository and the preparation of images."""
     import open_clip
 
     if architecture not in open_clip.list_models():

@@ -1,9 +1,9 @@
 """The files of a model of this package, in a folder or on the Hub: complete, or refused in one line.
 
-transformers fills what a file lacks with random numbers and goes on. A gallery, a table or a training that starts so
-is wrong without a sign, therefore everything that decides the vectors is compared before they are made: the kind of
-model, its configuration, every tensor by name, shape and value, the image processor and the tokenizer.
-The installed code is run, never the model's own, and nothing but safetensors is read.
+transformers fills missing weights with random numbers and continues. Results would be wrong without an error, so
+everything that decides the vectors is checked first: the kind of model, its configuration, every tensor by name, shape
+and value, the image processor and the tokenizer.
+Only the installed code runs, never the code of the model, and only safetensors are read.
 """
 
 from collections.abc import Iterable
@@ -22,7 +22,7 @@ from hf_vse.model.configuration_vse import FEATURES_MODEL_TYPE, GRU_MODEL_TYPE, 
 from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.model.processing_vse import VSEFeatureProcessor, VSEProcessor
 
-# What a field of the configuration adds to a model: fresh, or left behind, where training overrides the field.
+# Weights that exist only for some values of a field: new or unused if training overrides it.
 CHANGED_BY = {
     "projection_type": ("visual_head.", "text_head."),
     "loss_type": ("logit_scale", "logit_bias"),
@@ -47,8 +47,8 @@ def load_vse_model(
     """The model alone, its weights complete, in evaluation mode.
 
     Args:
-        overrides: fields of `VSEConfig` that take the place of the stored ones; what they add to the model starts
-            fresh, what they take away is left behind.
+        overrides: fields of `VSEConfig` that replace the stored ones. Weights that they add are initialised, and weights
+            that they remove are ignored.
 
     Raises:
         OSError, ValueError: see `VSEEncoder.from_pretrained`.
@@ -80,7 +80,7 @@ def load_vse_model(
 
 
 def read_config(name: str, overrides: dict[str, Any]) -> tuple[VSEConfig, VSEConfig]:
-    """The configuration as it is stored, and with other values for some of its fields."""
+    """The stored configuration, and the same with overridden fields."""
     path, values = stored_config(name)
     if (kind := values.get("model_type")) != VSEConfig.model_type:
         raise ValueError(
@@ -92,13 +92,13 @@ def read_config(name: str, overrides: dict[str, Any]) -> tuple[VSEConfig, VSECon
 
 
 def described_model(name: str, config: VSEConfig) -> dict[str, Tensor]:
-    """The tensors that a configuration asks for, without memory behind them."""
+    """The tensors of a configuration, on the meta device."""
     with one_line(f"{name}, config.json,", FETCH_AGAIN), without_remarks(), torch.device("meta"):
         return VSEModel(config).state_dict()
 
 
 def check_shapes(name: str, expected: dict[str, Tensor], stored: dict[str, StoredTensor]) -> None:
-    """Raises ValueError where a tensor of the file does not fit into its place; before memory is asked for."""
+    """Raises ValueError if a stored tensor has the wrong shape or type, before memory is allocated."""
     for key in sorted(expected.keys() & stored.keys()):
         dtype, shape = stored[key]
         if tuple(expected[key].shape) != shape:
@@ -111,7 +111,7 @@ def check_shapes(name: str, expected: dict[str, Tensor], stored: dict[str, Store
 
 
 def check_same_keys(name: str, what: str, keys: Iterable[str], fresh: tuple[str, ...] = ()) -> None:
-    """Raises ValueError where the names of the weights are not those of the model."""
+    """Raises ValueError if the names of the weights do not match the model."""
     if wrong := sorted(key for key in keys if not (fresh and key.startswith(fresh))):
         raise ValueError(
             f"{name} {what} {len(wrong)} weights (the first is {wrong[0]!r}) and would give wrong vectors: "
@@ -120,7 +120,7 @@ def check_same_keys(name: str, what: str, keys: Iterable[str], fresh: tuple[str,
 
 
 def check_trained(name: str, model: nn.Module) -> None:
-    """Raises ValueError for weights that are not numbers, and for parts that are zero altogether."""
+    """Raises ValueError for weights that are not finite, and for parts that are all zero."""
     check_finite(name, model)
     parts = {part: getattr(model, part) for part in ("vision_model", "text_model")}
     parts |= {part: getattr(model, part) for part in ("visual_projection", "text_projection")}
@@ -131,7 +131,7 @@ def check_trained(name: str, model: nn.Module) -> None:
 
 
 def load_vse_processor(name: str | Path) -> VSEProcessor:
-    """Image processor and tokenizer of a model; those of other packages are refused where they need code.
+    """Image processor and tokenizer of a model; none that needs remote code.
 
     Raises:
         OSError: a file is missing or cannot be read.
@@ -149,7 +149,7 @@ def load_vse_processor(name: str | Path) -> VSEProcessor:
 
 
 def check_processor(name: str, model: VSEModel, processor: VSEProcessor) -> None:
-    """Raises ValueError where image processor or tokenizer are those of another model."""
+    """Raises ValueError if image processor or tokenizer belong to another model."""
     of_features = model.config.vision_config.model_type == FEATURES_MODEL_TYPE
     if of_features != isinstance(processor.image_processor, VSEFeatureProcessor):
         raise ValueError(
@@ -177,7 +177,7 @@ def check_processor(name: str, model: VSEModel, processor: VSEProcessor) -> None
 
 
 def check_image_processor(name: str, image_processor: BaseImageProcessor) -> None:
-    """Raises ValueError for what is no setting, and for sizes that no tower has, before a picture is made so large."""
+    """Raises ValueError for invalid settings and for sizes that no tower has, before an image is resized to them."""
     settings = image_processor.to_dict()
     for field, kind in (("resample", int), ("rescale_factor", int | float)):
         if (value := settings.get(field)) is not None and not isinstance(value, kind):

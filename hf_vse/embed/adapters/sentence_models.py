@@ -66,7 +66,7 @@ class SentenceTransformersEncoder(Encoder):
             folder = Path(name if Path(name).is_dir() else snapshot_download(name, ignore_patterns=NOT_READ))
         refuse_pickles(name, folder)
         weights = {"torch_dtype": chosen_precision(dtype), "use_safetensors": True}
-        weights["ignore_mismatched_sizes"] = True  # they are told below, all of them
+        weights["ignore_mismatched_sizes"] = True  # `check_found` reports all of them
         with one_line(name, "every module needs its weights as model.safetensors"), without_remarks():
             model = SentenceTransformer(
                 str(folder),
@@ -79,7 +79,7 @@ class SentenceTransformersEncoder(Encoder):
 
     @cached_property
     def digest(self) -> str:
-        """Of the weights, the modules and their configuration, and of how images and sentences are prepared."""
+        """Covers the weights, the modules and their configuration, and the preparation of images and sentences."""
         inner = [vars(module) for module in self.model.modules()]
         parts = [part for module in inner for part in module.values()]
         parts += [part for each in parts if isinstance(each, ProcessorMixin) for part in vars(each).values()]
@@ -116,7 +116,7 @@ class SentenceTransformersEncoder(Encoder):
 
 
 def check_parts(name: str, model: "SentenceTransformer") -> None:
-    """Raises ValueError where a model inside lacks weights, which transformers would have filled in at random."""
+    """Raises ValueError if an inner model lacks weights, which transformers would initialise at random."""
     check_finite(name, model)
     for inner in (part for module in model for part in module.children() if isinstance(part, PreTrainedModel)):
         with one_line(name, "every module needs its weights as model.safetensors"), without_remarks():
@@ -132,7 +132,7 @@ def check_parts(name: str, model: "SentenceTransformer") -> None:
 
 
 def refuse_pickles(name: str, folder: Path) -> None:
-    """A module without safetensors would be read from what lies beside it."""
+    """Raises ValueError for a module without safetensors, because its pickle would be loaded."""
     for path in sorted(folder.rglob("pytorch_model*.bin")):
         if not any(path.parent.glob("*.safetensors")):
             raise ValueError(

@@ -37,7 +37,7 @@ from hf_vse.embed.sentences import Reading, SentenceReader, positions_of
 from hf_vse.embed.stored import SAFETENSORS_ONLY, without_remarks
 from hf_vse.embed.weights import check_finite, check_found, chosen_device, chosen_precision, one_line
 
-# Of what an image processor does, the part that decides what is seen of a photograph.
+# Settings of an image processor that the record of an evaluation shows.
 IMAGE_SIZES = ("size", "crop_size", "max_num_patches")
 
 
@@ -162,7 +162,7 @@ class TransformersEncoder(Encoder):
                 f"({', '.join(FAMILIES)}); write an adapter, see hf_vse.embed.encoder"
             )
         weights = {"dtype": chosen_precision(dtype), "use_safetensors": True, "output_loading_info": True}
-        weights["ignore_mismatched_sizes"] = True  # they are told below, all of them
+        weights["ignore_mismatched_sizes"] = True  # `check_found` reports all of them
         family = FAMILIES.get(config.model_type, Family())
         with one_line(name, SAFETENSORS_ONLY), without_remarks():
             model, found = family.model_class.from_pretrained(
@@ -187,7 +187,7 @@ class TransformersEncoder(Encoder):
 
     @cached_property
     def digest(self) -> str:
-        """Of the weights, of the configuration, and of how images and sentences are prepared."""
+        """Covers the weights, the configuration, and the preparation of images and sentences."""
         return digest_of(
             weights_digest(self.model),
             configuration_digest(self.model.config),
@@ -211,7 +211,7 @@ class TransformersEncoder(Encoder):
         } | self.reader.facts()
 
     def moved(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """To the device of the model, and what is no whole number to its precision."""
+        """Moves inputs to the device of the model, and floating point inputs to its precision."""
         dtypes = {name: self.model.dtype if tensor.is_floating_point() else None for name, tensor in inputs.items()}
         return {name: tensor.to(self.model.device, dtypes[name]) for name, tensor in inputs.items()}
 

@@ -53,7 +53,7 @@ class VSEEncoder(Encoder):
         dtype: str | torch.dtype | None = None,
         trust_remote_code: bool = False,
     ) -> "VSEEncoder":
-        """From a folder or a Hub id; model and processor have shown that they fit by embedding an image and a word.
+        """From a folder or a Hub id; an image and a word are embedded to check that model and processor fit.
 
         Args:
             device: default: the accelerator, where there is one.
@@ -94,7 +94,7 @@ class VSEEncoder(Encoder):
 
     @cached_property
     def digest(self) -> str:
-        """Of the weights, of the configuration as far as it changes vectors, and of how inputs are prepared."""
+        """Covers the weights, the fields of the configuration that change vectors, and the preparation of inputs."""
         config = self.model.config
         return digest_of(
             weights_digest(self.model),
@@ -117,7 +117,7 @@ class VSEEncoder(Encoder):
         }
 
     def prepare_images(self, images: list[Any]) -> Mapping[str, Tensor]:
-        """Pixels, or arrays of features where the data have them in place of the photographs."""
+        """Pixels, or arrays of features if the data have features instead of images."""
         of_pixels = isinstance(images[0], Image.Image)
         prepare = self.processor.image_processor if of_pixels else VSEFeatureProcessor()
         return dict(prepare(images, return_tensors="pt"))
@@ -129,13 +129,13 @@ class VSEEncoder(Encoder):
         return self.model(**to_device(self.processor(text=texts), self.model)).text_embeds
 
     def encode_text_features(self, features: Tensor) -> Tensor:
-        """Sentences whose text tower has been run, (texts, dim): the little that is left."""
+        """Vectors of sentences from the outputs of the text tower, (texts, dim)."""
         return self.model(text_features=features.to(self.model.device)).text_embeds
 
 
 @torch.no_grad()
 def check_embeds(encoder: VSEEncoder) -> None:
-    """Raises OSError or ValueError where a picture and a word do not become vectors."""
+    """Raises OSError or ValueError if an image or a word cannot be embedded."""
     remedy = f"its processor and its weights do not fit: {FETCH_AGAIN}"
     with one_line(encoder.name, remedy):
         embeds = {"a word": encoder.encode_texts(["a"])}
