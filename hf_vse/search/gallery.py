@@ -151,8 +151,8 @@ class GalleryIndex:
             queries: (queries, dim) unit vectors.
             model: what made them, an `Encoder` or its name; refused if it is not what made the gallery.
             where: conditions that an item must fulfil, such as `["year>=2020"]`, or a function of the item.
-            correction: takes from hubs their unearned places, as `learn_hubs` knows them: `qbnorm` or
-                `inverted_softmax`. Scores are then corrected ones, see `embed/hub_correction.py`.
+            correction: lowers the scores of the hubs that `learn_hubs` found: `qbnorm` or `inverted_softmax`. The
+                returned scores are the corrected ones, see `embed/hub_correction.py`.
 
         Returns:
             `scores` (queries, k), best first, and the items of every query; fewer than `k` if the gallery has fewer.

@@ -293,7 +293,7 @@ def test_an_encoder_without_a_digest_makes_no_gallery(photographs, tmp_path):
     class Nameless(Encoder):
         digest = None
 
-    with pytest.raises(ValueError, match="unnamed model has no digest: .* give it a digest that changes with weights"):
+    with pytest.raises(ValueError, match="unnamed model has no digest, .* give it a digest that changes with weights"):
         build.build_gallery(photographs, Nameless(), tmp_path / "index", progress=False)
     assert not (tmp_path / "index").exists()
 

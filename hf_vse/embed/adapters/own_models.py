@@ -35,7 +35,7 @@ PROCESSOR_FILES = (
 )  # fmt: skip
 LONGEST_SIDE = 4096  # of a picture as a tower sees it
 FETCH_AGAIN = "fetch or save the model again"
-OTHER_MODELS = "give a model that `hf-vse train` has made"
+OTHER_MODELS = "give a model of `hf-vse train`"
 
 
 def load_vse_model(
@@ -47,8 +47,8 @@ def load_vse_model(
     """The model alone, its weights complete, in evaluation mode.
 
     Args:
-        overrides: fields of `VSEConfig` that replace the stored ones. Weights that they add are initialised, and weights
-            that they remove are ignored.
+        overrides: fields of `VSEConfig` that replace the stored ones. Weights that they add are initialised, and
+            weights that they remove are ignored.
 
     Raises:
         OSError, ValueError: see `VSEEncoder.from_pretrained`.
