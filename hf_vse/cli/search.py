@@ -32,7 +32,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--correction",
         choices=("qbnorm", "inverted_softmax"),
-        help="take from hubs their unearned places; the index needs a --query_bank",
+        help="correct scores for hubs; the index needs a --query_bank",
     )
     parser.add_argument("--model", help="the model that made the gallery [as the gallery names it]")
     add_model_options(parser)

@@ -95,6 +95,6 @@ def evaluation_table(evaluation: Mapping[str, Any]) -> str:
     for each in evaluation.get("comparisons", []):
         found = each["metrics"]["rsum"]
         p_value = "< 0.001" if found["p_value"] < 0.001 else f"= {found['p_value']:.3f}"
-        pair = f"{names[each['second']]} less {names[each['first']]}"
+        pair = f"{names[each['second']]} minus {names[each['first']]}"
         lines.append(f"{pair}: rsum {found['difference']:+.1f}, p {p_value}")
     return "\n".join(lines)
