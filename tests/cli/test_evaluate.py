@@ -107,7 +107,11 @@ def test_two_processes_judge_as_one_and_leave_one_record(capsys, tiny_model, pai
     assert together["environment"]["processes"] == 2 and alone["environment"]["processes"] == 1
     for part in ("metrics", "intervals", "protocols", "fingerprint", "images", "captions"):
         assert only(together)[part] == only(alone)[part], part
-    assert len(list(tmp_path.glob("texts-*/*.arrow"))) == 2  # each process has written one
+    kept = sorted(tmp_path.glob("*-*/*.arrow"))
+    assert len(kept) == 4  # images and texts of each process
+    again = result(capsys, "evaluate", *asked, "--output", tmp_path / "one.json", "--embeddings", tmp_path)
+    assert only(again)["metrics"] == only(alone)["metrics"]
+    assert sorted(tmp_path.glob("*-*/*.arrow")) == kept, "one process finds what two have written"
 
 
 def test_foils_that_can_be_named_are_those_there_are():
