@@ -5,6 +5,8 @@ the file; a path of any other form is refused before it is looked at, and what l
 file.
 """
 
+import errno
+import logging
 import os
 import re
 import stat
@@ -15,6 +17,8 @@ from typing import Any
 
 from gradio.utils import get_upload_folder
 from limits import MAX_FILE_BYTES, RefusedError
+
+logger = logging.getLogger(__name__)
 
 SECONDS_TO_KEEP = 60  # an upload is read within seconds and never needed again
 _DIGEST = re.compile("[0-9a-f]{64}")
@@ -86,13 +90,18 @@ def _entries(folder: Path | os.DirEntry) -> Iterator[os.DirEntry]:
     try:
         with os.scandir(folder) as entries:
             yield from list(entries)
-    except OSError:  # gone already
-        return
+    except FileNotFoundError:
+        return  # another request was faster
+    except OSError as error:
+        logger.warning("the uploads in %s cannot be listed: %s", Path(folder), error)
 
 
 def _delete(entry: os.DirEntry, oldest: float) -> None:
     try:
         if entry.stat(follow_symlinks=False).st_mtime < oldest:
             os.rmdir(entry) if entry.is_dir(follow_symlinks=False) else os.unlink(entry)
-    except OSError:  # gone already, or a folder with a new file
-        pass
+    except FileNotFoundError:
+        pass  # another request was faster
+    except OSError as error:
+        if error.errno != errno.ENOTEMPTY:  # a folder that has a new file is kept
+            logger.warning("an old upload cannot be deleted: %s", error)

@@ -105,11 +105,11 @@ def fulfils(value: Any, condition: Condition) -> bool:
 
 
 def as_number(text: str) -> int | float | None:
-    """Exact where it is a whole number."""
+    """The finite number that a text stands for, exact where it is whole; None where it stands for none."""
     try:
         return int(text)
     except ValueError:
-        pass
+        pass  # it may be a number with a fraction
     try:
         number = float(text)
     except ValueError:

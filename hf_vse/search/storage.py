@@ -123,8 +123,8 @@ def locked(folder: Path) -> Iterator[None]:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise ValueError(f"index {folder} is being written by another process: wait for its end") from error
-            except OSError:  # a network file system without locks
-                pass
+            except OSError:
+                pass  # network disks without locking raise various errors: the gallery is written without a lock
         with full_disk_named(folder):
             yield
     finally:

@@ -1,6 +1,5 @@
 """Ranks against the whole float64 matrix, and guards that neither the filter nor the refinement is idle."""
 
-import os
 import subprocess
 import sys
 import warnings
@@ -11,6 +10,7 @@ import torch
 
 from hf_vse.evaluation import ranks
 from hf_vse.evaluation.metrics import fold_metrics, retrieval_metrics, retrieval_ranks
+from tests.processes import in_processes
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
@@ -301,36 +301,19 @@ def test_one_process_has_all_ranks():
     assert as_lists(ranks.distributed_ranks(*some, 16, distractors=True)) == reference_ranks(*some)
 
 
-SHARED = """
-import sys, numpy as np, torch
-from accelerate import PartialState
-from hf_vse.evaluation import ranks
-state = PartialState(cpu=True)
-data = np.load(sys.argv[1])
-tiles, count = [], ranks.count_filtered
-ranks.count_filtered = lambda *args: tiles.append(1) or count(*args)
-found = ranks.distributed_ranks(data["images"], data["texts"], data["owner"], 32)
-assert state.num_processes == 2
-np.savez(f"{sys.argv[1]}.{state.process_index}.npz", images=found[0], texts=found[1], tiles=len(tiles))
-state.wait_for_everyone()
-state.destroy_process_group()
-"""
+def count_shared(rank: int, path: str) -> None:
+    tiles, count = [], ranks.count_filtered
+    ranks.count_filtered = lambda *args: tiles.append(1) or count(*args)
+    with np.load(path) as data:
+        found = ranks.distributed_ranks(data["images"], data["texts"], data["owner"], 32)
+    np.savez(f"{path}.{rank}.npz", images=found[0], texts=found[1], tiles=len(tiles))
 
 
 def test_two_processes_count_half_the_tiles_each_and_get_all_ranks(tmp_path):
     image_embeds, text_embeds, owner = data = embeddings(noise=3.0)
-    script, path = tmp_path / "shared.py", tmp_path / "data.npz"
-    script.write_text(SHARED, encoding="utf-8")
+    path = tmp_path / "data.npz"
     np.savez(path, images=image_embeds, texts=text_embeds, owner=owner)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    run = subprocess.run(
-        [*launcher, script, path],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    assert run.returncode == 0, run.stderr[-2000:]
+    in_processes(2, count_shared, str(path))
     for process in (0, 1):
         with np.load(f"{path}.{process}.npz") as found:
             assert (found["images"].tolist(), found["texts"].tolist()) == reference_ranks(*data)

@@ -5,12 +5,12 @@ from importlib.util import find_spec
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from hf_vse.model.losses_vse import OBJECTIVES, Objective, contrastive_loss
 from hf_vse.objectives.gather import gather_rows, gathered_contrastive_loss
 from hf_vse.objectives.streamed import has_stream, streamed_contrastive_loss
 from tests.objectives.batches import Batch, assert_same, squared
+from tests.processes import in_processes
 
 PAIRS = 11
 SPLITS = {2: ([0, 5, 11], [0, 9, 11]), 3: ([0, 4, 5, 11],)}
@@ -32,9 +32,7 @@ def ways(ids: bool) -> list:
     return [*WAYS, (streamed_contrastive_loss, tiles), (streamed_contrastive_loss, tiles | {"negatives": "ring"})]
 
 
-def check_processes(rank: int, world: int, meeting_point: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{meeting_point}", rank=rank, world_size=world)
+def check_processes(rank: int, world: int) -> None:
     assert dist.get_world_size() == world
     OBJECTIVES["squared"] = Objective(squared)  # of this process, which ends here
     for bounds in SPLITS[world]:
@@ -43,7 +41,6 @@ def check_processes(rank: int, world: int, meeting_point: str) -> None:
                 for dtype in (torch.float32, torch.bfloat16):
                     check_split(slice(bounds[rank], bounds[rank + 1]), loss_type, ids, dtype)
     check_own_negatives(rank, world)
-    dist.destroy_process_group()
 
 
 def check_split(local: slice, loss_type: str, ids: bool, dtype: torch.dtype) -> None:
@@ -53,9 +50,10 @@ def check_split(local: slice, loss_type: str, ids: bool, dtype: torch.dtype) -> 
         if loss is streamed_contrastive_loss and not has_stream(loss_type):
             continue
         found = batch.loss_and_gradients(loss, local, loss_type=loss_type, **options)
-        for tensor in found:
-            dist.all_reduce(tensor)
-        found = [tensor / dist.get_world_size() for tensor in found]
+        together = torch.cat([tensor.flatten() for tensor in found])
+        dist.all_reduce(together)
+        parts = (together / dist.get_world_size()).split([tensor.numel() for tensor in found])
+        found = [part.view_as(tensor) for part, tensor in zip(parts, found, strict=True)]
         if dtype == torch.float32:
             assert_same(found, expected)
             continue
@@ -72,8 +70,8 @@ def check_own_negatives(rank: int, world: int) -> None:
 
 
 @pytest.mark.parametrize("world", SPLITS)
-def test_processes_equal_one_loss_and_gradient(world, tmp_path):
-    mp.spawn(check_processes, args=(world, str(tmp_path / "meeting")), nprocs=world)
+def test_processes_equal_one_loss_and_gradient(world):
+    in_processes(world, check_processes, world)
 
 
 def test_single_process_is_the_dense_reference():

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
@@ -15,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from hf_vse.model.losses_vse import OBJECTIVES, contrastive_loss
 from hf_vse.objectives.execution import Execution, execute_loss
 from hf_vse.objectives.grad_cache import RandomState, cached_loss, mini_batches
+from tests.processes import in_processes
 
 
 class Encoder(nn.Module):
@@ -170,10 +170,8 @@ def test_generator_of_one_gpu_of_several_is_the_one_that_is_asked_for(monkeypatc
     assert states == {0: 10, 1: 5}
 
 
-def check_data_parallel(rank: int, meeting_point: str) -> None:
+def check_data_parallel(rank: int) -> None:
     """13 pairs, 8 and 5 of them on two processes, in mini-batches of 3."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{meeting_point}", rank=rank, world_size=2)
     reference, batch = Encoder(norm=False), inputs(13)
     *embeds, temperature = reference(batch)
     contrastive_loss(*embeds, temperature=temperature, loss_type="clip").backward()
@@ -196,8 +194,7 @@ def check_data_parallel(rank: int, meeting_point: str) -> None:
     assert len(exchanges) == len(set(exchanges)) == 1, "every bucket of gradients is exchanged once"
     torch.testing.assert_close(gradients(model), gradients(reference), rtol=1e-4, atol=1e-6)
     dist.barrier()  # here the exchange can drop the hook; it needs the GIL, which the end of the model would hold
-    dist.destroy_process_group()
 
 
-def test_data_parallel_exchanges_gradients_once_for_the_whole_batch(tmp_path):
-    mp.spawn(check_data_parallel, args=(str(tmp_path / "meeting"),), nprocs=2)
+def test_data_parallel_exchanges_gradients_once_for_the_whole_batch():
+    in_processes(2, check_data_parallel)

@@ -1,16 +1,9 @@
-"""Four processes that share the work: whatever one process does alone, they do together, and equally often.
+"""Four processes that share the work: whatever one process does alone, they do together, and equally often."""
 
-Started once for everything here, and forked, because a fresh process takes seconds to import what it needs.
-"""
-
-import os
-import socket
 from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
-from accelerate import PartialState
 
 from hf_vse.data.tokenization import train_word_tokenizer
 from hf_vse.embed.adapters.vse import VSEEncoder
@@ -18,6 +11,7 @@ from hf_vse.evaluation.evaluator import embed_pairs
 from hf_vse.model.processing_vse import VSEProcessor
 from hf_vse.training.frozen import check_shared
 from tests.conftest import make_captions, make_feature_pairs
+from tests.processes import in_processes
 from tests.training.test_trainer import losses, make_model, make_trainer, weights
 
 WORLD = 4
@@ -52,13 +46,7 @@ def embed(counted: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
     return pairs.image_embeds, pairs.text_embeds
 
 
-def check_process(rank: int, port: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    where = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": WORLD, "LOCAL_WORLD_SIZE": WORLD}
-    os.environ |= {name: str(value) for name, value in where.items()}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    PartialState._reset_state()  # that of the process this one was forked from
-    assert PartialState(cpu=True).num_processes == WORLD
+def check_process(rank: int, folder: str) -> None:
     counted: list[str] = []
     found = {"embeds": embed(counted), "passes": len(counted)}
     check_shared(Path(folder, "shared"))
@@ -67,18 +55,13 @@ def check_process(rank: int, port: int, folder: str) -> None:
     found["refused"] = str(refused.value)
     found["training"] = train(f"{folder}/run", 4)
     torch.save(found, f"{folder}/{rank}.pt")
-    PartialState().wait_for_everyone()
-    PartialState().destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def processes(tmp_path_factory) -> list[dict]:
     """What each of the processes found."""
     folder = tmp_path_factory.mktemp("processes")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.start_processes(check_process, args=(port, str(folder)), nprocs=WORLD, start_method="fork")
+    in_processes(WORLD, check_process, str(folder))
     return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
 
 
