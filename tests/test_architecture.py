@@ -177,7 +177,7 @@ ONE_NAME_FOR_SEVERAL = {
 }
 # To be renamed: nothing is added here.
 TO_BE_RENAMED = """
-    Encoder Plan describe digest_of execute joined one_line table
+    Encoder describe digest_of table
 """.split()
 
 
