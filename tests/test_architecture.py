@@ -171,9 +171,6 @@ def test_imports_inside_functions_make_no_circle():
 ONE_NAME_FOR_SEVERAL = {
     "parse": "every command has one",
     "run": "every command has one",
-    "nce": "the formula, and the same from streamed statistics",
-    "hinge_sum": "the formula, and the same from streamed statistics",
-    "siglip": "the formula, and the same from streamed statistics",
 }
 # To be renamed: nothing is added here.
 TO_BE_RENAMED = """
