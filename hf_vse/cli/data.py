@@ -6,8 +6,8 @@ from typing import Any
 
 from hf_vse.cli.command import Result, add_data_options, command_parser, data_options
 
-DESCRIPTION = """show: what a data set holds, as training will see it. push: the same as parquet shards on the Hub, the
-images in them, with a card. Publish only what you may: the photographs of COCO and Flickr belong to their authors."""
+DESCRIPTION = """show: the contents of a data set, as training reads it. push: the same as parquet shards with the
+images on the Hub, with a card. Publish only what you may: photographs of COCO and Flickr belong to their authors."""
 EXAMPLES = """
   hf-vse data show --dataset coco --data_dir DIR
   hf-vse data show --dataset imagefolder --data_dir my_photos --json

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from hf_vse.cli.command import Result, bundled, command_parser
 
 DESCRIPTION = """Publishes a model directory on the Hub: weights (safetensors), its code, processor, and a model card
-made from what happened: recalls, curves, settings, how to load it. With --space also a page in the browser that shows
-it. A push that was interrupted can be repeated. Log in first with `hf auth login`."""
+generated from the run: recalls, curves, settings, how to load it. With --space also a demo page in the browser.
+An interrupted push can be repeated. Log in first with `hf auth login`."""
 EXAMPLES = """
   hf-vse push runs/quickstart org/vse-scenes
   hf-vse push DIR org/vse-flickr8k --private --license apache-2.0
@@ -16,7 +16,7 @@ EXAMPLES = """
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = command_parser("push", DESCRIPTION, EXAMPLES)
-    parser.add_argument("directory", help="what a run has written, or `save_pretrained`")
+    parser.add_argument("directory", help="output directory of a run, or of `save_pretrained`")
     parser.add_argument("repo_id", help="organisation/name on the Hub")
     parser.add_argument("--private", action="store_true", default=None, help="visible to you alone")
     parser.add_argument("--license", help="of the weights, such as apache-2.0; goes into the card")

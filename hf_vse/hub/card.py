@@ -67,7 +67,7 @@ def model_card(
         files: names of the files that lie next to the card.
         repo_id: where the model is published.
         num_parameters: of the model.
-        license: of the weights; left out where nobody gave one.
+        license: of the weights; None leaves it out.
         tags: further ones.
     """
     title, recipe = repo_id.rpartition("/")[2], record.get("recipe", {})
@@ -125,7 +125,7 @@ def metadata(
 
 
 def base_models(config: VSEConfig, record: dict[str, Any]) -> list[str]:
-    """Towers, or a whole model, that come from the Hub; what was loaded from a local file has no name there."""
+    """Pretrained towers, or a whole model, from the Hub; local files are not named."""
     recipe = record.get("recipe", {})
     given = [recipe.get("init_from"), recipe.get("text_tower")]
     given += [] if recipe.get("image_tower_weights") else [recipe.get("image_tower")]
@@ -233,7 +233,7 @@ def stage_settings(recipe: dict[str, Any]) -> list[list[str]]:
 
 
 def objective_facts(config: VSEConfig, record: dict[str, Any]) -> dict[str, Any]:
-    """What the table of objectives says; for a function in a file, which need not be here, what the run recorded."""
+    """From the table of objectives, or for a function in a file, which may be missing here, from the record."""
     if config.loss_type in OBJECTIVES:
         return OBJECTIVES[config.loss_type].facts()
     unknown = Objective(lambda: None, known_as="a function in a file that is not part of the model").facts()

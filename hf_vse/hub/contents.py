@@ -1,7 +1,7 @@
-"""What is published of a model directory: no pickles, no checkpoints, no path of this machine, no secret.
+"""What is published of a model directory: no pickles, no checkpoints, no local paths, no secrets.
 
-A run leaves its record (`metrics.json`, `recipe.yaml`, pictures) next to the model. It is published with the model as
-long as the weights are those it speaks of.
+A run leaves its record (`metrics.json`, `recipe.yaml`, plots) next to the model. It is published with the model if it
+belongs to these weights.
 """
 
 import json
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 CARD, PHOTOGRAPHS = "README.md", "retrieval.png"
 RECORD_FILES = (CARD, METRICS, RECIPE, "training_curves*.png", PHOTOGRAPHS)
-GENERATED_DATA = "scenes"  # its pictures are nobody's photographs
+GENERATED_DATA = "scenes"  # its images are not photographs
 TEXTS = (".json", ".md", ".yaml", ".py", ".txt")
 NAMES_IN_JSON = re.compile(r'("(?:_?name_or_path|tokenizer_file|vocab_file|merges_file)": )("(?:[^"\\]|\\.)*")')
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
@@ -37,7 +37,7 @@ BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 def published_files(directory: Path, run: Path | None, photographs: bool = False) -> dict[str, Path]:
     """What is published of a model saved in `directory`, whose run left its record in `run`.
 
-    Pictures with photographs in them are left out unless asked for: they belong to their owners.
+    The plot that shows photographs is left out unless asked for: photographs belong to their owners.
     """
     files = files_in(directory, [each for each in MODEL_FILES if not each.endswith(".py")]) | code_in(directory)
     if run is not None:
@@ -50,7 +50,7 @@ def published_files(directory: Path, run: Path | None, photographs: bool = False
 
 
 def public_content(name: str, path: Path, record: dict[str, Any]) -> Path | bytes | None:
-    """The file, or what is published in its place; None where there is nothing."""
+    """The file, or its replacement; None if nothing is published."""
     if name == METRICS:
         return json.dumps(record, indent=1).encode() if record else None
     if name == RECIPE:
@@ -66,10 +66,10 @@ def public_content(name: str, path: Path, record: dict[str, Any]) -> Path | byte
 
 
 def public_contents(directory: Path, run: Path | None, photographs: bool = False) -> dict[str, Path | bytes]:
-    """Everything that is published of a saved model but the card: name -> the file, or what takes its place.
+    """Everything that is published of a saved model except the card: name -> the file, or its replacement.
 
     Raises:
-        ValueError: something that nobody else should get, or a file that is no part of a model.
+        ValueError: a file contains a secret, is a symbolic link, or is not part of a model.
     """
     record = {} if run is None else read_record(run)
     files = published_files(directory, run, photographs)

@@ -59,22 +59,23 @@ def push_data(
     license: str | None = None,
     source: str | None = None,
 ) -> str:
-    """Publishes what `load_pairs` returned and gives back its address.
+    """Publishes the splits of `load_pairs` and returns their address.
 
-    Images that cannot be read are left out and counted. Repeated after an interruption, it does not send again what
-    has arrived; the data appear in one commit, the card in the next. A card that a person changed is kept.
+    Images that cannot be read are left out and counted. When it is repeated after an interruption, files that have
+    arrived are not sent again. The data appear in one commit, the card in the next. A card that a person changed is
+    kept.
 
     Args:
         splits: `train`, `validation`, `test` in the columns of `schema.py`.
-        repo_id: "org/name"; made if it does not exist.
+        repo_id: "org/name"; created if it does not exist.
         private, token: as for `push_model`.
         license: of the data, such as "cc-by-4.0".
-        source: where they come from: "scenes", "coco", "flickr30k", "flickr8k", or words for the card.
+        source: where they come from: "scenes", "coco", "flickr30k", "flickr8k", or a description for the card.
 
     Raises:
         ValueError: streamed or empty splits, other columns, no readable image, one that is a link to somewhere else,
             or the Hub refuses.
-        ConnectionError: it did not finish.
+        ConnectionError: the upload did not finish.
     """
     check_splits(splits)
     for name, split in splits.items():
@@ -114,7 +115,7 @@ def check_splits(splits: DatasetDict) -> None:
 
 
 def check_links(name: str, split: Dataset) -> None:
-    """Raises ValueError where an image is a link out of the folder of all: it was not meant to be public."""
+    """Raises ValueError if an image is a symbolic link to a file outside the folder of the images."""
     if IMAGE not in split.column_names:
         return
     stored = stored_images(undecoded_images(split))

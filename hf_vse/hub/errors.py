@@ -1,4 +1,4 @@
-"""What may go wrong between here and the Hub, each in one line with its remedy."""
+"""Errors of the Hub and of the connection, each in one line with its remedy."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ LOG_IN = "log in with `hf auth login`, or set HF_TOKEN, with a token that may wr
 
 
 def check_repo_id(repo_id: str) -> None:
-    """Raises ValueError where the Hub would take no such name; asks nobody."""
+    """Raises ValueError for a name that the Hub does not accept; makes no request."""
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
@@ -20,11 +20,11 @@ def check_repo_id(repo_id: str) -> None:
 
 @contextmanager
 def hub_errors(repo_id: str) -> Iterator[None]:
-    """Turns what the Hub or the line refuses into one line.
+    """Turns errors of the Hub or of the connection into one line.
 
     Raises:
         ValueError: no token, one that may not write there, or a name the Hub does not take.
-        ConnectionError: everything that a repetition may cure.
+        ConnectionError: an error that may not occur again when the command is repeated.
     """
     try:
         yield
@@ -40,20 +40,20 @@ def in_one_line(repo_id: str, error: Exception) -> Exception | None:
     if isinstance(error, HFValidationError):
         return ValueError(f"repo_id={repo_id!r} is no name for a repository, write org/name: {reason(error)}")
     if isinstance(error, LocalTokenNotFoundError):
-        return ValueError(f"cannot publish {repo_id}: nobody is logged in; {LOG_IN}")
+        return ValueError(f"cannot publish {repo_id}: you are not logged in; {LOG_IN}")
     failed = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error  # of an upload's thread
     if isinstance(failed, HfHubHTTPError) and failed.response is not None:
         if failed.response.status_code == 401:
-            return ValueError(f"the Hub takes no token from here for {repo_id} (401); {LOG_IN}")
+            return ValueError(f"the Hub does not accept the token for {repo_id} (401); {LOG_IN}")
         if failed.response.status_code == 403:
             return ValueError(f"this token may not write to {repo_id} (403): check the organisation; {LOG_IN}")
-    # httpx, under whichever name: the client of this version of huggingface_hub
-    of_the_line = isinstance(failed, HfHubHTTPError | ConnectionError) or type(failed).__module__.startswith("httpx")
-    if not of_the_line:
+    # the HTTP client of huggingface_hub, which is httpx under one name or another
+    unreachable = isinstance(failed, HfHubHTTPError | ConnectionError) or type(failed).__module__.startswith("httpx")
+    if not unreachable:
         return None
     return ConnectionError(
         f"publishing {repo_id} at {constants.ENDPOINT} did not finish ({reason(failed)}); the same command continues, "
-        "what was sent is not sent again"
+        "files that have arrived are not sent again"
     )
 
 

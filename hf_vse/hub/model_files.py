@@ -1,8 +1,8 @@
 """Which files of a directory belong to a model: by their names, and the code that its configurations name.
 
-- Links are refused, wherever they lead: what is published lies in the directory itself.
-- Of Python files only the code of the model belongs to it: what the configurations name (`auto_map`, the list of
-  modules of sentence-transformers), and what that imports from beside it.
+- Symbolic links are refused: only files of the directory itself are published.
+- Of the Python files only the code of the model belongs to it: the files that the configurations name (`auto_map`, the
+  list of modules of sentence-transformers), and the files next to them that they import.
 """
 
 import ast
@@ -33,7 +33,7 @@ def real_file(directory: Path, path: Path) -> Path:
     """The path of a file that lies in the directory itself.
 
     Raises:
-        ValueError: it is a link, or in a folder that is one, or no file.
+        ValueError: it is a symbolic link, or in a folder that is one, or not a file.
     """
     inside = path.relative_to(directory)
     for step in [inside, *inside.parents][:-1]:
@@ -94,7 +94,7 @@ def parsed_code(path: Path, text: str) -> ast.Module:
 
 
 def modules_imported(code: ast.Module) -> set[str]:
-    """Modules that a Python file imports from beside it."""
+    """Modules next to a Python file that it imports."""
     found = [node for node in ast.walk(code) if isinstance(node, ast.ImportFrom) and node.level == 1]
     return {name.partition(".")[0] for node in found for name in [node.module or node.names[0].name]}
 
@@ -103,7 +103,7 @@ def code_in(directory: Path) -> dict[str, Path]:
     """The code of the model: name -> file.
 
     Raises:
-        ValueError: a file is no Python code, lacks the class that is looked for, or is not there.
+        ValueError: a file is not Python code, lacks the class that a configuration names, or is missing.
     """
     classes = [each.split(".") for each in sorted(classes_named(directory)) if CLASS_HERE.fullmatch(each)]
     wanted: list[tuple[str, str, str | None]] = [(module, "a configuration", name) for module, name in classes]

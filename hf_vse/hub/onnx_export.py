@@ -211,7 +211,7 @@ def export_onnx(
 
 
 def check_export_folder(folder: str | Path) -> Path:
-    """The folder, if nothing of somebody else's would be written over: asked before the work.
+    """The folder, if no other files would be overwritten; checked before the work.
 
     Raises:
         OSError: it is a file, or cannot be written.

@@ -1,4 +1,4 @@
-"""What nobody else should get: access tokens, and paths of this machine."""
+"""What is never published: access tokens and other secrets, and paths of this machine."""
 
 import re
 from pathlib import Path, PureWindowsPath
@@ -16,7 +16,7 @@ PATH_INSIDE = re.compile(r"(?<![\w:/.~])(?:~|[A-Za-z]:)?(?:[/\\][\w.+@-]+){2,}[/
 
 
 def is_hub_id(name: str | None) -> bool:
-    """Whether a name may be one of the Hub, and is no path here."""
+    """Whether a name can be an id on the Hub and is not a local path."""
     return bool(name and HUB_ID.fullmatch(name)) and not Path(name).exists()
 
 
@@ -27,7 +27,7 @@ def file_name(path: str) -> str:
 def without_paths(value: Any, key: str = "") -> Any:
     """A record without paths of this machine and without secrets; the last part of a path stays.
 
-    A name that may be one of the Hub stays as it is, unless it is a path here.
+    A name that can be an id on the Hub stays as it is, unless it is a local path.
     """
     if isinstance(value, dict):
         return {name: without_paths(each, name) for name, each in value.items() if not SECRET_KEY.search(name)}
@@ -53,10 +53,10 @@ def entries(value: Any) -> list[tuple[str, Any]]:
 
 
 def check_no_secret(name: str | Path, text: str) -> None:
-    """Raises ValueError where a text that would be published holds what looks like an access token."""
+    """Raises ValueError if a text to be published contains a secret."""
     if found := SECRET.search(text):
         raise ValueError(f"{name} holds what looks like an access token ({found[0][:6]}...): remove it, and revoke it")
     if Path(name).suffix == ".json":
         for key, value in entries(parse_json(text, name)):
             if isinstance(value, str) and value and SECRET_KEY.search(key):
-                raise ValueError(f"{name} holds a value of {key!r}, which nobody else should get: remove it")
+                raise ValueError(f"{name} holds a secret, the value of {key!r}: remove it")

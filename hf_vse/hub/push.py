@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 def check_before_pushing(directory: str | Path, repo_id: str, photographs: bool = False) -> Path:
-    """Everything that can be refused without asking the Hub; nothing is sent and nothing written.
+    """Checks everything that needs no request; nothing is sent and nothing written.
 
     Raises:
         OSError, ValueError: see `push_model`.
@@ -53,24 +53,24 @@ def push_model(
 ) -> str:
     """Publishes a model directory and returns its address.
 
-    Only what belongs to a model is uploaded: weights only as safetensors, of Python files only the code that the
-    configurations name, records without paths of this machine and without tokens; links are refused. It is one
-    commit: interrupted, nothing of it is visible, and when it is repeated, files that arrived are not sent again. The
-    directory is only read. A card that a person changed, here or there, is not written over.
+    Only the files of a model are uploaded: weights as safetensors, the code that the configurations name, and the
+    record without local paths and tokens; symbolic links are refused. It is one commit: after an interruption nothing
+    is visible, and when it is repeated, files that have arrived are not sent again. The directory is only read. A card
+    that a person changed, here or on the Hub, is not overwritten.
 
     Args:
-        repo_id: "org/name"; made if it does not exist.
-        private: who may see it, where it is made; default: as the organisation has it.
+        repo_id: "org/name"; created if it does not exist.
+        private: visibility of a new repository; default: that of the organisation.
         token: default: that of `hf auth login`, or HF_TOKEN.
-        revision: branch to commit to; made if it does not exist.
+        revision: branch to commit to; created if it does not exist.
         create_pr: open a pull request instead.
         license: of the weights, such as "apache-2.0".
-        photographs: publish `retrieval.png` too where it shows photographs of somebody's data set.
+        photographs: publish `retrieval.png` too if it shows photographs of a data set.
 
     Raises:
-        OSError, ValueError: `directory` holds no whole model, or the Hub refuses; in one line. What is wrong with the
-            directory is found before the first request.
-        ConnectionError: it did not finish.
+        OSError, ValueError: `directory` holds no complete model, or the Hub refuses; in one line. The directory is
+            checked before the first request.
+        ConnectionError: the upload did not finish.
     """
     path = check_before_pushing(directory, repo_id, photographs)
     where = {"private": private, "token": token, "revision": revision, "create_pr": create_pr}
@@ -158,7 +158,7 @@ def read_card(
 
 
 def may_write_card(card: Path) -> bool:
-    """Whether a card may be written to this place: there is none, or only one that nobody has changed."""
+    """Whether a card may be written here: there is none, or one of ours that has not been changed."""
     if card.is_symlink() or card.exists():
         try:
             return card.is_file() and not card.is_symlink() and is_ours(read_text(card))

@@ -31,13 +31,13 @@ def push_space(
     Args:
         folder: holds app.py, requirements.txt and README.md; hidden files and caches in it are left out, links and
             texts with access tokens refused.
-        repo_id: "org/name"; made if it does not exist.
+        repo_id: "org/name"; created if it does not exist.
         model, dataset: ids on the Hub, which the Space reads from the variables VSE_MODEL and VSE_DATASET.
         private, token: as for `push_model`.
 
     Raises:
         FileNotFoundError, ValueError: the folder is no demo, an id is none, or the Hub refuses.
-        ConnectionError: it did not finish.
+        ConnectionError: the upload did not finish.
     """
     operations = check_space(folder, repo_id, model, dataset)
     api = HfApi(token=token)
@@ -52,7 +52,7 @@ def push_space(
 
 
 def check_space(folder: str | Path, repo_id: str, model: str, dataset: str) -> list[CommitOperationAdd]:
-    """What would be uploaded; raises what can be refused without asking the Hub, see `push_space`."""
+    """The files to upload; everything that needs no request is checked, see `push_space`."""
     check_repo_id(repo_id)
     path = Path(folder).expanduser()
     missing = [name for name in NEEDED if not (path / name).is_file()]

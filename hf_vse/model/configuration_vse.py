@@ -1,6 +1,6 @@
 """Configuration of a visual-semantic embedding: two towers, how they are pooled and projected, and the objective.
 
-A setting stands here if it changes what the weights mean. How training is executed stands in `VSETrainingArguments`.
+A setting is here if it changes the meaning of the weights. `VSETrainingArguments` says how training is executed.
 """
 
 import math

@@ -2,7 +2,7 @@
 
 The architecture is that of Jain & Verma, "Contrastive Learning of Visual-Semantic Embeddings" (arXiv 2110.08872):
 tower, pooling, length one, linear map, and optionally the head Linear(d, 2d) - ReLU - Linear(2d, d), which is kept at
-test time. Both towers, their pooling, what lies between and the objective are chosen in `VSEConfig`.
+test time. `VSEConfig` chooses the towers, their pooling, the projection and the objective.
 """
 
 import math
@@ -160,8 +160,8 @@ class VSEModel(VSEPreTrainedModel):
         return model
 
     def train(self, mode: bool = True) -> "VSEModel":
-        """Training mode, except for what is frozen: a tower or a batch normalisation without a trainable parameter
-        stays in evaluation mode, so that neither its running statistics nor its dropout move."""
+        """Training mode; a tower or a batch normalisation without trainable parameters stays in evaluation mode, so
+        that it computes the same in every step."""
         super().train(mode)
         norms = (module for module in self.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
         for module in (self.vision_model, self.text_model, *norms):
@@ -215,7 +215,7 @@ class VSEModel(VSEPreTrainedModel):
         image_features: Tensor | None = None,
         image_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """States of the image tower and their pooled vector (batch, hidden): what a frozen tower gives once for all.
+        """States of the image tower and their pooled vector (batch, hidden), which a frozen tower computes only once.
 
         Fed back as `image_features`, the vector takes the place of the photograph.
         """

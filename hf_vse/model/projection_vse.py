@@ -44,8 +44,8 @@ class MirroredLinear(nn.Linear):
 class ProjectionHead(nn.Module):
     """The paper's head g: Linear(d, 2d) - ReLU - Linear(2d, d), without biases in the first layer.
 
-    With `residual` it adds what it reads to what it gives; then, and with `starts_as_identity`, training starts from
-    the linear map before it.
+    With `residual` the head adds its input to its output. With this or `starts_as_identity`, training starts from the
+    linear map before the head.
     """
 
     def __init__(self, dim: int, dropout: float = 0.0, residual: bool = False, starts_as_identity: bool = False):

@@ -1,7 +1,7 @@
 """The two towers: where an image or a sentence becomes states `(batch, positions, hidden)`.
 
-A tower is told by `config.model_type`, never by its class: a published model is loaded from files of its own, in which
-the same class exists a second time. Towers are built from their configuration alone; their weights are the model's.
+Towers are told apart by `config.model_type`, never by class: a published model is loaded from its own files, in which
+the same class exists a second time. Towers are built from their configuration alone; the model loads their weights.
 """
 
 import torch
@@ -69,7 +69,7 @@ def _recurrent_layers(sizes: list[int]) -> list[nn.GRU]:
 
 
 def known_tower(config: PreTrainedConfig) -> nn.Module:
-    return AutoModel.from_config(config, trust_remote_code=False)  # nobody is asked whether to run code of a tower
+    return AutoModel.from_config(config, trust_remote_code=False)  # no question whether to run code of a tower
 
 
 def build_vision_tower(config: PreTrainedConfig) -> nn.Module:
