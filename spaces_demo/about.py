@@ -1,4 +1,4 @@
-"""What the model is and how good it is, from the files published with it."""
+"""Facts and recalls of the model, from the files published with it."""
 
 import html
 import json
@@ -16,13 +16,13 @@ PAPER = "https://arxiv.org/abs/2110.08872"
 
 
 def public_name(name: str) -> str:
-    """The model's name without folders of this machine; also of `FILE.py:CLASS` and `FOLDER@PROCESSOR`."""
+    """The model's name without local folders; also for `FILE.py:CLASS` and `FOLDER@PROCESSOR`."""
     parts = [(part, Path(part)) for part in name.split("@")]
     return "@".join(path.resolve().name if path.exists() or path.is_absolute() else part for part, path in parts)
 
 
 def describe(gallery: Gallery) -> dict[str, Any]:
-    """Facts about model and gallery that JSON can hold."""
+    """Facts about model and gallery, as JSON values."""
     known = gallery.encoder.facts()
     towers = {name: {"vse_gru_text": "GRU"}.get(known[name], known[name]) for name in ("image_tower", "text_tower")}
     return (
@@ -40,7 +40,7 @@ def describe(gallery: Gallery) -> dict[str, Any]:
 
 
 def recalls(model: str) -> dict[str, dict[str, float]]:
-    """For each split or data set the recalls in percent, as RECALLS names them: metrics.json, else the model card."""
+    """Recalls in percent per split or data set, with the keys RECALLS; from metrics.json, else the model card."""
     file = _file_of(model, "metrics.json")
     if file is not None:
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -57,7 +57,7 @@ def recalls(model: str) -> dict[str, dict[str, float]]:
 def _of_card(file: Path) -> dict[str, dict[str, float]]:
     try:
         results = ModelCard.load(file).data.eval_results or []
-    except (ValueError, TypeError):  # no or foreign metadata
+    except (ValueError, TypeError):  # no metadata, or unknown metadata
         return {}
     found: dict[str, dict[str, float]] = {}
     for each in results:
@@ -73,7 +73,7 @@ def _file_of(model: str, name: str) -> Path | None:
         return Path(model) / name if (Path(model) / name).is_file() else None
     try:
         return Path(hf_hub_download(model, name))
-    except (OSError, EntryNotFoundError, HFValidationError):  # the last: no model of the Hub
+    except (OSError, EntryNotFoundError, HFValidationError):  # the last: not a Hub id
         return None
 
 
@@ -106,5 +106,5 @@ def recalls_table(facts: dict[str, Any]) -> str:
 
 
 def how_to_load(model: PublishedModel) -> str:
-    """Python that anyone can copy, as Markdown."""
+    """Python code to copy, as Markdown."""
     return f"```python\n{model.how_to_load.format(name=public_name(model.name))}\n```"

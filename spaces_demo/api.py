@@ -1,4 +1,4 @@
-"""The same searches for programs: endpoints with JSON answers, see README.md."""
+"""The same searches as API endpoints with JSON answers, see README.md."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from search import Search
 
 
 class Api:
-    """One method for each endpoint; photographs are named by their number in the gallery."""
+    """One method per endpoint; photographs are identified by their number in the gallery."""
 
     def __init__(self, searches: list[Search]):
         self.searches = searches
@@ -31,7 +31,7 @@ class Api:
 
     @friendly
     def similar(self, photograph: PIL.Image.Image | None, count: float) -> list[dict[str, Any]]:
-        """Photographs like a photograph, best first."""
+        """Photographs similar to a photograph, best first."""
         return self.main.as_json(self.main.photographs(self.main.photograph(photograph), count))
 
     @friendly
@@ -43,7 +43,7 @@ class Api:
 
     @friendly
     def zero_shot(self, photograph: PIL.Image.Image | None, labels: str, template: str) -> dict[str, float]:
-        """Probability of each of the comma-separated labels; {} in the template is the place of a label."""
+        """Probability of each comma-separated label; {} in the template stands for the label."""
         if not self.main.encoder.has_temperature:
             raise RefusedError("This model has no temperature, so its scores are no probabilities of labels.")
         return self.main.labels(photograph, labels, template)
@@ -62,7 +62,7 @@ class Api:
 
     @friendly
     def thumbnail(self, photograph: float) -> dict[str, str]:
-        """A photograph of the gallery as the data address of a small JPEG: {"image": "data:image/jpeg;base64,..."}"""
+        """A photograph of the gallery as the data URL of a small JPEG: {"image": "data:image/jpeg;base64,..."}"""
         if not isinstance(photograph, int | float) or not 0 <= photograph < len(self.main.album):
             raise RefusedError(f"The gallery has photographs 0 to {len(self.main.album) - 1}; give one of them.")
         return {"image": data_address(self.main.album.thumbnails[int(photograph)])}
@@ -73,7 +73,7 @@ class Api:
 
 
 def add_api(searches: list[Search]) -> None:
-    """Adds the endpoints to the page that is being built; nothing of them is seen on it."""
+    """Adds the endpoints to the page that is being built; they are invisible on it."""
     api = Api(searches)
     with gr.Group(visible=False):
         sentence = gr.Textbox(label="sentence")

@@ -1,8 +1,8 @@
-"""Find photographs with sentences and sentences with photographs, in a browser.
+"""Find photographs by sentence and sentences by photograph, in a browser.
 
     VSE_MODEL=org/name VSE_DATASET=org/photographs python app.py
 
-The model is loaded with AutoModel and AutoProcessor only. See README.md for the variables and the API.
+The model is loaded only with AutoModel and AutoProcessor. See README.md for the variables and the API.
 """
 
 import html
@@ -15,10 +15,10 @@ import tempfile
 from collections.abc import Callable
 from typing import NoReturn
 
-# Both have to be known before gradio is imported. Its record of events is for a monitor that this page does not have.
+# Set both before gradio is imported. Its event log is for a monitor that this page does not use.
 os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_ANALYTICS_MAX_EVENTS": "64"}
-# Threads of the model that wait for each other sleep: on few cores they would hold up the server, and each other. This
-# has to be known before torch is imported.
+# Waiting model threads sleep instead of spinning; on few cores they would block the server and each other. Set this
+# before torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import gradio as gr  # noqa: E402
@@ -48,7 +48,7 @@ def tiles(columns: int = 4, **options) -> gr.Gallery:
 
 
 def offer_examples(on: Handlers, sentence: gr.Textbox, count: int, then: dict) -> None:
-    """Captions of the gallery that are searched for with one click."""
+    """Captions of the gallery as one-click examples."""
     samples = [[each] for each in on.main.example_sentences(count)]
     examples = gr.Dataset(label="Examples", components=[gr.Textbox(visible=False)], samples=samples)
     taken = examples.click(lambda example: example[0] if example else None, examples, sentence, **PRIVATE)
@@ -56,7 +56,7 @@ def offer_examples(on: Handlers, sentence: gr.Textbox, count: int, then: dict) -
 
 
 def offer_photographs(on: Handlers, page: gr.Blocks) -> tuple[gr.Image, Callable[[dict], None]]:
-    """A place to drop a photograph and a strip to take one from; call the second to say what happens then."""
+    """An image input and a strip of samples; call the returned function to set the search that follows."""
     photograph = photo_input(
         label="Photograph",
         sources=["upload", "clipboard"],
@@ -65,7 +65,7 @@ def offer_photographs(on: Handlers, page: gr.Blocks) -> tuple[gr.Image, Callable
         show_label=False,
         elem_classes="photo",
     )
-    gr.Markdown("…or take one of these", elem_classes="hint")
+    gr.Markdown("…or choose one of these", elem_classes="hint")
     strip = tiles(SAMPLES, label="Samples", allow_preview=False, elem_classes="strip")
 
     def then(search: dict) -> None:
@@ -81,7 +81,7 @@ def offer_photographs(on: Handlers, page: gr.Blocks) -> tuple[gr.Image, Callable
 def find_tab(on: Handlers, page: gr.Blocks) -> None:
     sentence = sentence_box("What should the photograph show?", "Describe it in a sentence")
     examples = gr.Column()
-    note = gr.Markdown("A look into the gallery. Type a sentence, or take an example.", elem_classes="note")
+    note = gr.Markdown("Some photographs of the gallery. Type a sentence, or choose an example.", elem_classes="note")
     gallery = tiles()
     count = gr.Slider(1, MAX_RESULTS, 12, step=1, label="Number of photographs")
     search = {"fn": on.find, "inputs": [sentence, count], "outputs": [gallery, note]} | PRIVATE
@@ -101,8 +101,8 @@ def photograph_tab(on: Handlers, page: gr.Blocks) -> None:
             count = gr.Slider(1, MAX_RESULTS, 8, step=1, label="Number of results")
         with gr.Column(scale=2, min_width=300):
             gr.Markdown("### Sentences for the photograph")
-            sentences = gr.HTML('<p class="hint">Drop a photograph, or take one of the gallery.</p>')
-            gr.Markdown("### Photographs like it")
+            sentences = gr.HTML('<p class="hint">Drop a photograph, or choose one from the gallery.</p>')
+            gr.Markdown("### Similar photographs")
             gallery = tiles()
     search = {
         "fn": on.find_by_photograph,
@@ -115,8 +115,8 @@ def photograph_tab(on: Handlers, page: gr.Blocks) -> None:
 
 def pictures_tab(on: Handlers, page: gr.Blocks) -> None:
     gr.Markdown(
-        f"Add up to {MAX_PICTURES} pictures of your own. They take part in your searches, nobody else sees them, and "
-        "they are forgotten when you leave or reload this page."
+        f"Add up to {MAX_PICTURES} pictures of your own. They are included in your searches, nobody else can see "
+        "them, and they are deleted when you leave or reload this page."
     )
     files = files_input(label="Your pictures", file_count="multiple", file_types=["image"], height=150)
     note = gr.Markdown("No pictures yet.", elem_classes="note")
@@ -136,12 +136,12 @@ def labels_tab(on: Handlers, page: gr.Blocks) -> None:
         with gr.Column(min_width=300):
             labels = gr.Textbox(
                 ", ".join(on.main.frequent_words(8)),
-                label="Labels, with commas between them",
+                label="Labels, separated by commas",
                 max_lines=4,
                 submit_btn="Judge",
             )
             template = gr.Dropdown(
-                list(TEMPLATES), value=TEMPLATES[1], label="In these words, {} is the label", allow_custom_value=True
+                list(TEMPLATES), value=TEMPLATES[1], label="Template, {} is the label", allow_custom_value=True
             )
             answer = gr.Label(label="Which label fits best", show_label=False, num_top_classes=10)
     judge = {"fn": on.label, "inputs": [photograph, labels, template], "outputs": answer} | PRIVATE
@@ -171,21 +171,21 @@ def about_tab(on: Handlers) -> None:
         facts = describe(search.gallery)
         gr.HTML(f"<h3>{html.escape(facts['model'])}</h3>{facts_table(facts)}{recalls_table(facts)}")
     gr.Markdown(
-        "R@K: share of queries, in percent, with a right answer among the first K. rsum: the sum of the six.\n\n"
+        "R@K: percentage of queries with a correct answer among the first K. rsum: the sum of all six.\n\n"
         f"### Load it in Python\n\n{how_to_load(on.main.encoder)}\n\n"
         f"The objectives are those of [Contrastive Learning of Visual-Semantic Embeddings]({PAPER}). Scores are "
-        "cosine similarities. The page keeps nothing of what you type or add."
+        "cosine similarities. The page stores nothing that you type or add."
     )
 
 
 def build(settings: Settings, load: Callable[..., PublishedModel] = PublishedModel) -> Page:
-    """The page, with model and gallery ready.
+    """Builds the page, with model and gallery loaded.
 
     Args:
-        load: opens a model by its name, and the variable that names it.
+        load: loads a model, given its name and the variable that holds the name.
 
     Raises:
-        SettingsError: model or data set cannot be loaded.
+        SettingsError: a model or the data set cannot be loaded.
     """
     encoders = [load(settings.model)]
     if settings.compare is not None:
@@ -219,11 +219,11 @@ def build(settings: Settings, load: Callable[..., PublishedModel] = PublishedMod
 
 
 def end_at_once(uploads: str) -> NoReturn:
-    """Ends the demo with exit code 0: uploads are deleted, and neither requests nor threads are waited for.
+    """Ends the demo with exit code 0: deletes uploads, does not wait for requests or threads.
 
-    No exception is raised for this: what is running when the signal arrives could swallow it.
+    Raises no exception, because running code could swallow it.
     """
-    for _ in range(10):  # requests go on meanwhile and may add a file
+    for _ in range(10):  # running requests may still add a file
         shutil.rmtree(uploads, ignore_errors=True)
         if not os.path.exists(uploads):
             break
@@ -238,7 +238,7 @@ def main(load: Callable[..., PublishedModel] = PublishedModel) -> None:
         with tempfile.TemporaryDirectory(prefix="vse_demo_") as uploads:
             for name in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(name, lambda *_: end_at_once(uploads))
-            os.environ["GRADIO_TEMP_DIR"] = uploads  # of this page alone, and gone with it
+            os.environ["GRADIO_TEMP_DIR"] = uploads  # used only by this page, deleted with it
             page = build(settings, load)
             page.launch(
                 theme=theme(),
@@ -252,7 +252,7 @@ def main(load: Callable[..., PublishedModel] = PublishedModel) -> None:
                 run_history=False,
                 ssr_mode=False,
                 share=False,
-                _frontend=False,  # else gradio asks for the page itself, and ends if that takes more than 3 seconds
+                _frontend=False,  # otherwise gradio requests its own page and exits if that takes more than 3 seconds
             )
     except SettingsError as error:
         sys.exit(f"error: {error}")

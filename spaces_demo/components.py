@@ -1,7 +1,7 @@
-"""Gradio components that keep pictures out of the file system, and the look of the page.
+"""Gradio components that keep images out of the file system, and the theme of the page.
 
-Pictures go to the browser inside the answer, as data addresses. So no picture of the gallery and none of a visitor
-ever has an address of its own that someone else could open.
+Images are sent to the browser inside the answer, as data URLs. So no image of the gallery or of a visitor has a URL
+that someone else could open.
 """
 
 import base64
@@ -23,7 +23,7 @@ TRY_AGAIN = "Please try again"
 
 
 def friendly(function: Callable) -> Callable:
-    """What a visitor can mend becomes one line on the page instead of a failure in the log."""
+    """Shows errors that a visitor can fix as one line on the page, instead of a traceback in the log."""
 
     @functools.wraps(function)
     def answer(*args, **kwargs):
@@ -40,22 +40,22 @@ def data_address(jpeg: bytes) -> str:
 
 
 def photo_input(**options) -> gr.Image:
-    """Gives functions an image (PIL, RGB, upright) or None, checked by `limits.read_image`; shows an image or JPEG."""
+    """An input that gives functions a checked image (PIL, RGB, upright) or None; shows an image or JPEG."""
     return _adapted(gr.Image(**options), preprocess=friendly(_image_of), postprocess=_shown_image)
 
 
 def files_input(**options) -> gr.File:
-    """Gives functions the paths of uploaded files, to be opened by `uploads.read_upload`."""
+    """An input that gives functions the paths of uploaded files; open them with `uploads.read_upload`."""
     return _adapted(gr.File(**options), preprocess=friendly(_paths_of))
 
 
 def thumbnails(**options) -> gr.Gallery:
-    """Shows pairs of JPEG bytes and caption."""
+    """A gallery that shows pairs of JPEG bytes and caption."""
     return _adapted(gr.Gallery(**options), postprocess=_shown_tiles)
 
 
 def _adapted(component: gr.components.Component, **methods) -> Any:
-    """The component with methods of its own. (Gradio writes a file next to the source of every subclass.)"""
+    """Replaces methods of a component. (For a subclass, Gradio would write a file next to its source.)"""
     for name, method in methods.items():
         setattr(component, name, method)
     return component
@@ -96,7 +96,7 @@ def _bytes_of(payload: ImageData) -> bytes:
 
 
 def sentence_list(found: Sequence[tuple[float, str]]) -> str:
-    """Sentences with bars as long as their scores."""
+    """HTML list of sentences with bars for their scores."""
     lines = "".join(
         f'<li><span class="bar" style="width:{100 * max(0.0, min(1.0, score)):.0f}%"></span>'
         f'<span class="words">{html.escape(text)}</span><span class="score">{score:.2f}</span></li>'
@@ -110,7 +110,7 @@ MONO_FONTS = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"
 
 
 def theme() -> gr.themes.Base:
-    """Fonts of the visitor's own system, so that the page asks nobody else for anything."""
+    """A theme with system fonts, so that the page makes no external requests."""
     plain = {"background_fill": "transparent", "text_color": "*body_text_color", "text_weight": "600", "padding": "0"}
     look = gr.themes.Soft(primary_hue="teal", neutral_hue="slate", font=FONTS, font_mono=MONO_FONTS)
     options = {f"block_title_{name}": value for name, value in plain.items()}
@@ -136,5 +136,5 @@ def theme() -> gr.themes.Base:
 
 
 CSS = (Path(__file__).parent / "style.css").read_text(encoding="utf-8")
-# Gradio applies CSS only inside of the frame that this rule is about.
+# Gradio applies CSS only inside the frame that this rule changes.
 HEAD = "<style>@media (max-width: 640px) { .main.fillable.app { padding: 0.75rem 0.75rem 2rem !important; } }</style>"

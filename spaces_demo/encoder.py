@@ -1,7 +1,7 @@
-"""A published model behind two calls: sentences or photographs in, unit vectors out.
+"""A published model as two functions: sentences or images in, unit vectors out.
 
-It is loaded as anyone would load it, with AutoModel and AutoProcessor, so CLIP-like models of transformers work too.
-`hf-vse demo` hands the page an object with the same methods in its place, for models that need more than these two.
+It is loaded with AutoModel and AutoProcessor, so CLIP-like models of transformers work too. For other models,
+`hf-vse demo` passes the page an object with the same methods.
 """
 
 import functools
@@ -19,7 +19,7 @@ from transformers import AutoModel, AutoProcessor
 
 
 def in_one_thread(method: Callable) -> Callable:
-    """The method runs in the encoder's own thread, without gradients; the caller waits for it."""
+    """Runs a method in the encoder's own thread, without gradients; the caller waits for the result."""
 
     @functools.wraps(method)
     def wait_for_it(self, *args):
@@ -33,19 +33,19 @@ HOW_TO_LOAD = """from transformers import AutoModel, AutoProcessor
 model = AutoModel.from_pretrained("{name}", trust_remote_code=True)
 processor = AutoProcessor.from_pretrained("{name}", trust_remote_code=True)
 outputs = model(**processor(images=photos, text=["a dog runs on the beach", "two children laugh"]))
-outputs.logits_per_text.argmax(dim=1)  # for each sentence the best photo"""
+outputs.logits_per_text.argmax(dim=1)  # the best photo for each sentence"""
 
 
 class PublishedModel:
-    """Safe to call from several threads.
+    """A thread-safe encoder.
 
     Args:
         name: Hub id or directory of the model.
-        variable: the setting it comes from, for the error if it cannot be loaded.
+        variable: the setting that holds the name, for error messages.
     """
 
     how_to_load = HOW_TO_LOAD
-    has_temperature = True  # by which scores become probabilities of labels
+    has_temperature = True  # needed to turn scores into label probabilities
 
     def __init__(self, name: str, variable: str = "VSE_MODEL"):
         self.name = name
@@ -53,7 +53,7 @@ class PublishedModel:
         try:
             self.model = AutoModel.from_pretrained(name, trust_remote_code=True).eval().to(self.device)
             self.processor = AutoProcessor.from_pretrained(name, trust_remote_code=True)
-        except Exception as error:  # OSError, ValueError, ImportError, whatever the code of a model raises
+        except Exception as error:  # OSError, ValueError, ImportError; code of a model can raise anything
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise SettingsError(
                 f"{variable}={name!r} cannot be loaded ({reason}); give the Hub id of a model, or a directory with "
@@ -62,13 +62,13 @@ class PublishedModel:
         self.config = self.model.config
         if getattr(getattr(self.config, "vision_config", None), "model_type", None) == "vse_features":
             raise SettingsError(f"{variable}={name!r} takes precomputed features; give a model that takes photographs")
-        # Fast tokenizers must not be used by two threads at once, and one call at a time keeps all cores busy. It is
-        # always the same thread, because each one that has run a model keeps memory for it: a ResNet-18 in the threads
-        # of gradio came to 1.5 GB and went on growing, in its own one to 0.9 GB.
+        # Fast tokenizers must not be used by two threads at once, and one call at a time keeps all cores busy. Always
+        # use the same thread, because every thread that runs a model keeps memory: a ResNet-18 in gradio's threads
+        # used 1.5 GB and kept growing; in its own thread it used 0.9 GB.
         self._thread = ThreadPoolExecutor(1, "model")
 
     def digest(self) -> str:
-        """Changes with weights, configuration and processor."""
+        """Digest of weights, configuration and processor."""
         digest = blake2b(digest_size=12)
         config = self.config.to_dict() | {"_name_or_path": ""}
         settings = [config, self.processor.image_processor.to_dict(), len(self.processor.tokenizer)]
@@ -79,7 +79,7 @@ class PublishedModel:
         return digest.hexdigest()
 
     def facts(self) -> dict[str, Any]:
-        """What the page says of the model."""
+        """Facts about the model for the page."""
         return {
             "image_tower": _tower(self.config, "vision_config"),
             "text_tower": _tower(self.config, "text_config"),
@@ -100,13 +100,13 @@ class PublishedModel:
 
     @in_one_thread
     def judge_labels(self, image: PIL.Image.Image, prompts: Sequence[str]) -> np.ndarray:
-        """Probabilities (prompts,) that add up to one, at the model's own temperature."""
+        """Probabilities (prompts,) that sum to one, with the model's own temperature."""
         outputs = self.model(**self._process(images=[image], text=list(prompts)))
         return outputs.logits_per_image[0].float().softmax(-1).cpu().numpy()
 
     @in_one_thread
     def unknown_words(self, sentence: str) -> list[str]:
-        """Words of the sentence that the tokenizer has no entry for."""
+        """Words of the sentence that are unknown to the tokenizer."""
         return words_unknown_to(self.processor.tokenizer, sentence)
 
     def _process(self, **inputs) -> dict[str, torch.Tensor]:
@@ -119,7 +119,7 @@ class PublishedModel:
 
 
 def words_unknown_to(tokenizer: Any, sentence: str) -> list[str]:
-    """Words of the sentence that a tokenizer has no entry for."""
+    """Words of the sentence that are unknown to a tokenizer."""
     unknown = getattr(tokenizer, "unk_token_id", None)
     if unknown is None or unknown in (tokenizer.pad_token_id, tokenizer.eos_token_id):
         return []

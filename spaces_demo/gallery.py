@@ -1,7 +1,7 @@
-"""Photographs and captions, encoded once and searched often.
+"""Images and captions, encoded once and searched often.
 
-Embeddings and thumbnails lie in the cache of Hugging Face as safetensors, keyed by what the model is and what the data
-are: a second start reads neither photographs nor towers.
+Embeddings and thumbnails are cached as safetensors in the Hugging Face cache, keyed by model and data, so a second
+start does not encode images again.
 """
 
 import json
@@ -27,12 +27,12 @@ logger = logging.getLogger("demo")
 BATCH = 64
 CAPTION_BATCH = 256
 SECONDS_BETWEEN_LINES = 5
-_FORMAT = 1  # of the files in the cache
+_FORMAT = 1  # version of the cache files
 
 
 @dataclass(frozen=True)
 class Album:
-    """What a visitor sees of the data: thumbnails (JPEG) and captions, one entry for each photograph."""
+    """The data shown to visitors: thumbnails (JPEG) and captions, one entry per image."""
 
     thumbnails: list[bytes]
     captions: list[list[str]]
@@ -43,12 +43,12 @@ class Album:
 
     @cached_property
     def sentences(self) -> list[str]:
-        """All captions, each once."""
+        """All distinct captions."""
         return list(dict.fromkeys(caption for captions in self.captions for caption in captions))
 
     @cached_property
     def described_by(self) -> dict[str, set[int]]:
-        """For a sentence the photographs that it was written for."""
+        """Maps each caption to the rows of its images."""
         found: dict[str, set[int]] = {}
         for row, captions in enumerate(self.captions):
             for caption in captions:
@@ -57,7 +57,7 @@ class Album:
 
 
 class Gallery:
-    """An album as one model sees it.
+    """An album, embedded by one model.
 
     Args:
         image_embeds: (photographs, dim) unit vectors.
@@ -72,7 +72,7 @@ class Gallery:
         self._sentences = _flat_index(sentence_embeds)
 
     def nearest_photographs(self, query: np.ndarray, count: int) -> list[tuple[float, int]]:
-        """Cosine similarity and row of the best photographs, best first; the query is a unit vector (dim,)."""
+        """Cosine similarity and row of the best images, best first; the query is a unit vector (dim,)."""
         scores, rows = self._images.search(query[None], min(count, len(self.album)))
         return [(float(score), int(row)) for score, row in zip(scores[0], rows[0], strict=True)]
 
@@ -82,7 +82,7 @@ class Gallery:
         return [(float(score), self.album.sentences[row]) for score, row in zip(scores[0], rows[0], strict=True)]
 
     def rank_of_own(self, query: np.ndarray, sentence: str) -> int | None:
-        """Place (from 1) of the photograph that the sentence was written for; None if it is no caption."""
+        """Rank (from 1) of the image with this caption; None if the sentence is not a caption."""
         own = self.album.described_by.get(sentence)
         if not own:
             return None
@@ -97,10 +97,10 @@ def _flat_index(embeds: np.ndarray) -> faiss.IndexFlatIP:
 
 
 def open_galleries(source: Source, encoders: Sequence[PublishedModel], cache_dir: Path) -> list[Gallery]:
-    """One gallery for each model, from the cache where it holds them, else computed in one pass over the data.
+    """One gallery per model, loaded from the cache or else computed in one pass over the data.
 
     Raises:
-        SettingsError: the data hold no readable photograph with a caption.
+        SettingsError: the data hold no readable image with a caption.
     """
     start = time.perf_counter()
     album_file = cache_dir / f"album-{source.fingerprint}-{_FORMAT}.safetensors"
@@ -155,7 +155,7 @@ def _encode(source: Source, encoders: Sequence[PublishedModel]) -> tuple[Album, 
 
 
 class _Progress:
-    """A line in the log every few seconds."""
+    """Logs a line every few seconds."""
 
     def __init__(self, what: str, total: int | None = None):
         self.what = f"of {total:,} {what}" if total else what
@@ -176,7 +176,7 @@ def _save(tensors: dict[str, np.ndarray], file: Path, metadata: dict[str, str] |
         save_file(tensors, part, metadata)
         os.replace(part, file)
     except OSError as error:
-        logger.warning("the gallery is not kept for the next start: %s", error)
+        logger.warning("the gallery could not be cached for the next start: %s", error)
 
 
 def _load(file: Path) -> dict[str, np.ndarray] | None:
@@ -185,8 +185,8 @@ def _load(file: Path) -> dict[str, np.ndarray] | None:
     try:
         with safe_open(file, "np") as stored:
             return {name: stored.get_tensor(name) for name in stored.keys()}
-    except Exception as error:  # truncated or foreign: as good as missing
-        logger.warning("%s cannot be read and is made anew: %s", file.name, error)
+    except Exception as error:  # truncated or invalid: treat as missing
+        logger.warning("%s cannot be read and is computed again: %s", file.name, error)
         return None
 
 

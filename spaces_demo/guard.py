@@ -1,7 +1,7 @@
-"""What a request may look like before gradio sees it: where it may go, how long it is, and that its JSON is sane.
+"""Checks every request before gradio sees it: the route, the length, and the JSON.
 
-Gradio reads any body into memory, keeps names of sessions for ever, and answers nested or odd JSON with a failure;
-here such requests end with one line.
+Gradio reads any body into memory, keeps session names forever, and fails on nested or unusual JSON. Here such requests
+get a one-line error.
 """
 
 import json
@@ -21,14 +21,14 @@ CANCEL = "/gradio_api/cancel"
 READING = ("GET", "HEAD", "OPTIONS")
 MAX_QUERY_BYTES = 512
 MAX_NAME = 64  # characters of a session or event
-MAX_TEXT = 20_000  # characters of a string that is no picture
+MAX_TEXT = 20_000  # characters of a string that is not an image
 MAX_VALUES = 5_000
 MAX_NUMBER = 2**53
 MAX_DEPTH = 16
 
 
 class RefusedRequestError(ValueError):
-    """A request that ends here, with its status and one line."""
+    """A rejected request, with its HTTP status and a one-line message."""
 
     def __init__(self, status: int, line: str):
         super().__init__(line)
@@ -39,7 +39,7 @@ class Guard:
     """ASGI middleware around the whole page.
 
     Args:
-        admits: whether a session may ask again now; called with its name.
+        admits: takes a session name and returns whether the session may send another request now.
     """
 
     def __init__(self, app: Callable, admits: Callable[[str | None], bool]):
@@ -58,7 +58,7 @@ class Guard:
                 body = await _read(receive)
                 if body is None:  # the visitor left
                     return
-                question = json.dumps(self._judge(path, body)).encode()  # what was judged is what gradio reads
+                question = json.dumps(self._judge(path, body)).encode()  # gradio reads exactly what was checked
                 scope, receive = _with_length(scope, len(question)), _replayed(question, receive)
             await self._pass_on(scope, receive, send)
         except RefusedRequestError as refused:
@@ -71,7 +71,7 @@ class Guard:
         return question
 
     async def _pass_on(self, scope: dict, receive: Callable, send: Callable) -> None:
-        """A request that gradio fails at, as one for a function that is not there, has an answer too."""
+        """Answers also if gradio fails, for example on a request for an unknown function."""
         started = ended = False
 
         async def watched(message: dict) -> None:
@@ -84,8 +84,8 @@ class Guard:
         except Exception as error:
             logger.warning("a request was refused: %s", type(error).__name__)
             if not started:
-                raise RefusedRequestError(400, "This is no request that the demo takes.") from None
-            if not ended:  # a stream of answers, as to a question that nobody asked
+                raise RefusedRequestError(400, "This is not a request that the demo accepts.") from None
+            if not ended:  # a stream of answers, e.g. for an unknown event
                 await send({"type": "http.response.body", "body": b""})
 
 
@@ -106,14 +106,14 @@ def _judge_head(scope: dict, path: str) -> None:
 
 
 def _counted(receive: Callable) -> Callable[[], Awaitable[dict]]:
-    """The same messages, as long as they are within MAX_UPLOAD_BYTES, whatever length was announced."""
+    """Passes messages on until they exceed MAX_UPLOAD_BYTES, regardless of the announced length."""
     total = 0
 
     async def next_message() -> dict:
         nonlocal total
         message = await receive()
         total += len(message.get("body", b""))
-        if total > MAX_UPLOAD_BYTES:  # upon this error gradio deletes what it has stored and answers with 413
+        if total > MAX_UPLOAD_BYTES:  # on this error gradio deletes the partial upload and answers with 413
             raise MultiPartException(f"The upload exceeds the maximum allowed size of {MAX_UPLOAD_BYTES} bytes.")
         return message
 
@@ -150,23 +150,23 @@ def _with_length(scope: dict, length: int) -> dict:
 
 
 def read_question(body: bytes) -> dict[str, Any]:
-    """The JSON object of a request; RefusedRequestError if it is none, or has a value that no question needs."""
+    """The JSON object of a request; RefusedRequestError if it is not valid or has unacceptable values."""
     try:
         question = json.loads(body)
     except (ValueError, RecursionError):
-        raise RefusedRequestError(400, "The request is no JSON.") from None
+        raise RefusedRequestError(400, "The request is not valid JSON.") from None
     if not isinstance(question, dict):
-        raise RefusedRequestError(400, "The request is no JSON object.")
+        raise RefusedRequestError(400, "The request is not a JSON object.")
     for name in ("session_hash", "event_id"):
         value = question.get(name)
         if value is not None and not (isinstance(value, str) and 0 < len(value) <= MAX_NAME):
-            raise RefusedRequestError(400, f"{name} has 1 to {MAX_NAME} characters.")
+            raise RefusedRequestError(400, f"{name} must have 1 to {MAX_NAME} characters.")
     _judge_values(question)
     return question
 
 
 def _judge_values(question: dict[str, Any]) -> None:
-    """Few values, not nested deeply, finite numbers, and text that can be written as UTF-8."""
+    """Limits the number of values and the nesting; numbers must be finite and text must be valid Unicode."""
     count, waiting = 0, [(question, 0)]
     while waiting:
         value, depth = waiting.pop()
@@ -180,7 +180,7 @@ def _judge_values(question: dict[str, Any]) -> None:
         elif isinstance(value, str):
             _judge_text(value)
         elif isinstance(value, int | float) and not abs(value) <= MAX_NUMBER:
-            raise RefusedRequestError(400, "The request has a number that is too large, or none.")
+            raise RefusedRequestError(400, "The request has a number that is too large or not finite.")
 
 
 def _judge_text(text: str) -> None:
@@ -189,7 +189,7 @@ def _judge_text(text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise RefusedRequestError(400, "The request has text that is no Unicode.") from None
+        raise RefusedRequestError(400, "The request has text that is not valid Unicode.") from None
 
 
 async def _answer(send: Callable, status: int, text: bytes) -> None:

@@ -1,4 +1,4 @@
-"""What happens on the page when a visitor does something: one method for each event."""
+"""Event handlers of the page: one method per event."""
 
 import logging
 from collections.abc import Sequence
@@ -16,17 +16,17 @@ logger = logging.getLogger("demo")
 
 Tiles = list[tuple[bytes, str | None]]
 SAMPLES = 6
-MAX_CAPTIONS = 8  # of one photograph
-# All answers together: the model takes one call at a time while the next picture is decoded; more threads only
-# get in each other's way.
+MAX_CAPTIONS = 8  # per photograph
+# Shared by all answers: the model handles one call at a time while the next image is decoded; more threads would only
+# slow each other down.
 SHARED_QUEUE = {"concurrency_id": "answers", "concurrency_limit": 2}
 
 
 class Handlers:
-    """Events of one page.
+    """The event handlers of one page.
 
     Args:
-        searches: of the model, and of the one it is compared with if there is one.
+        searches: the search of the model and, optionally, of a second model to compare with.
     """
 
     def __init__(self, searches: Sequence[Search]):
@@ -35,7 +35,7 @@ class Handlers:
         self.visitors = Visitors()
 
     def tiles(self, hits: Sequence[Hit], own: Sequence[Picture] = ()) -> Tiles:
-        """Photographs with the score in the first line below, and captions in the others, seen when enlarged."""
+        """Images with text: the score in the first line, then the captions, which are visible when enlarged."""
         found = []
         for hit in hits:
             if hit.is_own:
@@ -47,11 +47,11 @@ class Handlers:
         return found
 
     def samples(self) -> Tiles:
-        """Some photographs of the gallery to begin with."""
+        """Some sample photographs of the gallery."""
         return [(self.main.album.thumbnails[row], None) for row in self.main.spread_rows(SAMPLES)]
 
     def welcome(self) -> Tiles:
-        """A look into the gallery."""
+        """Photographs to show before the first search."""
         album = self.main.album
         return [(album.thumbnails[row], "\n".join(["", *album.captions[row]])) for row in self.main.spread_rows(12)]
 
@@ -67,7 +67,7 @@ class Handlers:
     def find_by_photograph(
         self, image: PIL.Image.Image | None, sentence: str, weight: float, count: float, request: gr.Request
     ) -> tuple[str, Tiles]:
-        """Sentences for the photograph, and photographs like it and the sentence."""
+        """Sentences for the photograph, and photographs similar to it and to the sentence."""
         sentences = sentence_list(self.main.sentences(self.main.photograph(image), count))
         query = self.main.both(sentence, image, weight)
         own = self.visitors.pictures(request.session_hash)
@@ -81,7 +81,7 @@ class Handlers:
         return self.main.album.thumbnails[rows[event.index]]
 
     def receive(self, image: PIL.Image.Image | None) -> PIL.Image.Image | None:
-        """Sends an uploaded photograph back small, so that its file is not needed again."""
+        """Returns a small copy of an uploaded photograph, so that its file is not needed again."""
         return image
 
     @friendly
@@ -90,7 +90,7 @@ class Handlers:
 
     @friendly
     def find_by_both_models(self, sentence: str, count: float) -> list:
-        """Tiles and note of each model."""
+        """Tiles and note for each model."""
         text = read_sentence(sentence)
         answers = []
         for search in self.searches:
@@ -136,7 +136,7 @@ class Handlers:
         return self._own([])
 
     def leave(self, request: gr.Request) -> None:
-        """The visitor closed or reloaded the page."""
+        """Called when a visitor closes or reloads the page."""
         count = self.visitors.forget(request.session_hash)
         if count:
             logger.info("a visitor left, pictures forgotten: %d", count)

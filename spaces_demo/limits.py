@@ -1,4 +1,4 @@
-"""What a visitor may send. Everything is checked before it costs memory or time."""
+"""Limits on the input of visitors. Everything is checked before it uses memory or time."""
 
 import warnings
 from io import BytesIO
@@ -7,8 +7,8 @@ import PIL.Image
 import PIL.ImageOps
 
 MAX_FILE_BYTES = 10 * 2**20
-MAX_REQUEST_BYTES = 2 * 2**20  # of a request that is no upload; pictures travel in it as small JPEG
-MAX_UPLOAD_BYTES = 100 * 2**20  # of all files that are sent at once
+MAX_REQUEST_BYTES = 2 * 2**20  # of a request other than an upload; it contains images as small JPEG
+MAX_UPLOAD_BYTES = 100 * 2**20  # of all files in one upload
 MAX_PIXELS = 40_000_000
 MAX_ASPECT = 10  # the longer side over the shorter one
 MAX_CHARACTERS = 300
@@ -23,7 +23,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
 
 class RefusedError(ValueError):
-    """An input of a visitor that is not taken; the message is one line with the remedy."""
+    """A rejected input of a visitor; the message is one line with the remedy."""
 
 
 def read_sentence(text: object, what: str = "sentence") -> str:
@@ -37,7 +37,7 @@ def read_sentence(text: object, what: str = "sentence") -> str:
 
 
 def read_labels(text: object) -> list[str]:
-    """Distinct labels of a comma-separated list, in its order; at least two."""
+    """Distinct labels of a comma-separated list, in order; at least two."""
     longest = MAX_LABELS * (MAX_LABEL_CHARACTERS + 2)
     if not isinstance(text, str) or len(text) > longest:
         raise RefusedError(f"The labels are too long: at most {longest} characters in all, please.")
@@ -53,7 +53,7 @@ def read_labels(text: object) -> list[str]:
 
 
 def read_template(text: object) -> str:
-    """A sentence with one place `{}` for the label."""
+    """A sentence with exactly one `{}` for the label."""
     template = read_sentence(text, "template")
     if template.count("{}") != 1:
         raise RefusedError("The template needs the place of the label once, as {}, e.g. a photo of a {}")
@@ -61,10 +61,10 @@ def read_template(text: object) -> str:
 
 
 def judge_size(size: tuple[int, int]) -> None:
-    """Refuses a picture whose pixels are too many, as they are or as the model gets them.
+    """Rejects an image with too many pixels, before or after resizing by the image processor.
 
-    A model's processor scales the shorter side to some hundred pixels. So the shape decides how many there are then:
-    1 x 60,000 pixels, which are a file of 196 bytes, become 256 x 15,360,000.
+    The processor resizes the shorter side to a few hundred pixels, so the aspect ratio decides the final size: 1 x
+    60,000 pixels (a file of 196 bytes) become 256 x 15,360,000.
     """
     if size[0] * size[1] > MAX_PIXELS:
         raise RefusedError(TOO_MANY_PIXELS)
@@ -73,7 +73,7 @@ def judge_size(size: tuple[int, int]) -> None:
 
 
 def read_image(data: bytes) -> PIL.Image.Image:
-    """The upright RGB image in a visitor's file, or RefusedError; the header is judged before pixels are decoded."""
+    """The upright RGB image in a visitor's file, or RefusedError; checks the header before decoding pixels."""
     if len(data) > MAX_FILE_BYTES:
         raise RefusedError(f"The picture is too large: at most {MAX_FILE_BYTES // 2**20} MB, please.")
     try:
@@ -88,4 +88,4 @@ def read_image(data: bytes) -> PIL.Image.Image:
     except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning):
         raise RefusedError(TOO_MANY_PIXELS) from None
     except Exception:  # Pillow's decoders raise OSError, SyntaxError, struct.error, IndexError, ...
-        raise RefusedError("This file is no picture that can be read: try a JPEG, PNG or WebP.") from None
+        raise RefusedError("This file is not a readable picture: try a JPEG, PNG or WebP.") from None

@@ -1,4 +1,4 @@
-"""A gradio page for strangers: one door for all inputs, and a bound on everything that gradio keeps of a visitor."""
+"""A gradio page for untrusted visitors: one check for all inputs, and limits on what gradio keeps per visitor."""
 
 import asyncio
 import contextlib
@@ -13,48 +13,48 @@ from uploads import delete_old_uploads, judge_files
 logger = logging.getLogger("demo")
 
 SECONDS_BETWEEN_TIDYING = 15
-MAX_WAITING = 256  # questions in the queue
-# Gradio copies its components for each session (0.15 MB) though nothing here depends on it; one that was forgotten is
-# made again with the next question, in some milliseconds.
+MAX_WAITING = 256  # requests in the queue
+# Gradio copies its components for each session (0.15 MB), although nothing here depends on the copy. A dropped copy is
+# made again with the next request, in a few milliseconds.
 MAX_SESSIONS = 32
 MAX_INBOXES = 2 * MAX_WAITING  # sessions whose answers are kept until they are read
 MAX_UNREAD = 32  # answers of one session
-TIDYINGS_TO_READ = 4  # an inbox that is never found empty in so many is one that nobody reads
+TIDYINGS_TO_READ = 4  # an inbox that is non-empty in this many cleanups in a row is abandoned
 
 
 class Page(gr.Blocks):
-    """All inputs of all events pass `preprocess_data`, whatever route they come by."""
+    """All inputs of all events pass through `preprocess_data`, on every route."""
 
     async def preprocess_data(self, block_fn: Any, inputs: list[Any], *args: Any, **kwargs: Any) -> list[Any]:
         try:
             friendly(judge_files)(inputs)
             return await super().preprocess_data(block_fn, inputs, *args, **kwargs)
-        except gr.Error as refused:  # as of a slider
+        except gr.Error as refused:  # e.g. of a slider
             raise gr.Error(refused.message, title=TRY_AGAIN, print_exception=False) from None
-        except Exception as error:  # a list for a number, too few of them: gradio has a traceback for each
+        except Exception as error:  # e.g. a list instead of a number: gradio would log a traceback for each
             logger.info("an input was refused: %s", type(error).__name__)
-            line = "This is no input that the demo takes: see its API."
+            line = "This is not an input that the demo accepts: see its API."
             raise gr.Error(line, title=TRY_AGAIN, print_exception=False) from None
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self._full_for: dict[str, int] = {}  # tidyings in a row in which an inbox was not empty
+        self._full_for: dict[str, int] = {}  # cleanups in a row in which an inbox was not empty
 
     def queue_for_strangers(self) -> "Page":
-        """The queue, closed for requests that pass it by."""
+        """Turns on the queue and closes the API that would bypass it."""
         self.queue(max_size=MAX_WAITING, api_open=False)
         self._queue.pending_messages_per_session.max_size = MAX_INBOXES
         return self
 
     def admits(self, session: str | None) -> bool:
-        """Whether a session may ask now: not while too many of its answers are unread. Its inbox counts as used."""
+        """Whether a session may send a request: not if too many of its answers are unread. Marks its inbox as used."""
         inboxes = self._queue.pending_messages_per_session
         if session in inboxes:
             inboxes.move_to_end(session)
         return len(self._queue.pending_event_ids_session.get(session, ())) < MAX_UNREAD
 
     def tidy(self) -> None:
-        """Deletes old uploads, and forgets what gradio notes for ever about files and sessions."""
+        """Deletes old uploads, and entries about files and sessions that gradio would keep forever."""
         delete_old_uploads()
         for files in self.temp_file_sets:
             files.clear()
@@ -68,14 +68,14 @@ class Page(gr.Blocks):
 
     @contextlib.asynccontextmanager
     async def tidied(self, app: Any) -> AsyncIterator[None]:
-        """Lifespan of the server, in which the page is tidied regularly."""
+        """Lifespan of the server, with a regular cleanup."""
 
         async def keep_tidy() -> None:
             while True:
                 await asyncio.sleep(SECONDS_BETWEEN_TIDYING)
                 try:
                     self.tidy()
-                except Exception:  # the next time may go well, and uploads must not stay
+                except Exception:  # keep running: the next cleanup may succeed, and uploads must be deleted
                     logger.exception("the page could not be tidied")
 
         task = asyncio.create_task(keep_tidy())

@@ -1,7 +1,7 @@
-"""The photographs of the gallery and their captions, from wherever VSE_DATASET points.
+"""The images of the gallery and their captions, from VSE_DATASET.
 
-Rows are streamed, so that a large data set is read only as far as it is shown, and nothing is read at all when the
-embeddings of an earlier start are found.
+Rows are streamed, so only the part of a large data set that is shown is read. Nothing is read if the embeddings are
+cached.
 """
 
 import logging
@@ -33,20 +33,20 @@ class Photograph:
 
 
 def thumbnail(image: PIL.Image.Image) -> bytes:
-    """JPEG of at most 448 x 448 pixels; without the metadata of the original."""
+    """JPEG of at most 448 x 448 pixels, without the metadata of the original."""
     small = image.convert("RGB")
     small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
-    fine = max(small.size) <= 256  # small drawings suffer from coarse colours
+    fine = max(small.size) <= 256  # chroma subsampling is visible in small drawings
     file = BytesIO()
     small.save(file, "JPEG", quality=92 if fine else 84, subsampling=0 if fine else 2)
     return file.getvalue()
 
 
 class Source:
-    """The split that the settings name.
+    """The data split given by the settings.
 
     Raises:
-        SettingsError: it cannot be opened, has no such split, or lacks images or captions.
+        SettingsError: the data set cannot be opened, or lacks the split, images or captions.
     """
 
     def __init__(self, settings: Settings):
@@ -58,7 +58,7 @@ class Source:
             self.fingerprint = self._fingerprint()
         except SettingsError:
             raise
-        except Exception as error:  # every loader has its own; the remedy is the same
+        except Exception as error:  # every loader raises other types; the remedy is the same
             raise self._unreadable(error) from error
 
     @property
@@ -82,7 +82,7 @@ class Source:
         return wanted or next((name for name in SPLITS if name in names), names[0])
 
     def _fingerprint(self) -> str:
-        """Changes with the data: names, sizes and ends of local files, or the commit on the Hub."""
+        """Digest of the data: names, sizes and first and last bytes of local files, or the commit on the Hub."""
         digest = blake2b(f"{self.settings.split} {self.split} {self.settings.max_images}".encode(), digest_size=12)
         if not self.path.exists():
             digest.update(f"{self.settings.dataset} {HfApi().dataset_info(self.settings.dataset).sha}".encode())
@@ -110,7 +110,7 @@ class Source:
         return saved[self._choose(list(saved))] if isinstance(saved, dict) else saved
 
     def __iter__(self) -> Iterator[Photograph]:
-        """Photographs with at least one caption; broken ones are counted and left out."""
+        """Images with at least one caption; broken images are counted and left out."""
         try:
             rows = self._open()
             columns = list(rows.features or next(iter(rows)))
@@ -152,6 +152,6 @@ def _captions(values: Iterator[Any]) -> list[str]:
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, PIL.UnidentifiedImageError):  # its own text shows the address of a buffer
-        return "no picture, or of an unknown format"
+    if isinstance(error, PIL.UnidentifiedImageError):  # its own message shows a memory address
+        return "not an image, or an unknown format"
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,4 +1,4 @@
-"""What the page and its API answer, without a page: every check of an input and every search."""
+"""The searches behind the page and its API, with all input checks; independent of gradio."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -13,8 +13,8 @@ from photographs import thumbnail
 from visitors import Picture
 
 TEMPLATES = ("{}", "a {}", "a photo of a {}", "a picture of a {} in the background")
-_EXAMPLE_CHARACTERS = 60  # longer examples are cut on the page
-# Words that stand before or after the name of a thing, and are none.
+_EXAMPLE_CHARACTERS = 60  # the page truncates longer examples
+# Words around the names of things, which are not names themselves.
 _FUNCTION_WORDS = set(
     "a above against an and appears are as at be behind below beneath beside between by can contains each for from "
     "has have he her his holds in into is it its lies looks near next of off on one or other over she shows sits "
@@ -27,13 +27,13 @@ _FUNCTION_WORDS = set(
 
 @dataclass(frozen=True)
 class Hit:
-    """A photograph that was found.
+    """A search result.
 
     Args:
         score: cosine similarity to the query.
-        row: its place in the album, or among the visitor's own pictures.
-        is_own: a picture of the visitor.
-        is_described: the query is a caption of this photograph.
+        row: index in the album, or among the visitor's own images.
+        is_own: the image belongs to the visitor.
+        is_described: the query is a caption of this image.
     """
 
     score: float
@@ -43,7 +43,7 @@ class Hit:
 
 
 class Search:
-    """Answers for one model and its gallery."""
+    """Search with one model and its gallery."""
 
     def __init__(self, gallery: Gallery):
         self.gallery = gallery
@@ -59,7 +59,7 @@ class Search:
         return self.encoder.encode_photographs([_given(image)])[0]
 
     def both(self, text: object, image: PIL.Image.Image | None, weight: float) -> np.ndarray:
-        """Weighted sum of sentence (`weight`) and photograph (1 - `weight`); one of them will do."""
+        """Weighted sum of sentence (`weight`) and image (1 - `weight`); one of them is enough."""
         if not (isinstance(text, str) and text.strip()):
             return self.photograph(image)
         if image is None:
@@ -73,7 +73,7 @@ class Search:
     def photographs(
         self, query: np.ndarray, count: float, own: Sequence[Picture] = (), sentence: object = None
     ) -> list[Hit]:
-        """The nearest photographs of album and visitor together, best first."""
+        """The nearest images of album and visitor together, best first."""
         count = how_many(count)
         described = self.album.described_by.get(sentence, ()) if isinstance(sentence, str) else ()
         hits = [
@@ -87,17 +87,17 @@ class Search:
         return self.gallery.nearest_sentences(query, how_many(count))
 
     def labels(self, image: PIL.Image.Image | None, labels: object, template: object) -> dict[str, float]:
-        """Probability of each label of a comma-separated list, in the template's words."""
+        """Probability of each label of a comma-separated list, inserted into the template."""
         image, wanted, frame = _given(image), read_labels(labels), read_template(template)
         shares = self.encoder.judge_labels(image, [frame.replace("{}", label) for label in wanted])
         return {label: float(share) for label, share in zip(wanted, shares, strict=True)}
 
     def picture(self, image: PIL.Image.Image) -> Picture:
-        """An own picture of a visitor, as it is kept: small, with its vector."""
+        """A visitor's image as it is stored: a thumbnail with its vector."""
         return Picture(thumbnail(image), self.photograph(image))
 
     def as_json(self, hits: Sequence[Hit]) -> list[dict[str, Any]]:
-        """Photographs of the album for a program: number, score, captions."""
+        """Results from the album as JSON values: number, score, captions."""
         return [
             {"photograph": hit.row, "score": round(hit.score, 4), "captions": self.album.captions[hit.row]}
             for hit in hits
@@ -109,7 +109,7 @@ class Search:
         return [int((number + 0.5) * len(self.album) / count) for number in range(count)]
 
     def example_sentences(self, count: int) -> list[str]:
-        """Captions evenly spread over the album: of a photograph the longest that is not too long."""
+        """Captions from images evenly spread over the album: the longest caption that fits the page."""
         found: list[str] = []
         for row in self.spread_rows(8 * count):
             captions = self.album.captions[row]
@@ -119,9 +119,9 @@ class Search:
         return found[:: max(1, len(found) // count)][:count]
 
     def frequent_words(self, count: int) -> list[str]:
-        """Names of things in the captions, most frequent first: labels to begin with.
+        """Names of things in the captions, most frequent first; used as default labels.
 
-        A name is taken to be what a phrase ends with, as "dog" and "grass" in "a brown dog in the grass".
+        The last word of a phrase counts as a name, such as "dog" and "grass" in "a brown dog in the grass".
         """
         names: Counter[str] = Counter()
         for captions in self.album.captions:
@@ -132,7 +132,7 @@ class Search:
         return [name for name, _ in names.most_common(count)]
 
     def note(self, sentence: str, query: np.ndarray) -> str:
-        """One line on a sentence query: how well its own photograph is found, and words the model does not know."""
+        """A note on a sentence query: the rank of its own image, and words that the model does not know."""
         parts = []
         rank = self.gallery.rank_of_own(query, sentence)
         if rank is not None:
@@ -145,7 +145,7 @@ class Search:
 
 
 def how_many(count: object) -> int:
-    """Number of results, within the limits."""
+    """Number of results, clipped to the limits."""
     if not isinstance(count, int | float) or count != count:
         raise RefusedError("The number of results must be a number.")
     return int(min(MAX_RESULTS, max(1, count)))

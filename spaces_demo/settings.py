@@ -1,4 +1,4 @@
-"""What the demo reads from its environment, checked once before anything is loaded."""
+"""Settings of the demo from environment variables, checked before anything is loaded."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,12 +8,12 @@ from huggingface_hub import constants
 
 
 class SettingsError(ValueError):
-    """Something that the person who starts the demo can mend; the message is one line with the remedy."""
+    """An invalid setting; the message is one line with the remedy."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """One field for each variable.
+    """One field per variable.
 
     Args:
         model: VSE_MODEL, a Hub id or a directory.
@@ -22,7 +22,7 @@ class Settings:
         compare: VSE_COMPARE, a second model; default: no comparison.
         max_images: VSE_MAX_IMAGES, photographs in the gallery.
         title: VSE_TITLE, the heading of the page.
-        cache_dir: where embeddings are kept between starts; in the cache of Hugging Face.
+        cache_dir: folder for cached embeddings; inside the Hugging Face cache.
     """
 
     model: str
@@ -35,7 +35,7 @@ class Settings:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> "Settings":
-        """Reads the variables; SettingsError names one that is missing or cannot be read."""
+        """Reads the variables; SettingsError names a missing or invalid one."""
         given = {name: value.strip() for name, value in environment.items() if name.startswith("VSE_")}
         given = {name: value for name, value in given.items() if value}
         if "VSE_MODEL" not in given:

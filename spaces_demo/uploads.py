@@ -1,8 +1,7 @@
-"""Files that visitors uploaded: no other file of this machine is ever opened for a visitor.
+"""Uploaded files of visitors: no other file of this machine is ever opened for a visitor.
 
-Gradio stores an upload as `folder/<digest of its content and a secret>/<name>`. So whoever knows the path has sent
-the file; a path of any other form is refused before it is looked at, and what lies there is opened once, as a regular
-file.
+Gradio stores an upload as `folder/<digest of its content and a secret>/<name>`. So only the sender knows the path. A
+path of any other form is rejected before any file access, and an upload is opened only as a regular file.
 """
 
 import errno
@@ -22,12 +21,12 @@ logger = logging.getLogger(__name__)
 
 SECONDS_TO_KEEP = 60  # an upload is read within seconds and never needed again
 _DIGEST = re.compile("[0-9a-f]{64}")
-# Links are not followed, and opening a device or a pipe does not wait for its other end. (Windows has neither.)
+# Do not follow symbolic links; do not block on opening a device or a pipe. (Windows has neither flag.)
 _CAREFULLY = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 
 
 def uploaded(path: object) -> Path:
-    """The path of an upload, whether it is still there or not; RefusedError if it has another form."""
+    """The path of an upload, which may be deleted already; RefusedError if the path has another form."""
     if isinstance(path, str | Path) and "\0" not in str(path):
         file = Path(path)
         is_plain = file.name not in ("", ".", "..") and _DIGEST.fullmatch(file.parent.name)
@@ -37,7 +36,7 @@ def uploaded(path: object) -> Path:
 
 
 def read_upload(path: object) -> bytes:
-    """Content of an upload, at most one byte more than MAX_FILE_BYTES; RefusedError if it is no file any more."""
+    """Content of an upload, at most MAX_FILE_BYTES + 1 bytes; RefusedError if the file no longer exists."""
     file = uploaded(path)
     try:
         if file.parent.is_symlink():
@@ -51,9 +50,9 @@ def read_upload(path: object) -> bytes:
 
 
 def judge_files(value: Any) -> None:
-    """Refuses a value that names, at any depth and with or without `meta`, a file that is no upload.
+    """Rejects a value that names, at any depth and with or without `meta`, a file that is not an upload.
 
-    The address of an upload is taken out, because its path says all; others are pictures (`data:`) or refused.
+    The URL of an upload is removed, because its path is enough; any other URL must be an image (`data:`).
     """
     waiting = [value]
     while waiting:
@@ -77,7 +76,7 @@ def _judge_file(each: dict[str, Any]) -> None:
 
 
 def delete_old_uploads(seconds: float = SECONDS_TO_KEEP) -> None:
-    """Deletes what is older, unfinished uploads of visitors who left included, and empty folders."""
+    """Deletes older uploads, including unfinished ones, and empty folders."""
     oldest = time.time() - seconds
     for entry in _entries(Path(get_upload_folder())):
         if entry.is_dir(follow_symlinks=False):

@@ -1,6 +1,6 @@
-"""Pictures that visitors add for themselves.
+"""Images that visitors add for their own searches.
 
-They lie in memory only, those of each visitor apart, and are forgotten when the visitor leaves.
+They are kept only in memory, separately for each visitor, and deleted when the visitor leaves.
 """
 
 import time
@@ -11,8 +11,8 @@ from threading import Lock
 import numpy as np
 from limits import MAX_PICTURES, RefusedError
 
-MAX_VISITORS = 500  # who keep pictures at the same time; beyond it the one who waited longest is forgotten
-MAX_BYTES = 256 * 2**20  # of all pictures that are kept; beyond it the same
+MAX_VISITORS = 500  # visitors with images; beyond this, the images of the least recently active visitor are deleted
+MAX_BYTES = 256 * 2**20  # of all images; beyond this, the same
 SECONDS_TO_KEEP = 3600
 
 
@@ -23,7 +23,7 @@ class Picture:
 
 
 class Visitors:
-    """Pictures by session. A session is a random name that only the visitor's browser knows."""
+    """Images by session. A session is a random name that only the visitor's browser knows."""
 
     def __init__(self, clock=time.monotonic):
         self._pictures: OrderedDict[str, tuple[float, list[Picture]]] = OrderedDict()
@@ -40,11 +40,11 @@ class Visitors:
             return list(mine)
 
     def room(self, session: str | None) -> int:
-        """How many pictures the visitor may still add."""
+        """Number of images that the visitor may still add."""
         return MAX_PICTURES - len(self.pictures(session))
 
     def add(self, session: str | None, pictures: list[Picture]) -> list[Picture]:
-        """All pictures of the visitor; RefusedError if they would be too many."""
+        """Adds images and returns all images of the visitor; RefusedError if there would be too many."""
         if session is None:
             raise RefusedError("Pictures can only be added in a browser.")
         with self._lock:
@@ -58,7 +58,7 @@ class Visitors:
             return list(mine)
 
     def forget(self, session: str | None) -> int:
-        """How many pictures were forgotten."""
+        """Deletes the images of the visitor and returns their number."""
         with self._lock:
             return len(self._pictures.pop(session, (0, []))[1])
 

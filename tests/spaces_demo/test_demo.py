@@ -234,7 +234,7 @@ def test_errors_are_friendly(visit, tmp_path):
     open_tab(page, "Find sentences")
     (tmp_path / "broken.png").write_bytes(b"no picture")
     page.locator("[role=tabpanel]:visible input[type=file]").set_input_files(tmp_path / "broken.png")
-    page.get_by_text("This file is no picture that can be read: try a JPEG, PNG or WebP.").wait_for()
+    page.get_by_text("This file is not a readable picture: try a JPEG, PNG or WebP.").wait_for()
 
 
 def test_photograph_finds_sentences_and_photographs_like_it(visit, reference, tmp_path):
@@ -264,7 +264,7 @@ def test_labels_add_up_and_say_which_is_best(visit):
     page.locator(".strip:visible .thumbnail-item").first.click()
     shares = page.locator("[data-testid=label-output-value]:visible, .output-class:visible")
     shares.first.wait_for()
-    search_box = page.get_by_label("Labels, with commas between them")
+    search_box = page.get_by_label("Labels, separated by commas")
     search_box.fill("circle, ring, star")
     search_box.press("Enter")
     page.wait_for_function("() => [...document.querySelectorAll('.confidence-set')].length === 3")
