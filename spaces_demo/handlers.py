@@ -77,7 +77,7 @@ class Handlers:
     def take_sample(self, event: gr.SelectData) -> bytes:
         rows = self.main.spread_rows(SAMPLES)
         if not isinstance(event.index, int) or not 0 <= event.index < len(rows):
-            raise RefusedError("There is no such sample: take one of the strip.")
+            raise RefusedError("There is no such sample: choose one from the strip.")
         return self.main.album.thumbnails[rows[event.index]]
 
     def receive(self, image: PIL.Image.Image | None) -> PIL.Image.Image | None:

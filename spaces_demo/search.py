@@ -153,7 +153,7 @@ def how_many(count: object) -> int:
 
 def _given(image: PIL.Image.Image | None) -> PIL.Image.Image:
     if image is None:
-        raise RefusedError("There is no photograph yet: drop one, or take one of the gallery's.")
+        raise RefusedError("There is no photograph yet: drop one, or choose one from the gallery.")
     return image
 
 
