@@ -1,5 +1,6 @@
 """The model card: `card.md.j2`, filled from the configuration and from what a training run left behind."""
 
+import inspect
 import json
 import re
 from collections.abc import Collection
@@ -11,7 +12,7 @@ from transformers import PreTrainedConfig
 from hf_vse.hub.private import is_hub_id
 from hf_vse.hub.signature import written_card
 from hf_vse.model.configuration_vse import FEATURES_MODEL_TYPE, GRU_MODEL_TYPE, VSEConfig
-from hf_vse.model.losses_vse import OBJECTIVES, Objective
+from hf_vse.model.losses_vse import OBJECTIVES, OWN, Objective
 
 DATASETS = {
     "scenes": "the generated scenes built into hf_vse",
@@ -71,7 +72,7 @@ def model_card(
         tags: further ones.
     """
     title, recipe = repo_id.rpartition("/")[2], record.get("recipe", {})
-    objective = objective_facts(config, record)
+    objective = objective_facts(config.loss_type, record)
     return written_card(
         "card.md.j2",
         metadata(config, record, title=title, license=license, tags=tags),
@@ -232,12 +233,21 @@ def stage_settings(recipe: dict[str, Any]) -> list[list[str]]:
     ]
 
 
-def objective_facts(config: VSEConfig, record: dict[str, Any]) -> dict[str, Any]:
-    """From the table of objectives, or for a function in a file, which may be missing here, from the record."""
-    if config.loss_type in OBJECTIVES:
-        return OBJECTIVES[config.loss_type].facts()
-    unknown = Objective(lambda: None, known_as="a function in a file that is not part of the model").facts()
-    return record.get("objective") or unknown
+def objective_facts(loss_type: str, record: dict[str, Any]) -> dict[str, Any]:
+    """What the table of objectives says; for a function in a file that is not loaded, what the run recorded."""
+    if loss_type not in OBJECTIVES and "objective" in record:
+        return record["objective"]
+    chosen = OBJECTIVES.get(loss_type, Objective(lambda: None, known_as="a function in a file"))
+    formula, _, words = (inspect.getdoc(chosen.row_loss) or "").partition("\n\n")
+    facts = {"known_as": chosen.known_as, "formula": formula, "words": " ".join(words.split())}
+    return facts | {
+        "reduction": chosen.reduction, "directions": chosen.directions, "learned": list(chosen.learned)
+    }  # fmt: skip
+
+
+def objective_record(loss_type: str) -> dict[str, Any]:
+    """What the record of a run says of a function in a file; nothing of the objectives of the table."""
+    return {"objective": objective_facts(loss_type, {})} if OWN.fullmatch(loss_type) else {}
 
 
 def dataset_words(dataset: str) -> str:

@@ -13,7 +13,7 @@ import inspect
 import re
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -113,7 +113,7 @@ def settings_of(row_loss: Callable[..., Tensor]) -> tuple[str, ...]:
 
 
 class Objective(NamedTuple):
-    """All there is to know of an objective; a row loss in `objectives/streamed.py` is also computed without a matrix.
+    """All facts about an objective; a row loss that `objectives/streamed.py` knows is also computed without a matrix.
 
     Attributes:
         row_loss: see above.
@@ -121,7 +121,7 @@ class Objective(NamedTuple):
         directions: how the losses of image-to-text and text-to-image are put together.
         known_as: its name in the literature, and the source.
         learned: settings that are parameters of the model.
-        may_collapse: it may fail from scratch, and is helped by some epochs of another objective before.
+        may_collapse: training from scratch may collapse; some epochs on another objective before help.
     """
 
     row_loss: Callable[..., Tensor]
@@ -135,20 +135,6 @@ class Objective(NamedTuple):
     def settings(self) -> tuple[str, ...]:
         """Those of `SETTINGS` that have an effect."""
         return settings_of(self.row_loss)
-
-    @property
-    def formula(self) -> str:
-        return (inspect.getdoc(self.row_loss) or "").partition("\n\n")[0]
-
-    @property
-    def words(self) -> str:
-        """What the formula means."""
-        return " ".join((inspect.getdoc(self.row_loss) or "").partition("\n\n")[2].split())
-
-    def facts(self) -> dict[str, Any]:
-        """What a card says."""
-        facts = {name: getattr(self, name) for name in ("known_as", "formula", "words", "reduction", "directions")}
-        return facts | {"learned": list(self.learned)}
 
     def rows(
         self, scores: Tensor, positives: Tensor, excluded: Tensor | None, settings: Mapping[str, Scalar]
@@ -213,11 +199,6 @@ def objective(loss_type: str) -> Objective:
     )
 
 
-def learned_settings(loss_type: str) -> tuple[str, ...]:
-    """Settings that are parameters of a model; none for an objective in a file, which need not be loaded to embed."""
-    return OBJECTIVES[loss_type].learned if loss_type in OBJECTIVES else ()
-
-
 def similarity(queries: Tensor, candidates: Tensor) -> Tensor:
     """Dot products in float32 even under autocast: (Q, dim), (C, dim) -> (Q, C)."""
     with torch.autocast(queries.device.type, enabled=False):
@@ -268,4 +249,4 @@ def contrastive_loss(
     return chosen.reduce(image_rows, text_rows)
 
 
-__all__ = ["OBJECTIVES", "Objective", "contrastive_loss", "learned_settings", "objective", "same_image", "similarity"]
+__all__ = ["OBJECTIVES", "Objective", "contrastive_loss", "objective", "same_image", "similarity"]

@@ -19,7 +19,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutpu
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_vse import GRU_MODEL_TYPE, VSEConfig
-from .losses_vse import contrastive_loss, learned_settings
+from .losses_vse import OBJECTIVES, contrastive_loss
 from .pooling_vse import Pooling
 from .projection_vse import MirroredLinear, PooledFeatures, ProjectionHead, ZeroLinear
 from .sentence_transformers_vse import write_sentence_files
@@ -132,7 +132,8 @@ class VSEModel(VSEPreTrainedModel):
                 "starts_as_identity": config.head_init == "identity",
             }
             self.visual_head, self.text_head = ProjectionHead(dim, **options), ProjectionHead(dim, **options)
-        learned = learned_settings(config.loss_type)
+        # An objective in a file is not needed to embed; it has no parameters.
+        learned = OBJECTIVES[config.loss_type].learned if config.loss_type in OBJECTIVES else ()
         self.logit_scale = nn.Parameter(torch.empty(1)) if "temperature" in learned else None
         self.logit_bias = nn.Parameter(torch.empty(1)) if "logit_bias" in learned else None
         self.post_init()

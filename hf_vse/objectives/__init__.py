@@ -4,7 +4,7 @@ What they mean stands in `hf_vse.model.losses_vse`: the row losses and `OBJECTIV
 
 - `execution`: `Execution`, `choose_execution`, `execute_loss`, the loss of a training step;
 - `grad_cache`: `mini_batches`, `cached_loss`, batches larger than the memory;
-- `own`: `load_objective`, `is_own`, `without_folder`, `own_objective`, row losses in a file;
+- `own`: `load_objective`, `is_own`, `without_folder`, row losses in a file;
 - `exchange`: `Negatives`, `world_size`;
 - `gather`, `streamed`: `gathered_contrastive_loss`, `streamed_contrastive_loss`, for training loops of one's own.
 """

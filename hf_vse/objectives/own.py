@@ -25,8 +25,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_vse.model.losses_vse import OBJECTIVES, OWN, SETTINGS, Objective, objective
+from hf_vse.model.losses_vse import OBJECTIVES, OWN, SETTINGS, Objective
 
+KNOWN_AS = "a function in a file that is not part of the model"
 TRIAL = {"temperature": 0.1, "margin": 0.2, "logit_bias": 0.5}
 ARGUMENTS = "(scores, positives, excluded, *, temperature, margin, ...)"
 
@@ -73,7 +74,7 @@ def load_objective(loss_type: str) -> str:
         check_signature(row_loss, f"{path}:{function}")
         chosen = Objective(
             checked(row_loss, f"{path}:{function}"),
-            known_as="a function in a file that is not part of the model",
+            known_as=KNOWN_AS,
             may_collapse=True,
         )
         try_out(chosen, f"{path}:{function}")
@@ -178,8 +179,3 @@ def try_out(chosen: Objective, name: str) -> None:
 
 def error_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
-
-
-def own_objective(loss_type: str) -> dict[str, Any]:
-    """What the record of a run says of a function in a file, for its card; empty for the objectives of the table."""
-    return {"objective": objective(loss_type).facts()} if is_own(loss_type) else {}

@@ -16,10 +16,10 @@ from transformers.utils import PushInProgress
 from hf_vse.evaluation.environment import environment
 from hf_vse.evaluation.metrics import chance_recalls
 from hf_vse.evaluation.record import evaluation_of, plain_record
+from hf_vse.hub.card import objective_record
 from hf_vse.hub.model_files import MODEL_FILES, files_in
 from hf_vse.hub.push import leave_card, push_model
 from hf_vse.hub.record import METRICS
-from hf_vse.objectives.own import own_objective
 from hf_vse.training.arguments import VSETrainingArguments
 
 OF_METRICS = ("i2t_", "t2i_", "rsum")
@@ -64,7 +64,7 @@ class PublishingTrainer(Trainer):
         told = self.args.to_dict()
         return evaluation_of(records, environment() | {"processes": self.accelerator.num_processes}) | {
             "loss_type": loss_type,
-            **own_objective(loss_type),
+            **objective_record(loss_type),
             "stages": [stage | {"steps": self.state.global_step, "epochs": self.state.epoch}],
             "recipe": {key: told[key] for key in TOLD},
         }

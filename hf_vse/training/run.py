@@ -34,10 +34,10 @@ from hf_vse.evaluation.judge import judge
 from hf_vse.evaluation.record import evaluation_of
 from hf_vse.evaluation.tables import equal_caption_remark, recall_table, table_rows
 from hf_vse.files import check_output_folder, inside, read_json, write_json
+from hf_vse.hub.card import objective_record
 from hf_vse.hub.push import leave_card, push_model
 from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.model.processing_vse import VSEProcessor
-from hf_vse.objectives.own import own_objective
 from hf_vse.training.arguments import VSETrainingArguments
 from hf_vse.training.build import build_model, build_processor, has_features, load_splits
 from hf_vse.training.checkpoints import last_checkpoint
@@ -306,7 +306,7 @@ def report_run(
         "dataset": recipe.data.source,
         "data": recipe.data.to_dict(),
         "loss_type": model.config.loss_type,
-        **own_objective(model.config.loss_type),
+        **objective_record(model.config.loss_type),
         "stages": [{key: value for key, value in stage.items() if key != "log"} for stage in stages],
         "recipe": recipe.public_values,
     }

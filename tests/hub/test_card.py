@@ -1,5 +1,6 @@
 """What a card says, whose it is, and what may be published, without a Hub."""
 
+import inspect
 import json
 import logging
 import subprocess
@@ -44,7 +45,7 @@ def test_card_of_every_objective_says_what_it_computes(loss_type):
     text = model_card(config(loss_type=loss_type), {}, (), repo_id="org/name", license="mit", num_parameters=4321)
     card = ModelCard(text)
     objective = OBJECTIVES[loss_type]
-    formula = objective.formula
+    formula = inspect.getdoc(objective.row_loss).partition("\n\n")[0]
     assert f"`{loss_type}` ({objective.known_as})" in card.text and f"```\n{formula}\n```" in card.text
     margin = "m" in formula.replace("max", "").replace("sum", "")
     assert ("the margin (0.2)" in card.text) == margin == ("margin" in objective.settings)
