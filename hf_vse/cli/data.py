@@ -33,8 +33,8 @@ def run(arguments: argparse.Namespace) -> Result:
 
     splits = load_pairs(arguments.dataset, **data_options(arguments))
     if arguments.action == "show":
-        record = {name: describe(split) for name, split in splits.items()}
-        return Result(record, table(record))
+        record = {name: described_split(split) for name, split in splits.items()}
+        return Result(record, splits_table(record))
     from hf_vse.hub.data import push_data
 
     options = {"private": arguments.private, "license": arguments.license, "token": arguments.token}
@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> Result:
     return Result({"dataset": url}, f"dataset   {url}\nread it   load_pairs({arguments.repo_id!r})")
 
 
-def describe(split: Any) -> dict[str, Any]:
+def described_split(split: Any) -> dict[str, Any]:
     from hf_vse.data.schema import CAPTIONS, IMAGE_ID, fingerprint
 
     plain = split.with_format(None)
@@ -59,7 +59,7 @@ def describe(split: Any) -> dict[str, Any]:
     }
 
 
-def table(record: dict[str, dict[str, Any]]) -> str:
+def splits_table(record: dict[str, dict[str, Any]]) -> str:
     lines = [f"{'':<12}{'images':>10}{'captions':>10}{'per image':>11}{'words':>7}  fingerprint"]
     for name, facts in record.items():
         lines.append(

@@ -54,12 +54,12 @@ def run(arguments: argparse.Namespace) -> Result | None:
     encoder = open_model(gallery, arguments.model, **model_options(arguments))
     if not sentences and arguments.image is None:
         for sentence in asked():
-            print(table(answer(gallery, encoder, [sentence], arguments)), file=sys.__stdout__)
+            print(results_table(answer(gallery, encoder, [sentence], arguments)), file=sys.__stdout__)
         return None
     found = answer(gallery, encoder, sentences, arguments)
     if arguments.sheet or arguments.open:
         draw_sheet(gallery, found[0], arguments)
-    return Result(found, table(found))
+    return Result(found, results_table(found))
 
 
 def read_sentences() -> list[str]:
@@ -67,7 +67,7 @@ def read_sentences() -> list[str]:
     try:
         return [line.strip() for line in sys.stdin if line.strip()]
     except UnicodeDecodeError as error:
-        raise ValueError(f"the input is no UTF-8 text ({error.reason}): give sentences as UTF-8") from error
+        raise ValueError(f"the input is not valid UTF-8 text ({error.reason}): give sentences as UTF-8") from error
 
 
 def check_queries(sentences: Sequence[str], arguments: argparse.Namespace) -> None:
@@ -82,7 +82,7 @@ def check_queries(sentences: Sequence[str], arguments: argparse.Namespace) -> No
             raise ValueError(f"query {sentence!r:.60} holds half a character: give it as UTF-8")
     image = arguments.image
     if image is not None and "://" not in image and not Path(image).is_file():
-        raise FileNotFoundError(f"--image {image!r:.100} is no file: give a photograph")
+        raise FileNotFoundError(f"--image {image!r:.100} is not a file: give a photograph")
     if arguments.sheet is not None:
         if arguments.sheet.suffix.lower() != ".png":
             raise ValueError(f"--sheet {arguments.sheet} must end in .png")
@@ -112,7 +112,7 @@ def answer(gallery: Any, encoder: Any, sentences: list[str], arguments: argparse
     ]
 
 
-def table(found: list[dict[str, Any]]) -> str:
+def results_table(found: list[dict[str, Any]]) -> str:
     """A line for each result: rank, score, what it is, its first caption."""
     from shutil import get_terminal_size
 

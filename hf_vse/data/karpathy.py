@@ -46,7 +46,7 @@ HUB_DATASETS: dict[str, tuple[str, str | None]] = {
 
 _SPLITS = {"train": "train", "restval": "train", "val": "validation", "test": "test"}
 _READERS = {".json": open, ".gz": gzip.open, ".xz": lzma.open}
-_NO_SPLIT_FILE = "is no Karpathy split JSON with a list 'images'"
+_NO_SPLIT_FILE = "is not a Karpathy split JSON with a list 'images'"
 # Where the images lie in the archives as they are distributed. COCO's own `filepath` is tried besides these.
 _IMAGE_FOLDERS = (
     *("", "images", "Images", "Flicker8k_Dataset", "Flickr8k_Dataset", "Flickr8k_Dataset/Flicker8k_Dataset"),
@@ -124,9 +124,9 @@ def _find_split_file(name: str, data_dir: Path, split_file: str | Path | None) -
         for path in (Path(split_file), data_dir / split_file):
             if path.is_file():
                 return path
-        raise FileNotFoundError(f"split_file={str(split_file)!r} is no file, neither as given nor in {data_dir}")
+        raise FileNotFoundError(f"split_file={str(split_file)!r} is not a file, neither as given nor in {data_dir}")
     if not data_dir.is_dir():
-        raise FileNotFoundError(f"data_dir={str(data_dir)!r} is no folder: give the one with dataset_{name}.json")
+        raise FileNotFoundError(f"data_dir={str(data_dir)!r} is not a folder: give the one with dataset_{name}.json")
     exact = [data_dir / f"dataset_{name}{ending}" for ending in (".json", ".json.gz", ".json.xz")]
     found = [path for path in exact if path.is_file()][:1] or sorted(
         path for path in data_dir.glob(f"dataset_{name}*.json*") if path.suffix in _READERS

@@ -179,7 +179,7 @@ def read_recipe_values(path: Path) -> dict[str, Any]:
         values = yaml.safe_load(read_text(path))
     except (yaml.YAMLError, RecursionError) as error:
         reason = " ".join(str(error).split())[:120]
-        raise ValueError(f"{path} is no YAML ({reason}): repair it, or remove it and give --dataset") from error
+        raise ValueError(f"{path} is not valid YAML ({reason}): repair it, or remove it and give --dataset") from error
     if not isinstance(values, dict):
         raise ValueError(
             f"{path} holds {type(values).__name__}, no recipe: repair it, or remove it and give --dataset"
@@ -197,7 +197,7 @@ def from_settings(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_scalars(values: Mapping[str, Any], where: str) -> None:
-    """Raises ValueError for a value that is no single text or number."""
+    """Raises ValueError for a value that is not a single text or number."""
     for name, value in values.items():
         if not isinstance(value, str | int | float | None):
             raise ValueError(f"{where}: {name} is {value!r:.60}, no single text or number: repair it")

@@ -95,7 +95,7 @@ class QueryBank:
 
         Args:
             scores: (queries, k) similarities.
-            rows: (queries, k) their rows in the gallery, the first one of all among them; -1 is no item.
+            rows: (queries, k) their rows in the gallery, the first one of all among them; -1 is not an item.
 
         Returns:
             (queries, k) float32; -inf where there is no item.
@@ -125,7 +125,7 @@ class QueryBank:
     @classmethod
     def load(cls, path: str | Path) -> "QueryBank":
         if not Path(path).is_file():
-            raise FileNotFoundError(f"{path} is no file; write one with QueryBank.save")
+            raise FileNotFoundError(f"{path} is not a file; write one with QueryBank.save")
         normalizer, active, temperature = read_tensors(path, "normalizer", "active", "temperature")
         right = (
             normalizer.ndim == 1

@@ -111,7 +111,7 @@ def kind_of(name: str, trust_remote_code: bool = False) -> Kind:
         remedy = "; --trust_remote_code runs the code that comes with it" if "auto_map" in config else ""
         raise ValueError(f"{name} is a model of type {model_type!r:.60}{remedy}; {UNDERSTOOD}")
     there = (
-        "holds no config.json" if folder.is_dir() else "is no folder, and nothing of that name was found on the Hub"
+        "holds no config.json" if folder.is_dir() else "is not a folder, and nothing of that name was found on the Hub"
     )
     raise ValueError(f"{name} {there}; {UNDERSTOOD}")
 

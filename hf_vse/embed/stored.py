@@ -90,7 +90,7 @@ def stored_config(name: str) -> tuple[Path, dict[str, Any]]:
 
     Raises:
         OSError: there is no such model, or it has no `config.json`.
-        ValueError: it is no JSON object.
+        ValueError: it is not a JSON object.
     """
     check_name(name)
     path = stored_file(name, CONFIG_NAME)
@@ -98,7 +98,7 @@ def stored_config(name: str) -> tuple[Path, dict[str, Any]]:
         raise OSError(f"{name} holds no {CONFIG_NAME}: give the folder of a model")
     if path is None:
         raise OSError(
-            f"{name} is no folder, and nothing of that name was found on the Hub: give a folder, or check the Hub id "
+            f"{name} is not a folder, and nothing of that name was found on the Hub: give a folder, or check the Hub id "
             "and the connection"
         )
     return path, read_json(path, dict)
@@ -139,7 +139,7 @@ def read_tensor_header(path: Path) -> dict[str, StoredTensor]:
         ValueError: it is cut short or no safetensors file.
     """
     size = path.stat().st_size
-    damaged = f"{path} is no whole safetensors file"
+    damaged = f"{path} is not a complete safetensors file"
     with open(path, "rb") as file:
         start = file.read(LENGTH_BYTES)
         length = struct.unpack("<Q", start)[0] if len(start) == LENGTH_BYTES else size

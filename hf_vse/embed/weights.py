@@ -27,7 +27,9 @@ def chosen_device(device: str | torch.device | None) -> torch.device:
     try:
         wanted = torch.device(device)
     except (RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"device={device!r} is no device: give cpu, cuda, cuda:1 or mps, or leave it out") from error
+        raise ValueError(
+            f"device={device!r} is not a device: give cpu, cuda, cuda:1 or mps, or leave it out"
+        ) from error
     if wanted.type == "cpu":
         return torch.device("cpu")
     if accelerator is None or wanted.type != accelerator.type:
@@ -75,7 +77,7 @@ def check_finite(name: str, model: nn.Module) -> None:
     for key, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise ValueError(
-                f"{name}: {key} holds what is no finite number: its training diverged, or fetch or save it again"
+                f"{name}: {key} holds what is not a finite number: its training diverged, or fetch or save it again"
             )
 
 

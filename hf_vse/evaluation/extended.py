@@ -90,7 +90,7 @@ def extended_positives(
         ValueError: the ids are not those of the whole split.
     """
     if name not in FILES:
-        raise ValueError(f"name={name!r} is no set of annotations; choose one of {', '.join(FILES)}")
+        raise ValueError(f"name={name!r} is not a set of annotations; choose one of {', '.join(FILES)}")
     original = read_annotations("coco", "caption_to_image")
     images = rows_by_id("image_ids", image_ids, original[:, 1].tolist())
     captions = rows_by_id("caption_ids", caption_ids, original[:, 0].tolist())

@@ -259,7 +259,7 @@ def saved_dataset(path: Path) -> Any:
         return datasets.load_from_disk(str(path))
     except Exception as error:  # datasets and pyarrow raise anything
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{path} is no whole data set ({reason:.200}): save it there again") from error
+        raise ValueError(f"{path} is not a complete data set ({reason:.200}): save it there again") from error
 
 
 def choose_split(splits: dict[str, Any], split: str | None) -> Any:

@@ -90,7 +90,7 @@ def write_card(
     """The text of the card for a saved model.
 
     Raises:
-        ValueError: the file beside it is no record of a run.
+        ValueError: the file beside it is not a record of a run.
     """
     config, record = VSEConfig.from_pretrained(directory), {} if run is None else read_record(run)
     files, parameters = files or published_files(directory, run), count_parameters(directory)
@@ -107,7 +107,7 @@ def own_card(directory: Path | None) -> str | None:
     """The card next to a model, if there is one.
 
     Raises:
-        ValueError: it is a link, no text, or its header is no YAML, or it holds an access token.
+        ValueError: it is a link, not text, or its header is not valid YAML, or it holds an access token.
     """
     text = None if directory is None else text_in(directory, CARD)
     if text is not None:
@@ -116,7 +116,7 @@ def own_card(directory: Path | None) -> str | None:
             ModelCard(text, ignore_metadata_errors=True)
         except Exception as error:  # each YAML library raises its own
             raise ValueError(
-                f"{directory / CARD} has a header that is no YAML: correct it, or remove the file"
+                f"{directory / CARD} has a header that is not valid YAML: correct it, or remove the file"
             ) from error
     return text
 

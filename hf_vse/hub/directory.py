@@ -22,7 +22,7 @@ def check_model_directory(directory: str | Path) -> Path:
     """
     path = Path(directory).expanduser()
     if not path.is_dir():
-        raise FileNotFoundError(f"{directory} is no directory: give the one that a run or save_pretrained wrote")
+        raise FileNotFoundError(f"{directory} is not a directory: give the one that a run or save_pretrained wrote")
     if CONFIG not in files_in(path, MODEL_FILES):
         raise FileNotFoundError(f"{directory} holds no model (config.json is missing): give the output_dir of a run")
     VSEEncoder.from_pretrained(path, "cpu")

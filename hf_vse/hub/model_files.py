@@ -40,7 +40,7 @@ def real_file(directory: Path, path: Path) -> Path:
         if (directory / step).is_symlink():
             raise ValueError(f"{directory / step} is a link: replace it by a copy of the file")
     if not stat.S_ISREG(path.lstat().st_mode):
-        raise ValueError(f"{path} is no file: remove it, or save the model there again")
+        raise ValueError(f"{path} is not a file: remove it, or save the model there again")
     return path
 
 
@@ -54,7 +54,7 @@ def text_in(directory: Path, name: str) -> str | None:
     """The text of a file of the directory; None if there is none.
 
     Raises:
-        ValueError: it is no file of the directory, or no UTF-8.
+        ValueError: it is not a file of the directory, or not UTF-8.
     """
     path = directory / name
     return read_text(real_file(directory, path)) if os.path.lexists(path) else None
@@ -64,7 +64,7 @@ def json_in(directory: Path, name: str, kind: type = dict) -> Any:
     """The value of a JSON file of the directory; an empty one of its kind if there is none.
 
     Raises:
-        ValueError: it is no file of the directory, no JSON, or of another kind.
+        ValueError: it is not a file of the directory, not JSON, or of another kind.
     """
     text = text_in(directory, name)
     return kind() if text is None else parse_json(text, directory / name, kind)
@@ -90,7 +90,7 @@ def parsed_code(path: Path, text: str) -> ast.Module:
     try:
         return ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise ValueError(f"{path} is no Python code ({error!s:.80}): save the model there again") from error
+        raise ValueError(f"{path} is not Python code ({error!s:.80}): save the model there again") from error
 
 
 def modules_imported(code: ast.Module) -> set[str]:

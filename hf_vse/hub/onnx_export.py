@@ -66,7 +66,7 @@ def _gates_reordered(weight: Tensor) -> Tensor:
     return torch.cat([update, reset, new])
 
 
-class Encoder(nn.Module):
+class ExportedTower(nn.Module):
     """One side of the model as a function of tensors in a given order, which is what can be exported."""
 
     def __init__(self, model: VSEModel, method: str, names: list[str]):
@@ -121,7 +121,7 @@ def free_axes(name: str, tensor: Tensor, positions: Any) -> dict[int, Any]:
     return {0: Dim("batch")} | ({1: positions} if several else {})
 
 
-def write_encoder(encoder: Encoder, inputs: dict[str, Tensor], positions: Any, path: Path) -> None:
+def write_tower(tower: ExportedTower, inputs: dict[str, Tensor], positions: Any, path: Path) -> None:
     log = logging.getLogger("torch.onnx")
     level = log.level
     log.setLevel(logging.ERROR)  # it warns of operators of torchvision, which is not needed
@@ -129,7 +129,7 @@ def write_encoder(encoder: Encoder, inputs: dict[str, Tensor], positions: Any, p
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*axis name")  # one name for an axis of several inputs is right
             torch.onnx.export(
-                encoder,
+                tower,
                 tuple(inputs.values()),
                 path,
                 dynamo=True,
@@ -145,7 +145,7 @@ def write_encoder(encoder: Encoder, inputs: dict[str, Tensor], positions: Any, p
 
 
 @torch.no_grad()
-def difference(path: Path, encoder: Encoder, batches: list[dict[str, Tensor]]) -> float:
+def difference(path: Path, tower: ExportedTower, batches: list[dict[str, Tensor]]) -> float:
     """The largest difference of any number between the file in onnxruntime and PyTorch."""
     import onnxruntime
 
@@ -153,7 +153,7 @@ def difference(path: Path, encoder: Encoder, batches: list[dict[str, Tensor]]) -
     differences = []
     for inputs in batches:
         (found,) = session.run(None, {name: tensor.numpy() for name, tensor in inputs.items()})
-        differences.append(np.abs(found - encoder(*inputs.values()).numpy()).max())
+        differences.append(np.abs(found - tower(*inputs.values()).numpy()).max())
     return float(np.max(differences))
 
 
@@ -196,8 +196,8 @@ def export_onnx(
     with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}") as unfinished:
         for side, (example, *others) in batches.items():
             path, method = Path(unfinished, f"{side}_encoder.onnx"), f"get_{side}_features"
-            write_encoder(Encoder(exported, method, list(example)).eval(), example, positions[side], path)
-            found = difference(path, Encoder(model, method, list(example)).eval(), others) if check else None
+            write_tower(ExportedTower(exported, method, list(example)).eval(), example, positions[side], path)
+            found = difference(path, ExportedTower(model, method, list(example)).eval(), others) if check else None
             if found is not None and not found <= LARGEST_DIFFERENCE:
                 versions = "export with other versions of torch"
                 raise ValueError(f"{path.name} differs from the model by {found:.1e}; {versions}")

@@ -43,10 +43,10 @@ def written_card(template: str, header: CardData, kind: type[RepoCard] = ModelCa
     body = re.sub(r"\n{3,}", "\n\n", templates.get_template(template).render(values))
     card = kind(f"---\n{header.to_yaml()}\n---\n\n{body.strip()}\n")
     kept = "Changed by hand, it is left alone by later uploads."
-    return f"{str(card).rstrip()}\n\n<!-- Written by hf_vse, digest {digest_of(card)}. {kept} -->\n"
+    return f"{str(card).rstrip()}\n\n<!-- Written by hf_vse, digest {card_digest(card)}. {kept} -->\n"
 
 
-def digest_of(card: RepoCard) -> str:
+def card_digest(card: RepoCard) -> str:
     header = {key: value for key, value in card.data.to_dict().items() if key not in UNSIGNED}
     body = "\n".join(SIGNATURE.sub("", card.text).split("\n")).strip()
     text = json.dumps(header, sort_keys=True, default=str) + body.replace("\r\n", "\n")
@@ -60,7 +60,7 @@ def is_ours(text: str, kind: type[RepoCard] = ModelCard) -> bool:
     except Exception:  # each YAML library raises its own; only a person can have written such a header
         return False
     if found := SIGNATURE.search(card.text):
-        return found[1] == digest_of(card)
+        return found[1] == card_digest(card)
     header = ModelCardData(library_name="transformers")
     says_nothing = ModelCard.from_template(header, model_description=TEMPLATE_OF_TRANSFORMERS)
     return card.text.strip() in ("", says_nothing.text.strip())

@@ -36,7 +36,7 @@ def push_space(
         private, token: as for `push_model`.
 
     Raises:
-        FileNotFoundError, ValueError: the folder is no demo, an id is none, or the Hub refuses.
+        FileNotFoundError, ValueError: the folder is not a demo, an id is none, or the Hub refuses.
         ConnectionError: the upload did not finish.
     """
     operations = check_space(folder, repo_id, model, dataset)
@@ -61,7 +61,7 @@ def check_space(folder: str | Path, repo_id: str, model: str, dataset: str) -> l
     for name, value in (("model", model), ("dataset", dataset)):
         if not is_hub_id(value):
             raise ValueError(
-                f"{name}={value!r} is no Hub id: a Space reads from the Hub; publish it first, then give org/name"
+                f"{name}={value!r} is not a Hub id: a Space reads from the Hub; publish it first, then give org/name"
             )
     return space_operations(path, model, dataset)
 
@@ -90,8 +90,8 @@ def shown_files(folder: Path) -> list[str]:
 
 
 def read_space_card(path: Path, text: str) -> SpaceCard:
-    """The README of a Space; raises ValueError where its header is no YAML."""
+    """The README of a Space; raises ValueError where its header is not valid YAML."""
     try:
         return SpaceCard(text, ignore_metadata_errors=True)
     except Exception as error:  # each YAML library raises its own
-        raise ValueError(f"{path} has a header that is no YAML: correct it") from error
+        raise ValueError(f"{path} has a header that is not valid YAML: correct it") from error

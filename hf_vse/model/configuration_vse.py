@@ -65,7 +65,7 @@ GRU_NUMBERS = {"vocab_size": SIZE, "word_dim": SIZE, "hidden_size": SIZE, "num_l
 
 
 def check_numbers(config: PreTrainedConfig, numbers: dict[str, Number]) -> None:
-    """Raises ValueError for a field that is no number, not finite, or not one that fits."""
+    """Raises ValueError for a field that is not a number, not finite, or not one that fits."""
     for name, number in numbers.items():
         value = getattr(config, name)
         if number.optional and value is None:

@@ -31,7 +31,7 @@ def positive_scores(scores: Tensor, positives: Tensor) -> Tensor:
 
 
 def negative_scores(scores: Tensor, positives: Tensor, excluded: Tensor | None) -> Tensor:
-    """The scores with minus infinity wherever a candidate is no negative: (Q, C)."""
+    """The scores with minus infinity wherever a candidate is not a negative: (Q, C)."""
     negatives = scores.scatter(1, positives[:, None], float("-inf"))
     return negatives if excluded is None else negatives.masked_fill(excluded, float("-inf"))
 

@@ -53,7 +53,7 @@ def load_objective(loss_type: str) -> str:
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it has changed or fails, or the function is missing or is no row loss.
+        ValueError: it has changed or fails, or the function is missing or is not a row loss.
     """
     asked = OWN.fullmatch(loss_type)
     if asked is None:
@@ -106,7 +106,7 @@ def check_signature(row_loss: Callable[..., Tensor], name: str) -> None:
     parameters = inspect.signature(row_loss).parameters.values()
     positional = [each for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
     if len(positional) != 3 or any(each.kind is each.VAR_POSITIONAL for each in parameters):
-        raise ValueError(f"{name}{inspect.signature(row_loss)} is no row loss: its arguments must be {ARGUMENTS}")
+        raise ValueError(f"{name}{inspect.signature(row_loss)} is not a row loss: its arguments must be {ARGUMENTS}")
     for each in parameters:
         if each.kind is not each.KEYWORD_ONLY:
             continue
@@ -114,7 +114,7 @@ def check_signature(row_loss: Callable[..., Tensor], name: str) -> None:
             raise ValueError(f"{name}: {each.name} comes from the recipe: give it no default in the function")
         if each.name not in SETTINGS and each.default is each.empty:
             raise ValueError(
-                f"{name}: {each.name!r} is no setting of an objective ({', '.join(SETTINGS)}): give it a default"
+                f"{name}: {each.name!r} is not a setting of an objective ({', '.join(SETTINGS)}): give it a default"
             )
 
 

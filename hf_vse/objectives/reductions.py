@@ -1,6 +1,6 @@
 """What a row loss needs to know about all negatives of a query, as one number.
 
-Of the logits x of a query's negatives (minus infinity where a candidate is no negative):
+Of the logits x of a query's negatives (minus infinity where a candidate is not a negative):
 
 | reduction      | number                 | objectives                               | slope, d number / d x_j     |
 |----------------|------------------------|------------------------------------------|-----------------------------|

@@ -98,7 +98,7 @@ class TorchTiles:
 
 
 def masked_logits(block: Block) -> Tensor:
-    """k s_ij, and minus infinity where text j is no negative of image i: (a, b) float32."""
+    """k s_ij, and minus infinity where text j is not a negative of image i: (a, b) float32."""
     if by_tensor_cores(block.rows):
         logits = product(block.rows, block.columns.T).mul_(block.scale)
     else:

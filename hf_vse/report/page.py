@@ -64,7 +64,7 @@ def check_report(folder: str | Path) -> Path:
 
     Raises:
         OSError: it is a file, or lies on a disk that is full or read-only.
-        ValueError: it holds what is no report.
+        ValueError: it holds what is not a report.
         ImportError: the extra `report` is not installed.
     """
     missing = [name for name in NEEDED if find_spec(name) is None]

@@ -163,7 +163,7 @@ def vectors_of_gallery(folder: Path, encoder: Encoder) -> tuple[list[str], np.nd
     version = version_folder(folder, header["version"])
     keys, embeds = read_json(version / KEYS_FILE, list), read_array(version / VECTORS_FILE, "embeds")
     if not all(isinstance(key, str) for key in keys):
-        raise ValueError(f"{version / KEYS_FILE} holds what is no text")
+        raise ValueError(f"{version / KEYS_FILE} holds what is not text")
     if embeds.shape != (len(keys), encoder.dim):
         raise ValueError(f"{version / VECTORS_FILE} has vectors {embeds.shape}, not {(len(keys), encoder.dim)}")
     return keys, embeds

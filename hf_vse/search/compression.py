@@ -117,7 +117,7 @@ class Compression:
     @classmethod
     def load(cls, path: str | Path) -> "Compression":
         if not Path(path).is_file():
-            raise FileNotFoundError(f"{path} is no file; write one with Compression.save")
+            raise FileNotFoundError(f"{path} is not a file; write one with Compression.save")
         basis, scale = read_tensors(path, "basis", "scale")
         with safe_open(path, framework="np") as file:
             precision = (file.metadata() or {}).get("precision")

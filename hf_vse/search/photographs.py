@@ -44,7 +44,7 @@ def of_folder(root: Path) -> tuple[list[Photograph], dict[str, Any]]:
     """The image files under a folder, sorted by name, and facts about the files that were left out.
 
     Raises:
-        OSError: it is no folder, or holds no image.
+        OSError: it is not a folder, or holds no image.
         ValueError: a line of its metadata is wrong.
     """
     known, repeated = read_metadata(root)
@@ -85,11 +85,11 @@ def read_metadata(root: Path) -> tuple[dict[str, dict[str, Any]], list[str]]:
         file_name -> the other fields of its line, the last one if there are several; and the names that have several.
 
     Raises:
-        FileNotFoundError: it is no folder.
-        ValueError: a line is no object, names no file in the folder, or has captions that are no text.
+        FileNotFoundError: it is not a folder.
+        ValueError: a line is not an object, names no file in the folder, or has captions that are no text.
     """
     if not root.is_dir():
-        raise FileNotFoundError(f"{root} is no folder: give one with images, or an array (.npy, .safetensors)")
+        raise FileNotFoundError(f"{root} is not a folder: give one with images, or an array (.npy, .safetensors)")
     path = root / METADATA_FILE
     known: dict[str, dict[str, Any]] = {}
     repeated = []

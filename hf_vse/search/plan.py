@@ -71,7 +71,7 @@ class Plan:
             else:
                 right = isinstance(value, str)
             if not right:
-                raise ValueError(f"{where}.{name} is {value!r:.60}, which is no {name} of a plan")
+                raise ValueError(f"{where}.{name} is {value!r:.60}, which is not a {name} of a plan")
         return cls(**values)
 
     def measured(self, effort: int, recall: float, measured_on: str) -> "Plan":

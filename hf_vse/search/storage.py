@@ -60,7 +60,7 @@ def check_place(folder: str | Path, photographs: str | Path | None = None, neede
 
     Raises:
         OSError: see `check_output_folder`.
-        ValueError: it lies in the photographs or they in it, or holds something that is no gallery.
+        ValueError: it lies in the photographs or they in it, or holds something that is not a gallery.
     """
     folder = check_output_folder("index", folder, needed)
     if photographs is not None:
@@ -72,7 +72,7 @@ def check_place(folder: str | Path, photographs: str | Path | None = None, neede
     if (folder / HEADER_FILE).exists():
         check_replaceable(folder)
     elif (foreign := next(not_ours(folder), None)) is not None:
-        raise ValueError(f"index {folder} is no gallery and holds {foreign}: give a new or an empty folder")
+        raise ValueError(f"index {folder} is not a gallery and holds {foreign}: give a new or an empty folder")
     return folder
 
 

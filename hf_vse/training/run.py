@@ -122,7 +122,7 @@ def check_named_parts(recipe: Recipe) -> None:
     for key in ("init_from", "image_tower", "text_tower"):
         name = getattr(model, key)
         if name is not None and not HUB_ID.fullmatch(name) and not Path(name).is_dir():
-            raise ValueError(f"{key} {name!r:.80} is no folder that exists, and no Hub id like org/name: give one")
+            raise ValueError(f"{key} {name!r:.80} is not a folder that exists, and no Hub id like org/name: give one")
     given = (model.init_from, model.image_tower, model.vision_config, recipe.data.options.get("features"))
     if recipe.data.source in WITH_PHOTOGRAPHS and given == (None, None, None, None):
         raise ValueError(
@@ -210,7 +210,7 @@ def read_stage_record(path: Path) -> dict[str, Any]:
     record = read_json(path, dict)
     missing = [key for key in ("name", "loss_type", "log") if key not in record]
     if missing or not isinstance(record["log"], list):
-        raise ValueError(f"{path} is no record of a stage: remove it, and the stage is trained again")
+        raise ValueError(f"{path} is not a record of a stage: remove it, and the stage is trained again")
     return record
 
 

@@ -136,7 +136,7 @@ IN_FOLDER: dict[str, tuple[Callable, str]] = {
     ),
     "captions of no JSON": (lambda tensors, place: (place / "captions.json").write_text("<html>"), "captions.json"),
     "captions an object": (lambda tensors, place: (place / "captions.json").write_text("{}"), "captions.json"),
-    "captions of numbers": (lambda tensors, place: (place / "captions.json").write_text("[1,2,3,4,5]"), "no text"),
+    "captions of numbers": (lambda tensors, place: (place / "captions.json").write_text("[1,2,3,4,5]"), "not text"),
     "captions in latin-1": (
         lambda tensors, place: (place / "captions.txt").write_bytes(b"caf\xe9\n" * 5), "is not valid UTF-8"
     ),
@@ -173,21 +173,21 @@ PLACES = {
     "features in a folder of somebody": (features, "--output", foreign_folder, "holds other things than features"),
 }  # fmt: skip
 DEVICES = {
-    "gpu": "'gpu' is no device",
-    "cuda:x": "'cuda:x' is no device",
-    "cpu:-2": "is no device",
+    "gpu": "'gpu' is not a device",
+    "cuda:x": "'cuda:x' is not a device",
+    "cpu:-2": "is not a device",
     "cuda:77": "is not on this machine",
     "meta": "is not on this machine",
-    "xla": "is not on this machine|is no device",
+    "xla": "is not on this machine|is not a device",
 }
 RECIPES = {
-    "garbage": ("a: [1, 2", "recipe.yaml is no YAML"),
+    "garbage": ("a: [1, 2", "recipe.yaml is not valid YAML"),
     "a list": ("- 1\n- 2\n", "recipe.yaml holds list"),
     "text": ("only words", "recipe.yaml holds str"),
     "empty": ("", "recipe.yaml holds NoneType"),
     "data set a list": ("dataset: [scenes]", "recipe.yaml: dataset is"),
     "folder an object": ("dataset: imagefolder\ndata_dir: {a: 1}", "recipe.yaml: data_dir is"),
-    "python": ("!!python/object/apply:os.system ['false']", "recipe.yaml is no YAML"),
+    "python": ("!!python/object/apply:os.system ['false']", "recipe.yaml is not valid YAML"),
     "seed text": ("dataset: scenes\nseed: many", "recipe.yaml: seed is 'many'"),
     "seed negative": ("dataset: scenes\nseed: -1", "recipe.yaml: seed is -1"),
     "share text": ("dataset: scenes\nvalidation_share: some", "recipe.yaml: validation_share is 'some'"),

@@ -175,10 +175,10 @@ def labelled_cases() -> list[Case]:
     wrong: dict[str, tuple[dict, str]] = {
         "empty": ({"classes__notes_DOT_txt": "x"}, "holds no folders of images"),
         "one class": ({"classes__one__a_DOT_png": "x"}, "at least 2"),
-        "saved data truncated": ({"classes__state_DOT_json": "{"}, "no whole data set"),
-        "saved data garbage": ({"classes__dataset_dict_DOT_json": GARBAGE}, "no whole data set"),
-        "saved data null": ({"classes__state_DOT_json": "null"}, "no whole data set"),
-        "saved splits missing": ({"classes__dataset_dict_DOT_json": {"splits": ["test"]}}, "no whole data set"),
+        "saved data truncated": ({"classes__state_DOT_json": "{"}, "not a complete data set"),
+        "saved data garbage": ({"classes__dataset_dict_DOT_json": GARBAGE}, "not a complete data set"),
+        "saved data null": ({"classes__state_DOT_json": "null"}, "not a complete data set"),
+        "saved splits missing": ({"classes__dataset_dict_DOT_json": {"splits": ["test"]}}, "not a complete data set"),
         "twice one name": ({"classes__a_b__x_DOT_png": "x", "classes__a-b__x_DOT_png": "x"}, "appears twice"),
     }
     cases = [
@@ -306,7 +306,7 @@ def array_cases() -> list[Case]:
         ],
     }  # fmt: skip
     cases = [
-        Case(f"evaluate/arrays {name} {number}", arrays(setting(name, value)), f"{name}|no text|image_embeds")
+        Case(f"evaluate/arrays {name} {number}", arrays(setting(name, value)), f"{name}|not text|image_embeds")
         for name, values in wrong.items()
         for number, value in enumerate(values)
     ]

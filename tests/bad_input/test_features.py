@@ -1,4 +1,4 @@
-"""Precomputed features: arrays of every wrong shape and type, damaged files, and what is no number."""
+"""Precomputed features: arrays of every wrong shape and type, damaged files, and what is not a number."""
 
 import json
 from collections.abc import Callable

@@ -119,7 +119,7 @@ FORMATS = (0, 1, FORMAT - 1, FORMAT + 1, 99, -1, "3", 3.0, None, True, [FORMAT],
 def file_cases() -> list[Case]:
     cases = []
     for name in FILES:
-        says = f"{name}|no gallery"
+        says = f"{name}|not a gallery"
         cases.append(Case(f"gallery/{name} missing", damaged(name, None), says))
         for damage, change in DAMAGES.items():
             cases.append(Case(f"gallery/{name} {damage}", damaged(name, change), says))
@@ -208,15 +208,17 @@ PLACES = [
     Case("gallery/below its photographs", indexed("photos", "photos/index"), "its own photographs"),
     Case("gallery/by another way", indexed("photos", "photos/../photos/city/../index"), "its own photographs"),
     Case("gallery/above its photographs", indexed("photos", "."), "lie in the index"),
-    Case("gallery/in a folder of somebody", indexed("photos", "mine", make=a_folder_of_mine), "no gallery and holds"),
+    Case(
+        "gallery/in a folder of somebody", indexed("photos", "mine", make=a_folder_of_mine), "not a gallery and holds"
+    ),
     Case("gallery/a file", indexed("photos", "mine.txt", make=a_file), "is a file"),
     Case("gallery/under a file", indexed("photos", "mine.txt/index", make=a_file), "which is a file"),
     Case("gallery/a device", indexed("photos", "/dev/null"), "is a file"),
     Case("gallery/NUL in its name", indexed("photos", "a\0b"), "not a valid file name"),
     Case("gallery/name of 300", indexed("photos", "a" * 300), "cannot be used"),
     Case("gallery/no name", indexed("photos", ""), "name of a folder"),
-    Case("gallery/no photographs", indexed("nowhere", "i"), "nowhere is no folder"),
-    Case("gallery/photographs are a file", indexed("mine.txt", "i", make=a_file), "no folder"),
+    Case("gallery/no photographs", indexed("nowhere", "i"), "nowhere is not a folder"),
+    Case("gallery/photographs are a file", indexed("mine.txt", "i", make=a_file), "not a folder"),
     Case("gallery/kind", indexed("photos", "i", "--kind", "tree"), "kind"),
     Case("gallery/pq of few", indexed("photos", "i", "--kind", "pq"), "needs at least 256"),
     Case("gallery/items without an array", indexed("photos", "i", "--items", "x"), "--items goes with"),

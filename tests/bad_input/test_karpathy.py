@@ -85,7 +85,7 @@ CASES += [
     Case(
         f"karpathy/images {kind}",
         arrange(lambda good, value=value: good | {"images": value}),
-        "no Karpathy split JSON",
+        "not a Karpathy split JSON",
     )
     for kind, value in VALUES.items()
     if value is not MISSING and not (isinstance(value, list) and value)
@@ -109,16 +109,20 @@ CASES += [
 CASES += [
     Case("karpathy/file none", lambda _, folder: arrange_none(folder), "no dataset_flickr8k"),
     Case(
-        "karpathy/gz that is none", arrange(lambda good: json.dumps(good).encode(), NAME + ".gz"), "no Karpathy split"
+        "karpathy/gz that is none",
+        arrange(lambda good: json.dumps(good).encode(), NAME + ".gz"),
+        "not a Karpathy split",
     ),
     Case(
-        "karpathy/xz that is none", arrange(lambda good: json.dumps(good).encode(), NAME + ".xz"), "no Karpathy split"
+        "karpathy/xz that is none",
+        arrange(lambda good: json.dumps(good).encode(), NAME + ".xz"),
+        "not a Karpathy split",
     ),
     Case("karpathy/gz", arrange(lambda good: gzip.compress(json.dumps(good).encode()), NAME + ".gz"), accepted=True),
     Case(
         "karpathy/gz cut",
         arrange(lambda good: gzip.compress(json.dumps(good).encode())[:-20], NAME + ".gz"),
-        "no Karpathy split",
+        "not a Karpathy split",
     ),
     Case("karpathy/no images", arrange(lambda good: good | {"images": []}), "has no image with a caption"),
     Case(
@@ -132,7 +136,7 @@ CASES += [
     Case(
         "karpathy/split file of another kind", arrange(lambda _: None, "a.csv", ("--split_file", "a.csv")), "must end"
     ),
-    Case("karpathy/split file a folder", arrange(lambda _: None, options=("--split_file", ".")), "is no file"),
+    Case("karpathy/split file a folder", arrange(lambda _: None, options=("--split_file", ".")), "is not a file"),
     Case("karpathy/separators in a caption", arrange(put("sentences.0.raw", "a\u2028b\u0085c\x00")), accepted=True),
     Case("karpathy/one image twice", arrange(put("filename", "0.png")), accepted=True),
     Case("karpathy/filename with a dot before", arrange(put("filename", "./1.png")), accepted=True),

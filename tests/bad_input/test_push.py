@@ -199,8 +199,8 @@ CASES = [
         Case(f"push/name {name!r:.20}", push(lambda model: None, name=name), "no name for a repository")
         for name in ("", " ", "a/b/c", "org/na me", "../x", "org/..", "org/x.git", "org/" + "x" * 99, "/etc", "org/-x")
     ),
-    Case("push/no folder", lambda parts, folder: ["push", "nowhere", NAME], "nowhere is no directory"),
-    Case("push/a file", lambda parts, folder: ["push", str(parts.model / "config.json"), NAME], "is no directory"),
+    Case("push/no folder", lambda parts, folder: ["push", "nowhere", NAME], "nowhere is not a directory"),
+    Case("push/a file", lambda parts, folder: ["push", str(parts.model / "config.json"), NAME], "is not a directory"),
     Case("push/photographs", lambda parts, folder: ["push", str(parts.photographs), NAME], "holds no model"),
     Case("push/gallery", lambda parts, folder: ["push", str(parts.gallery), NAME], "holds no model"),
     Case("push/space alone", push(lambda model: None, "--space", "org/page"), "go together"),
@@ -208,7 +208,7 @@ CASES = [
         Case(
             f"push/space {space!r:.20} {dataset!r:.20}",
             push(lambda model: None, "--space", space, "--dataset", dataset),
-            "no name for a repository|no Hub id",
+            "not a name for a repository|no Hub id",
         )
         for space, dataset in (("a/b/c", "org/data"), ("", "org/data"), ("org/page", "photos"), ("org/page", "../x"))
     ),

@@ -66,14 +66,14 @@ QUERIES = [
     Case("search/blank", search(" \t\n"), "a query is empty"),
     Case("search/second one empty", search("a dog", ""), "a query is empty"),
     Case("search/half a character", search("a \ud83d dog"), "half a character"),
-    Case("search/byte that is no text", search("caf\udce9"), "half a character"),
+    Case("search/byte that is not text", search("caf\udce9"), "half a character"),
     Case("search/nothing", search(), "nothing to search for"),
     *(
         Case(f"search/image {name!r:.40}", search("--image", name, make=odd_files), f"{name or 'image'}")
         for name in ("empty.png", "text.png", "cut.png", "folder.png", "pipe.png", "loop.png", "none.png")
     ),
     *(
-        Case(f"search/image {name!r:.40}", search("--image", name, make=odd_files), "is no file")
+        Case(f"search/image {name!r:.40}", search("--image", name, make=odd_files), "is not a file")
         for name in ("", " ", ".", "/", "/dev/null", "/dev/zero", "a\0b")
     ),
     Case("search/image name of 300", search("--image", "a" * 300), "name"),

@@ -175,7 +175,7 @@ def test_the_page_gets_its_photographs_in_one_file(photographs, tmp_path, monkey
 def test_refusals_are_one_line_and_json(capsys, tiny_model, tmp_path):
     for words, message in (
         (["search", tmp_path, "x"], "holds no gallery"),
-        (["index", tmp_path / "none", tmp_path / "i", "--model", tiny_model], "is no folder"),
+        (["index", tmp_path / "none", tmp_path / "i", "--model", tiny_model], "is not a folder"),
         (["evaluate", tiny_model, "--dataset", "coco", "--data_dir", tmp_path / "none"], "does not exist"),
         (["train", "--loss_tpye", "nce"], "did you mean 'loss_type'?"),
         (["train", "nonsense.yaml"], "recipe nonsense.yaml does not exist"),

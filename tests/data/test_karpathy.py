@@ -223,16 +223,16 @@ def test_a_missing_split_file_says_what_was_looked_for_and_what_is_there(tmp_pat
     (tmp_path / "readme.txt").touch()
     with pytest.raises(FileNotFoundError, match=r"dataset_coco\*.json .*\['readme.txt'\].* name it with split_file"):
         load_karpathy("coco", tmp_path)
-    with pytest.raises(FileNotFoundError, match="split_file='x.json' is no file"):
+    with pytest.raises(FileNotFoundError, match="split_file='x.json' is not a file"):
         load_karpathy("coco", tmp_path, split_file="x.json")
-    with pytest.raises(FileNotFoundError, match="nowhere' is no folder"):
+    with pytest.raises(FileNotFoundError, match="nowhere' is not a folder"):
         load_karpathy("coco", tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"annotations": []}'])
 def test_a_file_of_another_kind_is_one_clear_line(tmp_path, text):
     (tmp_path / "dataset_coco.json").write_text(text)
-    with pytest.raises(ValueError, match="dataset_coco.json is no Karpathy split JSON") as caught:
+    with pytest.raises(ValueError, match="dataset_coco.json is not a Karpathy split JSON") as caught:
         load_karpathy("coco", tmp_path)
     assert "\n" not in str(caught.value)
 
@@ -240,7 +240,7 @@ def test_a_file_of_another_kind_is_one_clear_line(tmp_path, text):
 @pytest.mark.parametrize("name", ["dataset_coco.json.gz", "dataset_coco.json.xz"])
 def test_a_damaged_archive_is_one_clear_line(tmp_path, name):
     (tmp_path / name).write_bytes(b"nonsense")
-    with pytest.raises(ValueError, match="is no Karpathy split JSON"):
+    with pytest.raises(ValueError, match="is not a Karpathy split JSON"):
         load_karpathy("coco", tmp_path)
 
 

@@ -91,7 +91,7 @@ WRONG = {
     "no images": ({"image_embeds": None}, "holds no image_embeds; save one vector for each image"),
     "too few ids": ({"image_ids": [1, 2]}, "image_ids has 2 entries for 3 rows of image_embeds"),
     "too many captions": ({"captions": ["x"] * 6}, "captions has 6 entries for 5 rows of text_embeds"),
-    "captions of numbers": ({"captions": ["a", 2, "c", "d", "e"]}, "entry 1 of the captions is no text but int"),
+    "captions of numbers": ({"captions": ["a", 2, "c", "d", "e"]}, "entry 1 of the captions is not text but int"),
 }
 
 
@@ -109,11 +109,11 @@ def test_files_of_another_kind_are_refused(tmp_path):
     with pytest.raises(OSError, match="nothing does not exist; give a .safetensors file, or a folder"):
         read_embeddings(tmp_path / "nothing")
     (tmp_path / "pairs.pt").write_bytes(b"no tensors")
-    with pytest.raises(OSError, match="pairs.pt is no safetensors file"):
+    with pytest.raises(OSError, match="pairs.pt is not a safetensors file"):
         read_embeddings(tmp_path / "pairs.pt")
     save_embeddings(tmp_path / "folder", given())
     np.save(tmp_path / "folder" / "caption_ids.npy", np.array([{"an": "object"}] * 5), allow_pickle=True)
-    with pytest.raises(ValueError, match=re.escape("caption_ids.npy is no array of numbers")):
+    with pytest.raises(ValueError, match=re.escape("caption_ids.npy is not an array of numbers")):
         read_embeddings(tmp_path / "folder")
     (tmp_path / "folder" / "caption_ids.npy").unlink()
     (tmp_path / "folder" / "caption_ids.json").write_text('{"0": 1}')

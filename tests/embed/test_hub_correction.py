@@ -104,7 +104,7 @@ def test_a_bank_is_saved_and_loaded(space, tmp_path):
     assert loaded.temperature == 0.07 and loaded.active.dtype == bool
     scores = queries @ gallery.T
     np.testing.assert_allclose(loaded.rescore(scores), fitted.rescore(scores), rtol=1e-6)
-    with pytest.raises(FileNotFoundError, match="none is no file; write one with QueryBank.save"):
+    with pytest.raises(FileNotFoundError, match="none is not a file; write one with QueryBank.save"):
         QueryBank.load(tmp_path / "none")
 
 

@@ -89,7 +89,7 @@ def test_a_device_that_is_not_there_is_refused_in_one_line(monkeypatch):
         with pytest.raises(ValueError, match=f"device='{name}' is not on this machine, which has cpu"):
             chosen_device(name)
     for name in ("gpu", "", "cuda:x", "cpu:-1"):
-        with pytest.raises(ValueError, match="is no device: give cpu, cuda, cuda:1 or mps"):
+        with pytest.raises(ValueError, match="is not a device: give cpu, cuda, cuda:1 or mps"):
             chosen_device(name)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
@@ -116,7 +116,7 @@ def test_models_of_others_are_loaded_whole_too(kind, tokenizer, tmp_path):
         (lambda weights: weights.pop(layer), f"lacks 1 weights of CLIPModel .the first is '{layer}'"),
         (lambda weights: weights.update({layer: torch.ones(3)}), f"in another shape, 1 weights .*'{layer}'"),
         (lambda weights: weights.update({layer.replace("0", "9"): torch.ones(3)}), "does not build, 1 weights"),
-        (lambda weights: weights[layer].fill_(torch.nan), "fc1.bias holds what is no finite number"),
+        (lambda weights: weights[layer].fill_(torch.nan), "fc1.bias holds what is not a finite number"),
     ):
         change_weights(folder, change)
         with pytest.raises(ValueError, match=says):

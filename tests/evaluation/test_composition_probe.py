@@ -394,7 +394,7 @@ def test_wrong_files_are_refused_by_name_and_field(tmp_path):
             load_foils("vg_relation", tmp_path)
     with pytest.raises(OSError, match="visual_genome_attribution.json does not exist"):
         load_foils("vg_attribution", tmp_path)
-    with pytest.raises(OSError, match="is no folder"):
+    with pytest.raises(OSError, match="is not a folder"):
         load_foils("sugarcrepe", tmp_path / "nowhere")
     with pytest.raises(ValueError, match="name='aro' is unknown"):
         load_foils("aro", tmp_path)

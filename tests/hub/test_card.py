@@ -195,7 +195,7 @@ def cut_off(folder: Path) -> None:
         (lambda folder: (folder / "config.json").unlink(), r"holds no model \(config.json is missing\)"),
         (break_config, "model_type is 'bert', a model of this package has 'vse'"),
         (pickle_only, "pytorch_model.bin is not read: only safetensors are read, other formats may run code"),
-        (cut_off, "model.safetensors is no whole safetensors file"),
+        (cut_off, "model.safetensors is not a complete safetensors file"),
         (lambda folder: (folder / "modeling_vse.py").unlink(), "lacks modeling_vse.py: save model and processor"),
         (
             lambda folder: (folder / "processor_config.json").unlink(),

@@ -119,10 +119,13 @@ REFUSED = {
     "exit": ("raise SystemExit(3)", "mine.py cannot be executed (SystemExit: 3)"),
     "no function": (HEAD + "def other(): pass", "mine.py has no function 'mine'; its functions are: other"),
     "no functions": ("mine = 3", "mine.py has no function 'mine'; its functions are: none"),
-    "two arguments": (defined("return scores", "scores, positives, *, margin"), "is no row loss: its arguments must"),
+    "two arguments": (
+        defined("return scores", "scores, positives, *, margin"),
+        "is not a row loss: its arguments must",
+    ),
     "positional": (defined("return scores", "scores, positives, excluded, margin"), "must be (scores, positives, exc"),
-    "any": (defined("return scores", "*args, **kwargs"), "is no row loss"),
-    "unknown": (defined("return scores", "scores, positives, excluded, *, alpha"), "'alpha' is no setting"),
+    "any": (defined("return scores", "*args, **kwargs"), "is not a row loss"),
+    "unknown": (defined("return scores", "scores, positives, excluded, *, alpha"), "'alpha' is not a setting"),
     "default": (
         defined("return scores", "scores, positives, excluded, *, margin=0.1"),
         "margin comes from the recipe: give it no default",

@@ -109,10 +109,10 @@ def mapped_array(file: Path) -> np.ndarray:
     try:
         found = np.load(file, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
-        raise ValueError(f"{file} is no array of numbers; write it with numpy.save") from error
+        raise ValueError(f"{file} is not an array of numbers; write it with numpy.save") from error
     if not isinstance(found, np.ndarray):
         found.close()
-        raise ValueError(f"{file} is no array of numbers but an archive of several; write each with numpy.save")
+        raise ValueError(f"{file} is not an array of numbers but an archive of several; write each with numpy.save")
     return found
 
 
@@ -122,7 +122,7 @@ def file_parts(file: Path) -> dict[str, Any]:
             parts = {name: stored.get_tensor(name) for name in stored.keys() if name in (*VECTORS, *NUMBERS)}
             captions = (stored.metadata() or {}).get("captions")
     except SafetensorError as error:
-        raise OSError(f"{file} is no safetensors file; other formats are read from a folder of .npy files") from error
+        raise OSError(f"{file} is not a safetensors file; for another format save .npy files in a folder") from error
     return parts if captions is None else parts | {"captions": as_list(file, captions)}
 
 
@@ -163,7 +163,7 @@ def checked_numbers(path: Path, name: str, values: Any) -> np.ndarray:
 def checked_captions(path: Path, captions: list[Any]) -> list[str]:
     for place, caption in enumerate(captions):
         if not isinstance(caption, str):
-            raise ValueError(f"{path}: entry {place} of the captions is no text but {type(caption).__name__}")
+            raise ValueError(f"{path}: entry {place} of the captions is not text but {type(caption).__name__}")
     return captions
 
 

@@ -118,7 +118,7 @@ def box_of(path: Path, key: Any, entry: Any) -> list[int]:
     names = ("bbox_x", "bbox_y", "bbox_w", "bbox_h")
     box = fields(path, key, entry, names, (int, float))
     if not all(math.isfinite(value) and abs(value) < LARGEST_SIDE for value in box) or min(box[2:]) < 1:
-        raise ValueError(f"{path}, entry {key}: the box {box} is no part of an image; it is not the published file")
+        raise ValueError(f"{path}, entry {key}: the box {box} is not part of an image; it is not the published file")
     return [int(value) for value in box]
 
 
@@ -237,7 +237,7 @@ def load_foils(
     check_choice("name", name, get_args(PublishedName))
     directory = Path(directory)
     if not directory.is_dir():
-        raise FileNotFoundError(f"directory={str(directory)!r} is no folder: give the one with the files of {name}")
+        raise FileNotFoundError(f"directory={str(directory)!r} is not a folder: give the one with the files of {name}")
     images = Path(image_dir) if image_dir is not None else directory
     if name in _READERS:
         if name == "winoground" and (directory / "state.json").is_file():

@@ -104,7 +104,7 @@ def read_mentions(sentence: str) -> list[Mention]:
     for match in _OBJECT.finditer(sentence):
         named = [name for name, word in match.groupdict().items() if word]
         claims = {name: MEANINGS[name][match[name]] for name in named}
-        last = match.end("shape")  # the place is no part of the phrase
+        last = match.end("shape")  # the place is not part of the phrase
         mentions.append(Mention((match.start(), last), claims, {name: match.span(name) for name in named}))
     return mentions
 

@@ -41,7 +41,7 @@ def merge(best: Neighbours, scores: Tensor, first: int) -> Neighbours:
 
     Args:
         best: (queries, k) so far.
-        scores: (queries, candidates) of the candidates `first`, `first + 1`, ...; -inf is no candidate.
+        scores: (queries, candidates) of the candidates `first`, `first + 1`, ...; -inf is not a candidate.
     """
     k = best.scores.shape[1]
     found, columns = scores.topk(min(k, scores.shape[1]), dim=1)
