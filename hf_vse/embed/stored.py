@@ -98,8 +98,8 @@ def stored_config(name: str) -> tuple[Path, dict[str, Any]]:
         raise OSError(f"{name} holds no {CONFIG_NAME}: give the folder of a model")
     if path is None:
         raise OSError(
-            f"{name} is not a folder, and nothing of that name was found on the Hub: give a folder, or check the Hub id "
-            "and the connection"
+            f"{name} is not a folder, and nothing of that name was found on the Hub: give a folder, or check the "
+            "Hub id and the connection"
         )
     return path, read_json(path, dict)
 

@@ -144,6 +144,4 @@ def check_embeds(encoder: VSEEncoder) -> None:
             embeds["a picture"] = encoder.encode_images(encoder.prepare_images([picture]))
     for what, embed in embeds.items():
         if not embed.isfinite().all() or not embed.any():
-            raise ValueError(
-                f"{encoder.name} makes of {what} no vector but zeros or what is not a number: {FETCH_AGAIN}"
-            )
+            raise ValueError(f"{encoder.name} embeds {what} as zeros or as non-finite numbers: {FETCH_AGAIN}")
