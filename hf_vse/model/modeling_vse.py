@@ -269,7 +269,10 @@ class VSEModel(VSEPreTrainedModel):
             temperature = torch.tensor(float(self.config.temperature), device=device)
         else:
             temperature = 1 / self.logit_scale.float().clamp(max=MAX_LOGIT_SCALE).exp().squeeze()
-        bias = torch.tensor(0.0, device=device) if self.logit_bias is None else self.logit_bias.float().squeeze()
+        if self.logit_bias is None:
+            bias = torch.tensor(0.0, device=device)
+        else:
+            bias = self.logit_bias.float().squeeze().clone()  # FSDP frees what a view would still point to
         return temperature, bias
 
     @torch.no_grad()
