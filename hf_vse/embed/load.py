@@ -32,8 +32,9 @@ from hf_vse.embed.adapters.sentence_models import SentenceTransformersEncoder
 from hf_vse.embed.adapters.transformers_models import FAMILIES, TransformersEncoder
 from hf_vse.embed.adapters.vse import VSEEncoder
 from hf_vse.embed.encoder import Encoder, source_digest
-from hf_vse.embed.stored import stored_json
+from hf_vse.embed.stored import check_name, stored_json
 from hf_vse.model.configuration_vse import VSEConfig
+from hf_vse.model.sentence_transformers_vse import SENTENCE_FILES
 
 Kind = Literal["auto", "vse", "transformers", "sentence_transformers", "open_clip", "onnx", "python"]
 Device = str | torch.device | None
@@ -93,8 +94,12 @@ def kind_of(name: str, trust_remote_code: bool = False) -> Kind:
     if name.startswith(PREFIX):
         return "open_clip"
     folder = Path(name)
-    if not folder.exists() and PYTHON_NAME.fullmatch(name):
+    if PYTHON_NAME.fullmatch(name) and not folder.exists():
         return "python"
+    try:
+        check_name(name.partition("@")[0])
+    except OSError as error:
+        raise ValueError(f"{error}; {UNDERSTOOD}") from error
     if onnx_files(Path(name.partition("@")[0])) and (
         not folder.is_dir() or not (folder / "model.safetensors").is_file()
     ):
@@ -103,8 +108,9 @@ def kind_of(name: str, trust_remote_code: bool = False) -> Kind:
     model_type = str(config.get("model_type"))
     if model_type == VSEConfig.model_type:
         return "vse"  # before its own modules.json, which makes it a module of sentence-transformers as well
-    if stored_json(name, "modules.json") is not None:
-        return "sentence_transformers"
+    if (modules := stored_json(name, "modules.json")) is not None:
+        ours = SENTENCE_FILES["modules.json"][0]["type"] in str(modules)  # and its config.json is damaged
+        return "vse" if ours else "sentence_transformers"
     if model_type in FAMILIES or (trust_remote_code and "auto_map" in config):
         return "transformers"
     if config:

@@ -42,7 +42,7 @@ def open_model(
     """
     recorded = gallery.facts.get("encoder") or {}
     kind = "auto" if name is not None else recorded.get("kind", "auto")
-    name = name or recorded_name(gallery, trust_remote_code)
+    name = recorded_name(gallery, trust_remote_code) if name is None else name
     encoder = load_encoder(
         name,
         device=device,

@@ -137,7 +137,7 @@ CASES = [
     Case("run/model missing", run_with(without(f"{STAGE}/model.safetensors")), "model of a stage cannot be used"),
     Case("run/config missing", run_with(without(f"{STAGE}/config.json")), "model of a stage cannot be used"),
     Case("run/another seed", run_with(lambda folder: None, "--seed", "7"), "holds a run with a different seed "),
-    Case("run/another objective", run_with(lambda folder: None, "--loss_type", "hinge_max"), "another loss_type"),
+    Case("run/another objective", run_with(lambda folder: None, "--loss_type", "hinge_max"), "different loss_type"),
     Case("run/under the recipe", only_recipe(lambda folder: None, "--output_dir", "r.yaml/x"), "which is a file"),
     Case("run/features missing", only_recipe(lambda folder: None, "--data_dir", "none"), "data_dir='none' does not"),
     Case(

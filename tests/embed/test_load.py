@@ -116,7 +116,7 @@ def test_names_that_are_not_understood_list_what_is(tokenizer, tmp_path):
     for name, found in (
         ("bert", "is a model of type 'bert'"),
         ("empty", "holds no config.json"),
-        ("none", "is not a folder, and nothing of that name was found on the Hub"),
+        ("none", "does not exist, and cannot be a Hub id"),
     ):
         message = refusal(lambda name=name: load_encoder(str(tmp_path / name)))
         assert found in message and "siglip2" in message and "encode_images(images)" in message
