@@ -196,7 +196,7 @@ CASES = [
         for value in values
     ),
     *(
-        Case(f"push/name {name!r:.20}", push(lambda model: None, name=name), "no name for a repository")
+        Case(f"push/name {name!r:.20}", push(lambda model: None, name=name), "not a name for a repository")
         for name in ("", " ", "a/b/c", "org/na me", "../x", "org/..", "org/x.git", "org/" + "x" * 99, "/etc", "org/-x")
     ),
     Case("push/no folder", lambda parts, folder: ["push", "nowhere", NAME], "nowhere is not a directory"),
@@ -208,7 +208,7 @@ CASES = [
         Case(
             f"push/space {space!r:.20} {dataset!r:.20}",
             push(lambda model: None, "--space", space, "--dataset", dataset),
-            "not a name for a repository|no Hub id",
+            "not a name for a repository|not a Hub id",
         )
         for space, dataset in (("a/b/c", "org/data"), ("", "org/data"), ("org/page", "photos"), ("org/page", "../x"))
     ),
