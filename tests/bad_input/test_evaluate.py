@@ -61,7 +61,7 @@ OUTPUTS = {
     "is a folder": ("taken/", "taken", "folder"),
     "under a file": ("taken", "taken/deep/numbers.json", "is a file"),
     "nothing": ("", "", "is a folder"),
-    "blank": ("", " ", "no name"),
+    "blank": ("", " ", "not a valid file name"),
     "too long": ("", "n" * 300, "too long"),
     "in /proc": ("", "/proc/numbers.json", "MB free|is not writable"),
 }
