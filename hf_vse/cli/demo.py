@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> Result | None:
     from hf_vse.embed.load import model_place
 
     if arguments.gallery is None:
-        model = arguments.model or default_model(arguments.quiet)
+        model = default_model(arguments.quiet) if arguments.model is None else arguments.model
         dataset = photographs(arguments, model)
     else:
         model, dataset = of_gallery(arguments)
@@ -108,7 +108,9 @@ def of_gallery(arguments: argparse.Namespace) -> tuple[str, str]:
     if useless := [*useless, *data_options(arguments)]:
         raise ValueError(f"--{useless[0]} is of no use: a gallery has a model and images of its own; leave it out")
     gallery = GalleryIndex.load(arguments.gallery)
-    model = arguments.model or recorded_name(gallery, arguments.trust_remote_code)
+    model = arguments.model
+    if model is None:
+        model = recorded_name(gallery, arguments.trust_remote_code)
     items = [item for item in gallery.items if isinstance(item, dict) and "file" in item]
     if len(items) != len(gallery):
         raise ValueError(f"{arguments.gallery} was not made from files: leave it out, and name its model and data set")

@@ -78,7 +78,7 @@ def load_encoder(
 
 def model_place(name: str) -> str:
     """The same name for somebody who works in another folder: paths in it are absolute."""
-    if Path(name).exists():
+    if name and Path(name).exists():  # an empty path is the folder one works in
         return whole_path(name)
     match = PYTHON_NAME.fullmatch(name)
     if match is not None and match["place"].endswith(".py"):

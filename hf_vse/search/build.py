@@ -93,13 +93,8 @@ def build_gallery(
         state.wait_for_everyone()  # nobody writes before everybody has looked
         if own := missing[state.process_index :: state.num_processes]:
             if state.num_processes > 1:
-                logger.info(
-                    "process %d of %d encodes %d of %d images",
-                    state.process_index + 1,
-                    state.num_processes,
-                    len(own),
-                    len(missing),
-                )
+                who = f"process {state.process_index + 1} of {state.num_processes}"
+                logger.info("%s encodes %d of %d images", who, len(own), len(missing))
             images, keys = images_of(source, photographs, own), [photographs[row].key for row in own]
             encode_images(encoder, images, batch_size, num_workers, progress and state.is_main_process, store, keys)
         state.wait_for_everyone()

@@ -10,6 +10,7 @@ names are removed, so other files in the folder stay.
 """
 
 import errno
+import logging
 import os
 import re
 import secrets
@@ -40,6 +41,8 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None
+
+logger = logging.getLogger(__name__)
 
 VERSIONS_FOLDER = "versions"
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -123,8 +126,8 @@ def locked(folder: Path) -> Iterator[None]:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise ValueError(f"index {folder} is being written by another process: wait for its end") from error
-            except OSError:
-                pass  # network disks without locking raise various errors: the gallery is written without a lock
+            except OSError as error:  # network disks without locking raise various errors
+                logger.warning("%s is written without a lock (%s): let no other process write to it", folder, error)
         with full_disk_named(folder):
             yield
     finally:

@@ -53,6 +53,17 @@ def test_sentence_that_looks_like_a_file_is_a_sentence(folder):
     assert encode_texts(encoder, ["red", "https://example.org/red.jpg"]).shape == (2, 16)
 
 
+@torch.no_grad()
+def test_sentence_longer_than_the_text_tower_is_cut(folder, tokenizer):
+    encoder = load_encoder(str(folder), device="cpu")
+    model, long = encoder.model[0].model, " ".join(["red circle"] * 50)
+    longest = model.config.text_config.max_position_embeddings
+    assert encoder.facts()["max_text_length"] == longest < len(tokenizer(long)["input_ids"])
+    cut = tokenizer([long], truncation=True, max_length=longest, return_tensors="pt")
+    expected = torch.nn.functional.normalize(model.get_text_features(**cut).pooler_output)
+    torch.testing.assert_close(encode_texts(encoder, [long]), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_record_and_digest(folder):
     encoder = load_encoder(str(folder), device="cpu")
     facts = encoder.facts()

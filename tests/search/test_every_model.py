@@ -277,6 +277,7 @@ def test_the_page_shows_a_gallery_with_the_model_that_made_it(tiny_model, photog
     assert run("index", photographs, tmp_path / "index", "--model", copied) == 0
     name, parquet = demo.of_gallery(demo.parse([str(tmp_path / "index")]))
     assert name == str(copied)
+    assert demo.of_gallery(demo.parse([str(tmp_path / "index"), "--model", ""]))[0] == ""  # and is refused later
     shown = Dataset.from_parquet(parquet)
     assert [row["captions"] for row in shown][-1] == ["11"], "the name of the file, where there is no caption"
     options = demo.page_options(demo.parse([str(tmp_path / "index")]))

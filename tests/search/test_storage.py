@@ -1,5 +1,6 @@
 """What stays in the folder of a gallery, what goes, and what is taken over."""
 
+import errno
 import io
 import json
 import logging
@@ -276,3 +277,12 @@ def test_too_little_room_is_found_before_the_work(photographs, folder, monkeypat
     with pytest.raises(OSError, match=r"index .*the disk has 0 MB free, at least"):
         GalleryIndex(np.eye(100, 16)[:16]).save(folder)
     assert encoder.seen == 0 and not folder.exists()
+
+
+def test_a_disk_without_locks_is_said(photographs, folder, monkeypatch, caplog):
+    def without_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(storage.fcntl, "flock", without_locks)
+    assert len(build_gallery(photographs, PlainEncoder(), folder)) > 0
+    assert "is written without a lock" in caplog.text

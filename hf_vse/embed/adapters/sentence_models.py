@@ -19,6 +19,7 @@ from hf_vse.data.digests import (
     weights_digest,
 )
 from hf_vse.embed.encoder import Encoder
+from hf_vse.embed.sentences import positions_of
 from hf_vse.embed.stored import without_remarks
 from hf_vse.embed.weights import check_finite, check_found, check_installed, chosen_device, chosen_precision, one_line
 
@@ -47,6 +48,11 @@ class SentenceTransformersEncoder(Encoder):
             raise ValueError(
                 f"{name} encodes {', '.join(map(str, model.modalities))} but no images; give a CLIP model"
             )
+        # The library cuts at the length in the outer configuration, which CLIP names in that of its text tower alone.
+        positions = [positions_of(inner.config.get_text_config()) for inner in inner_models(model)]
+        longest = min((each for each in (*positions, model.max_seq_length) if each), default=None)
+        if longest != model.max_seq_length:
+            model.max_seq_length = longest
         self.model = model.eval()
         self.name = name
 
@@ -115,10 +121,15 @@ class SentenceTransformersEncoder(Encoder):
         return self.model.encode(inputs, batch_size=len(inputs), convert_to_tensor=True, show_progress_bar=False)
 
 
+def inner_models(model: "SentenceTransformer") -> list[PreTrainedModel]:
+    """The models of transformers in its modules."""
+    return [part for module in model for part in module.children() if isinstance(part, PreTrainedModel)]
+
+
 def check_parts(name: str, model: "SentenceTransformer") -> None:
     """Raises ValueError if an inner model lacks weights, which transformers would initialise at random."""
     check_finite(name, model)
-    for inner in (part for module in model for part in module.children() if isinstance(part, PreTrainedModel)):
+    for inner in inner_models(model):
         with one_line(name, "every module needs its weights as model.safetensors"), without_remarks():
             _, found = type(inner).from_pretrained(
                 inner.name_or_path,
