@@ -34,7 +34,7 @@ from hf_vse.embed.adapters.vse import VSEEncoder
 from hf_vse.embed.encoder import Encoder, source_digest
 from hf_vse.embed.stored import check_name, stored_json
 from hf_vse.model.configuration_vse import VSEConfig
-from hf_vse.model.sentence_transformers_vse import SENTENCE_FILES
+from hf_vse.model.sentence_transformers_vse import MODULE_TYPE
 
 Kind = Literal["auto", "vse", "transformers", "sentence_transformers", "open_clip", "onnx", "python"]
 Device = str | torch.device | None
@@ -109,7 +109,7 @@ def kind_of(name: str, trust_remote_code: bool = False) -> Kind:
     if model_type == VSEConfig.model_type:
         return "vse"  # before its own modules.json, which makes it a module of sentence-transformers as well
     if (modules := stored_json(name, "modules.json")) is not None:
-        ours = SENTENCE_FILES["modules.json"][0]["type"] in str(modules)  # and its config.json is damaged
+        ours = MODULE_TYPE in str(modules)  # and its config.json is damaged
         return "vse" if ours else "sentence_transformers"
     if model_type in FAMILIES or (trust_remote_code and "auto_map" in config):
         return "transformers"

@@ -5,7 +5,7 @@ A setting is here if it changes the meaning of the weights. `VSETrainingArgument
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
@@ -16,15 +16,6 @@ PoolingType = Literal["mean", "max", "last", "cls", "gpo", "pooler"]
 ProjectionType = Literal["linear", "mlp", "residual"]
 NormType = Literal["none", "l2", "rms"]
 HeadInit = Literal["xavier", "identity"]
-CHOICES = {
-    "loss_type": OBJECTIVES,
-    "vision_pooling": get_args(PoolingType),
-    "text_pooling": get_args(PoolingType),
-    "projection_type": get_args(ProjectionType),
-    "head_init": get_args(HeadInit),
-    "vision_norm": get_args(NormType),
-    "text_norm": get_args(NormType),
-}
 
 GRU_MODEL_TYPE = "vse_gru_text"
 FEATURES_MODEL_TYPE = "vse_features"
@@ -209,9 +200,13 @@ class VSEConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         self.vision_config = tower_config("vision_config", self.vision_config, default="resnet")
         self.text_config = tower_config("text_config", self.text_config, default=GRU_MODEL_TYPE)
-        for name, choices in CHOICES.items():
-            own = name == "loss_type" and OWN.fullmatch(str(self.loss_type))
-            if getattr(self, name) not in choices and not own:
+        words = {
+            name: get_args(kind) for name, kind in VSEConfig.__annotations__.items() if get_origin(kind) is Literal
+        }
+        if not OWN.fullmatch(str(self.loss_type)):
+            words["loss_type"] = tuple(OBJECTIVES)
+        for name, choices in words.items():
+            if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r:.60}")
         check_numbers(self, NUMBERS)
         super().__post_init__(**kwargs)

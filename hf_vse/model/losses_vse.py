@@ -12,7 +12,6 @@ the positive, n = that to the hardest negative, t = temperature, m = margin, b =
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from functools import cache
 from typing import Literal, NamedTuple
 
 import torch
@@ -103,15 +102,6 @@ def siglip(
     return negatives + F.softplus(-positive_scores(logits, positives))
 
 
-@cache
-def settings_of(row_loss: Callable[..., Tensor]) -> tuple[str, ...]:
-    """Names of the settings that a row loss uses: its keyword arguments, or all where it takes any."""
-    parameters = inspect.signature(row_loss).parameters.values()
-    if any(each.kind is each.VAR_KEYWORD for each in parameters):
-        return SETTINGS
-    return tuple(each.name for each in parameters if each.kind is each.KEYWORD_ONLY and each.name in SETTINGS)
-
-
 class Objective(NamedTuple):
     """All facts about an objective; a row loss that `objectives/streamed.py` knows is also computed without a matrix.
 
@@ -133,8 +123,11 @@ class Objective(NamedTuple):
 
     @property
     def settings(self) -> tuple[str, ...]:
-        """Those of `SETTINGS` that have an effect."""
-        return settings_of(self.row_loss)
+        """Those of `SETTINGS` that the row loss uses: its keyword arguments, or all where it takes any."""
+        parameters = inspect.signature(self.row_loss).parameters.values()
+        if any(each.kind is each.VAR_KEYWORD for each in parameters):
+            return SETTINGS
+        return tuple(each.name for each in parameters if each.kind is each.KEYWORD_ONLY and each.name in SETTINGS)
 
     def rows(
         self, scores: Tensor, positives: Tensor, excluded: Tensor | None, settings: Mapping[str, Scalar]
@@ -247,6 +240,3 @@ def contrastive_loss(
     excluded = None if image_ids is None else same_image(image_ids, image_ids, positives)
     image_rows, text_rows = (chosen.rows(each, positives, excluded, settings) for each in (scores, scores.T))
     return chosen.reduce(image_rows, text_rows)
-
-
-__all__ = ["OBJECTIVES", "Objective", "contrastive_loss", "objective", "same_image", "similarity"]

@@ -23,14 +23,7 @@ from .losses_vse import OBJECTIVES, contrastive_loss
 from .pooling_vse import Pooling
 from .projection_vse import MirroredLinear, PooledFeatures, ProjectionHead, ZeroLinear
 from .sentence_transformers_vse import write_sentence_files
-from .towers_vse import (
-    PrecomputedFeatures,
-    build_text_tower,
-    build_vision_tower,
-    pooled_vector,
-    state_sequence,
-    vision_hidden_size,
-)
+from .towers_vse import PrecomputedFeatures, build_tower, state_sequence, vision_hidden_size
 
 # exp(7) = 1,097: published models fit under it (CLIP stores log 100, SigLIP up to log 118), products of float32 are
 # still exact to 1e-4 of a logit, and no precision rounds it, so that a parameter at the limit keeps its gradient.
@@ -112,8 +105,8 @@ class VSEModel(VSEPreTrainedModel):
     def __init__(self, config: VSEConfig):
         super().__init__(config)
         dim = config.projection_dim
-        self.vision_model = build_vision_tower(config.vision_config)
-        self.text_model = build_text_tower(config.text_config)
+        self.vision_model = build_tower(config.vision_config)
+        self.text_model = build_tower(config.text_config)
         self.vision_pooling = Pooling(config.vision_pooling)
         self.text_pooling = Pooling(config.text_pooling)
         vision_dim = config.vision_hidden_size or vision_hidden_size(config.vision_config, self.vision_model)
@@ -173,12 +166,13 @@ class VSEModel(VSEPreTrainedModel):
 
     def save_pretrained(self, save_directory: str | Path, is_main_process: bool = True, **kwargs) -> None:
         """As in transformers; the folder also serves its pipelines and sentence-transformers."""
-        own_class = f"{Path(__file__).stem}.{VSEModel.__name__}"
         known = getattr(self.config, "auto_map", None) or {}
-        self.config.auto_map = known | dict.fromkeys(("AutoModel", ZERO_SHOT_CLASS), own_class)
+        self.config.auto_map = known | dict.fromkeys(("AutoModel", ZERO_SHOT_CLASS), "modeling_vse.VSEModel")
         if is_main_process:
             write_sentence_files(save_directory)
-        sharded, self.__class__ = self.__class__, defined_class(self)
+        # FSDP gives a model another class, which stands in no file.
+        defined = next(each for each in type(self).__mro__ if not issubclass(each, FSDPModule))
+        sharded, self.__class__ = self.__class__, defined
         try:
             super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
         finally:
@@ -226,8 +220,9 @@ class VSEModel(VSEPreTrainedModel):
             tower = self.vision_model(pixel_values.to(self.dtype))
         else:
             raise ValueError(f"no image: {FEATURES_INSTEAD}")
-        sequence, own = state_sequence(tower.last_hidden_state), pooled_vector(tower.pooler_output)
-        return tower.last_hidden_state, self.vision_pooling(sequence, image_mask, own)
+        # Convolutional towers pool to (batch, hidden, 1, 1).
+        own = None if tower.pooler_output is None else tower.pooler_output.flatten(1)
+        return tower.last_hidden_state, self.vision_pooling(state_sequence(tower.last_hidden_state), image_mask, own)
 
     @can_return_tuple
     def get_text_features(
@@ -339,11 +334,6 @@ class VSEModel(VSEPreTrainedModel):
             temperature=temperature,
             logit_bias=bias,
         )
-
-
-def defined_class(model: nn.Module) -> type[nn.Module]:
-    """The class of a model as it stands in a file; FSDP gives it another one, `FSDPVSEModel`, that stands in none."""
-    return next(each for each in type(model).__mro__ if not issubclass(each, FSDPModule))
 
 
 VSEModel.register_for_auto_class("AutoModel")

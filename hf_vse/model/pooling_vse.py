@@ -102,6 +102,3 @@ class Pooling(nn.Module):
         if self.learned is not None:
             return self.learned(states, mask)
         return POOLING[self.pooling_type](states, mask)
-
-
-__all__ = ["GeneralizedPooling", "Pooling", "reverse_valid"]

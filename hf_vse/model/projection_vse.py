@@ -59,6 +59,3 @@ class ProjectionHead(nn.Module):
     def forward(self, embeds: Tensor) -> Tensor:
         given = self.contract(self.dropout(F.relu(self.expand(embeds))))
         return embeds + given if self.residual else given
-
-
-__all__ = ["MirroredLinear", "PooledFeatures", "ProjectionHead", "ZeroLinear"]

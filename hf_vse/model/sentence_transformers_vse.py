@@ -14,8 +14,6 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoProcessor, PreTrainedModel, ProcessorMixin
 from transformers.image_utils import is_valid_image
 
-PIXELS = "pixel_values"
-
 
 class VSESentenceModule(nn.Module):
     """Sentences and photographs, also mixed in one call, to the unit vectors of `VSEModel`.
@@ -36,7 +34,7 @@ class VSESentenceModule(nn.Module):
     @property
     def modalities(self) -> list[str]:
         """What may be encoded, in the words of sentence-transformers; `message` stands for a mixture in one call."""
-        reads_pixels = PIXELS in self.processor.image_processor.model_input_names
+        reads_pixels = "pixel_values" in self.processor.image_processor.model_input_names
         return ["text", "image", "message"] if reads_pixels else ["text"]
 
     @property
@@ -129,10 +127,9 @@ class VSESentenceModule(nn.Module):
         return cls(model, AutoProcessor.from_pretrained(model_name_or_path, **where, **processor_kwargs))
 
 
+MODULE_TYPE = "sentence_transformers_vse.VSESentenceModule"
 SENTENCE_FILES = {
-    "modules.json": [
-        {"idx": 0, "name": "0", "path": "", "type": f"{Path(__file__).stem}.{VSESentenceModule.__name__}"}
-    ],
+    "modules.json": [{"idx": 0, "name": "0", "path": "", "type": MODULE_TYPE}],
     "config_sentence_transformers.json": {"model_type": "SentenceTransformer", "similarity_fn_name": "cosine"},
 }
 
@@ -142,6 +139,3 @@ def write_sentence_files(folder: str | Path) -> None:
     Path(folder).mkdir(parents=True, exist_ok=True)
     for name, content in SENTENCE_FILES.items():
         Path(folder, name).write_text(json.dumps(content, indent=2), encoding="utf-8")
-
-
-__all__ = ["VSESentenceModule", "write_sentence_files"]

@@ -68,16 +68,12 @@ def _recurrent_layers(sizes: list[int]) -> list[nn.GRU]:
     return [nn.GRU(inputs, outputs, batch_first=True) for inputs, outputs in zip(sizes, sizes[1:], strict=False)]
 
 
-def known_tower(config: PreTrainedConfig) -> nn.Module:
+def build_tower(config: PreTrainedConfig) -> nn.Module:
+    if config.model_type == FEATURES_MODEL_TYPE:
+        return PrecomputedFeatures()
+    if config.model_type == GRU_MODEL_TYPE:
+        return GRUTextTower(config)
     return AutoModel.from_config(config, trust_remote_code=False)  # no question whether to run code of a tower
-
-
-def build_vision_tower(config: PreTrainedConfig) -> nn.Module:
-    return PrecomputedFeatures() if config.model_type == FEATURES_MODEL_TYPE else known_tower(config)
-
-
-def build_text_tower(config: PreTrainedConfig) -> nn.Module:
-    return GRUTextTower(config) if config.model_type == GRU_MODEL_TYPE else known_tower(config)
 
 
 def vision_hidden_size(config: PreTrainedConfig, tower: nn.Module) -> int:
@@ -101,11 +97,3 @@ def vision_hidden_size(config: PreTrainedConfig, tower: nn.Module) -> int:
 def state_sequence(states: Tensor) -> Tensor:
     """Feature maps (batch, channels, height, width) as (batch, height * width, channels); sequences as they are."""
     return states.flatten(2).transpose(1, 2) if states.ndim == 4 else states
-
-
-def pooled_vector(pooled: Tensor | None) -> Tensor | None:
-    """A tower's own pooled output as (batch, hidden); convolutional towers give (batch, hidden, 1, 1)."""
-    return pooled if pooled is None else pooled.flatten(1)
-
-
-__all__ = ["GRUTextTower", "PrecomputedFeatures", "build_text_tower", "build_vision_tower", "vision_hidden_size"]
