@@ -80,6 +80,11 @@ def short_names(models: Iterable[str]) -> dict[str, str]:
     return last if len(set(last.values())) == len(last) else {name: name for name in last}
 
 
+def p_value(compared: Mapping[str, Any]) -> str:
+    """What follows the letter p: `< 0.001` or `= 0.042`."""
+    return "< 0.001" if compared["p_value"] < 0.001 else f"= {compared['p_value']:.3f}"
+
+
 def evaluation_table(evaluation: Mapping[str, Any]) -> str:
     """Recalls of models on one split, how sure they are, and whether the models differ; see `record.py`."""
     records = evaluation["metrics"]
@@ -94,7 +99,6 @@ def evaluation_table(evaluation: Mapping[str, Any]) -> str:
         lines.append(f"{names[name]}: rsum {record['metrics']['rsum']:.1f}, 95 % interval {low:.1f} to {high:.1f}")
     for each in evaluation.get("comparisons", []):
         found = each["metrics"]["rsum"]
-        p_value = "< 0.001" if found["p_value"] < 0.001 else f"= {found['p_value']:.3f}"
         pair = f"{names[each['second']]} minus {names[each['first']]}"
-        lines.append(f"{pair}: rsum {found['difference']:+.1f}, p {p_value}")
+        lines.append(f"{pair}: rsum {found['difference']:+.1f}, p {p_value(found)}")
     return "\n".join(lines)

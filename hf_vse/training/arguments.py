@@ -31,6 +31,13 @@ class VSETrainingArguments(TrainingArguments):
     max_grad_norm: float = field(default=2.0, metadata={"help": "Gradients are clipped to this norm."})
     logging_steps: float = field(default=10, metadata={"help": "Steps between two log lines."})
     eval_strategy: str = field(default="epoch", metadata={"help": "When to measure recall on the validation split."})
+    eval_on_start: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Measure the model before the first step too; it is the best until something beats it. Default: "
+            "with init_from."
+        },
+    )
     save_strategy: str | None = field(
         default=None, metadata={"help": "When to write a checkpoint. Default: as eval_strategy, or epoch without it."}
     )

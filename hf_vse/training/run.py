@@ -39,6 +39,7 @@ from hf_vse.hub.push import leave_card, push_model
 from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.model.processing_vse import VSEProcessor
 from hf_vse.training.arguments import VSETrainingArguments
+from hf_vse.training.before_after import compare_with_start, difference_lines
 from hf_vse.training.build import build_model, build_processor, has_features, load_splits
 from hf_vse.training.checkpoints import last_checkpoint
 from hf_vse.training.claim import STAGES, check_claim, claim
@@ -179,6 +180,7 @@ def use_all_cores() -> None:
 
 def training_arguments(recipe: Recipe, output_dir: Path) -> VSETrainingArguments:
     named = {"hub_model_id": Path(os.path.abspath(recipe.output_dir)).name}  # not the name of a stage
+    named |= {"eval_on_start": recipe.model.init_from is not None and recipe.values.get("eval_strategy") != "no"}
     try:
         return VSETrainingArguments(**named | recipe.section("training") | {"output_dir": str(output_dir)})
     except Exception as error:  # transformers raises many types
@@ -310,6 +312,8 @@ def report_run(
         "stages": [{key: value for key, value in stage.items() if key != "log"} for stage in stages],
         "recipe": recipe.public_values,
     }
+    if recipe.model.init_from is not None:
+        result["start"] = compare_with_start(recipe.model.init_from, judged, splits, recipe.data.source)
     if main:
         write_json(recipe.output_dir / "metrics.json", result)
         with failure_as_warning("no pictures"):
@@ -333,8 +337,11 @@ def run_summary(output_dir: Path, result: dict[str, Any]) -> str:
     records = result["metrics"]
     lines = []
     if records:
-        lines = ["", result["loss_type"], recall_table(table_rows(records)), ""]
+        start = result.get("start", {}).get("metrics", {})
+        before = {f"{name} before": each["metrics"] for name, each in start.items()}
+        lines = ["", result["loss_type"], recall_table(before | table_rows(records)), ""]
         lines += [f"{name}: {remark}" for name, each in records.items() if (remark := equal_caption_remark(each))]
+        lines += difference_lines(result)
     lines += [f"numbers   {output_dir / 'metrics.json'}", f"card      {output_dir / 'README.md'}"]
     lines += [f"picture   {picture}" for picture in sorted(output_dir.glob("*.png"))]
     return "\n".join([*lines, f'model     AutoModel.from_pretrained("{output_dir}", trust_remote_code=True)'])

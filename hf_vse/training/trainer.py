@@ -5,13 +5,16 @@ import time
 from collections.abc import Callable
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import save_fsdp_model
 from datasets import Dataset, IterableDataset
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import ProgressCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hf_vse.data.collator import VSECollator
 from hf_vse.data.decoding import BrokenImageError
@@ -229,6 +232,26 @@ class VSETrainer(PublishingTrainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _evaluate(self, trial: Any, ignore_keys_for_eval: list[str] | None, skip_scheduler: bool = False):
+        """As upstream, which sets `skip_scheduler` for `eval_on_start` alone: a resumed run has measured it before."""
+        if skip_scheduler and self.state.log_history:
+            return {}
+        if skip_scheduler:
+            self.state.epoch = 0.0
+        metrics = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
+        if skip_scheduler and self.args.load_best_model_at_end:
+            self._determine_best_metric(metrics, trial)
+            self.keep_start()
+        return metrics
+
+    def keep_start(self) -> None:
+        """Saves the model before the first step as the best so far; without states, as nothing resumes from it."""
+        folder = str(Path(self.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-0"))
+        self.save_model(folder, _internal_call=True)
+        if self.is_fsdp_enabled:  # the best model is read from its own format
+            save_fsdp_model(self.accelerator.state.fsdp_plugin, self.accelerator, self.model, folder)
+        self.state.best_model_checkpoint = folder
 
 
 def embeddings_and_scalars(outputs: VSEOutput) -> tuple[Tensor, Tensor, Tensor, Tensor]:

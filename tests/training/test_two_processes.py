@@ -29,7 +29,7 @@ CACHED = {"grad_cache_batch_size": 3}
 WAYS = {
     "gathered": Way("siglip"),
     "cached around the ring": Way("siglip", options=CACHED | {"negatives": "ring", "loss_chunk_size": 5}),
-    "sharded model": Way("siglip", sharded=True),
+    "sharded model": Way("siglip", sharded=True, options={"eval_on_start": "true"}),
     "sharded model, cached": Way("siglip", sharded=True, options=CACHED | {"loss_execution": "dense"}),
     "hardest negatives": Way("hinge_max"),
     "frozen text tower": Way("nce", options={"freeze_text_tower": True}),
