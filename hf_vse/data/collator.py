@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from hf_vse.data.decoding import BrokenImageError, decode_image, groups_in_flight
 from hf_vse.data.images import BrokenImages
-from hf_vse.data.schema import CAPTION_FEATURES, CAPTIONS, IMAGE, IMAGE_FEATURES, IMAGE_ID
+from hf_vse.data.schema import CAPTION_FEATURES, CAPTIONS, IMAGE, IMAGE_FEATURES, IMAGE_ID, text_id
 from hf_vse.data.transforms import Augmentation, input_size, needed_side
 from hf_vse.model.processing_vse import VSEFeatureProcessor, VSEProcessor
 
@@ -52,7 +52,7 @@ class VSECollator:
 
         Returns:
             `pixel_values` or `image_features` (and `image_mask`), `input_ids` and `attention_mask` or
-            `text_features`, `image_ids`.
+            `text_features`, `image_ids`, and `text_ids`, which are equal where the captions are.
         """
         source = IMAGE_FEATURES if IMAGE_FEATURES in items[0] else IMAGE
         draws = [np.random.default_rng(item.get("draw", 0)) for item in items]
@@ -67,6 +67,8 @@ class VSECollator:
             batch |= self.text_inputs([caption_of(items[place]) for place in kept], draws)
         if IMAGE_ID in items[0]:
             batch["image_ids"] = torch.tensor([items[place][IMAGE_ID] for place in kept])
+        if "caption" in items[0] or CAPTIONS in items[0]:
+            batch["text_ids"] = torch.tensor([text_id(caption_of(items[place])) for place in kept])
         return batch
 
     def pixels(self, values: list[Any], rngs: list[np.random.Generator]) -> tuple[list[int], dict[str, torch.Tensor]]:

@@ -15,7 +15,7 @@ The correspondence between captions and images is data (`text_to_image`), never 
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from hashlib import sha256
+from hashlib import blake2b, sha256
 from itertools import chain
 from typing import Any
 
@@ -34,6 +34,16 @@ CAPTION_FEATURES = "caption_features"
 def view_column(view: int) -> str:
     """The column with the image features of one of several crops; view 0 is the evaluation crop."""
     return IMAGE_FEATURES if view == 0 else f"{IMAGE_FEATURES}_{view}"
+
+
+def same_words(caption: str) -> str:
+    """A caption without differences of case and white space: equal captions give equal strings."""
+    return " ".join(caption.split()).casefold()
+
+
+def text_id(caption: str) -> int:
+    """A number from 0 on (63 bits) that is equal for equal captions, on all machines."""
+    return int.from_bytes(blake2b(same_words(caption).encode(errors="surrogatepass"), digest_size=8).digest()) >> 1
 
 
 def is_id(value: object) -> bool:

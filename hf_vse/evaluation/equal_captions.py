@@ -17,15 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_vse.data.schema import same_words
 from hf_vse.evaluation.metrics import DIRECTIONS, RECALL_LEVELS, chance_of_hit, summarize_ranks
 from hf_vse.evaluation.ranks import TIE_TOLERANCE, Array, as_matrix, as_tensor, finite_norms, reaching
 
 TILE = 1000
-
-
-def same_words(caption: str) -> str:
-    """A caption without differences of case and white space: equal captions give equal strings."""
-    return " ".join(caption.split()).casefold()
 
 
 class Wording:

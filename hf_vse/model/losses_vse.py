@@ -1,9 +1,9 @@
 """Objectives: what training minimises.
 
 Every objective is a row loss. It gets the similarities of Q queries to C candidates of the other modality,
-`scores (Q, C)`, the place of each query's positive, `positives (Q,)`, the candidates that show the query's image and
-therefore are no negatives, `excluded (Q, C)` or None, and by name the settings it uses. It returns one loss for each
-query, `(Q,)`. Both directions, the reduction and every faster way to compute the same stand outside of it, once.
+`scores (Q, C)`, the place of each query's positive, `positives (Q,)`, the candidates that are no negatives, because
+they show the query's image or have its caption, `excluded (Q, C)` or None, and by name the settings it uses. It gives
+one loss for each query, `(Q,)`. Both directions, the reduction and every faster way to compute it stand outside, once.
 
 The docstring of a row loss is its formula and what it means, with s_j = cosine similarity to candidate j, p = that to
 the positive, n = that to the hardest negative, t = temperature, m = margin, b = bias. All is computed in float32.
@@ -12,6 +12,7 @@ the positive, n = that to the hardest negative, t = temperature, m = margin, b =
 import inspect
 import re
 from collections.abc import Callable, Mapping
+from functools import reduce
 from typing import Literal, NamedTuple
 
 import torch
@@ -198,9 +199,16 @@ def similarity(queries: Tensor, candidates: Tensor) -> Tensor:
         return queries.float() @ candidates.float().T
 
 
-def same_image(query_ids: Tensor, candidate_ids: Tensor, positives: Tensor) -> Tensor:
-    """Candidates that show the query's image, except the positive: (Q,), (C,), (Q,) -> (Q, C) bool."""
-    return (query_ids[:, None] == candidate_ids[None, :]).scatter(1, positives[:, None], False)
+def pair_ids(image_ids: Tensor | None, text_ids: Tensor | None) -> Tensor | None:
+    """The ids of every pair side by side, (batch, kinds); None where there are none."""
+    given = [each.reshape(len(each), -1) for each in (image_ids, text_ids) if each is not None]
+    return torch.cat(given, dim=1) if given else None
+
+
+def share_an_id(query_ids: Tensor, candidate_ids: Tensor) -> Tensor:
+    """Whether an id of the query is the candidate's id of the same kind: (Q, kinds), (C, kinds) -> (Q, C) bool."""
+    pairs = zip(query_ids.T, candidate_ids.T, strict=True)
+    return reduce(torch.logical_or, (one[:, None] == other[None, :] for one, other in pairs))
 
 
 def contrastive_loss(
@@ -212,6 +220,7 @@ def contrastive_loss(
     margin: Scalar = 0.2,
     logit_bias: Scalar = 0.0,
     image_ids: Tensor | None = None,
+    text_ids: Tensor | None = None,
 ) -> Tensor:
     """The objective on one batch of pairs, computed densely: the reference for every faster way.
 
@@ -222,6 +231,8 @@ def contrastive_loss(
         margin: in units of cosine similarity.
         logit_bias: added to the scaled similarities.
         image_ids: (batch,) integers; pairs with equal ids show one image and are no negatives of each other.
+        text_ids: (batch,) integers, equal where the captions are, which then are no negatives of each other. Either
+            may be (batch, kinds): one equal id of a kind is enough.
 
     Returns:
         A scalar, float32.
@@ -237,6 +248,7 @@ def contrastive_loss(
     chosen, settings = objective(loss_type), {"temperature": temperature, "margin": margin, "logit_bias": logit_bias}
     scores = similarity(image_embeds, text_embeds)
     positives = torch.arange(len(scores), device=scores.device)
-    excluded = None if image_ids is None else same_image(image_ids, image_ids, positives)
+    ids = pair_ids(image_ids, text_ids)
+    excluded = None if ids is None else share_an_id(ids, ids).fill_diagonal_(False)
     image_rows, text_rows = (chosen.rows(each, positives, excluded, settings) for each in (scores, scores.T))
     return chosen.reduce(image_rows, text_rows)

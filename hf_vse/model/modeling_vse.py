@@ -287,6 +287,7 @@ class VSEModel(VSEPreTrainedModel):
         image_mask: Tensor | None = None,
         text_features: Tensor | None = None,
         image_ids: Tensor | None = None,
+        text_ids: Tensor | None = None,
         return_loss: bool = False,
         return_logits: bool = True,
     ) -> VSEOutput:
@@ -298,6 +299,7 @@ class VSEModel(VSEPreTrainedModel):
                 `get_image_features`.
             text_features: (texts, hidden), instead of `input_ids`, see `get_text_features`.
             image_ids: (images,) integers; pairs of one image are no negatives of each other in the loss.
+            text_ids: (texts,) integers; pairs of equal caption are no negatives either.
             return_loss: compute `config.loss_type`; row i of the images must belong to row i of the texts.
             return_logits: False leaves out the (images, texts) matrices.
         """
@@ -324,6 +326,7 @@ class VSEModel(VSEPreTrainedModel):
                 margin=self.config.margin,
                 logit_bias=bias,
                 image_ids=image_ids,
+                text_ids=text_ids,
             )
         return VSEOutput(
             loss=loss,

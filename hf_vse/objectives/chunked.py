@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from hf_vse.model.losses_vse import Objective, Scalar, same_image, similarity
+from hf_vse.model.losses_vse import Objective, Scalar, share_an_id, similarity
 
 
 def chunked_rows(
@@ -30,7 +30,7 @@ def chunked_rows(
     Args:
         queries: (Q, dim); candidates: (C, dim).
         positives: (Q,) the place of each query's positive among the candidates.
-        query_ids, candidate_ids: (Q,), (C,) integers; candidates that show a query's image are no negatives of it.
+        query_ids, candidate_ids: (Q, kinds), (C, kinds) integers; candidates that share an id are no negatives.
         settings: temperature, margin and bias, by name.
         chunk_size: queries compared at once; None compares all, and keeps what the backward pass needs.
 
@@ -39,7 +39,9 @@ def chunked_rows(
     """
 
     def rows(queries, candidates, positives, query_ids):
-        excluded = None if query_ids is None else same_image(query_ids, candidate_ids, positives)
+        excluded = None
+        if query_ids is not None:
+            excluded = share_an_id(query_ids, candidate_ids).scatter(1, positives[:, None], False)
         return objective.rows(similarity(queries, candidates), positives, excluded, settings)
 
     if chunk_size is None or chunk_size >= len(queries):

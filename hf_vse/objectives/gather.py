@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from hf_vse.model.losses_vse import objective
+from hf_vse.model.losses_vse import objective, pair_ids
 from hf_vse.objectives.chunked import chunked_rows
 from hf_vse.objectives.exchange import Negatives, gathered_parts, row_counts, shares_negatives, world_size
 
@@ -44,6 +44,7 @@ def gathered_contrastive_loss(
     *,
     loss_type: str = "nce",
     image_ids: Tensor | None = None,
+    text_ids: Tensor | None = None,
     negatives: Negatives = "gather",
     chunk_size: int | None = None,
     **options: float | Tensor,
@@ -52,7 +53,7 @@ def gathered_contrastive_loss(
 
     Args:
         image_embeds, text_embeds: (local, dim) unit vectors of this process; the number may differ between processes.
-        image_ids: (local,) integers, as in `contrastive_loss`.
+        image_ids, text_ids: (local,) integers, as in `contrastive_loss`.
         negatives: `local` compares with the candidates of this process alone.
         chunk_size: queries compared at once; default all of this process.
         options: `temperature`, `margin`, `logit_bias`, as in `contrastive_loss`.
@@ -63,18 +64,17 @@ def gathered_contrastive_loss(
     """
     counts = row_counts(image_embeds) if shares_negatives(negatives) else [len(image_embeds)]
     image_embeds, text_embeds = image_embeds.float(), text_embeds.float()  # so that gradients add up in float32
-    all_images, all_texts, all_ids = image_embeds, text_embeds, image_ids
+    ids = pair_ids(image_ids, text_ids)
+    all_images, all_texts, all_ids = image_embeds, text_embeds, ids
     first = 0
     if len(counts) > 1:
         first = sum(counts[: dist.get_rank()])
         all_images, all_texts = gather_rows(image_embeds, counts), gather_rows(text_embeds, counts)
-        all_ids = None if image_ids is None else gather_rows(image_ids, counts)
+        all_ids = None if ids is None else gather_rows(ids, counts)
     positives = torch.arange(first, first + len(image_embeds), device=image_embeds.device)
     chosen, settings = objective(loss_type), {"temperature": 0.1, "margin": 0.2, "logit_bias": 0.0} | options
     image_rows, text_rows = (
-        chunked_rows(
-            chosen, queries, candidates, positives, image_ids, all_ids, settings=settings, chunk_size=chunk_size
-        )
+        chunked_rows(chosen, queries, candidates, positives, ids, all_ids, settings=settings, chunk_size=chunk_size)
         for queries, candidates in ((image_embeds, all_texts), (text_embeds, all_images))
     )
     return len(counts) * chosen.reduce(image_rows, text_rows, total_rows=sum(counts))

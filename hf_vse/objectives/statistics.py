@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from hf_vse.model.losses_vse import share_an_id
 from hf_vse.objectives.exchange import Alone
 from hf_vse.objectives.reductions import REDUCTIONS, Hardest, State, total
 
@@ -34,8 +35,8 @@ class Block(NamedTuple):
     scale: Tensor  # ()
     row_offsets: Tensor | None  # (a,), or () for one that all pairs share
     column_offsets: Tensor | None  # (b,) or ()
-    row_ids: Tensor | None  # (a,) of the images
-    column_ids: Tensor | None  # (b,)
+    row_ids: Tensor | None  # (a, kinds)
+    column_ids: Tensor | None  # (b, kinds)
 
     def parts(self, size: int) -> Iterator[tuple[slice, "Block"]]:
         """`size` rows at a time, against all columns."""
@@ -106,7 +107,7 @@ def masked_logits(block: Block) -> Tensor:
     if block.row_ids is None:
         logits.diagonal(block.first_row - block.first_column).fill_(float("-inf"))
     else:
-        logits.masked_fill_(block.row_ids[:, None] == block.column_ids[None, :], float("-inf"))
+        logits.masked_fill_(share_an_id(block.row_ids, block.column_ids), float("-inf"))
     return logits
 
 
@@ -204,25 +205,25 @@ class ReductionPlan(NamedTuple):
     chunk_size: int | None
     dtype: torch.dtype  # of the factors of the matrix products, which add up in float32
 
-    def visit(self, meet, images, texts, scale, offsets, image_ids, merge, *more: Tensor):
+    def visit(self, meet, images, texts, scale, offsets, ids, merge, *more: Tensor):
         """Calls `meet` with the images of this process and blocks of texts; `more` has a row for each text."""
         per_pair = offsets is not None and offsets.ndim == 1
 
         def step(rows, first: int):
-            columns, ids, column_offsets, *travelled = rows
+            columns, column_ids, column_offsets, *travelled = rows
             shared = column_offsets if per_pair else offsets
             return meet(
-                Block(images, columns, self.exchange.first, first, scale, offsets, shared, image_ids, ids), *travelled
+                Block(images, columns, self.exchange.first, first, scale, offsets, shared, ids, column_ids), *travelled
             )
 
         with torch.autocast(images.device.type, enabled=False):
-            return self.exchange.visit(step, [texts, image_ids, offsets if per_pair else None, *more], merge)
+            return self.exchange.visit(step, [texts, ids, offsets if per_pair else None, *more], merge)
 
 
 class _NegativeStatistics(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, images, texts, scale, offsets, image_ids, plan: ReductionPlan):
-        given = images.to(plan.dtype), texts.to(plan.dtype), scale, offsets, image_ids
+    def forward(ctx, images, texts, scale, offsets, ids, plan: ReductionPlan):
+        given = images.to(plan.dtype), texts.to(plan.dtype), scale, offsets, ids
         merge = REDUCTIONS[plan.name].merge
         row_state: State | None = None
 
@@ -270,7 +271,7 @@ def negative_statistics(
     plan: ReductionPlan,
     scale: Tensor | None = None,
     offsets: Tensor | None = None,
-    image_ids: Tensor | None = None,
+    ids: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The number of `plan.name` for every image about its negative texts, and for every text about its images.
 
@@ -278,10 +279,10 @@ def negative_statistics(
         images, texts: (local, dim); pair i is row i of both.
         scale: () k, default 1; differentiable, except for `hardest`.
         offsets: (local,) o, or () for all pairs, only for the sums; default none. Differentiable.
-        image_ids: (local,) integers; pairs with equal ids are no negatives of each other.
+        ids: (local, kinds) integers; pairs with an equal id of one kind are no negatives of each other.
 
     Returns:
         (local,) and (local,) float32, over the negatives of all processes that the exchange brings.
     """
     scale = torch.ones((), device=images.device) if scale is None else scale
-    return _NegativeStatistics.apply(images, texts, scale, offsets, image_ids, plan)
+    return _NegativeStatistics.apply(images, texts, scale, offsets, ids, plan)

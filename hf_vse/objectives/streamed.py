@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hf_vse.model import losses_vse
-from hf_vse.model.losses_vse import Objective, Scalar, objective
+from hf_vse.model.losses_vse import Objective, Scalar, objective, pair_ids
 from hf_vse.objectives.exchange import Negatives, exchange_of
 from hf_vse.objectives.reductions import ReductionName
 from hf_vse.objectives.statistics import ReductionPlan, Tiles, TorchTiles, negative_statistics
@@ -99,6 +99,7 @@ def streamed_contrastive_loss(
     margin: Scalar = 0.2,
     logit_bias: Scalar = 0.0,
     image_ids: Tensor | None = None,
+    text_ids: Tensor | None = None,
     negatives: Negatives = "gather",
     chunk_size: int | None = None,
     tiles: Tiles | None = None,
@@ -107,7 +108,7 @@ def streamed_contrastive_loss(
 
     Args:
         image_embeds, text_embeds: (local, dim) unit vectors of this process; processes may hold different numbers.
-        loss_type, temperature, margin, logit_bias, image_ids: as in `contrastive_loss`.
+        loss_type, temperature, margin, logit_bias, image_ids, text_ids: as in `contrastive_loss`.
         negatives: the texts of all processes at once (`gather`), of one process at a time (`ring`), or of this process
             (`local`).
         chunk_size: images compared at once; default: as many as a tile of constant memory takes. The value of the
@@ -134,7 +135,8 @@ def streamed_contrastive_loss(
             None if value is None else torch.as_tensor(value, dtype=torch.float32, device=positive.device)
             for value in stream.logits(positive, settings)
         )
-        of_images, of_texts = negative_statistics(images, texts, plan, scale, offset, image_ids)
+        ids = pair_ids(image_ids, text_ids)
+        of_images, of_texts = negative_statistics(images, texts, plan, scale, offset, ids)
         image_rows, text_rows = (stream.row_loss(each, positive, settings) for each in (of_images, of_texts))
     counts = exchanged.counts
     return len(counts) * chosen.reduce(image_rows, text_rows, total_rows=sum(counts))

@@ -82,6 +82,10 @@ class VSETrainingArguments(TrainingArguments):
     )
     unique_images: bool = field(default=True, metadata={"help": "Batches in which no image occurs twice."})
     mask_same_image: bool = field(default=True, metadata={"help": "Other captions of an image are no negatives."})
+    mask_equal_captions: bool = field(
+        default=True,
+        metadata={"help": "Pairs of equal caption are no negatives of each other; false for results as published."},
+    )
     hard_negative_warmup_epochs: float = field(
         default=0.0, metadata={"help": "Epochs on hard_negative_warmup_loss before a hardest-negative objective."}
     )

@@ -36,7 +36,8 @@ class Cell:
     Args:
         loss_type: the objective.
         head: `linear` or `mlp`.
-        same_image: captions of one image are masked and batches hold no image twice; False for neither.
+        same_image: captions of one image and equal captions are masked, and batches hold no image twice; False
+            for neither.
         warmup: the first epoch is trained with `nce`.
     """
 
@@ -57,6 +58,7 @@ class Cell:
             "projection_type": self.head,
             "unique_images": self.same_image,
             "mask_same_image": self.same_image,
+            "mask_equal_captions": self.same_image,
             "hard_negative_warmup_epochs": 1 if self.warmup else 0,
         }
 

@@ -152,8 +152,10 @@ class VSETrainer(PublishingTrainer):
     ):
         """Embeds the local pairs and contrasts them with the candidates of all processes, as `args.execution` says."""
         inputs = dict(inputs)
-        ids = inputs.pop("image_ids", None)
-        contrast = partial(self.contrast, ids if self.args.mask_same_image else None)
+        image_ids, text_ids = inputs.pop("image_ids", None), inputs.pop("text_ids", None)
+        masked = {"image_ids": image_ids} if self.args.mask_same_image else {}
+        masked |= {"text_ids": text_ids} if self.args.mask_equal_captions else {}
+        contrast = partial(self.contrast, masked)
         size = self.args.grad_cache_batch_size
         if size is not None and model.training and not return_outputs:
             return cached_loss(
@@ -169,7 +171,7 @@ class VSETrainer(PublishingTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def contrast(
-        self, image_ids: Tensor | None, images: Tensor, texts: Tensor, temperature: Tensor, bias: Tensor
+        self, ids: dict[str, Tensor | None], images: Tensor, texts: Tensor, temperature: Tensor, bias: Tensor
     ) -> Tensor:
         """The loss of a batch of embeddings, which alarm and diagnostics look at too."""
         execution, dtype = self.args.execution, getattr(torch, self.args.loss_dtype)
@@ -182,7 +184,7 @@ class VSETrainer(PublishingTrainer):
         pairs = len(images) * (1 if execution.negatives == "local" else self.accelerator.num_processes)
         self.alarm.observe(images.detach(), texts.detach(), pairs, **options)
         self.diagnostics.observe(images.detach(), texts.detach())
-        return execute_loss(images.to(dtype), texts.to(dtype), execution=execution, image_ids=image_ids, **options)
+        return execute_loss(images.to(dtype), texts.to(dtype), execution=execution, **ids, **options)
 
     def backward_of_part(self, loss: Tensor) -> None:
         """As `training_step` does it for the whole, of which this is a part."""

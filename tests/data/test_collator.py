@@ -1,4 +1,5 @@
 import copy
+import hashlib
 import io
 
 import numpy as np
@@ -10,6 +11,7 @@ from transformers import CLIPImageProcessorPil
 from hf_vse.data.collator import VSECollator
 from hf_vse.data.images import BrokenImageError
 from hf_vse.data.pairs import Pair, PairDataset
+from hf_vse.data.schema import text_id
 from hf_vse.data.transforms import Augmentation, input_size, random_box
 from hf_vse.model.processing_vse import VSEProcessor
 from tests.conftest import make_feature_pairs, make_pairs
@@ -55,6 +57,22 @@ def test_augmentation_follows_from_the_draw(processor, items):
     torch.testing.assert_close(alone["pixel_values"][0], first["pixel_values"][2])
     other = collator([item | {"draw": 7} for item in items])
     assert not torch.equal(other["pixel_values"], first["pixel_values"])
+
+
+def test_equal_captions_have_one_id_whatever_stands_in_for_them(processor):
+    captions = ["A dog.", "a  DOG.", "A dog", "Straße", "STRASSE", "a dog.\n"]
+    equal = [
+        [one in group and other in group for group in ({0, 1, 5}, {2}, {3, 4})]
+        for one in range(6)
+        for other in range(6)
+    ]
+    items = [{"image_features": [0.5], "caption": each, "caption_features": [1.0]} for each in captions]
+    ids = VSECollator(processor)(items)["text_ids"]
+    assert (ids[:, None] == ids).flatten().tolist() == [any(each) for each in equal] and (ids >= 0).all()
+    rows = [{"image_features": [0.5], "captions": ["unlike it", each], "draw": 1} for each in captions]
+    assert torch.equal(VSECollator(processor)(rows)["text_ids"], ids)
+    assert text_id("A dog.") == int.from_bytes(hashlib.blake2b(b"a dog.", digest_size=8).digest()) // 2
+    assert "text_ids" not in VSECollator(processor)([{"image_features": [0.5], "caption_features": [1.0]}])
 
 
 @pytest.mark.parametrize("side", ["right", "left"])

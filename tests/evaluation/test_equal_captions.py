@@ -7,13 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from hf_vse.data.schema import same_words
 from hf_vse.evaluation import equal_captions
-from hf_vse.evaluation.equal_captions import (
-    Wording,
-    equal_caption_ranks,
-    equal_caption_record,
-    same_words,
-)
+from hf_vse.evaluation.equal_captions import Wording, equal_caption_ranks, equal_caption_record
 from hf_vse.evaluation.evaluator import PairEmbeddings
 from hf_vse.evaluation.judge import judge_embeddings, texts_of
 from hf_vse.evaluation.metrics import RECALL_LEVELS, retrieval_metrics, retrieval_ranks, summarize_ranks

@@ -39,13 +39,15 @@ def naive_row(loss_type: str, scores: list, positive: int, negatives: list[int])
     return -(own / (own + other)).log()
 
 
-def naive_loss(loss_type, images, texts, image_ids):
+def naive_loss(loss_type, images, texts, *ids):
+    """Each of `ids` is None or has a number, or a name, for each pair."""
     count = len(images)
     rows = []
     for a, b in ((images, texts), (texts, images)):
         for i in range(count):
             scores = [(a[i] * b[j]).sum() for j in range(count)]
-            negatives = [j for j in range(count) if j != i and (image_ids is None or image_ids[i] != image_ids[j])]
+            others = [j for j in range(count) if j != i]
+            negatives = [j for j in others if not any(each[i] == each[j] for each in ids if each is not None)]
             rows.append(naive_row(loss_type, scores, i, negatives))
     total = torch.stack(rows).sum()
     if loss_type in ("hinge_sum", "hinge_max"):
@@ -65,17 +67,18 @@ def options():
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("text_ids", [None, [9, 8, 7, 7, 7, 6, 5]])
 @pytest.mark.parametrize("ids", [None, [0, 1, 0, 2, 3, 1, 4]])
 @pytest.mark.parametrize("loss_type", OBJECTIVES)
-def test_loss_equals_double_loop_forward_and_gradient(loss_type, ids, seed):
+def test_loss_equals_double_loop_forward_and_gradient(loss_type, ids, text_ids, seed):
     reference = [each.requires_grad_() for each in embeddings(seed=seed)]
-    expected = naive_loss(loss_type, *reference, ids)
+    expected = naive_loss(loss_type, *reference, ids, text_ids)
     expected.backward()
     assert expected.item() > 0 and reference[0].grad.abs().max() > 0
     images, texts = (each.detach().float().requires_grad_() for each in reference)
-    loss = contrastive_loss(
-        images, texts, loss_type=loss_type, image_ids=None if ids is None else torch.tensor(ids), **options()
-    )
+    given = {"image_ids": ids, "text_ids": text_ids}
+    given = {name: None if each is None else torch.tensor(each) for name, each in given.items()}
+    loss = contrastive_loss(images, texts, loss_type=loss_type, **given, **options())
     loss.backward()
     torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(images.grad.double(), reference[0].grad, rtol=1e-4, atol=1e-5)

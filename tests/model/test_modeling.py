@@ -69,11 +69,13 @@ def test_towers_embed_to_unit_vectors_and_survive_saving(name, tiny_resnet, tmp_
 @pytest.mark.parametrize("loss_type", ["nce", "hardnce_smooth", "clip", "siglip"])
 def test_loss_of_the_model_is_the_reference_on_its_embeddings(loss_type):
     model = build(FEATURES, loss_type=loss_type)
-    image_ids = torch.tensor([0, 0, 1])
-    output = model(**text_inputs(), image_features=torch.randn(3, 10), image_ids=image_ids, return_loss=True)
+    image_ids, text_ids = torch.tensor([[0, 0, 1], [5, 6, 5]])
+    output = model(
+        **text_inputs(), image_features=torch.randn(3, 10), image_ids=image_ids, text_ids=text_ids, return_loss=True
+    )
     expected = contrastive_loss(
         output.image_embeds, output.text_embeds, loss_type=loss_type, temperature=0.1, margin=0.2,
-        logit_bias=-10.0, image_ids=image_ids,
+        logit_bias=-10.0, image_ids=image_ids, text_ids=text_ids,
     )  # fmt: skip
     torch.testing.assert_close(output.loss, expected)
 

@@ -19,16 +19,17 @@ class Batch:
 
     Args:
         pairs: how many.
-        ids: whether some pairs share an image.
+        ids: whether some pairs share an image; with 2, others share a caption.
         seed: of weights and inputs.
         dtype: of the embeddings.
     """
 
-    def __init__(self, pairs: int, ids: bool = False, seed: int = 3, dtype: torch.dtype = torch.float32, dim: int = 4):
+    def __init__(self, pairs: int, ids: int = False, seed: int = 3, dtype: torch.dtype = torch.float32, dim: int = 4):
         generator = torch.Generator().manual_seed(seed)
         self.weights = torch.randn(2, 6, dim, generator=generator)
         self.inputs = torch.randn(2, pairs, 6, generator=generator)
-        self.image_ids = torch.randint(0, max(2, pairs // 2), (pairs,), generator=generator) if ids else None
+        names = ("image_ids", "text_ids")[: int(ids)]
+        self.ids = {name: torch.randint(0, max(2, pairs // 2), (pairs,), generator=generator) for name in names}
         self.dtype = dtype
 
     def loss_and_gradients(self, loss, rows: slice = slice(None), **options) -> list[Tensor]:
@@ -36,9 +37,9 @@ class Batch:
         settings = OPTIONS | options
         weights = self.weights.clone().requires_grad_()
         learned = {name: torch.tensor(settings[name], requires_grad=True) for name in ("temperature", "logit_bias")}
-        ids = None if self.image_ids is None else self.image_ids[rows]
+        ids = {name: each[rows] for name, each in self.ids.items()}
         embeds = [F.normalize(self.inputs[side, rows] @ weights[side], dim=1).to(self.dtype) for side in (0, 1)]
-        value = loss(*embeds, image_ids=ids, **(settings | learned))
+        value = loss(*embeds, **(ids | settings | learned))
         gradients = torch.autograd.grad(value, (weights, *learned.values()), allow_unused=True)
         return [
             value.detach().clone(),

@@ -36,7 +36,7 @@ def compiled(kernel, options: dict, capability: int) -> str:
 
 
 def main() -> None:
-    embeds, ids = torch.zeros(1, 16, dtype=torch.bfloat16), torch.zeros(1, dtype=torch.int64)
+    embeds, ids = torch.zeros(1, 16, dtype=torch.bfloat16), torch.zeros(1, 2, dtype=torch.int64)
     for name in tiles.CODES:
         offsets = torch.zeros(1) if name == "hinge_sum" else None
         block = Block(embeds, embeds, 0, 0, torch.ones(()), offsets, offsets, ids, ids)

@@ -10,6 +10,7 @@ from hf_vse.model.losses_vse import OBJECTIVES, Objective, contrastive_loss
 from hf_vse.objectives.gather import gather_rows, gathered_contrastive_loss
 from hf_vse.objectives.streamed import has_stream, streamed_contrastive_loss
 from tests.objectives.batches import Batch, assert_same, squared
+from tests.objectives.equal_captions import EQUAL_PAIRS, check_gradient_by_similarity, gradient_by_similarity
 from tests.processes import in_processes
 
 PAIRS = 11
@@ -22,7 +23,7 @@ WAYS = (
 )
 
 
-def ways(ids: bool) -> list:
+def ways(ids: int) -> list:
     """Fused ones too where Triton is installed: with ids only, because its interpreter takes its time."""
     if not ids or find_spec("triton") is None:
         return list(WAYS)
@@ -37,13 +38,14 @@ def check_processes(rank: int, world: int) -> None:
     OBJECTIVES["squared"] = Objective(squared)  # of this process, which ends here
     for bounds in SPLITS[world]:
         for loss_type in OBJECTIVES:
-            for ids in (False, True):
+            for ids in (0, 2):
                 for dtype in (torch.float32, torch.bfloat16):
                     check_split(slice(bounds[rank], bounds[rank + 1]), loss_type, ids, dtype)
     check_own_negatives(rank, world)
+    check_equal_captions(rank, world)
 
 
-def check_split(local: slice, loss_type: str, ids: bool, dtype: torch.dtype) -> None:
+def check_split(local: slice, loss_type: str, ids: int, dtype: torch.dtype) -> None:
     batch = Batch(PAIRS, ids, dtype=dtype)
     expected = batch.reference(loss_type=loss_type)
     for loss, options in ways(ids):
@@ -67,6 +69,16 @@ def check_own_negatives(rank: int, world: int) -> None:
     expected = batch.loss_and_gradients(contrastive_loss, local)
     assert_same(batch.loss_and_gradients(streamed_contrastive_loss, local, negatives="local"), expected)
     assert_same(batch.loss_and_gradients(gathered_contrastive_loss, local, negatives="local"), expected)
+
+
+def check_equal_captions(rank: int, world: int) -> None:
+    """The rows of this process of the gradient by every similarity; `world` times them, which an average undoes."""
+    bounds = torch.linspace(0, EQUAL_PAIRS, world + 1).long().tolist()
+    local = slice(bounds[rank], bounds[rank + 1])
+    for loss_type in ("nce", "hardnce", "hinge_sum", "siglip"):  # every reduction
+        for loss, options in ways(ids=2):
+            found = gradient_by_similarity(loss, local, loss_type=loss_type, **options)[1]
+            check_gradient_by_similarity(loss_type, found / world, local)
 
 
 @pytest.mark.parametrize("world", SPLITS)

@@ -22,7 +22,7 @@ BLOCKS = (16, 32, 16)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("ids", [False, True])
+@pytest.mark.parametrize("ids", [0, 1, 2])
 @pytest.mark.parametrize("loss_type", OBJECTIVES)
 def test_kernels_equal_dense_loss_and_gradient(loss_type, ids, dtype):
     for pairs, dim, chunk_size in ((45, 20, 33), (16, 16, None)):

@@ -49,7 +49,7 @@ def test_a_cell_is_trained_once_and_then_read(recipe, tmp_path):
     output = tmp_path / "cells" / "hardnce-mlp-unmasked-warm-3"
     asked = json.loads((output / "metrics.json").read_text())["recipe"]
     assert asked["loss_type"] == "hardnce" and asked["projection_type"] == "mlp" and asked["seed"] == 3
-    assert asked["unique_images"] is asked["mask_same_image"] is False
+    assert asked["unique_images"] is asked["mask_same_image"] is asked["mask_equal_captions"] is False
     written = (output / "metrics.json").stat().st_mtime_ns
     assert run_cell(task) == first and (output / "metrics.json").stat().st_mtime_ns == written
     assert first["cell"] == cell.name and first["metrics"].keys() == set(KEPT)

@@ -80,16 +80,21 @@ def test_best_checkpoint_by_rsum_is_kept(tokenizer, tmp_path):
 
 def test_loss_of_a_step_is_the_dense_reference_with_the_mask(tokenizer, tmp_path):
     trainer = make_trainer(tmp_path, tokenizer)
+    trainer.current_gradient_accumulation_steps = 1  # as while training
     batch = next(iter(trainer.get_train_dataloader()))
-    batch["image_ids"] = torch.tensor([0, 0, 1, 2, 3, 4, 5, 6])
-    outputs = trainer.model(**{key: value for key, value in batch.items() if key != "image_ids"})
+    ids = {"image_ids": torch.tensor([0, 0, 1, 2, 3, 4, 5, 6]), "text_ids": torch.tensor([0, 1, 2, 3, 3, 4, 5, 3])}
+    assert batch.keys() >= ids.keys()
+    outputs = trainer.model(**{key: value for key, value in batch.items() if key not in ids})
     embeds = outputs.image_embeds, outputs.text_embeds
-    masked = contrastive_loss(*embeds, loss_type="nce", image_ids=batch["image_ids"])
-    torch.testing.assert_close(trainer.compute_loss(trainer.model, batch), masked)
-    trainer.args.mask_same_image = False
-    plain = trainer.compute_loss(trainer.model, batch)
-    torch.testing.assert_close(plain, contrastive_loss(*embeds, loss_type="nce"))
-    assert plain > masked
+    found = []
+    for kept in (["image_ids", "text_ids"], ["image_ids"], ["text_ids"], []):
+        trainer.args.mask_same_image, trainer.args.mask_equal_captions = (name in kept for name in ids)
+        expected = contrastive_loss(*embeds, loss_type="nce", **{name: ids[name] for name in kept})
+        for size in (None, 3):
+            trainer.args.grad_cache_batch_size = size
+            found.append(trainer.compute_loss(trainer.model, batch | ids))
+            torch.testing.assert_close(found[-1], expected)
+    assert found[0] < min(found[2:5]) and max(found[2:5]) < found[6]
 
 
 EXECUTIONS = {

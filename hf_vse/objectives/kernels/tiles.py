@@ -34,7 +34,7 @@ def place_of_program(row_blocks, column_blocks, GROUP: tl.constexpr):
 @triton.jit
 def tile_of_logits(
     rows, columns, row_ids, column_ids, scale, i, j, n_rows, n_columns, dim, shift,
-    HAS_IDS: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
+    KINDS: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, BLOCK_DIM: tl.constexpr,
 ):  # fmt: skip
     """k s_ij of rows i and columns j, minus infinity where there is no negative: (BLOCK_ROWS, BLOCK_COLUMNS)."""
@@ -52,20 +52,20 @@ def tile_of_logits(
         tile = tl.dot(a, b, tile, input_precision=PRECISION)
         row_pointers += BLOCK_DIM
         column_pointers += BLOCK_DIM
-    if HAS_IDS:
-        of_rows = tl.load(row_ids + i, mask=row_inside, other=0)
-        of_columns = tl.load(column_ids + j, mask=column_inside, other=0)
-        negative = of_rows[:, None] != of_columns[None, :]
-    else:
-        negative = i[:, None] + shift != j[None, :]
-    negative = negative & row_inside[:, None] & column_inside[None, :]
+    negative = row_inside[:, None] & column_inside[None, :]
+    if KINDS == 0:
+        negative = negative & (i[:, None] + shift != j[None, :])
+    for kind in tl.static_range(KINDS):
+        of_rows = tl.load(row_ids + i * KINDS + kind, mask=row_inside, other=0)
+        of_columns = tl.load(column_ids + j * KINDS + kind, mask=column_inside, other=0)
+        negative = negative & (of_rows[:, None] != of_columns[None, :])
     return tl.where(negative, tile * tl.load(scale), float("-inf"))
 
 
 @triton.jit
 def tile_of_program(
     rows, columns, row_ids, column_ids, scale, n_rows, n_columns, dim, shift,
-    HAS_IDS: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
+    KINDS: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, BLOCK_DIM: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     """What a program works on: its block row and column, their rows and columns, and the tile of logits."""
@@ -75,7 +75,7 @@ def tile_of_program(
     j = column_block * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
     tile = tile_of_logits(
         rows, columns, row_ids, column_ids, scale, i, j, n_rows, n_columns, dim, shift,
-        HAS_IDS, PRECISION, WIDEN, BLOCK_ROWS, BLOCK_COLUMNS, BLOCK_DIM,
+        KINDS, PRECISION, WIDEN, BLOCK_ROWS, BLOCK_COLUMNS, BLOCK_DIM,
     )  # fmt: skip
     return row_block, column_block, i, j, tile
 
@@ -127,12 +127,12 @@ def slopes(tile, state, places, n, AXIS: tl.constexpr, CODE: tl.constexpr):
 def reduce_kernel(
     rows, columns, row_ids, column_ids, row_offsets, column_offsets, scale,
     row_first, row_second, column_first, column_second, n_rows, n_columns, dim, shift,
-    CODE: tl.constexpr, OFFSETS: tl.constexpr, HAS_IDS: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
+    CODE: tl.constexpr, OFFSETS: tl.constexpr, KINDS: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, BLOCK_DIM: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     row_block, column_block, i, j, tile = tile_of_program(
         rows, columns, row_ids, column_ids, scale, n_rows, n_columns, dim, shift,
-        HAS_IDS, PRECISION, WIDEN, BLOCK_ROWS, BLOCK_COLUMNS, BLOCK_DIM, GROUP,
+        KINDS, PRECISION, WIDEN, BLOCK_ROWS, BLOCK_COLUMNS, BLOCK_DIM, GROUP,
     )  # fmt: skip
     of_rows = with_offsets(tile, row_offsets, i, n_rows, 0, OFFSETS)
     store_state(of_rows, row_first, row_second, column_block, i, column_block * BLOCK_COLUMNS, n_rows, 1, CODE)
@@ -144,12 +144,12 @@ def reduce_kernel(
 def weights_kernel(
     rows, columns, row_ids, column_ids, row_offsets, column_offsets, scale,
     row_state, column_state, row_gradients, column_gradients, weights, n_rows, n_columns, dim, shift,
-    CODE: tl.constexpr, OFFSETS: tl.constexpr, HAS_IDS: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
+    CODE: tl.constexpr, OFFSETS: tl.constexpr, KINDS: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, BLOCK_DIM: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     row_block, column_block, i, j, tile = tile_of_program(
         rows, columns, row_ids, column_ids, scale, n_rows, n_columns, dim, shift,
-        HAS_IDS, PRECISION, WIDEN, BLOCK_ROWS, BLOCK_COLUMNS, BLOCK_DIM, GROUP,
+        KINDS, PRECISION, WIDEN, BLOCK_ROWS, BLOCK_COLUMNS, BLOCK_DIM, GROUP,
     )  # fmt: skip
     of_rows = slopes(with_offsets(tile, row_offsets, i, n_rows, 0, OFFSETS), row_state, i, n_rows, 0, CODE)
     of_columns = slopes(
@@ -209,7 +209,7 @@ class TritonTiles:
         return {
             "CODE": CODES[name],
             "OFFSETS": NO_OFFSETS.value if block.row_offsets is None else block.row_offsets.ndim,
-            "HAS_IDS": block.row_ids is not None,
+            "KINDS": 0 if block.row_ids is None else block.row_ids.shape[1],
             "PRECISION": "tf32" if short or tf32_allowed() else "ieee",
             "WIDEN": triton.knobs.runtime.interpret,  # Triton's interpreter multiplies no bfloat16
             "BLOCK_ROWS": rows,
