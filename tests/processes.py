@@ -1,5 +1,6 @@
 """Several processes that share work. They are forked: a fresh process takes seconds to import what it needs."""
 
+import gc
 import os
 import socket
 from collections.abc import Callable
@@ -20,6 +21,7 @@ def in_processes(world: int, work: Callable, *args: Any) -> None:
 
 
 def member(rank: int, world: int, port: int, work: Callable, args: tuple) -> None:
+    gc.freeze()  # or each looks through all objects of the process it was forked from again and again
     torch.set_num_threads(1)
     where = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
     where |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
