@@ -1,5 +1,6 @@
 """Processes on parts of a batch equal one process on the whole, uneven parts included."""
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 
 import pytest
@@ -15,6 +16,7 @@ from tests.processes import in_processes
 
 PAIRS = 11
 SPLITS = {2: ([0, 5, 11], [0, 9, 11]), 3: ([0, 4, 5, 11],)}
+ONE_OF_EACH_KERNEL = ("nce", "hinge_sum", "hinge_max", "siglip")
 WAYS = (
     (gathered_contrastive_loss, {}),
     (gathered_contrastive_loss, {"chunk_size": 2}),
@@ -23,14 +25,14 @@ WAYS = (
 )
 
 
-def ways(ids: int) -> list:
-    """Fused ones too where Triton is installed: with ids only, because its interpreter takes its time."""
-    if not ids or find_spec("triton") is None:
-        return list(WAYS)
+def fused_ways() -> list:
+    """Where Triton is installed. Its interpreter takes its time, and other tests have other batches for the kernels."""
+    if find_spec("triton") is None:
+        return []
     from hf_vse.objectives.kernels.tiles import TritonTiles
 
     tiles = {"tiles": TritonTiles((16, 16, 16))}
-    return [*WAYS, (streamed_contrastive_loss, tiles), (streamed_contrastive_loss, tiles | {"negatives": "ring"})]
+    return [(streamed_contrastive_loss, tiles), (streamed_contrastive_loss, tiles | {"negatives": "ring"})]
 
 
 def check_processes(rank: int, world: int) -> None:
@@ -40,15 +42,17 @@ def check_processes(rank: int, world: int) -> None:
         for loss_type in OBJECTIVES:
             for ids in (0, 2):
                 for dtype in (torch.float32, torch.bfloat16):
-                    check_split(slice(bounds[rank], bounds[rank + 1]), loss_type, ids, dtype)
+                    check_split(slice(bounds[rank], bounds[rank + 1]), WAYS, loss_type, ids, dtype)
+    for loss_type in ONE_OF_EACH_KERNEL:
+        check_split(slice(bounds[rank], bounds[rank + 1]), fused_ways(), loss_type, 2, torch.float32)
     check_own_negatives(rank, world)
     check_equal_captions(rank, world)
 
 
-def check_split(local: slice, loss_type: str, ids: int, dtype: torch.dtype) -> None:
+def check_split(local: slice, ways: Sequence, loss_type: str, ids: int, dtype: torch.dtype) -> None:
     batch = Batch(PAIRS, ids, dtype=dtype)
     expected = batch.reference(loss_type=loss_type)
-    for loss, options in ways(ids):
+    for loss, options in ways:
         if loss is streamed_contrastive_loss and not has_stream(loss_type):
             continue
         found = batch.loss_and_gradients(loss, local, loss_type=loss_type, **options)
@@ -75,8 +79,8 @@ def check_equal_captions(rank: int, world: int) -> None:
     """The rows of this process of the gradient by every similarity; `world` times them, which an average undoes."""
     bounds = torch.linspace(0, EQUAL_PAIRS, world + 1).long().tolist()
     local = slice(bounds[rank], bounds[rank + 1])
-    for loss_type in ("nce", "hardnce", "hinge_sum", "siglip"):  # every reduction
-        for loss, options in ways(ids=2):
+    for loss_type in ONE_OF_EACH_KERNEL:
+        for loss, options in [*WAYS, *fused_ways()]:
             found = gradient_by_similarity(loss, local, loss_type=loss_type, **options)[1]
             check_gradient_by_similarity(loss_type, found / world, local)
 
