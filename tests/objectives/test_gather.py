@@ -16,6 +16,7 @@ from tests.processes import in_processes
 
 PAIRS = 11
 SPLITS = {2: ([0, 5, 11], [0, 9, 11]), 3: ([0, 4, 5, 11],)}
+NEGATIVES = {2: "gather", 3: "ring"}  # of the fused way
 ONE_OF_EACH_KERNEL = ("nce", "hinge_sum", "hinge_max", "siglip")
 WAYS = (
     (gathered_contrastive_loss, {}),
@@ -25,14 +26,13 @@ WAYS = (
 )
 
 
-def fused_ways() -> list:
-    """Where Triton is installed. Its interpreter takes its time, and other tests have other batches for the kernels."""
+def fused_ways(world: int) -> list:
+    """Where Triton is installed. Its interpreter takes its time: two processes gather, three form a ring."""
     if find_spec("triton") is None:
         return []
     from hf_vse.objectives.kernels.tiles import TritonTiles
 
-    tiles = {"tiles": TritonTiles((16, 16, 16))}
-    return [(streamed_contrastive_loss, tiles), (streamed_contrastive_loss, tiles | {"negatives": "ring"})]
+    return [(streamed_contrastive_loss, {"tiles": TritonTiles((16, 16, 16)), "negatives": NEGATIVES[world]})]
 
 
 def check_processes(rank: int, world: int) -> None:
@@ -44,7 +44,7 @@ def check_processes(rank: int, world: int) -> None:
                 for dtype in (torch.float32, torch.bfloat16):
                     check_split(slice(bounds[rank], bounds[rank + 1]), WAYS, loss_type, ids, dtype)
     for loss_type in ONE_OF_EACH_KERNEL:
-        check_split(slice(bounds[rank], bounds[rank + 1]), fused_ways(), loss_type, 2, torch.float32)
+        check_split(slice(bounds[rank], bounds[rank + 1]), fused_ways(world), loss_type, 2, torch.float32)
     check_own_negatives(rank, world)
     check_equal_captions(rank, world)
 
@@ -80,7 +80,7 @@ def check_equal_captions(rank: int, world: int) -> None:
     bounds = torch.linspace(0, EQUAL_PAIRS, world + 1).long().tolist()
     local = slice(bounds[rank], bounds[rank + 1])
     for loss_type in ONE_OF_EACH_KERNEL:
-        for loss, options in [*WAYS, *fused_ways()]:
+        for loss, options in [*WAYS, *fused_ways(world)]:
             found = gradient_by_similarity(loss, local, loss_type=loss_type, **options)[1]
             check_gradient_by_similarity(loss_type, found / world, local)
 
