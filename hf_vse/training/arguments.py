@@ -111,6 +111,13 @@ class VSETrainingArguments(TrainingArguments):
         default=None, metadata={"help": "Multiply the learning rate by lr_decay_factor after every so many epochs."}
     )
     lr_decay_factor: float = field(default=0.1, metadata={"help": "Factor of the decay; VSE++: 0.1 every 15 epochs."})
+    ema_decay: float = field(
+        default=0.0,
+        metadata={
+            "help": "Evaluate and keep a moving average of the weights with this decay after every step: 0.98 to 0.99 "
+            "for some hundred steps, 0.999 for many thousand; 0 for none."
+        },
+    )
     word_dropout: float = field(default=0.0, metadata={"help": "Share of words hidden in training."})
     crop_min_scale: float = field(
         default=0.08, metadata={"help": "Smallest share of an image that a random crop keeps; 1 for no random crop."}

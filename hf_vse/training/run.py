@@ -235,6 +235,7 @@ def bytes_needed(model: VSEModel, args: VSETrainingArguments) -> int:
     """Disk space of a stage: its checkpoints with the two moments of Adam, its model, and the model of the run."""
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     checkpoint = weights if args.save_only_model else 3 * weights
+    checkpoint += weights if args.ema_decay else 0
     kept = 0 if args.save_strategy == "no" else (args.save_total_limit or 1) + 1
     return kept * (checkpoint + BESIDE_WEIGHTS) + 2 * (weights + BESIDE_WEIGHTS)
 

@@ -28,6 +28,7 @@ from hf_vse.model.processing_vse import VSEProcessor
 from hf_vse.objectives.execution import choose_execution, execute_loss
 from hf_vse.objectives.grad_cache import cached_loss, mini_batches
 from hf_vse.training.arguments import VSETrainingArguments
+from hf_vse.training.averaging import AveragedWeights, check_averaging
 from hf_vse.training.callbacks import (
     BatchDiagnostics,
     CollapseAlarm,
@@ -81,7 +82,10 @@ class VSETrainer(PublishingTrainer):
             processing_class=processing_class,
             **kwargs,
         )
+        check_averaging(self, args)
         self.model_accepts_loss_kwargs = False
+        self.averaged = AveragedWeights(args.ema_decay)
+        self.add_callback(self.averaged)
         self.alarm = CollapseAlarm(args.collapse_patience)
         self.add_callback(self.alarm)
         self.add_callback(LimitedTemperature())
@@ -221,14 +225,15 @@ class VSETrainer(PublishingTrainer):
         if dataset is None:
             raise ValueError("there is no split to evaluate on; give eval_dataset, or set eval_strategy to 'no'")
         start = time.perf_counter()
-        metrics = evaluate_retrieval(
-            self.model,
-            self.processing_class,
-            dataset,
-            batch_size=self.args.per_device_eval_batch_size,
-            num_workers=self.args.dataloader_num_workers,
-            progress=not self.args.disable_tqdm,
-        )
+        with self.averaged.in_place(self.model):
+            metrics = evaluate_retrieval(
+                self.model,
+                self.processing_class,
+                dataset,
+                batch_size=self.args.per_device_eval_batch_size,
+                num_workers=self.args.dataloader_num_workers,
+                progress=not self.args.disable_tqdm,
+            )
         metrics["runtime"] = round(time.perf_counter() - start, 2)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         self.log(metrics)
@@ -249,11 +254,29 @@ class VSETrainer(PublishingTrainer):
 
     def keep_start(self) -> None:
         """Saves the model before the first step as the best so far; without states, as nothing resumes from it."""
-        folder = str(Path(self.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-0"))
+        folder = str(self.checkpoint_folder())
         self.save_model(folder, _internal_call=True)
         if self.is_fsdp_enabled:  # the best model is read from its own format
             save_fsdp_model(self.accelerator.state.fsdp_plugin, self.accelerator, self.model, folder)
         self.state.best_model_checkpoint = folder
+
+    def checkpoint_folder(self) -> Path:
+        """Of the current step."""
+        return Path(self.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As upstream, the averaged weights where weights are averaged."""
+        with self.averaged.in_place(self.model):
+            super().save_model(output_dir, _internal_call)
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        if self.args.should_save:
+            self.averaged.save(self.model, self.checkpoint_folder())
+        super()._save_checkpoint(model, trial)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self.averaged.resume(self.model, Path(resume_from_checkpoint))
 
 
 def embeddings_and_scalars(outputs: VSEOutput) -> tuple[Tensor, Tensor, Tensor, Tensor]:
