@@ -108,7 +108,7 @@ class VSECollator:
     def tokenized(self, captions: list[str]) -> list[np.ndarray]:
         """Token ids of each caption; each caption is tokenized once and cached."""
         new = list({caption for caption in captions if caption not in self.sentences})
-        found = self.processor.tokenizer(new, truncation=True)["input_ids"] if new else []
+        found = self.processor.tokenizer(self.processor.as_trained(new), truncation=True)["input_ids"] if new else []
         fresh = {caption: np.array(ids, dtype=np.int32) for caption, ids in zip(new, found, strict=True)}
         if len(self.sentences) + len(fresh) <= REMEMBERED_CAPTIONS:
             self.sentences |= fresh
@@ -116,13 +116,17 @@ class VSECollator:
 
     def text_inputs(self, captions: list[str], rngs: list[np.random.Generator]) -> dict[str, torch.Tensor]:
         tokenizer = self.processor.tokenizer
-        tokens = pad_sentences(self.tokenized(captions), tokenizer.pad_token_id, tokenizer.padding_side)
+        full = tokenizer.model_max_length if self.processor.full_length else None
+        side = "right" if full else tokenizer.padding_side
+        tokens = pad_sentences(self.tokenized(captions), tokenizer.pad_token_id, side, full)
         if self.word_dropout:
             hidden = tokenizer.unk_token_id if tokenizer.mask_token_id is None else tokenizer.mask_token_id
             special = torch.isin(tokens["input_ids"], torch.tensor(tokenizer.all_special_ids))
             chance = np.stack([rng.random(tokens["input_ids"].shape[1]) for rng in rngs])
             dropped = torch.from_numpy(chance < self.word_dropout) & ~special
             tokens["input_ids"] = tokens["input_ids"].masked_fill(dropped, hidden)
+        if not self.processor.text_mask:
+            del tokens["attention_mask"]
         return tokens
 
 
@@ -140,11 +144,16 @@ def joined(prepared: Sequence[Any]) -> Any:
     return [image for part in prepared for image in part]
 
 
-def pad_sentences(sentences: list[np.ndarray], pad_token_id: int, side: str) -> dict[str, torch.Tensor]:
-    """Pads token ids to `input_ids` and `attention_mask`, both (batch, longest)."""
+def pad_sentences(
+    sentences: list[np.ndarray], pad_token_id: int, side: str, length: int | None = None
+) -> dict[str, torch.Tensor]:
+    """Pads token ids to `input_ids` and `attention_mask`, both (batch, longest), or (batch, length)."""
     rows = [torch.from_numpy(sentence).long() for sentence in sentences]
     ids = pad_sequence(rows, batch_first=True, padding_value=pad_token_id, padding_side=side)
     mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side=side)
+    if length is not None:
+        ids = torch.nn.functional.pad(ids, (0, length - ids.shape[1]), value=pad_token_id)
+        mask = torch.nn.functional.pad(mask, (0, length - mask.shape[1]))
     return {"input_ids": ids, "attention_mask": mask}
 
 

@@ -7,6 +7,7 @@ locations, library versions, how the model was trained.
 import json
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +36,10 @@ def digest_of(*parts: Any) -> str:
     return blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
 
-def weights_digest(tower: nn.Module) -> str:
-    """16-byte hex digest of all parameters and buffers of a tower."""
+def weights_digest(*modules: nn.Module) -> str:
+    """16-byte hex digest of all parameters and buffers of a model, or of the modules of a tower."""
     digest = blake2b(digest_size=16)
-    for name, tensor in sorted(tower.state_dict().items()):
+    for name, tensor in chain.from_iterable(sorted(module.state_dict().items()) for module in modules):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()

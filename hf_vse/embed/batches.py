@@ -134,6 +134,6 @@ def progress_bar(total: int, missing: int, title: str | None) -> tqdm:
 def to_device(inputs: Mapping[str, Tensor], model: VSEModel) -> dict[str, Tensor]:
     """The inputs where the model is; images in the layout in which convolutions are fastest (on a CPU by 1.7)."""
     moved = {name: tensor.to(model.device) for name, tensor in inputs.items()}
-    if "pixel_values" in moved:
+    if "pixel_values" in moved and moved["pixel_values"].ndim == 4:  # not patches in a sequence
         moved["pixel_values"] = moved["pixel_values"].contiguous(memory_format=torch.channels_last)
     return moved

@@ -97,7 +97,7 @@ def unfinished_store(path: Path, made_by: str) -> Store:
 
 def features_digest(model: VSEModel, image_processor: BaseImageProcessor, regions: bool) -> str:
     """Digest of everything but the images that the rows of `extract_features` depend on."""
-    tower = weights_digest(model.vision_model), configuration_digest(model.config.vision_config)
+    tower = weights_digest(*model.tower_modules()["vision"]), configuration_digest(model.config.vision_config)
     pooling = None if regions else (model.config.vision_pooling, weights_digest(model.vision_pooling))
     return digest_of(*tower, pooling, image_processor_digest(image_processor))
 

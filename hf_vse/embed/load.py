@@ -29,11 +29,12 @@ from hf_vse.data.spec import whole_path
 from hf_vse.embed.adapters.onnx_towers import ONNXEncoder, onnx_files
 from hf_vse.embed.adapters.open_clip_models import PREFIX, OpenCLIPEncoder
 from hf_vse.embed.adapters.sentence_models import SentenceTransformersEncoder
-from hf_vse.embed.adapters.transformers_models import FAMILIES, TransformersEncoder
+from hf_vse.embed.adapters.transformers_models import TransformersEncoder
 from hf_vse.embed.adapters.vse import VSEEncoder
 from hf_vse.embed.encoder import Encoder, source_digest
 from hf_vse.embed.stored import check_name, stored_json
 from hf_vse.model.configuration_vse import VSEConfig
+from hf_vse.model.dual_encoder_vse import DUAL_ENCODERS
 from hf_vse.model.sentence_transformers_vse import MODULE_TYPE
 
 Kind = Literal["auto", "vse", "transformers", "sentence_transformers", "open_clip", "onnx", "python"]
@@ -41,7 +42,7 @@ Device = str | torch.device | None
 Precision = str | torch.dtype | None
 
 UNDERSTOOD = (
-    f"understood are models of this package, of transformers ({', '.join(FAMILIES)}), of sentence-transformers, "
+    f"understood are models of this package, of transformers ({', '.join(DUAL_ENCODERS)}), of sentence-transformers, "
     f"{PREFIX}ARCHITECTURE/WEIGHTS, a folder with two ONNX files, and FILE.py:CLASS, a subclass of "
     "hf_vse.embed.encoder.Encoder with encode_images(images) and encode_texts(texts)"
 )
@@ -111,7 +112,7 @@ def kind_of(name: str, trust_remote_code: bool = False) -> Kind:
     if (modules := stored_json(name, "modules.json")) is not None:
         ours = MODULE_TYPE in str(modules)  # and its config.json is damaged
         return "vse" if ours else "sentence_transformers"
-    if model_type in FAMILIES or (trust_remote_code and "auto_map" in config):
+    if model_type in DUAL_ENCODERS or (trust_remote_code and "auto_map" in config):
         return "transformers"
     if config:
         remedy = "; --trust_remote_code runs the code that comes with it" if "auto_map" in config else ""

@@ -10,10 +10,11 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin
 from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
+from .dual_encoder_vse import DUAL_ENCODERS
 from .losses_vse import OBJECTIVES, OWN
 
 PoolingType = Literal["mean", "max", "last", "cls", "gpo", "pooler"]
-ProjectionType = Literal["linear", "mlp", "residual"]
+ProjectionType = Literal["linear", "mlp", "residual", "none"]
 NormType = Literal["none", "l2", "rms"]
 HeadInit = Literal["xavier", "identity"]
 
@@ -69,10 +70,12 @@ def check_numbers(config: PreTrainedConfig, numbers: dict[str, Number]) -> None:
 def check_layers(name: str, values: dict[str, Any]) -> None:
     """Raises ValueError for so many layers that building them would not end."""
     for key, value in values.items():
-        if "layers" in key or "depth" in key:
+        if "layers" in str(key) or "depth" in str(key):
             counts = value if isinstance(value, list | tuple) else [value]
             if any(isinstance(count, int | float) and count > MOST_LAYERS for count in counts):
                 raise ValueError(f"{name}: {key} asks for {value!r:.60} layers; at most {MOST_LAYERS} are built")
+        if isinstance(value, dict):
+            check_layers(f"{name}.{key}", value)
 
 
 class VSEGRUTextConfig(PreTrainedConfig):
@@ -125,8 +128,9 @@ AutoConfig.register(GRU_MODEL_TYPE, VSEGRUTextConfig, exist_ok=True)
 AutoConfig.register(FEATURES_MODEL_TYPE, VSEFeaturesConfig, exist_ok=True)
 
 
-def tower_config(name: str, value: Any, default: str) -> PreTrainedConfig:
-    """The configuration of one tower from a configuration, a dict with `model_type`, or None for the default."""
+def tower_config(name: str, value: Any, default: str | None = None) -> PreTrainedConfig:
+    """The configuration of a tower, or of a dual encoder, from a configuration, a dict with `model_type`, or None for
+    the default."""
     if isinstance(value, PreTrainedConfig):
         return value
     if value is not None and not isinstance(value, dict):
@@ -146,6 +150,16 @@ def tower_config(name: str, value: Any, default: str) -> PreTrainedConfig:
         raise ValueError(f"{name}: {reason}; write a value that a {model_type} has") from error
 
 
+def dual_encoder_config(value: Any) -> PreTrainedConfig:
+    config = tower_config("dual_encoder_config", value)
+    if config.model_type not in DUAL_ENCODERS:
+        raise ValueError(
+            f"dual_encoder_config: {config.model_type!r} is not a known dual encoder: give one of "
+            f"{', '.join(DUAL_ENCODERS)}"
+        )
+    return config
+
+
 class VSEConfig(PreTrainedConfig):
     """Configuration of `VSEModel`.
 
@@ -154,6 +168,8 @@ class VSEConfig(PreTrainedConfig):
             (`{"model_type": "timm_wrapper", "architecture": "resnet152"}`), or `{"model_type": "vse_features",
             "hidden_size": 2048}` for precomputed features.
         text_config: `{"model_type": "vse_gru_text", ...}` or any transformers text model.
+        dual_encoder_config: of a whole dual encoder of transformers (`{"model_type": "clip", ...}`), whose own
+            functions give the vectors; `vision_config`, `text_config` and the poolings are then its own.
         vision_pooling, text_pooling: how the states of a tower become one vector. `mean` and `max` over positions,
             `last` (last word), `cls` (first position), `gpo` (generalized pooling operator), `pooler` (the tower's own
             pooled output).
@@ -165,7 +181,8 @@ class VSEConfig(PreTrainedConfig):
         feature_dropout, head_dropout: share of pooled features, and of the head's inner features, set to zero in
             training.
         projection_type: `linear`; `mlp`, the paper's head Linear(d, 2d) - ReLU - Linear(2d, d) on top of it; or
-            `residual`, the head added to what it reads.
+            `residual`, the head added to what it reads. On a dual encoder also `none`, and `linear` is a square map
+            that starts as the identity.
         head_init: how an `mlp` head starts: `xavier` as published, or `identity`, giving what it reads, so that
             training starts from the linear map and fresh heads lose nothing of a base embedding.
         projection_dim: dimension of the common space.
@@ -177,10 +194,11 @@ class VSEConfig(PreTrainedConfig):
     """
 
     model_type = "vse"
-    sub_configs = {"vision_config": AutoConfig, "text_config": AutoConfig}
+    sub_configs = {"vision_config": AutoConfig, "text_config": AutoConfig, "dual_encoder_config": AutoConfig}
 
     vision_config: dict | PreTrainedConfig | None = None
     text_config: dict | PreTrainedConfig | None = None
+    dual_encoder_config: dict | PreTrainedConfig | None = None
     vision_pooling: PoolingType = "mean"
     text_pooling: PoolingType = "last"
     vision_hidden_size: int | None = None
@@ -198,8 +216,14 @@ class VSEConfig(PreTrainedConfig):
     logit_bias_init: float | int = -10.0
 
     def __post_init__(self, **kwargs):
-        self.vision_config = tower_config("vision_config", self.vision_config, default="resnet")
-        self.text_config = tower_config("text_config", self.text_config, default=GRU_MODEL_TYPE)
+        if self.dual_encoder_config is None:
+            self.vision_config = tower_config("vision_config", self.vision_config, default="resnet")
+            self.text_config = tower_config("text_config", self.text_config, default=GRU_MODEL_TYPE)
+        else:
+            both = self.dual_encoder_config = dual_encoder_config(self.dual_encoder_config)
+            self.vision_config = both.image_config if both.model_type == "flava" else both.vision_config
+            self.text_config = both.text_config
+            self.vision_pooling = self.text_pooling = "pooler"
         words = {
             name: get_args(kind) for name, kind in VSEConfig.__annotations__.items() if get_origin(kind) is Literal
         }
@@ -208,8 +232,16 @@ class VSEConfig(PreTrainedConfig):
         for name, choices in words.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r:.60}")
+        if self.projection_type == "none" and self.dual_encoder_config is None:
+            raise ValueError("projection_type 'none' needs a dual_encoder_config; towers have 'linear'")
         check_numbers(self, NUMBERS)
         super().__post_init__(**kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        values = super().to_dict()
+        if self.dual_encoder_config is not None:  # holds them
+            del values["vision_config"], values["text_config"]
+        return values
 
 
 VSEConfig.register_for_auto_class()

@@ -7,6 +7,7 @@ test time. `VSEConfig` chooses the towers, their pooling, the projection and the
 
 import math
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -19,9 +20,10 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutpu
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_vse import GRU_MODEL_TYPE, VSEConfig
+from .dual_encoder_vse import DUAL_ENCODERS, build_dual_encoder, modules_of_towers, scale_and_bias, vector_size
 from .losses_vse import OBJECTIVES, contrastive_loss
 from .pooling_vse import Pooling
-from .projection_vse import MirroredLinear, PooledFeatures, ProjectionHead, ZeroLinear
+from .projection_vse import IdentityLinear, MirroredLinear, PooledFeatures, ProjectionHead, ZeroLinear
 from .sentence_transformers_vse import write_sentence_files
 from .towers_vse import PrecomputedFeatures, build_tower, state_sequence, vision_hidden_size
 
@@ -73,7 +75,7 @@ class VSEPreTrainedModel(PreTrainedModel):
         if isinstance(module, nn.Linear):
             if isinstance(module, ZeroLinear):
                 init.zeros_(module.weight)
-            elif isinstance(module, MirroredLinear):
+            elif isinstance(module, IdentityLinear | MirroredLinear):
                 init.copy_(module.weight, module.starting_weight())
             else:
                 init.xavier_uniform_(module.weight)
@@ -105,20 +107,21 @@ class VSEModel(VSEPreTrainedModel):
     def __init__(self, config: VSEConfig):
         super().__init__(config)
         dim = config.projection_dim
-        self.vision_model = build_tower(config.vision_config)
-        self.text_model = build_tower(config.text_config)
+        self.dual_encoder = None
         self.vision_pooling = Pooling(config.vision_pooling)
         self.text_pooling = Pooling(config.text_pooling)
-        vision_dim = config.vision_hidden_size or vision_hidden_size(config.vision_config, self.vision_model)
-        text_dim = config.text_config.hidden_size
-        self.visual_projection = nn.Linear(vision_dim, dim)
-        # The paper's recurrent state is the text embedding itself, where the sizes allow it.
-        direct = config.text_config.model_type == GRU_MODEL_TYPE and text_dim == dim
-        self.text_projection = nn.Identity() if direct else nn.Linear(text_dim, dim)
+        if config.dual_encoder_config is None:
+            self.build_towers(config)
+        else:
+            self.dual_encoder = build_dual_encoder(config.dual_encoder_config)
+            self.pooled_sizes = {"vision": dim, "text": dim}
+            linear = config.projection_type == "linear"
+            self.visual_projection = IdentityLinear(dim) if linear else nn.Identity()
+            self.text_projection = IdentityLinear(dim) if linear else nn.Identity()
         self.visual_input = PooledFeatures(config.vision_norm, config.vision_power, config.feature_dropout)
         self.text_input = PooledFeatures(config.text_norm, 1.0, config.feature_dropout)
         self.visual_head, self.text_head = nn.Identity(), nn.Identity()
-        if config.projection_type != "linear":
+        if config.projection_type in ("mlp", "residual"):
             options = {
                 "dropout": config.head_dropout,
                 "residual": config.projection_type == "residual",
@@ -130,6 +133,19 @@ class VSEModel(VSEPreTrainedModel):
         self.logit_scale = nn.Parameter(torch.empty(1)) if "temperature" in learned else None
         self.logit_bias = nn.Parameter(torch.empty(1)) if "logit_bias" in learned else None
         self.post_init()
+
+    def build_towers(self, config: VSEConfig) -> None:
+        """The two towers, and the linear maps to the common space."""
+        dim = config.projection_dim
+        self.vision_model = build_tower(config.vision_config)
+        self.text_model = build_tower(config.text_config)
+        vision_dim = config.vision_hidden_size or vision_hidden_size(config.vision_config, self.vision_model)
+        text_dim = config.text_config.hidden_size
+        self.pooled_sizes = {"vision": vision_dim, "text": text_dim}
+        self.visual_projection = nn.Linear(vision_dim, dim)
+        # The paper's recurrent state is the text embedding itself, where the sizes allow it.
+        direct = config.text_config.model_type == GRU_MODEL_TYPE and text_dim == dim
+        self.text_projection = nn.Identity() if direct else nn.Linear(text_dim, dim)
 
     @classmethod
     def from_towers(
@@ -153,12 +169,35 @@ class VSEModel(VSEPreTrainedModel):
             model.text_model = towers[1]
         return model
 
+    @classmethod
+    def from_dual_encoder(cls, source: PreTrainedModel, **config_kwargs) -> "VSEModel":
+        """A model that starts as a pretrained dual encoder: same vectors, same objective, temperature and bias.
+
+        Args:
+            source: one of `DUAL_ENCODERS`; its weights are copied.
+            config_kwargs: fields of `VSEConfig` that differ.
+        """
+        scale, bias = scale_and_bias(source)
+        fields = {"projection_type": "none", "text_norm": "l2", "loss_type": "clip" if bias is None else "siglip"}
+        fields |= {} if scale is None else {"temperature": 1 / scale}
+        fields |= {} if bias is None else {"logit_bias_init": bias}
+        fields |= {"dual_encoder_config": source.config, "projection_dim": vector_size(source)}
+        model = cls(VSEConfig(**fields | config_kwargs))
+        model.dual_encoder.load_state_dict(source.state_dict())
+        return model
+
+    def tower_modules(self) -> dict[str, list[nn.Module]]:
+        """The modules of the image tower, `vision`, and of the text tower, `text`."""
+        if self.dual_encoder is None:
+            return {"vision": [self.vision_model], "text": [self.text_model]}
+        return modules_of_towers(self.dual_encoder)
+
     def train(self, mode: bool = True) -> "VSEModel":
         """Training mode; a tower or a batch normalisation without trainable parameters stays in evaluation mode, so
         that it computes the same in every step."""
         super().train(mode)
         norms = (module for module in self.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
-        for module in (self.vision_model, self.text_model, *norms):
+        for module in (*chain.from_iterable(self.tower_modules().values()), *norms):
             trainable = [parameter.requires_grad for parameter in module.parameters()]
             if trainable and not any(trainable):
                 module.eval()
@@ -179,8 +218,9 @@ class VSEModel(VSEPreTrainedModel):
             self.__class__ = sharded
 
     def get_input_embeddings(self) -> nn.Module:
-        direct = self.config.text_config.model_type == GRU_MODEL_TYPE
-        return self.text_model.embedding if direct else self.text_model.get_input_embeddings()
+        modules = chain.from_iterable(tower.modules() for tower in self.tower_modules()["text"])
+        words = self.config.text_config.vocab_size
+        return next(each for each in modules if isinstance(each, nn.Embedding) and each.num_embeddings == words)
 
     @can_return_tuple
     def get_image_features(
@@ -188,6 +228,8 @@ class VSEModel(VSEPreTrainedModel):
         pixel_values: Tensor | None = None,
         image_features: Tensor | None = None,
         image_mask: Tensor | None = None,
+        pixel_attention_mask: Tensor | None = None,
+        spatial_shapes: Tensor | None = None,
     ) -> BaseModelOutputWithPooling:
         """Embeds images.
 
@@ -196,11 +238,14 @@ class VSEModel(VSEPreTrainedModel):
             image_features: (batch, dim) or (batch, regions, dim), instead of photographs: the input of a model of
                 precomputed features, or what `pool_images` gave for each photograph.
             image_mask: (batch, regions), 1 where a region counts.
+            pixel_attention_mask, spatial_shapes: (batch, patches) and (batch, 2), of images in their own aspect ratio.
 
         Returns:
             `pooler_output` (batch, projection_dim), unit vectors; `last_hidden_state`, the states of the tower.
         """
-        states, pooled = self.pool_images(pixel_values, image_features, image_mask)
+        states, pooled = self.pool_images(
+            pixel_values, image_features, image_mask, pixel_attention_mask, spatial_shapes
+        )
         embeds = self.visual_head(self.visual_projection(self.visual_input(pooled)))
         return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=F.normalize(embeds.float(), dim=-1))
 
@@ -209,6 +254,8 @@ class VSEModel(VSEPreTrainedModel):
         pixel_values: Tensor | None = None,
         image_features: Tensor | None = None,
         image_mask: Tensor | None = None,
+        pixel_attention_mask: Tensor | None = None,
+        spatial_shapes: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """States of the image tower and their pooled vector (batch, hidden), which a frozen tower computes only once.
 
@@ -216,10 +263,14 @@ class VSEModel(VSEPreTrainedModel):
         """
         if image_features is not None:
             tower = PrecomputedFeatures()(image_features.to(self.dtype))
-        elif pixel_values is not None:
+        elif pixel_values is None:
+            raise ValueError(f"no image: {FEATURES_INSTEAD}")
+        elif self.dual_encoder is None:
             tower = self.vision_model(pixel_values.to(self.dtype))
         else:
-            raise ValueError(f"no image: {FEATURES_INSTEAD}")
+            optional = given(pixel_attention_mask=pixel_attention_mask, spatial_shapes=spatial_shapes)
+            ask = DUAL_ENCODERS[self.config.dual_encoder_config.model_type].image
+            tower = ask(self.dual_encoder, pixel_values=pixel_values.to(self.dtype), **optional)
         # Convolutional towers pool to (batch, hidden, 1, 1).
         own = None if tower.pooler_output is None else tower.pooler_output.flatten(1)
         return tower.last_hidden_state, self.vision_pooling(state_sequence(tower.last_hidden_state), image_mask, own)
@@ -252,14 +303,17 @@ class VSEModel(VSEPreTrainedModel):
         self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """States of the text tower and their pooled vector (batch, hidden), which may come back as `text_features`."""
-        optional = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
-        tower = self.text_model(input_ids=input_ids, attention_mask=attention_mask, **optional)
+        inputs = given(input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids)
+        if self.dual_encoder is None:
+            tower = self.text_model(**inputs)
+        else:
+            tower = DUAL_ENCODERS[self.config.dual_encoder_config.model_type].text(self.dual_encoder, **inputs)
         pooled = self.text_pooling(tower.last_hidden_state, attention_mask, tower.get("pooler_output"))
         return tower.last_hidden_state, pooled
 
     def scaling(self) -> tuple[Tensor, Tensor]:
         """Temperature and bias of the logits, learned or fixed: two scalars in float32."""
-        device = self.visual_projection.weight.device
+        device = self.device
         if self.logit_scale is None:
             temperature = torch.tensor(float(self.config.temperature), device=device)
         else:
@@ -285,6 +339,8 @@ class VSEModel(VSEPreTrainedModel):
         token_type_ids: Tensor | None = None,
         image_features: Tensor | None = None,
         image_mask: Tensor | None = None,
+        pixel_attention_mask: Tensor | None = None,
+        spatial_shapes: Tensor | None = None,
         text_features: Tensor | None = None,
         image_ids: Tensor | None = None,
         text_ids: Tensor | None = None,
@@ -296,7 +352,7 @@ class VSEModel(VSEPreTrainedModel):
         Args:
             input_ids, attention_mask, token_type_ids: (texts, words).
             pixel_values: (images, channels, height, width); or `image_features` and `image_mask`, see
-                `get_image_features`.
+                `get_image_features`, and there also `pixel_attention_mask` and `spatial_shapes`.
             text_features: (texts, hidden), instead of `input_ids`, see `get_text_features`.
             image_ids: (images,) integers; pairs of one image are no negatives of each other in the loss.
             text_ids: (texts,) integers; pairs of equal caption are no negatives either.
@@ -306,7 +362,9 @@ class VSEModel(VSEPreTrainedModel):
         temperature, bias = self.scaling()
         image_embeds = text_embeds = logits = loss = None
         if pixel_values is not None or image_features is not None:
-            image_embeds = self.get_image_features(pixel_values, image_features, image_mask).pooler_output
+            image_embeds = self.get_image_features(
+                pixel_values, image_features, image_mask, pixel_attention_mask, spatial_shapes
+            ).pooler_output
         if input_ids is not None or text_features is not None:
             text_embeds = self.get_text_features(
                 input_ids, attention_mask, token_type_ids, text_features
@@ -337,6 +395,10 @@ class VSEModel(VSEPreTrainedModel):
             temperature=temperature,
             logit_bias=bias,
         )
+
+
+def given(**inputs: Tensor | None) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in inputs.items() if tensor is not None}
 
 
 VSEModel.register_for_auto_class("AutoModel")

@@ -40,17 +40,22 @@ class VSEProcessor(ProcessorMixin):
     Args:
         image_processor: any image processor of transformers; default: precomputed features are taken as they are.
         tokenizer: the word-level tokenizer of the GRU, or that of a transformers text tower.
+        lower_case, full_length, text_mask: how a pretrained text tower was trained to read: sentences lower-cased,
+            padded on the right to the full length, with or without an attention mask.
     """
 
-    def __init__(self, image_processor=None, tokenizer=None):
+    def __init__(self, image_processor=None, tokenizer=None, lower_case=False, full_length=False, text_mask=True):
         super().__init__(VSEFeatureProcessor() if image_processor is None else image_processor, tokenizer)
+        self.lower_case = lower_case
+        self.full_length = full_length
+        self.text_mask = text_mask
 
     def __call__(
         self,
         images=None,
         text: str | Sequence[str] | None = None,
         return_tensors: str | None = "pt",
-        padding: bool | str = True,
+        padding: bool | str | None = None,
         truncation: bool = True,
         max_length: int | None = None,
     ) -> BatchFeature:
@@ -65,14 +70,26 @@ class VSEProcessor(ProcessorMixin):
         if images is not None:
             inputs |= self.image_processor(images, return_tensors=return_tensors)
         if text is not None:
-            inputs |= self.tokenizer(
-                [text] if isinstance(text, str) else list(text),
+            tokens = self.tokenizer(
+                self.as_trained([text] if isinstance(text, str) else list(text)),
                 return_tensors=return_tensors,
-                padding=padding,
+                padding=("max_length" if self.full_length else True) if padding is None else padding,
+                padding_side="right" if self.full_length else None,
                 truncation=truncation,
                 max_length=max_length,
             )
+            inputs |= {name: value for name, value in tokens.items() if self.text_mask or name != "attention_mask"}
         return BatchFeature(inputs)
+
+    @property
+    def reading(self) -> dict[str, bool]:
+        """Which of the three ways of reading are not the usual ones."""
+        usual = {"lower_case": False, "full_length": False, "text_mask": True}
+        return {name: not value for name, value in usual.items() if getattr(self, name) != value}
+
+    def as_trained(self, texts: list[str]) -> list[str]:
+        """Sentences in the case that the text tower knows."""
+        return [text.lower() for text in texts] if self.lower_case else texts
 
 
 VSEFeatureProcessor.register_for_auto_class("AutoImageProcessor")

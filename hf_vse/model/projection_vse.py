@@ -30,6 +30,16 @@ class ZeroLinear(nn.Linear):
     """A linear map that starts as zero."""
 
 
+class IdentityLinear(nn.Linear):
+    """A square linear map that starts as the identity."""
+
+    def __init__(self, dim: int):
+        super().__init__(dim, dim, bias=False)
+
+    def starting_weight(self) -> Tensor:
+        return torch.eye(self.in_features)
+
+
 class MirroredLinear(nn.Linear):
     """A linear map, d -> 2d or 2d -> d, that starts as the identity next to its mirror image.
 

@@ -18,6 +18,8 @@ from hf_vse.data.schema import CAPTIONS, IMAGE_FEATURES
 from hf_vse.data.spec import DataSpec
 from hf_vse.data.tokenization import train_word_tokenizer
 from hf_vse.embed.adapters.own_models import check_processor, load_vse_model, load_vse_processor
+from hf_vse.embed.adapters.transformers_models import TransformersEncoder, processor_of
+from hf_vse.embed.load import kind_of
 from hf_vse.embed.stored import without_remarks
 from hf_vse.model.configuration_vse import FEATURES_MODEL_TYPE, GRU_MODEL_TYPE, VSEConfig
 from hf_vse.model.modeling_vse import VSEModel
@@ -86,7 +88,9 @@ def build_processor(model: ModelArguments, train: Dataset | IterableDataset) -> 
     """Image processor and tokenizer that fit the towers."""
     if model.init_from is not None:
         with loading("init_from", model.init_from):
-            return load_vse_processor(model.init_from)
+            if kind_of(model.init_from) == "vse":
+                return load_vse_processor(model.init_from)
+            return processor_of(model.init_from)
     captions = training_captions(train)
     if model.text_tower is not None:
         with loading("text_tower", model.text_tower):
@@ -131,7 +135,11 @@ def build_model(model: ModelArguments, processor: VSEProcessor, train: Dataset |
     options = model.config_options
     if model.init_from is not None:
         with loading("init_from", model.init_from):
-            loaded = load_vse_model(model.init_from, "cpu", **options)
+            if kind_of(model.init_from) == "vse":
+                loaded = load_vse_model(model.init_from, "cpu", **options)
+            else:
+                source = TransformersEncoder.from_pretrained(model.init_from, "cpu").model
+                loaded = VSEModel.from_dual_encoder(source, **options)
         check_processor(model.init_from, loaded, processor)
         return loaded
     if has_features(train):

@@ -35,6 +35,7 @@ from hf_vse.data.schema import CAPTION_FEATURES, CAPTIONS, IMAGE, flatten_captio
 from hf_vse.data.transforms import Augmentation, needed_side
 from hf_vse.embed.batches import image_batches, text_batches, to_device
 from hf_vse.embed.store import KEY, Store
+from hf_vse.model.configuration_vse import FEATURES_MODEL_TYPE
 from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.model.processing_vse import VSEProcessor
 from hf_vse.training.arguments import VSETrainingArguments
@@ -99,7 +100,7 @@ def frozen_sides(model: VSEModel, args: VSETrainingArguments) -> tuple[bool, boo
     """Whether the outputs of the image tower and of the text tower are the same in every epoch."""
     if not args.cache_frozen:
         return False, False
-    images = args.freeze_image_tower and any(True for _ in model.vision_model.parameters())
+    images = args.freeze_image_tower and model.config.vision_config.model_type != FEATURES_MODEL_TYPE
     texts = args.freeze_text_tower
     if images and model.config.vision_pooling == "gpo":
         logger.info("the frozen image tower is run in every epoch: vision_pooling 'gpo' learns from all of its states")
@@ -122,7 +123,7 @@ def with_image_features(
     images = undecoded_images(split)
     augmentation = args.augmentation or Augmentation(1.0, False)
     described = {
-        "weights": weights_digest(model.vision_model),
+        "weights": weights_digest(*model.tower_modules()["vision"]),
         "image processor": processor.image_processor.to_dict(),
         "configuration": configuration_digest(model.config.vision_config),
         "pooling": model.config.vision_pooling,
@@ -136,11 +137,11 @@ def with_image_features(
     batch_size = max(1, args.per_device_eval_batch_size // views)
 
     def run(inputs: dict[str, torch.Tensor], count: int) -> np.ndarray:
-        pooled = run_tower(model, model.pool_images, {"pixel_values": torch.cat(list(inputs.values()))}, args)
-        return pooled.reshape(views, count, -1).swapaxes(0, 1)
+        pooled = run_tower(model, model.pool_images, {k: v.flatten(0, 1) for k, v in inputs.items()}, args)
+        return pooled.reshape(count, views, -1)
 
     def encode(rows: range) -> dict[str, pa.Array]:
-        found = np.full((len(rows), views, model.visual_projection.in_features), np.nan, np.float32)
+        found = np.full((len(rows), views, model.pooled_sizes["vision"]), np.nan, np.float32)
         share, workers = images.select(rows), args.dataloader_num_workers
         for places, pooled in image_batches(run, share, range(len(rows)), prepare, batch_size, workers, needed):
             found[places] = pooled
@@ -162,11 +163,11 @@ class Views:
 
     def __call__(self, images: list[Image]) -> dict[str, torch.Tensor]:
         contents = [crc32(image.tobytes()) for image in images] if self.views > 1 else []
-        found = {view_column(0): self.plain.image_inputs(images, [])["pixel_values"]}
+        found = [self.plain.image_inputs(images, [])]
         for view in range(1, self.views):
             rngs = [np.random.default_rng((self.seed, content, view)) for content in contents]
-            found[view_column(view)] = self.cropping.image_inputs(images, rngs)["pixel_values"]
-        return found
+            found.append(self.cropping.image_inputs(images, rngs))
+        return {name: torch.stack([inputs[name] for inputs in found], dim=1) for name in found[0]}
 
 
 def with_caption_features(
@@ -175,8 +176,9 @@ def with_caption_features(
     """The split with the pooled output of the text tower for every caption."""
     captions = split.with_format(None)[CAPTIONS][:]
     described = {
-        "weights": weights_digest(model.text_model),
+        "weights": weights_digest(*model.tower_modules()["text"]),
         "tokenizer": tokenizer_digest(processor.tokenizer),
+        "reading": processor.reading,
         "configuration": configuration_digest(model.config.text_config),
         "pooling": model.config.text_pooling,
         "bf16": args.bf16,
@@ -188,7 +190,7 @@ def with_caption_features(
     def encode(rows: range) -> dict[str, pa.Array]:
         of_rows = captions[rows.start : rows.stop]
         texts, _ = flatten_captions(of_rows)
-        found = np.empty((len(texts), model.config.text_config.hidden_size), np.float32)
+        found = np.empty((len(texts), model.pooled_sizes["text"]), np.float32)
         for places, pooled in text_batches(run, texts, range(len(texts)), CAPTIONS_AT_ONCE):
             found[places] = pooled
         starts = np.cumsum([0] + [len(of_image) for of_image in of_rows]).astype(np.int32)

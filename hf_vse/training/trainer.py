@@ -201,13 +201,11 @@ class VSETrainer(PublishingTrainer):
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """As upstream, with learning rates of their own for the towers where they are given."""
         optimizer = super().create_optimizer(model)
-        rates = {
-            "vision_model.": self.args.image_tower_learning_rate,
-            "text_model.": self.args.text_tower_learning_rate,
-        }
-        for prefix, rate in rates.items():
+        towers = self.model.tower_modules()
+        rates = {"vision": self.args.image_tower_learning_rate, "text": self.args.text_tower_learning_rate}
+        for side, rate in rates.items():
             if rate is not None:
-                move_to_own_rate(optimizer, self.model, prefix, rate)
+                move_to_own_rate(optimizer, towers[side], rate)
         return optimizer
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -329,18 +327,20 @@ def freeze(model: VSEModel, args: VSETrainingArguments) -> None:
     """Takes the gradient from what `args` freezes, and gives it back to everything else."""
     model.requires_grad_(True)
     if args.freeze_image_tower:
-        model.vision_model.requires_grad_(False)
+        for module in model.tower_modules()["vision"]:
+            module.requires_grad_(False)
     if args.freeze_text_tower:
-        model.text_model.requires_grad_(False)
+        for module in model.tower_modules()["text"]:
+            module.requires_grad_(False)
     if args.freeze_batchnorm:
         for module in model.modules():
             if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
                 module.requires_grad_(False)
 
 
-def move_to_own_rate(optimizer: torch.optim.Optimizer, model: VSEModel, prefix: str, rate: float) -> None:
-    """Moves the parameters under `prefix` to groups with a learning rate of their own."""
-    of_tower = {id(parameter) for name, parameter in model.named_parameters() if name.startswith(prefix)}
+def move_to_own_rate(optimizer: torch.optim.Optimizer, tower: list[torch.nn.Module], rate: float) -> None:
+    """Moves the parameters of a tower to groups with a learning rate of their own."""
+    of_tower = {id(parameter) for module in tower for parameter in module.parameters()}
     for group in list(optimizer.param_groups):
         chosen = [parameter for parameter in group["params"] if id(parameter) in of_tower]
         if chosen:

@@ -18,10 +18,11 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from hf_vse.data.digests import digest_of, image_processor_digest, tokenizer_digest
 from hf_vse.data.transforms import needed_side
-from hf_vse.embed.adapters.transformers_models import FAMILIES
+from hf_vse.embed.adapters.transformers_models import READINGS
 from hf_vse.embed.encoder import Encoder
 from hf_vse.embed.sentences import Reading, SentenceReader
 from hf_vse.embed.weights import check_installed, one_line
+from hf_vse.model.dual_encoder_vse import DUAL_ENCODERS
 from hf_vse.model.processing_vse import VSEFeatureProcessor, VSEProcessor
 
 if TYPE_CHECKING:
@@ -162,11 +163,12 @@ def processor_parts(name: str) -> tuple[BaseImageProcessor, PreTrainedTokenizerB
         model_type = AutoConfig.from_pretrained(name, **trust).model_type
     except (OSError, ValueError):
         model_type = None
-    if model_type in FAMILIES:
+    if model_type in DUAL_ENCODERS:
         image_processor = AutoImageProcessor.from_pretrained(name, backend="pil", **trust)
-        return image_processor, AutoTokenizer.from_pretrained(name, **trust), FAMILIES[model_type].reading
+        return image_processor, AutoTokenizer.from_pretrained(name, **trust), READINGS.get(model_type, Reading())
     processor = VSEProcessor.from_pretrained(name, **trust)
-    return processor.image_processor, processor.tokenizer, Reading()
+    reading = Reading(to_full_length=processor.full_length, mask=processor.text_mask, lower=processor.lower_case)
+    return processor.image_processor, processor.tokenizer, reading
 
 
 def open_session(file: Path, device: str | torch.device | None) -> "InferenceSession":

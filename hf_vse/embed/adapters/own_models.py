@@ -63,6 +63,8 @@ def load_vse_model(
         if getattr(config, field) != getattr(stored, field)
         for prefix in prefixes
     )
+    if config.dual_encoder_config is not None and config.projection_type != stored.projection_type:
+        fresh += ("visual_projection.", "text_projection.")
     check_shapes(name, expected, tensors)
     with one_line(name, FETCH_AGAIN), without_remarks():
         model, found = VSEModel.from_pretrained(
@@ -122,10 +124,10 @@ def check_same_keys(name: str, what: str, keys: Iterable[str], fresh: tuple[str,
 def check_trained(name: str, model: nn.Module) -> None:
     """Raises ValueError for weights that are not finite, and for parts that are all zero."""
     check_finite(name, model)
-    parts = {part: getattr(model, part) for part in ("vision_model", "text_model")}
-    parts |= {part: getattr(model, part) for part in ("visual_projection", "text_projection")}
-    for part, module in (parts | {"the word embedding": model.get_input_embeddings()}).items():
-        parameters = list(module.parameters())
+    parts = {f"the {side} tower": modules for side, modules in model.tower_modules().items()}
+    parts |= {part: [getattr(model, part)] for part in ("visual_projection", "text_projection")}
+    for part, modules in (parts | {"the word embedding": [model.get_input_embeddings()]}).items():
+        parameters = [parameter for module in modules for parameter in module.parameters()]
         if parameters and not any(parameter.any() for parameter in parameters):
             raise ValueError(f"{name}: all weights of {part} are zero: {FETCH_AGAIN}")
 

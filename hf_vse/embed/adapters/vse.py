@@ -102,6 +102,7 @@ class VSEEncoder(Encoder):
             [configuration_digest(tower) for tower in (config.vision_config, config.text_config)],
             image_processor_digest(self.processor.image_processor),
             tokenizer_digest(self.processor.tokenizer),
+            *self.processor.reading.items(),
         )
 
     def facts(self) -> dict[str, Any]:
