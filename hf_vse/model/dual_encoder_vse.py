@@ -8,7 +8,7 @@ contrastive heads are read and not the cross-attention).
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import transformers
@@ -20,20 +20,20 @@ SCALARS_OF_SOURCE = ("logit_scale", "logit_bias", "temperature")
 PARTS = {"vision": ("vision", "visual", "image"), "text": ("text",)}  # how the names of a tower's modules begin
 
 
-def image_output(model: PreTrainedModel, **inputs: Tensor) -> BaseModelOutputWithPooling:
+def projected_image(model: PreTrainedModel, **inputs: Tensor) -> BaseModelOutputWithPooling:
     return model.get_image_features(**inputs)
 
 
-def text_output(model: PreTrainedModel, **inputs: Tensor) -> BaseModelOutputWithPooling:
+def projected_text(model: PreTrainedModel, **inputs: Tensor) -> BaseModelOutputWithPooling:
     return model.get_text_features(**inputs)
 
 
 def flava_image(model: PreTrainedModel, **inputs: Tensor) -> BaseModelOutputWithPooling:
-    return first_of_projected(image_output(model, **inputs))
+    return first_of_projected(projected_image(model, **inputs))
 
 
 def flava_text(model: PreTrainedModel, **inputs: Tensor) -> BaseModelOutputWithPooling:
-    return first_of_projected(text_output(model, **inputs))
+    return first_of_projected(projected_text(model, **inputs))
 
 
 def first_of_projected(output: BaseModelOutputWithPooling) -> BaseModelOutputWithPooling:
@@ -59,8 +59,8 @@ class DualEncoder(NamedTuple):
     """
 
     model_class: str = "AutoModel"
-    image: Callable[..., BaseModelOutputWithPooling] = image_output
-    text: Callable[..., BaseModelOutputWithPooling] = text_output
+    image: Callable[..., BaseModelOutputWithPooling] = projected_image
+    text: Callable[..., BaseModelOutputWithPooling] = projected_text
     attention: str | None = None
 
 
@@ -98,6 +98,16 @@ def build_dual_encoder(config: PreTrainedConfig) -> PreTrainedModel:
     return model
 
 
+def image_output(model: PreTrainedModel, **inputs: Tensor | None) -> BaseModelOutputWithPooling:
+    """States and, as `pooler_output`, the vectors of images, as the family of the model has them."""
+    return DUAL_ENCODERS[model.config.model_type].image(model, **{k: v for k, v in inputs.items() if v is not None})
+
+
+def text_output(model: PreTrainedModel, **inputs: Tensor | None) -> BaseModelOutputWithPooling:
+    """The same for sentences."""
+    return DUAL_ENCODERS[model.config.model_type].text(model, **{k: v for k, v in inputs.items() if v is not None})
+
+
 def scale_and_bias(model: PreTrainedModel) -> tuple[float | None, float | None]:
     """The factor of the cosine similarities and the bias of the logits, as far as the model has them."""
     scale, bias, temperature = (
@@ -109,9 +119,14 @@ def scale_and_bias(model: PreTrainedModel) -> tuple[float | None, float | None]:
 
 
 @torch.no_grad()
-def vector_size(model: PreTrainedModel) -> int:
-    words = torch.zeros(1, 2, dtype=torch.long, device=model.device)
-    return DUAL_ENCODERS[model.config.model_type].text(model, input_ids=words).pooler_output.shape[-1]
+def fields_of_source(model: PreTrainedModel) -> dict[str, Any]:
+    """The fields of a `VSEConfig` whose model starts as this one."""
+    scale, bias = scale_and_bias(model)
+    vectors = text_output(model, input_ids=torch.zeros(1, 2, dtype=torch.long, device=model.device)).pooler_output
+    fields = {"dual_encoder_config": model.config, "projection_dim": vectors.shape[-1]}
+    fields |= {"projection_type": "none", "text_norm": "l2"}
+    fields |= {} if scale is None else {"temperature": 1 / scale}
+    return fields | ({"loss_type": "clip"} if bias is None else {"loss_type": "siglip", "logit_bias_init": bias})
 
 
 def modules_of_towers(model: PreTrainedModel) -> dict[str, list[nn.Module]]:

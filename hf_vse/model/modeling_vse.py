@@ -20,7 +20,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutpu
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_vse import GRU_MODEL_TYPE, VSEConfig
-from .dual_encoder_vse import DUAL_ENCODERS, build_dual_encoder, modules_of_towers, scale_and_bias, vector_size
+from .dual_encoder_vse import build_dual_encoder, fields_of_source, image_output, modules_of_towers, text_output
 from .losses_vse import OBJECTIVES, contrastive_loss
 from .pooling_vse import Pooling
 from .projection_vse import IdentityLinear, MirroredLinear, PooledFeatures, ProjectionHead, ZeroLinear
@@ -177,12 +177,7 @@ class VSEModel(VSEPreTrainedModel):
             source: one of `DUAL_ENCODERS`; its weights are copied.
             config_kwargs: fields of `VSEConfig` that differ.
         """
-        scale, bias = scale_and_bias(source)
-        fields = {"projection_type": "none", "text_norm": "l2", "loss_type": "clip" if bias is None else "siglip"}
-        fields |= {} if scale is None else {"temperature": 1 / scale}
-        fields |= {} if bias is None else {"logit_bias_init": bias}
-        fields |= {"dual_encoder_config": source.config, "projection_dim": vector_size(source)}
-        model = cls(VSEConfig(**fields | config_kwargs))
+        model = cls(VSEConfig(**fields_of_source(source) | config_kwargs))
         model.dual_encoder.load_state_dict(source.state_dict())
         return model
 
@@ -268,9 +263,8 @@ class VSEModel(VSEPreTrainedModel):
         elif self.dual_encoder is None:
             tower = self.vision_model(pixel_values.to(self.dtype))
         else:
-            optional = given(pixel_attention_mask=pixel_attention_mask, spatial_shapes=spatial_shapes)
-            ask = DUAL_ENCODERS[self.config.dual_encoder_config.model_type].image
-            tower = ask(self.dual_encoder, pixel_values=pixel_values.to(self.dtype), **optional)
+            patches = {"pixel_attention_mask": pixel_attention_mask, "spatial_shapes": spatial_shapes}
+            tower = image_output(self.dual_encoder, pixel_values=pixel_values.to(self.dtype), **patches)
         # Convolutional towers pool to (batch, hidden, 1, 1).
         own = None if tower.pooler_output is None else tower.pooler_output.flatten(1)
         return tower.last_hidden_state, self.vision_pooling(state_sequence(tower.last_hidden_state), image_mask, own)
@@ -303,11 +297,11 @@ class VSEModel(VSEPreTrainedModel):
         self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """States of the text tower and their pooled vector (batch, hidden), which may come back as `text_features`."""
-        inputs = given(input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids)
+        optional = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
         if self.dual_encoder is None:
-            tower = self.text_model(**inputs)
+            tower = self.text_model(input_ids=input_ids, attention_mask=attention_mask, **optional)
         else:
-            tower = DUAL_ENCODERS[self.config.dual_encoder_config.model_type].text(self.dual_encoder, **inputs)
+            tower = text_output(self.dual_encoder, input_ids=input_ids, attention_mask=attention_mask, **optional)
         pooled = self.text_pooling(tower.last_hidden_state, attention_mask, tower.get("pooler_output"))
         return tower.last_hidden_state, pooled
 
@@ -395,10 +389,6 @@ class VSEModel(VSEPreTrainedModel):
             temperature=temperature,
             logit_bias=bias,
         )
-
-
-def given(**inputs: Tensor | None) -> dict[str, Tensor]:
-    return {name: tensor for name, tensor in inputs.items() if tensor is not None}
 
 
 VSEModel.register_for_auto_class("AutoModel")
