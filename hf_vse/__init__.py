@@ -33,6 +33,7 @@ _HOME = {
     "Encoder": "hf_vse.embed.encoder",
     "VSETrainer": "hf_vse.training.trainer",
     "VSETrainingArguments": "hf_vse.training.arguments",
+    "interpolate": "hf_vse.training.interpolation",
     "read_recipe": "hf_vse.training.recipe",
     "run_recipe": "hf_vse.training.run",
 }

@@ -11,7 +11,8 @@ name, and is what `hf-vse evaluate` writes, for one model or several, and a run 
 - `environment`: `versions`, `device`, `threads`, `commit` (None outside a checkout) and the number of `processes`.
 - A run adds its `dataset`, its `data` as a `DataSpec`, `loss_type`, `stages` and `recipe`; one with `init_from` also
   `start`: the `model` that it started from, its records by split as `metrics`, and by split the `comparisons` of the
-  result with it, see `compare_models`.
+  result with it, see `compare_models`. One with `control_dataset` adds `interpolation`: the data as `control`, and
+  what `training.interpolation.choose_weights` returns.
 
 Entries of a record:
 

@@ -1,4 +1,4 @@
-"""Pictures of results: training curves, recall bars, experiment grids, and what a sentence retrieves.
+"""Pictures of results: training curves, interpolated weights, recall bars, grids, and what a sentence retrieves.
 
 Other rooms use the functions below, each of which writes one PNG file and returns its path, and from `canvas` the
 colours and the empty figure. Needs the extra `plots`.
@@ -6,12 +6,13 @@ colours and the empty figure. Needs the extra `plots`.
 
 from hf_vse.plots.canvas import RECALLS
 from hf_vse.plots.retrieval import plot_contact_sheet, plot_recall_bars, plot_retrieval_grid
-from hf_vse.plots.runs import plot_grid, plot_training_curves
+from hf_vse.plots.runs import plot_grid, plot_interpolation, plot_training_curves
 
 __all__ = [
     "RECALLS",
     "plot_contact_sheet",
     "plot_grid",
+    "plot_interpolation",
     "plot_recall_bars",
     "plot_retrieval_grid",
     "plot_training_curves",

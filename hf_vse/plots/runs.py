@@ -85,6 +85,31 @@ def _positions(entries: Sequence[Mapping[str, float]], unit: str) -> list[float]
     return [round(entry.get(unit, number), 2) for number, entry in enumerate(entries, start=1)]
 
 
+def plot_interpolation(
+    points: Sequence[Mapping[str, Any]], alpha: float, permitted_loss: float, path: str | Path
+) -> Path:
+    """Mean recall on validation and on a control set over the share of tuned weights, with the chosen share marked.
+
+    Args:
+        points: entries with "alpha", and "validation" and "control", maps with "mean_recall" in percent; the first is
+            the start, of which `permitted_loss` points may be lost on the control set.
+        alpha: the chosen share.
+        path: the PNG file to write.
+    """
+    figure = new_figure(5.6, 3.8)
+    axes = figure.subplots()
+    for name, colour in (("validation", PALETTE[0]), ("control", PALETTE[1])):
+        values = [point[name]["mean_recall"] for point in points]
+        axes.plot([point["alpha"] for point in points], values, "o-", color=colour, markersize=4, label=name)
+    least = points[0]["control"]["mean_recall"] - permitted_loss
+    axes.axhline(least, color=PALETTE[1], linewidth=1.2, linestyle="--", zorder=0, label="least on control")
+    axes.axvline(alpha, color=BEST_COLOUR, linewidth=1.2, linestyle=":", zorder=0)
+    tidy(axes, f"Weights between start and end, chosen alpha {alpha:g}", "alpha: 0 is the start, 1 the tuned weights")
+    axes.set_ylabel("mean of R@1, R@5, R@10, %", fontsize=10)
+    axes.legend(frameon=False, fontsize=9)
+    return save(figure, path)
+
+
 def plot_grid(runs: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
     """The runs of an experiment grid: one panel for each head and treatment of same-image captions, a row for each
     objective, a point for each run and a bar for their mean.

@@ -118,6 +118,21 @@ class VSETrainingArguments(TrainingArguments):
             "for some hundred steps, 0.999 for many thousand; 0 for none."
         },
     )
+    control_dataset: str | None = field(
+        default=None,
+        metadata={
+            "help": "Data on which little may be lost, named as dataset: the result is the best on validation of the "
+            "weights between start and end (WiSE-FT) that keeps recall there."
+        },
+    )
+    control_options: dict | None = field(
+        default=None,
+        metadata={"help": "Its options, as of dataset, and its split: {difficulty: easy, split: validation}."},
+    )
+    permitted_loss: float = field(
+        default=1.0,
+        metadata={"help": "Points of mean recall (R@1, 5, 10, both directions, in percent) that it may lose."},
+    )
     word_dropout: float = field(default=0.0, metadata={"help": "Share of words hidden in training."})
     crop_min_scale: float = field(
         default=0.08, metadata={"help": "Smallest share of an image that a random crop keeps; 1 for no random crop."}

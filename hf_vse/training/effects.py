@@ -87,6 +87,7 @@ _HEAD = Need(
     lambda get: get("projection_type") in ("mlp", "residual") or get("init_from") is not None,
     "there is no head: give projection_type mlp or residual",
 )
+_CONTROL = Need(lambda get: get("control_dataset") is not None, "there is no control set: give control_dataset")
 _FRESH = Need(lambda get: get("init_from") is None, "the towers are those of init_from: remove one of them")
 _LIMITED = Need(lambda get: get("loss_execution") != "dense", "loss_execution dense compares all at once: remove one")
 
@@ -133,6 +134,11 @@ NEEDS: dict[str, Need] = (
         "text_tower_learning_rate": Need(
             lambda get: not get("freeze_text_tower"), "the text tower is frozen: remove it, or freeze_text_tower"
         ),
+        "control_dataset": Need(
+            lambda get: get("init_from") is not None, "there is no start to interpolate with: give init_from"
+        ),
+        "control_options": _CONTROL,
+        "permitted_loss": _CONTROL,
         "loss_chunk_size": _LIMITED,
         "save_steps": Need(
             lambda get: saving(get) == "steps", "checkpoints are not written by steps: give save_strategy: steps"
@@ -148,6 +154,7 @@ NEEDS: dict[str, Need] = (
 
 # Keys that act in the whole run, and why not in a stage. Every other key acts in the stage that has it.
 _PUSHED = ("push_to_hub", "hub_model_id", "hub_token", "hub_private_repo", "hub_strategy", "hub_revision")
+_CONTROL_SET = ("control_dataset", "control_options", "permitted_loss")
 _SET_UP = ("use_cpu", "local_rank", "ddp_backend", "ddp_timeout")
 OF_THE_RUN: dict[str, str] = (
     {item.name: "all stages read the same data" for item in fields(DataArguments)}
@@ -155,6 +162,7 @@ OF_THE_RUN: dict[str, str] = (
     | {"init_from": "a later stage starts from the one before"}
     | dict.fromkeys(("projection_dim", "vision_hidden_size"), "the weights of all stages have one size")
     | dict.fromkeys((*_PUSHED, "hub_always_push"), "one model is pushed")
+    | dict.fromkeys(_CONTROL_SET, "the start of the first stage and the end of the last are interpolated")
     | dict.fromkeys(_SET_UP, "devices and processes are set up once")
     | {"output_dir": "each stage has a folder of its name in it"}
 )

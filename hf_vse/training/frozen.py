@@ -52,16 +52,17 @@ def cache_frozen_towers(
 ) -> dict[str, Any]:
     """The splits with the outputs of the frozen towers as columns: instead of the images, and beside the captions.
 
-    A split without images keeps its features. Streams, and towers with learned pooling, are left as they are.
+    A split without images keeps its features. Streams, and towers with learned pooling, are left as they are, and so
+    are splits other than those below: they are read once.
     """
     images, captions = frozen_sides(model, args)
-    if not (images or captions) or isinstance(splits["train"], IterableDataset):
+    if not (images or captions) or isinstance(splits.get("train"), IterableDataset):
         return splits
     root = Path(args.frozen_cache_dir or Path(datasets.config.HF_CACHE_HOME) / CACHE).expanduser()
     check_shared(root)
     model.to(args.device).eval()
     found = {}
-    for name in (name for name in ("train", "validation") if name in splits):
+    for name in (name for name in ("train", "validation", "control") if name in splits):
         split = splits[name]
         if images and IMAGE in split.column_names:
             views = 1 + args.cached_crops if name == "train" else 1

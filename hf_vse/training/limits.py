@@ -69,6 +69,7 @@ LIMITS: dict[str, Limit] = (
     | limits(Limit(0, 1e5), "hard_negative_warmup_epochs", "max_grad_norm", "weight_decay", "neftune_noise_alpha")
     | limits(Limit(0, 100), "learning_rate", "image_tower_learning_rate", "text_tower_learning_rate")
     | limits(Limit(0, 1, below=True), "ema_decay")
+    | limits(Limit(0, 100), "permitted_loss")
     | limits(Limit(0, 1), "word_dropout", "crop_min_scale", "max_broken_share", "label_smoothing_factor")
     | limits(Limit(0, 1, below=True), "feature_dropout", "head_dropout", "validation_share")
     | limits(Limit(0, 1, below=True), "adam_beta1", "adam_beta2")

@@ -1,6 +1,7 @@
 """Plots of a finished run: training curves, and retrieved images for some captions."""
 
 import logging
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from hf_vse.data.images import decode_image
 from hf_vse.data.pairs import undecoded_images
 from hf_vse.data.schema import CAPTIONS, IMAGE, flatten_captions
 from hf_vse.evaluation.evaluator import PairEmbeddings
-from hf_vse.plots import plot_retrieval_grid, plot_training_curves
+from hf_vse.plots import plot_interpolation, plot_retrieval_grid, plot_training_curves
 from hf_vse.plots.retrieval import THUMBNAIL
 
 logger = logging.getLogger(__name__)
@@ -36,6 +37,12 @@ def draw_pictures(
         logger.warning("no plots: %s", error)
         return []
     return pictures
+
+
+def draw_interpolation(output_dir: Path, found: dict[str, Any] | None) -> None:
+    """Draws what `choose_weights` measured, if anything; without matplotlib, nothing."""
+    if found is not None and find_spec("matplotlib") is not None:
+        plot_interpolation(found["points"], found["alpha"], found["permitted_loss"], output_dir / "interpolation.png")
 
 
 def curve_name(stage: dict[str, Any], stages: list[dict[str, Any]]) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_vse.data.spec import DataSpec
+from hf_vse.embed.adapters.own_models import CHANGED_BY
 from hf_vse.files import read_text
 from hf_vse.model.configuration_vse import VSEConfig
 from hf_vse.objectives.own import is_own, load_objective, without_folder
@@ -53,6 +54,15 @@ class Recipe:
         return DataSpec.of_recipe(of_training | self.values | written)
 
     @property
+    def control(self) -> DataSpec | None:
+        """The data on which little may be lost, see `interpolation.py`; by default their validation split."""
+        if self.values.get("control_dataset") is None:
+            return None
+        options = {"split": "validation"} | (self.values.get("control_options") or {})
+        spec = DataSpec.of_recipe(options | {"dataset": self.values["control_dataset"], "seed": self.data.seed})
+        return replace(spec, split=options["split"])
+
+    @property
     def model(self) -> ModelArguments:
         given = self.section("model")
         return ModelArguments(**given | {"loss_type": without_folder(given.get("loss_type"))})
@@ -85,7 +95,7 @@ def check_key(key: str, where: str) -> None:
     if not isinstance(key, str):
         raise ValueError(f"{where}: the key {key!r:.60} is not text: write a known key")
     name, *parts = key.split(".")
-    if name in known and (not parts or name in TOWERS and len(parts) == 1 and parts[0]):
+    if name in known and (not parts or name in (*TOWERS, "control_options") and len(parts) == 1 and parts[0]):
         return
     if name == "stages":
         raise ValueError(f"{where}: stages stand in a recipe file once, as one list; {key!r:.60} cannot be given here")
@@ -187,6 +197,8 @@ def check_together(recipe: Recipe, where: str) -> None:
     if not (recipe.values["output_dir"] or "").strip():
         raise ValueError(f"{where}: output_dir is empty: give the folder for the run, such as runs/vse")
     check_effects(recipe.values, recipe.stages, where)
+    if recipe.values.get("control_dataset") is not None:
+        check_control(recipe, where)
     if own_images(lambda key: recipe.values.get(key)):
         check_frame(recipe.model, where)
     for stage in recipe.stages:
@@ -194,6 +206,29 @@ def check_together(recipe: Recipe, where: str) -> None:
             VSEConfig(**recipe.stage(stage).model.config_options)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{where}, stage {stage['name']!r}: {' '.join(str(error).split()):.300}") from error
+
+
+def check_control(recipe: Recipe, where: str) -> None:
+    """Raises ValueError for options that the control set does not have, and for stages whose weights cannot be
+    interpolated with those of the start."""
+    options = dict(recipe.values.get("control_options") or {})
+    known = {item.name: item for item in fields(DataArguments) if item.name not in ("dataset", "streaming")}
+    split = options.pop("split", "validation")
+    if not isinstance(split, str) or not split:
+        raise ValueError(f"{where}: control_options.split is the name of a split, got {split!r:.60}")
+    for key in options.keys() - known.keys():
+        near = get_close_matches(str(key), [*known, "split"], n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are split, {', '.join(known)}"
+        raise ValueError(f"{where}: control_options has the unknown key {key!r:.60}; {hint:.300}")
+    check_fields(options, known, f"{where}: control_options")
+    first = recipe.stage(recipe.stages[0]).values
+    for stage in recipe.stages[1:]:
+        for key in CHANGED_BY:
+            if key in stage and stage[key] != first.get(key):
+                raise ValueError(
+                    f"{where}, stage {stage['name']!r}: {key} gives other weights than the start has, so there is "
+                    "nothing between them: write it above `stages`, or leave out control_dataset"
+                )
 
 
 def check_frame(model: ModelArguments, where: str) -> None:

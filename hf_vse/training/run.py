@@ -5,6 +5,7 @@
         metrics.json           recalls, the data and their fingerprints, versions, times
         training_curves.png    loss and validation recall
         retrieval.png          what the model finds for some sentences
+        interpolation.png      recall between start and end, with control_dataset; the end itself is in the last stage
         README.md              the model card, for `hf upload` and `hf-vse push`
         stages/NAME/           checkpoints of a stage and, when it is done, its model
 
@@ -44,7 +45,8 @@ from hf_vse.training.build import build_model, build_processor, has_features, lo
 from hf_vse.training.checkpoints import last_checkpoint
 from hf_vse.training.claim import STAGES, check_claim, claim
 from hf_vse.training.frozen import cache_frozen_towers
-from hf_vse.training.pictures import draw_pictures
+from hf_vse.training.interpolation import choose_weights, interpolation_lines, load_control
+from hf_vse.training.pictures import draw_interpolation, draw_pictures
 from hf_vse.training.publish import check_hub_strategy
 from hf_vse.training.recipe import Recipe, check_together
 from hf_vse.training.trainer import VSETrainer, check_objective
@@ -84,15 +86,18 @@ def run_recipe(recipe: Recipe) -> dict[str, Any]:
     splits = load_splits(recipe.data)
     if has_features(splits["train"]):
         check_together(recipe.with_features(), "recipe")
+    if recipe.control is not None:
+        splits["control"] = load_control(recipe.control, splits)
     processor = build_processor(recipe.model, splits["train"])
     model, records = None, []
     for stage in stages:
         model, record = run_stage(stage, model, processor, splits)
         records.append(record)
+    interpolation = keep_control(stages, model, processor, splits) if recipe.control is not None else None
     if PartialState().is_main_process:
         model.save_pretrained(recipe.output_dir)
         processor.save_pretrained(recipe.output_dir)
-    result = report_run(recipe, model, processor, splits, records, where)
+    result = report_run(recipe, model, processor, splits, records, where, interpolation)
     if common.push_to_hub and PartialState().is_main_process:
         publish(common)
     return result
@@ -207,6 +212,21 @@ def run_stage(
     return load_stage(stage.folder).to(stage.args.device), record
 
 
+def keep_control(
+    stages: list[Stage], model: VSEModel, processor: VSEProcessor, splits: dict[str, Any]
+) -> dict[str, Any]:
+    """Leaves the model with the chosen weights between the start of the run and its end, see `choose_weights`."""
+    first, args = stages[0], stages[-1].args
+    set_seed(first.seed)
+    start = build_model(first.model, processor, splits["train"]).state_dict()
+    read = {name: splits[name] for name in ("validation", "control")}
+    frozen = {(stage.args.freeze_image_tower, stage.args.freeze_text_tower) for stage in stages}
+    if len(frozen) == 1:  # then a frozen tower is the same at the start and at the end
+        read = cache_frozen_towers(model, processor, read, args)
+    found = choose_weights(model, start, processor, read["validation"], read["control"], args)
+    return {"control": stages[0].run.control.to_dict()} | found
+
+
 def read_stage_record(path: Path) -> dict[str, Any]:
     """The record of a finished stage."""
     record = read_json(path, dict)
@@ -295,6 +315,7 @@ def report_run(
     splits: dict[str, Any],
     stages: list[dict[str, Any]],
     where: dict[str, Any],
+    interpolation: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Evaluates the finished model, writes numbers, pictures and the card."""
     main = PartialState().is_main_process
@@ -313,12 +334,15 @@ def report_run(
         "stages": [{key: value for key, value in stage.items() if key != "log"} for stage in stages],
         "recipe": recipe.public_values,
     }
+    if interpolation is not None:
+        result["interpolation"] = interpolation
     if recipe.model.init_from is not None:
         result["start"] = compare_with_start(recipe.model.init_from, judged, splits, recipe.data.source)
     if main:
         write_json(recipe.output_dir / "metrics.json", result)
         with failure_as_warning("no pictures"):
             draw_pictures(recipe.output_dir, stages, splits, {name: each.pairs for name, each in judged.items()})
+            draw_interpolation(recipe.output_dir, interpolation)
         with failure_as_warning("no card"):
             leave_card(recipe.output_dir)
     return result
@@ -342,7 +366,7 @@ def run_summary(output_dir: Path, result: dict[str, Any]) -> str:
         before = {f"{name} before": each["metrics"] for name, each in start.items()}
         lines = ["", result["loss_type"], recall_table(before | table_rows(records)), ""]
         lines += [f"{name}: {remark}" for name, each in records.items() if (remark := equal_caption_remark(each))]
-        lines += difference_lines(result)
+        lines += interpolation_lines(result.get("interpolation")) + difference_lines(result)
     lines += [f"numbers   {output_dir / 'metrics.json'}", f"card      {output_dir / 'README.md'}"]
     lines += [f"picture   {picture}" for picture in sorted(output_dir.glob("*.png"))]
     return "\n".join([*lines, f'model     AutoModel.from_pretrained("{output_dir}", trust_remote_code=True)'])

@@ -1,13 +1,18 @@
 """Whole runs that take a second: two stages, the second with fresh heads, from features of a few images."""
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from safetensors.torch import load_file
 
 from hf_vse.files import read_json
+from hf_vse.training import run
 from hf_vse.training.recipe import Recipe, build_recipe
 from tests.conftest import make_captions
 
@@ -50,6 +55,17 @@ def tiny_values(data: Path, output: Path, **changed: Any) -> dict[str, Any]:
 
 def tiny_recipe(data: Path, output: Path, **changed: Any) -> Recipe:
     return build_recipe(tiny_values(data, output, **changed))
+
+
+@contextmanager
+def quick_runs() -> Iterator[None]:
+    """Runs without pictures, whose stages look for garbage only among what they made themselves."""
+    gc.collect()
+    gc.freeze()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "draw_pictures", lambda *given: [])
+        yield
+    gc.unfreeze()
 
 
 def outcome(output: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
