@@ -36,6 +36,7 @@ EXAMPLES = """
   hf-vse evaluate runs/quickstart                                   the data it was trained on
   hf-vse evaluate openai/clip-vit-base-patch32 --dataset coco --data_dir DIR --report report
   hf-vse evaluate runs/nce runs/hardnce --split validation --report both    side by side, and is it real?
+  hf-vse evaluate runs/mine --by place --by year                    recalls for the values of a field
   hf-vse evaluate embeddings.safetensors --dataset flickr30k --data_dir DIR
   hf-vse evaluate DIR --foils sugarcrepe --foils_dir SUGARCREPE --foils_images COCO_VAL2017
   hf-vse evaluate DIR --labelled photos_by_class --json | jq '.metrics[].zero_shot.top1'
@@ -45,7 +46,7 @@ FOILS = (
     "flickr30k_order",
 )  # fmt: skip
 OF_A_MODEL = ("foils", "labelled", "correction", "embeddings", "device", "dtype", "trust_remote_code")
-OF_DATA = ("data_dir", "split_file", "features", "image_column", "caption_column", "split")
+OF_DATA = ("data_dir", "split_file", "features", "image_column", "caption_column", "split", "by")
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -67,6 +68,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def add_questions(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what else to ask")
+    group.add_argument(
+        "--by", action="append", default=[], metavar="FIELD", help="recalls for each value of a field of the data, too"
+    )
     group.add_argument("--diagnostics", action="store_true", help="look for the reasons (with --report always)")
     group.add_argument(
         "--foils",
@@ -126,7 +130,7 @@ def check_embeddings_asked(arguments: argparse.Namespace) -> None:
     useless = [option for option in OF_A_MODEL if getattr(arguments, option) not in (None, False, "none")]
     useless = useless if len(given) == len(arguments.models) else []
     if arguments.dataset is None:
-        useless += [option for option in OF_DATA if getattr(arguments, option) is not None]
+        useless += [option for option in OF_DATA if getattr(arguments, option) not in (None, [])]
     if useless:
         remedy = "leave it out" if useless[0] in OF_A_MODEL else "leave it out, or add --dataset"
         raise ValueError(f"--{useless[0]} has no effect: {given[0]} holds embeddings and no model; {remedy}")
@@ -163,6 +167,7 @@ def questions_of(arguments: argparse.Namespace) -> "Questions":
     foils = arguments.foils or ("auto" if reported else "none")
     return Questions(
         split=arguments.split,
+        by=arguments.by,
         diagnostics=arguments.diagnostics or reported,
         foils=None if foils == "none" else foils,
         foils_dir=arguments.foils_dir,

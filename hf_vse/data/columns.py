@@ -18,6 +18,7 @@ from typing import Any
 import datasets
 from datasets import Dataset, DatasetDict, Features, Image, IterableDataset, IterableDatasetDict, List, Value
 
+from hf_vse.data.fields import Fields, field_columns, field_features, field_names, field_value, report_differing
 from hf_vse.data.images import find_broken_rows, image_keys, stored_images
 from hf_vse.data.schema import CAPTION_IDS, CAPTIONS, IMAGE, IMAGE_FEATURES, IMAGE_ID, is_id, report_repeated
 from hf_vse.files import inside
@@ -52,8 +53,7 @@ def find_layout(features: Features | None, image_column: str | None, caption_col
     """The columns to read: the ones named, or else by type and customary name."""
     if features is None:
         raise ValueError("the columns of this streamed data set are unknown before it is read: use streaming=False")
-    nested = features.get("json")
-    available = {**(nested if isinstance(nested, dict) else {}), **features}
+    available = named_features(features)
 
     def first(names: Sequence[str]) -> str | None:
         return next((name for name in names if name in available), None)
@@ -72,6 +72,25 @@ def find_layout(features: Features | None, image_column: str | None, caption_col
             raise ValueError(f"{problem} among the columns {', '.join(known)}: name it with {what}_column")
     check_image_type(images[0], features[images[0]])
     return Layout(images[0], tuple(captions), first(_IMAGE_ID_NAMES), first(_CAPTION_ID_NAMES), first(_FILE_NAMES))
+
+
+def named_features(features: Features) -> dict[str, Any]:
+    """The columns, and the fields of a column `json` (webdataset)."""
+    nested = features.get("json")
+    return {**(nested if isinstance(nested, dict) else {}), **features}
+
+
+def other_fields(features: Features, layout: Layout, divided: bool) -> Fields:
+    """Fields beside images, captions and their numbers: name in the source -> name here, and type there."""
+    available = named_features(features)
+    ids = [name for name in (layout.image_id, layout.caption_ids) if name and is_whole(available[name])]
+    names = field_names(available, [layout.image, *layout.captions, *ids, "split" if divided else None])
+    return {name: (own, available[name]) for name, own in names.items()}
+
+
+def is_whole(feature: Any) -> bool:
+    """Whether a column holds whole numbers, or lists of them."""
+    return getattr(getattr(feature, "feature", feature), "dtype", "").startswith(("int", "uint"))
 
 
 def check_image_type(name: str, feature: Any) -> None:
@@ -161,7 +180,10 @@ def to_pairs(
     if isinstance(first, IterableDataset):
         if divide:
             raise ValueError("a column 'split' divides this data set, which streaming cannot do: use streaming=False")
-        return IterableDatasetDict({name: _stream(part, layout, where, max_captions) for name, part in parts.items()})
+        fields = other_fields(first.features, layout, divided=False)
+        options = {"layout": layout, "where": where, "max_captions": max_captions, "fields": fields}
+        return IterableDatasetDict({name: _stream(part, **options) for name, part in parts.items()})
+    fields = other_fields(first.features, layout, divide)
     splits: dict[str, Dataset] = {}
     for name, part in parts.items():
         images = _image_column(part.with_format(None), where)
@@ -169,8 +191,9 @@ def to_pairs(
         rows = _read_rows(name, part.with_format(None), layout, broken)
         if not divide or not _divides(part["split"], rows):
             rows = [replace(row, split=name) for row in rows]
-        _join_rows_of_one_image(rows, images)
-        splits |= _assemble(images, rows, max_captions)
+        others = _field_columns(part.with_format(None), fields)
+        report_differing(name, others, _join_rows_of_one_image(rows, images))
+        splits |= _assemble([images, others], rows, max_captions)
     for name, part in splits.items():
         report_repeated(f"split {name}", part[CAPTIONS][:], part[IMAGE_ID][:])
     return DatasetDict(splits)
@@ -253,24 +276,35 @@ def _read_rows(name: str, part: Dataset, layout: Layout, broken: Mapping[int, st
     return rows
 
 
-def _join_rows_of_one_image(rows: Sequence[RowText], images: Dataset) -> None:
-    """Moves all captions of an image to its first row, if every row has one caption."""
+def _field_columns(part: Dataset, fields: Fields) -> Dataset:
+    read = part.select_columns([name for name in part.column_names if name in {*fields, "json"}])
+    return field_columns(({name: _field(row, name) for name in fields} for row in read), fields)
+
+
+def _join_rows_of_one_image(rows: Sequence[RowText], images: Dataset) -> list[tuple[int, int]]:
+    """Moves all captions of an image to its first row, if every row has one caption.
+
+    Returns:
+        The places of the other rows, and of the first of each.
+    """
     if all(row.key is None for row in rows):
         for row, key in zip(rows, image_keys(images), strict=True):
             row.key = key
     if any(len(row.captions) + row.num_empty > 1 for row in rows):
-        return
-    keys = [row.key for row in rows]
-    first: dict[Any, RowText] = {}
-    for row, key in zip(rows, keys, strict=True):
-        leader = row if key is None else first.setdefault((row.split, key), row)
-        if leader is not row:
-            leader.captions += row.captions
-            leader.caption_ids += row.caption_ids
+        return []
+    first: dict[Any, int] = {}
+    joined = []
+    for number, row in enumerate(rows):
+        place = number if row.key is None else first.setdefault((row.split, row.key), number)
+        if place != number:
+            rows[place].captions += row.captions
+            rows[place].caption_ids += row.caption_ids
             row.captions, row.caption_ids = [], []
+            joined.append((number, place))
+    return joined
 
 
-def _assemble(images: Dataset, rows: Sequence[RowText], max_captions: int | None) -> dict[str, Dataset]:
+def _assemble(beside: list[Dataset], rows: Sequence[RowText], max_captions: int | None) -> dict[str, Dataset]:
     captions = [row.captions[:max_captions] for row in rows]
     caption_ids = [row.caption_ids[:max_captions] for row in rows]
     if list(map(len, caption_ids)) != list(map(len, captions)):  # some are unknown
@@ -283,7 +317,8 @@ def _assemble(images: Dataset, rows: Sequence[RowText], max_captions: int | None
         image_ids = [n if key is None else numbers.setdefault(key, n) for n, key in enumerate(keys)]
     columns = {IMAGE_ID: image_ids, CAPTIONS: captions, CAPTION_IDS: caption_ids}
     texts = Dataset.from_dict(columns, features=Features(_TEXT_FEATURES))
-    pairs = datasets.concatenate_datasets([images, texts], axis=1)
+    images, *fields = [each for each in beside if each.column_names]
+    pairs = datasets.concatenate_datasets([images, texts, *fields], axis=1)
     kept: dict[str, list[int]] = {}
     for number, row in enumerate(rows):
         if row.captions:
@@ -291,17 +326,23 @@ def _assemble(images: Dataset, rows: Sequence[RowText], max_captions: int | None
     return {split: pairs.select(numbers) for split, numbers in kept.items()}
 
 
-def _stream(part: IterableDataset, layout: Layout, where: Where, max_captions: int | None) -> IterableDataset:
+def _stream(part: IterableDataset, layout: Layout, fields: Fields, **options: Any) -> IterableDataset:
     feature = part.features[layout.image]
     undecoded = part.cast_column(layout.image, Image(decode=False)) if isinstance(feature, Image) else part
-    read = partial(_stream_batch, layout=layout, where=where, max_captions=max_captions)
+    read = partial(_stream_batch, layout=layout, fields=fields, **options)
     pairs = undecoded.map(read, batched=True, batch_size=32, remove_columns=list(part.features))
     # cast, because after map(features=...) images would stay undecoded
     image = {IMAGE_FEATURES: feature} if layout.image == IMAGE_FEATURES else {IMAGE: Image()}
-    return pairs.cast(Features(image | _TEXT_FEATURES))
+    return pairs.cast(Features(image | _TEXT_FEATURES | field_features(fields)))
 
 
-def _stream_batch(batch: dict[str, list], layout: Layout, where: Where, max_captions: int | None) -> dict[str, list]:
+def _stream_batch(
+    batch: dict[str, list],
+    layout: Layout,
+    where: Where,
+    max_captions: int | None,
+    fields: Fields,
+) -> dict[str, list]:
     rows = []
     for values in zip(*batch.values(), strict=True):
         row = dict(zip(batch, values, strict=True))
@@ -313,9 +354,10 @@ def _stream_batch(batch: dict[str, list], layout: Layout, where: Where, max_capt
             where.check(file if isinstance(file, str) else None)
             image_id = _identity(image) if text.image_id is None else text.image_id
             caption_ids = text.caption_ids or [_identity((image_id, caption)) for caption in text.captions]
-            rows.append((image, image_id, text.captions[:max_captions], caption_ids[:max_captions]))
+            others = [field_value(_field(row, name), feature) for name, (_, feature) in fields.items()]
+            rows.append((image, image_id, text.captions[:max_captions], caption_ids[:max_captions], *others))
     target = IMAGE_FEATURES if layout.image == IMAGE_FEATURES else IMAGE
-    names = (target, IMAGE_ID, CAPTIONS, CAPTION_IDS)
+    names = (target, IMAGE_ID, CAPTIONS, CAPTION_IDS, *(own for own, _ in fields.values()))
     return {name: [row[place] for row in rows] for place, name in enumerate(names)}
 
 

@@ -100,6 +100,7 @@ class StreamedPairs(TorchIterableDataset):
 
     def __init__(self, dataset: IterableDataset, seed: int = 0, buffer_size: int = 1000):
         source = IMAGE_FEATURES if IMAGE_FEATURES in (dataset.column_names or []) else IMAGE
+        self.source = source
         self.rows = dataset.cast_column(IMAGE, Image(decode=False)) if source == IMAGE else dataset
         self.rows = self.rows.shuffle(seed=seed, buffer_size=buffer_size)
         self.seed = seed
@@ -113,4 +114,5 @@ class StreamedPairs(TorchIterableDataset):
         worker = get_worker_info()  # workers read different rows, so their draws must differ too
         rng = np.random.default_rng((self.seed, self.epoch, 0 if worker is None else worker.id))
         for row in self.rows:
-            yield row | {"draw": int(rng.integers(2**31))}
+            of_pair = {name: row[name] for name in (self.source, IMAGE_ID, CAPTIONS) if name in row}
+            yield of_pair | {"draw": int(rng.integers(2**31))}

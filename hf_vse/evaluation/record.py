@@ -31,6 +31,7 @@ Entries of a record:
 - `protocols`: by name `title`, `note` and `metrics`, see `protocol_results`.
 - `diagnostics`, `composition`, `zero_shot`, `corrected`: see `diagnose`, `choice.py`, `zero_shot_classification` and
   `corrected_results`; each absent where it was not asked for.
+- `by_field`: for each field that was asked for the recalls of its values, see `recalls_by_field`.
 
 A `VSETrainer` without a recipe knows its logged metrics only: it leaves everything from `equal_captions` on out.
 `evaluate_retrieval` and `compute_retrieval_metrics` return the numbers of `metrics` flat, as a `Trainer` logs them,

@@ -15,6 +15,7 @@ from hf_vse.data.schema import CAPTIONS, IMAGE, data_fingerprint, flatten_captio
 from hf_vse.data.spec import DataSpec
 from hf_vse.embed.encoder import Encoder
 from hf_vse.embed.load import load_encoder
+from hf_vse.evaluation.by_field import check_fields_asked, recalls_by_field
 from hf_vse.evaluation.composition.choice import OWN_FOILS, ask_own, ask_published, own_kind
 from hf_vse.evaluation.corrected import corrected_results, training_bank
 from hf_vse.evaluation.environment import environment
@@ -37,6 +38,7 @@ class Questions:
         diagnostics: also run the diagnostics.
         foils: false captions to tell from the true ones, see `composition.choice`; None for none.
         foils_dir, foils_images: where the published files of foils and their images are.
+        by: fields of the data; recalls are also told for each of their values, see `by_field.py`.
         correction: also measure with this hub correction at query time, see `corrected.py`.
         labelled: folder of classes or data set for zero-shot classification, with `label_column`, `templates`.
         keep: folder for the embeddings.
@@ -44,6 +46,7 @@ class Questions:
 
     split: str = "test"
     diagnostics: bool = False
+    by: Sequence[str] = ()
     foils: str | None = None
     foils_dir: str | None = None
     foils_images: str | None = None
@@ -117,6 +120,8 @@ def evaluate_models(
     state = PartialState(cpu=not torch.accelerator.is_available())
     with state.local_main_process_first():
         data_of = open_data(models, dataset, questions.split, data)
+    for _, splits in data_of.values():
+        check_fields_asked(splits[questions.split], questions.by)
     judgements, spec, splits = [], None, None
     for name in models:
         if name not in data_of:
@@ -124,6 +129,7 @@ def evaluate_models(
             continue
         spec, splits = data_of[name]
         judgements.append(ask(name, loading, splits, spec, questions))
+        judgements[-1].record |= told_by_field(judgements[-1], splits[questions.split], questions.by)
     if not state.is_main_process:
         return None
     tell_apart(models, judgements)
@@ -192,6 +198,15 @@ def ask(name: str, loading: Loading, splits: DatasetDict, spec: DataSpec, questi
     if PartialState().is_main_process:
         judgement.record |= ask_further(encoder, judgement, dataset, spec, questions)
     return judgement
+
+
+def told_by_field(judgement: Judgement, dataset: Dataset, fields: Sequence[str]) -> dict[str, Any]:
+    """The entry `by_field` of a record, on the main process and where it was asked for."""
+    if not fields or not PartialState().is_main_process:
+        return {}
+    pairs = judgement.pairs
+    known = pairs.image_rows, pairs.text_to_image, judgement.ranks
+    return {"by_field": {field: recalls_by_field(dataset, field, *known) for field in fields}}
 
 
 def ask_further(

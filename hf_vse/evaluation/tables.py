@@ -85,6 +85,23 @@ def p_value(compared: Mapping[str, Any]) -> str:
     return "< 0.001" if compared["p_value"] < 0.001 else f"= {compared['p_value']:.3f}"
 
 
+def value_words(row: Mapping[str, Any]) -> str:
+    """The name of a row of `recalls_by_field`: the value, and how many images have it."""
+    several = f" ({row['joined']:,} values)" if "joined" in row else ""
+    return f"{row['value']:.40}{several}, {row['images']:,} images"
+
+
+def field_tables(record: Record, name: str) -> list[str]:
+    """A table for each field of `by_field`; name: of the model, where there are several."""
+    of_model = f"{name}, " if name else ""
+    return [
+        f"{of_model}by {field}, each query among all images and captions\n"
+        + recall_table({value_words(row): row["metrics"] for row in rows})
+        + "\n"
+        for field, rows in record.get("by_field", {}).items()
+    ]
+
+
 def evaluation_table(evaluation: Mapping[str, Any]) -> str:
     """Recalls of models on one split, how sure they are, and whether the models differ; see `record.py`."""
     records = evaluation["metrics"]
@@ -94,6 +111,8 @@ def evaluation_table(evaluation: Mapping[str, Any]) -> str:
     lines = [first["title"], "", recall_table(table_rows({titles[name]: each for name, each in records.items()})), ""]
     if remark := next(filter(None, map(equal_caption_remark, records.values())), ""):  # the data are the same for all
         lines += [remark, ""]
+    for name, record in records.items():
+        lines += field_tables(record, names[name] if len(records) > 1 else "")
     for name, record in records.items():
         low, high = record["intervals"]["rsum"]
         lines.append(f"{names[name]}: rsum {record['metrics']['rsum']:.1f}, 95 % interval {low:.1f} to {high:.1f}")

@@ -83,6 +83,8 @@ def push_data(
     kept, broken = DatasetDict(), {}
     for name, split in splits.items():
         kept[name], broken[name] = without_broken_images(name, split)
+    if fields := sorted({name for split in kept.values() for name in split.column_names} - COLUMNS.keys()):
+        logger.warning("%s: these fields of the source are published too: %s", repo_id, ", ".join(fields))
     if source in SOURCES and source != "scenes":
         logger.warning("%s: %s", source, SOURCES[source][1])
     with hub_errors(repo_id):
@@ -184,7 +186,7 @@ def data_card(
         origin=origin,
         owners=owners,
         splits=[split_cells(name, split, broken[name]) for name, split in splits.items()],
-        columns={name: COLUMNS.get(name, "") for name in names},
+        columns={name: COLUMNS.get(name, "a field of the source") for name in names},
         image=IMAGE if IMAGE in names else IMAGE_FEATURES,
     )
 

@@ -14,6 +14,7 @@ from uuid import uuid4
 import numpy as np
 from datasets import Dataset
 
+from hf_vse.data.fields import is_field
 from hf_vse.data.pairs import undecoded_images
 from hf_vse.data.schema import CAPTIONS, IMAGE, IMAGE_FEATURES
 from hf_vse.embed.encoder import Encoder
@@ -159,9 +160,7 @@ def of_dataset(dataset: Dataset, encoder: Encoder) -> list[Photograph]:
     images = undecoded_images(dataset)
     plain = dataset.with_format(None)
     simple = [
-        name
-        for name, feature in dataset.features.items()
-        if is_simple(feature) and not name.startswith(IMAGE_FEATURES)
+        name for name, feature in dataset.features.items() if is_field(feature) and not name.startswith(IMAGE_FEATURES)
     ]
     facts = plain.select_columns(simple) if simple else None
     found = []
@@ -172,12 +171,6 @@ def of_dataset(dataset: Dataset, encoder: Encoder) -> list[Photograph]:
             item = {"file": raw["path"]} | item | {"file": raw["path"]}
         found.append(Photograph(content_key(raw), item))
     return found
-
-
-def is_simple(feature: Any) -> bool:
-    """Whether values of a column are strings, numbers, or lists of them."""
-    inner = getattr(feature, "feature", feature)
-    return getattr(inner, "dtype", "").startswith(("string", "int", "uint", "float", "bool", "large_string"))
 
 
 def content_key(value: Any) -> str:
