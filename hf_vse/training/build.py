@@ -18,10 +18,12 @@ from hf_vse.data.schema import CAPTIONS, IMAGE_FEATURES
 from hf_vse.data.spec import DataSpec
 from hf_vse.data.tokenization import train_word_tokenizer
 from hf_vse.embed.adapters.own_models import check_processor, load_vse_model, load_vse_processor
+from hf_vse.embed.adapters.sentence_models import wrapped_model
 from hf_vse.embed.adapters.transformers_models import TransformersEncoder, processor_of
 from hf_vse.embed.load import kind_of
 from hf_vse.embed.stored import without_remarks
 from hf_vse.model.configuration_vse import FEATURES_MODEL_TYPE, GRU_MODEL_TYPE, VSEConfig
+from hf_vse.model.dual_encoder_vse import DUAL_ENCODERS
 from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.model.processing_vse import VSEFeatureProcessor, VSEProcessor
 from hf_vse.training.settings import ModelArguments
@@ -72,6 +74,24 @@ def load_splits(data: DataSpec) -> dict[str, Dataset | IterableDataset]:
     return splits
 
 
+def dual_encoder_of(name: str) -> str | None:
+    """Folder or Hub id of the dual encoder of transformers that `name` is or wraps; None for a model of this package.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    kind = kind_of(name)
+    if kind == "sentence_transformers":
+        name = wrapped_model(name)
+        kind = kind_of(name)
+    if kind not in ("vse", "transformers"):
+        raise ValueError(
+            f"a model of {kind} cannot be trained here: give a model of this package or one of transformers "
+            f"({', '.join(DUAL_ENCODERS)})"
+        )
+    return None if kind == "vse" else name
+
+
 def training_captions(train: Dataset | IterableDataset) -> Iterable[str]:
     """The captions of the training split; of a stream, the first `STREAMED_CAPTIONS`."""
     if isinstance(train, IterableDataset):
@@ -88,9 +108,8 @@ def build_processor(model: ModelArguments, train: Dataset | IterableDataset) -> 
     """Image processor and tokenizer that fit the towers."""
     if model.init_from is not None:
         with loading("init_from", model.init_from):
-            if kind_of(model.init_from) == "vse":
-                return load_vse_processor(model.init_from)
-            return processor_of(model.init_from)
+            source = dual_encoder_of(model.init_from)
+            return load_vse_processor(model.init_from) if source is None else processor_of(source)
     captions = training_captions(train)
     if model.text_tower is not None:
         with loading("text_tower", model.text_tower):
@@ -135,11 +154,12 @@ def build_model(model: ModelArguments, processor: VSEProcessor, train: Dataset |
     options = model.config_options
     if model.init_from is not None:
         with loading("init_from", model.init_from):
-            if kind_of(model.init_from) == "vse":
+            source = dual_encoder_of(model.init_from)
+            if source is None:
                 loaded = load_vse_model(model.init_from, "cpu", **options)
             else:
-                source = TransformersEncoder.from_pretrained(model.init_from, "cpu").model
-                loaded = VSEModel.from_dual_encoder(source, **options)
+                encoder = TransformersEncoder.from_pretrained(source, "cpu")
+                loaded = VSEModel.from_dual_encoder(encoder.model, **options)
         check_processor(model.init_from, loaded, processor)
         return loaded
     if has_features(train):

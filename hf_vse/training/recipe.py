@@ -27,6 +27,7 @@ from hf_vse.training.settings import CROP, RESIZE, SECTIONS, DataArguments, Mode
 STAGE_NAME = re.compile(r"[^\W.][\w .+-]{0,79}(?<![ .])")
 RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in range(1, 10))}
 MOST_BYTES = 2**20
+OF_STAGES = ("name", "only_on")  # what an entry of `stages` has beside settings; only_on: gpu leaves it out on a CPU
 SECRETS = ("hub_token",)  # never written to a file
 
 
@@ -36,7 +37,7 @@ class Recipe:
 
     Args:
         values: every key given, from the file and the command line.
-        stages: overrides of each stage, with its `name`; a run without stages has one.
+        stages: overrides of each stage, with its `name` and perhaps `only_on`; a run without stages has one.
     """
 
     values: dict[str, Any]
@@ -72,7 +73,7 @@ class Recipe:
         return Path(self.values["output_dir"])
 
     def stage(self, overrides: dict[str, Any]) -> "Recipe":
-        return replace(self, values=self.values | without_name(overrides), stages=())
+        return replace(self, values=self.values | settings_of(overrides), stages=())
 
     def with_features(self) -> "Recipe":
         """The same recipe as if `features` were given, for data that have them in a column."""
@@ -153,12 +154,15 @@ def stages_of(values: dict[str, Any], where: str) -> tuple[dict[str, Any], ...]:
     if len({name.lower() for name in names}) < len(names):
         raise ValueError(f"{where}: every entry of stages needs a `name` of its own, got {names!r:.120}")
     for stage in stages:
-        check_section(without_name(stage), f"{where}, stage {stage['name']!r}")
+        place = f"{where}, stage {stage['name']!r}"
+        if stage.get("only_on", "gpu") != "gpu":
+            raise ValueError(f"{place}: only_on is gpu or left out, got {stage['only_on']!r:.60}")
+        check_section(settings_of(stage), place)
     return tuple(dict(stage) for stage in stages)
 
 
-def without_name(stage: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in stage.items() if key != "name"}
+def settings_of(stage: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in stage.items() if key not in OF_STAGES}
 
 
 def override(values: dict[str, Any], stages: Sequence[dict[str, Any]], key: str, value: Any) -> None:

@@ -73,7 +73,7 @@ def run_recipe(recipe: Recipe) -> dict[str, Any]:
     """
     use_all_cores()
     common = training_arguments(recipe, recipe.output_dir)
-    stages = [Stage(recipe, place) for place in range(len(recipe.stages))]
+    stages = [Stage(recipe, place) for place in places_here(recipe, common.use_cpu)]
     PartialState(cpu=common.use_cpu)
     check_named_parts(recipe)
     for stage in stages:
@@ -101,6 +101,20 @@ def run_recipe(recipe: Recipe) -> dict[str, Any]:
     if common.push_to_hub and PartialState().is_main_process:
         publish(common)
     return result
+
+
+def places_here(recipe: Recipe, on_cpu: bool) -> list[int]:
+    """The numbers of the stages that run on this machine.
+
+    Raises:
+        ValueError: there is none.
+    """
+    left_out = [stage["name"] for stage in recipe.stages if stage.get("only_on") == "gpu" and on_cpu]
+    if left_out:
+        logger.warning("there is no GPU: left out are the stages %s, which are for one", ", ".join(left_out))
+    if len(left_out) == len(recipe.stages):
+        raise ValueError("every stage has only_on: gpu, and there is no GPU: remove it from one of them")
+    return [place for place, stage in enumerate(recipe.stages) if stage["name"] not in left_out]
 
 
 class Stage:

@@ -38,7 +38,9 @@ class OwnDataArguments:
 class OwnModelArguments:
     """Keys of the model beside the fields of `VSEConfig`: towers, and how images and words are prepared."""
 
-    init_from: str | None = setting(None, "Model folder or Hub id to start from; the fields given here override it.")
+    init_from: str | None = setting(
+        None, "Model to start from, folder or Hub id: ours, CLIP, SigLIP, ...; fields given override it."
+    )
     image_tower: str | None = setting(None, "Pretrained image tower, folder or Hub id; or give vision_config.")
     image_tower_weights: str | None = setting(None, "Safetensors file with the weights of a timm image_tower.")
     text_tower: str | None = setting(None, "Pretrained text tower, folder or Hub id; or give text_config.")
@@ -58,7 +60,7 @@ class OwnModelArguments:
 
 
 OF_LOADING = fields_of_function(load_pairs, leave_out=NO_KEYS)
-OF_CONFIG = fields_of_config(VSEConfig, PreTrainedConfig, leave_out=TOWERS)
+OF_CONFIG = fields_of_config(VSEConfig, PreTrainedConfig, leave_out=(*TOWERS, "dual_encoder_config"))
 CONFIG_FIELDS = tuple(name for name, _, _ in OF_CONFIG)
 DataArguments: Any = make_dataclass("DataArguments", OF_LOADING, bases=(OwnDataArguments,), frozen=True)
 ModelArguments: Any = make_dataclass("ModelArguments", OF_CONFIG, bases=(OwnModelArguments,), frozen=True)

@@ -25,7 +25,9 @@ def folder(tokenizer, tmp_path_factory) -> Path:
         transformers.CLIPModel.from_pretrained(inner),
         transformers.CLIPImageProcessorPil.from_pretrained(inner),
     )
-    transformers.CLIPProcessor(pixels, deepcopy(tokenizer)).save_pretrained(inner)
+    used = deepcopy(tokenizer)
+    used("red", truncation=True, max_length=64)  # which is saved with it, and must not count
+    transformers.CLIPProcessor(pixels, used).save_pretrained(inner)
     clip.save_pretrained(inner)
     outer = tmp_path_factory.mktemp("sentence")
     sentence_transformers.SentenceTransformer(str(inner), device="cpu").save(str(outer))

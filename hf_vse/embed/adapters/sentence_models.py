@@ -1,5 +1,6 @@
 """Models of sentence-transformers that embed photographs and sentences (Reimers and Gurevych, arXiv 1908.10084)."""
 
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from huggingface_hub import snapshot_download
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.image_processing_utils import BaseImageProcessor
 
@@ -22,6 +23,7 @@ from hf_vse.embed.encoder import Encoder
 from hf_vse.embed.sentences import positions_of
 from hf_vse.embed.stored import without_remarks
 from hf_vse.embed.weights import check_finite, check_found, check_installed, chosen_device, chosen_precision, one_line
+from hf_vse.files import inside, read_json
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -53,6 +55,9 @@ class SentenceTransformersEncoder(Encoder):
         longest = min((each for each in (*positions, model.max_seq_length) if each), default=None)
         if longest != model.max_seq_length:
             model.max_seq_length = longest
+        for module in model.modules():  # a tokenizer saved after use would cut at the length of that use
+            if longest is not None and (options := getattr(module, "processing_kwargs", None)) is not None:
+                options["text"] = (options.get("text") or {}) | {"max_length": longest}
         self.model = model.eval()
         self.name = name
 
@@ -68,8 +73,7 @@ class SentenceTransformersEncoder(Encoder):
         check_installed(cls, name)
         from sentence_transformers import SentenceTransformer
 
-        with one_line(name, "give a folder or a Hub id"):
-            folder = Path(name if Path(name).is_dir() else snapshot_download(name, ignore_patterns=NOT_READ))
+        folder = local_folder(name)
         refuse_pickles(name, folder)
         weights = {"torch_dtype": chosen_precision(dtype), "use_safetensors": True}
         weights["ignore_mismatched_sizes"] = True  # `check_found` reports all of them
@@ -80,7 +84,7 @@ class SentenceTransformersEncoder(Encoder):
                 trust_remote_code=trust_remote_code,
                 model_kwargs=weights,
             )
-        check_parts(name, model)
+        check_parts(name, model, folder)
         return cls(model, name)
 
     @cached_property
@@ -121,18 +125,34 @@ class SentenceTransformersEncoder(Encoder):
         return self.model.encode(inputs, batch_size=len(inputs), convert_to_tensor=True, show_progress_bar=False)
 
 
-def inner_models(model: "SentenceTransformer") -> list[PreTrainedModel]:
+def local_folder(name: str) -> Path:
+    with one_line(name, "give a folder or a Hub id"):
+        return Path(name if Path(name).is_dir() else snapshot_download(name, ignore_patterns=NOT_READ))
+
+
+def wrapped_model(name: str) -> str:
+    """The folder of the model that the first module wraps."""
+    folder = local_folder(name)
+    modules = read_json(folder / "modules.json", list)
+    path = str(modules[0].get("path", "")) if modules and isinstance(modules[0], dict) else ""
+    return str(inside(folder, path, f"{folder / 'modules.json'}, path") if path else folder)
+
+
+def inner_models(model: Iterable[nn.Module]) -> list[PreTrainedModel]:
     """The models of transformers in its modules."""
     return [part for module in model for part in module.children() if isinstance(part, PreTrainedModel)]
 
 
-def check_parts(name: str, model: "SentenceTransformer") -> None:
+def check_parts(name: str, model: "SentenceTransformer", folder: Path) -> None:
     """Raises ValueError if an inner model lacks weights, which transformers would initialise at random."""
     check_finite(name, model)
-    for inner in inner_models(model):
+    listed = zip(model, read_json(folder / "modules.json", list), strict=True)
+    for inner, place in (
+        (inner, folder / entry["path"]) for module, entry in listed for inner in inner_models([module])
+    ):
         with one_line(name, "every module needs its weights as model.safetensors"), without_remarks():
             _, found = type(inner).from_pretrained(
-                inner.name_or_path,
+                place,
                 config=inner.config,
                 device_map="meta",
                 use_safetensors=True,
