@@ -92,6 +92,9 @@ class VSETrainingArguments(TrainingArguments):
     hard_negative_warmup_loss: str = field(default="nce", metadata={"help": "Objective of these epochs."})
     freeze_image_tower: bool = field(default=False, metadata={"help": "Train everything but the image tower."})
     freeze_text_tower: bool = field(default=False, metadata={"help": "Train everything but the text tower."})
+    unfreeze_last_blocks: int | None = field(
+        default=None, metadata={"help": "Train only the last so many blocks of each tower, and the heads."}
+    )
     cache_frozen: bool = field(
         default=True, metadata={"help": "Compute the outputs of a frozen tower once and read them in every epoch."}
     )
@@ -107,6 +110,16 @@ class VSETrainingArguments(TrainingArguments):
     )
     image_tower_learning_rate: float | None = field(default=None, metadata={"help": "Default: learning_rate."})
     text_tower_learning_rate: float | None = field(default=None, metadata={"help": "Default: learning_rate."})
+    temperature_learning_rate: float | None = field(
+        default=None, metadata={"help": "Of a learned temperature and bias. Default: learning_rate."}
+    )
+    layer_decay: float = field(
+        default=1.0,
+        metadata={
+            "help": "Factor of the learning rate from each block of a tower to the one before: 0.65 to 0.9 for "
+            "pretrained towers; 1 for one rate."
+        },
+    )
     lr_decay_epochs: float | None = field(
         default=None, metadata={"help": "Multiply the learning rate by lr_decay_factor after every so many epochs."}
     )

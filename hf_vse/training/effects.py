@@ -88,6 +88,10 @@ _HEAD = Need(
     "there is no head: give projection_type mlp or residual",
 )
 _CONTROL = Need(lambda get: get("control_dataset") is not None, "there is no control set: give control_dataset")
+_TRAINED = Need(
+    lambda get: not get("freeze_text_tower") or not (get("freeze_image_tower") or takes_features(get)),
+    "no tower is trained: remove it, or freeze_image_tower or freeze_text_tower",
+)
 _FRESH = Need(lambda get: get("init_from") is None, "the towers are those of init_from: remove one of them")
 _LIMITED = Need(lambda get: get("loss_execution") != "dense", "loss_execution dense compares all at once: remove one")
 
@@ -139,6 +143,12 @@ NEEDS: dict[str, Need] = (
         ),
         "control_options": _CONTROL,
         "permitted_loss": _CONTROL,
+        "temperature_learning_rate": Need(
+            lambda get: any(name is None or "temperature" in OBJECTIVES[name].learned for name in losses(get)),
+            "no objective of the run learns its temperature: remove it, or choose clip or siglip as loss_type",
+        ),
+        "layer_decay": _TRAINED,
+        "unfreeze_last_blocks": _TRAINED,
         "loss_chunk_size": _LIMITED,
         "save_steps": Need(
             lambda get: saving(get) == "steps", "checkpoints are not written by steps: give save_strategy: steps"

@@ -23,7 +23,7 @@ from hf_vse.data.sampler import PairBatchSampler
 from hf_vse.embed.batches import to_device
 from hf_vse.evaluation.evaluator import evaluate_retrieval
 from hf_vse.model.losses_vse import OBJECTIVES, objective
-from hf_vse.model.modeling_vse import SCALARS, VSEModel, VSEOutput
+from hf_vse.model.modeling_vse import VSEModel, VSEOutput
 from hf_vse.model.processing_vse import VSEProcessor
 from hf_vse.objectives.execution import choose_execution, execute_loss
 from hf_vse.objectives.grad_cache import cached_loss, mini_batches
@@ -37,6 +37,14 @@ from hf_vse.training.callbacks import (
     StepDecay,
 )
 from hf_vse.training.publish import PublishingTrainer, check_hub_strategy
+from hf_vse.training.trainable import (
+    decayed_names,
+    freeze,
+    move_to_own_rates,
+    parameter_rates,
+    set_aside,
+    unused_parameters,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -103,8 +111,7 @@ class VSETrainer(PublishingTrainer):
         Also by a single process, so that its optimizer has the parameters of theirs and either continues the other.
         """
         unused = unused_parameters(self.model, to_device(first_batch(pairs, self.data_collator), self.model))
-        for name in unused:
-            self.model.get_parameter(name).requires_grad_(False)
+        set_aside(self.model, map(self.model.get_parameter, unused))
         if unused:
             logger.info("%d parameters take no part in the loss and stay as they are: %s", len(unused), unused)
 
@@ -195,17 +202,14 @@ class VSETrainer(PublishingTrainer):
         self.accelerator.backward(loss / self.current_gradient_accumulation_steps)
 
     def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
-        """As upstream, without the temperature and the bias of the logits, which decay would pull to 1 and 0."""
-        return [name for name in super().get_decay_parameter_names(model) if name not in SCALARS]
+        """As upstream, without norms of every kind, the temperature and the bias of the logits."""
+        return decayed_names(model, super().get_decay_parameter_names(model))
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
-        """As upstream, with learning rates of their own for the towers where they are given."""
+        """As upstream, with the learning rates of towers, layers and temperature; see `parameter_rates`."""
         optimizer = super().create_optimizer(model)
-        towers = self.model.tower_modules()
-        rates = {"vision": self.args.image_tower_learning_rate, "text": self.args.text_tower_learning_rate}
-        for side, rate in rates.items():
-            if rate is not None:
-                move_to_own_rate(optimizer, towers[side], rate)
+        for rates in parameter_rates(self.model, self.args):
+            move_to_own_rates(optimizer, rates)
         return optimizer
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -308,42 +312,3 @@ def check_objective(loss_type: str, args: VSETrainingArguments) -> None:
             f"hard_negative_warmup_epochs={args.hard_negative_warmup_epochs} is for {known}; "
             f"loss_type is {loss_type!r}: leave it at 0"
         )
-
-
-def unused_parameters(model: VSEModel, batch: dict[str, Tensor]) -> list[str]:
-    """Names of trainable parameters that the loss does not reach, such as a pooler that `mean` pooling passes by."""
-    was_training = model.training
-    model.eval()
-    model(**batch, return_loss=True).loss.backward()
-    unused = [
-        name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter.grad is None
-    ]
-    model.zero_grad(set_to_none=True)
-    model.train(was_training)
-    return unused
-
-
-def freeze(model: VSEModel, args: VSETrainingArguments) -> None:
-    """Takes the gradient from what `args` freezes, and gives it back to everything else."""
-    model.requires_grad_(True)
-    if args.freeze_image_tower:
-        for module in model.tower_modules()["vision"]:
-            module.requires_grad_(False)
-    if args.freeze_text_tower:
-        for module in model.tower_modules()["text"]:
-            module.requires_grad_(False)
-    if args.freeze_batchnorm:
-        for module in model.modules():
-            if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
-                module.requires_grad_(False)
-
-
-def move_to_own_rate(optimizer: torch.optim.Optimizer, tower: list[torch.nn.Module], rate: float) -> None:
-    """Moves the parameters of a tower to groups with a learning rate of their own."""
-    of_tower = {id(parameter) for module in tower for parameter in module.parameters()}
-    for group in list(optimizer.param_groups):
-        chosen = [parameter for parameter in group["params"] if id(parameter) in of_tower]
-        if chosen:
-            group["params"] = [parameter for parameter in group["params"] if id(parameter) not in of_tower]
-            settings = {name: value for name, value in group.items() if name != "params"}
-            optimizer.add_param_group(settings | {"params": chosen, "lr": rate, "initial_lr": rate})

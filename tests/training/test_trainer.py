@@ -15,7 +15,8 @@ from hf_vse.model.modeling_vse import MAX_LOGIT_SCALE, VSEModel
 from hf_vse.model.processing_vse import VSEProcessor
 from hf_vse.training.arguments import VSETrainingArguments
 from hf_vse.training.callbacks import BatchDiagnostics, CollapseAlarm, indifferent_loss, separation
-from hf_vse.training.trainer import VSETrainer, first_batch, unused_parameters
+from hf_vse.training.trainable import unused_parameters
+from hf_vse.training.trainer import VSETrainer, first_batch
 from tests.conftest import make_feature_pairs, make_pairs
 from tests.faults.killing import SOAK
 
