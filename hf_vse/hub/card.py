@@ -186,9 +186,10 @@ def equal_captions_of(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def results(record: dict[str, Any]) -> list[list[str]]:
-    """The cells of the table of recalls: splits, equal captions, chance."""
-    measured = record.get("metrics", {})
-    rows = {name: metrics for name, (_, metrics) in rows_of(record).items()}
+    """The cells of the table of recalls: the model that a fine-tuning started from, splits, equal captions, chance."""
+    measured, before = record.get("metrics", {}), record.get("start", {}).get("metrics", {})
+    rows = {f"{name}, before fine-tuning": each["metrics"] for name, each in before.items()}
+    rows |= {name: metrics for name, (_, metrics) in rows_of(record).items()}
     equal = equal_captions_of(record)
     rows |= {f"{name}, equal captions": each["metrics_equal_captions"] for name, each in equal.items()}
     chances = {name: each["chance"] for name, each in measured.items() if each.get("chance")}

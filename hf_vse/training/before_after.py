@@ -58,6 +58,7 @@ def difference_lines(result: Mapping[str, Any]) -> list[str]:
             f"{name}: rsum {before:.1f} before, {before + found['difference']:.1f} after; {found['difference']:+.1f} "
             f"(95 % interval {low:+.1f} to {high:+.1f}, p {p_value(found)}): {verdict}"
         )
-    if all(stage.get("best_step") == 0 for stage in result["stages"]):
+    unmoved = all(stage.get("best_step") == 0 for stage in result["stages"])
+    if unmoved or result.get("interpolation", {}).get("alpha") == 0:
         lines.append("nothing beat the model that the run started from, which is what you get")
     return [*lines, ""]

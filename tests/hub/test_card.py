@@ -20,7 +20,7 @@ from hf_vse.model.configuration_vse import VSEConfig
 from hf_vse.model.losses_vse import OBJECTIVES
 from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.model.processing_vse import VSEProcessor
-from tests.hub.records import HOME, coco_record
+from tests.hub.records import HOME, coco_record, split
 
 FEATURES = {"model_type": "vse_features", "hidden_size": 10}
 PERSONS = "---\nlicense: mit\n---\n\n# Mine\n\nA person wrote this.\n"
@@ -97,6 +97,13 @@ def test_card_says_which_captions_are_equal_and_gives_each_split_its_chance():
     assert "| test, equal captions | 77.7 |" in text and "(1,234 of test)" in text
     record["metrics"]["test"]["metrics_equal_captions"] = dict(record["metrics"]["test"]["metrics"])
     assert "equal captions" not in model_card(config(), record, (), repo_id="org/name")  # it changes no recall
+
+
+def test_card_shows_the_start_of_a_fine_tuning_before_its_result():
+    record = without_paths(coco_record() | {"start": {"model": "org/clip", "metrics": {"test": split(1.5)}}})
+    text = model_card(config(), record, (), repo_id="org/name")
+    assert text.index("| test, before fine-tuning | 1.5 |") < text.index("| test | 11.0 |")
+    assert "before fine-tuning" not in model_card(config(), without_paths(coco_record()), (), repo_id="org/name")
 
 
 def test_card_is_ours_until_a_person_changes_it():

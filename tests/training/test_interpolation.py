@@ -15,6 +15,7 @@ from hf_vse.model.processing_vse import VSEProcessor
 from hf_vse.training.interpolation import ALPHAS, choose_alpha, interpolate
 from hf_vse.training.recipe import build_recipe
 from hf_vse.training.run import run_recipe, run_summary
+from tests.processes import in_processes
 from tests.training.tiny_runs import quick_runs, same_outcome, tiny_values, write_features
 
 
@@ -181,6 +182,25 @@ def test_frozen_tower_is_read_from_its_cache_with_the_same_result(data, tmp_path
         found[cached] = [(p["validation"]["rsum"], p["control"]["rsum"]) for p in result["interpolation"]["points"]]
     assert found[True] == found[False]
     assert len(list((tmp_path / "cache").rglob("*.arrow"))) == 1  # the captions are the same in all splits
+
+
+def tune(rank: int, data: str, output: str) -> None:
+    """One of two processes."""
+    steps = {"max_steps": 4, "eval_steps": 4, "save_steps": 4, "per_device_train_batch_size": 4}
+    run_recipe(build_recipe(tuning(Path(data), Path(output), permitted_loss=5.0, **steps)))
+
+
+def test_two_processes_choose_together(data, tmp_path):
+    output = tmp_path / "run"
+    in_processes(2, tune, str(data), str(output))
+    result = read_json(output / "metrics.json")
+    found, start = result["interpolation"], result["start"]["metrics"]["validation"]["metrics"]
+    assert result["environment"]["processes"] == 2 and found["points"][0]["validation"]["rsum"] == start["rsum"]
+    chosen = next(point for point in found["points"] if point["alpha"] == found["alpha"])
+    assert chosen["validation"]["rsum"] == result["metrics"]["validation"]["metrics"]["rsum"]
+    ends = (load_file(folder / "model.safetensors") for folder in (data / "first", output / "stages" / "tune"))
+    expected, written = interpolate(*ends, found["alpha"]), load_file(output / "model.safetensors")
+    assert all(torch.equal(expected[name], written[name]) for name in written)
 
 
 @pytest.mark.parametrize(
