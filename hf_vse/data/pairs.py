@@ -16,7 +16,8 @@ from torch.utils.data import IterableDataset as TorchIterableDataset
 from torch.utils.data import get_worker_info
 
 from hf_vse.data.features import FeatureRows
-from hf_vse.data.schema import CAPTION_FEATURES, CAPTIONS, IMAGE, IMAGE_FEATURES, IMAGE_ID, view_column
+from hf_vse.data.groups import plain_column
+from hf_vse.data.schema import CAPTION_FEATURES, CAPTIONS, GROUP_ID, IMAGE, IMAGE_FEATURES, IMAGE_ID, view_column
 
 
 class Pair(NamedTuple):
@@ -53,7 +54,9 @@ class PairDataset(TorchDataset):
             raise ValueError("the split is empty; check the data directory and the split names")
         self.source = source
         self.captions: list[list[str]] = dataset.with_format(None)[CAPTIONS][:]
-        self.image_ids = np.asarray(dataset.with_format(None)[IMAGE_ID][:], dtype=np.int64)
+        image_ids, groups = plain_column(dataset, IMAGE_ID), plain_column(dataset, GROUP_ID)
+        own = [image_id if group is None else group for image_id, group in zip(image_ids, groups, strict=True)]
+        self.image_ids = np.array(own, dtype=np.int64)  # equal where images are no negatives of each other
         if source == IMAGE_FEATURES:
             columns = takewhile(lambda name: name in dataset.column_names, map(view_column, count()))
             self.views = [FeatureRows(dataset, name) for name in columns]

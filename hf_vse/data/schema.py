@@ -5,6 +5,7 @@
 | `image`          | `datasets.Image`                | the image, decoded lazily                              |
 | `image_features` | `(dim,)` or `(regions, dim)`    | precomputed features, replace `image`                  |
 | `image_id`       | int64                           | pairs with equal ids are not negatives of each other   |
+| `group_id`       | int64 or null, may be absent    | the same for images of a group, see `groups.py`        |
 | `captions`       | list of strings                 | all captions of the image, at least one                |
 | `caption_features` | list of `(dim,)`              | a frozen text tower's output for each of `captions`    |
 | `caption_ids`    | list of int64                   | id of each caption, in the order of `captions`         |
@@ -26,6 +27,7 @@ logger = logging.getLogger(__name__)
 IMAGE = "image"
 IMAGE_FEATURES = "image_features"
 IMAGE_ID = "image_id"
+GROUP_ID = "group_id"
 CAPTIONS = "captions"
 CAPTION_IDS = "caption_ids"
 CAPTION_FEATURES = "caption_features"

@@ -20,6 +20,7 @@ from datasets import Dataset, DatasetDict, IterableDatasetDict
 from hf_vse.data.columns import SPLITS, to_pairs
 from hf_vse.data.features import load_precomp
 from hf_vse.data.folders import check_image_folder, check_json_files
+from hf_vse.data.groups import hold_out
 from hf_vse.data.karpathy import CAPTIONS_PER_IMAGE, HUB_DATASETS, load_from_hub, load_karpathy, report_official_sizes
 from hf_vse.data.scenes import load_scenes
 from hf_vse.data.schema import CAPTIONS
@@ -143,10 +144,10 @@ def with_validation(
         raise ValueError(
             "the train split has one image and none can be held out: give more images, or a validation split"
         )
-    parts = splits["train"].train_test_split(test_size=share, seed=seed)
-    held_out, whole = len(parts["test"]), len(splits["train"])
+    parts = hold_out(splits["train"], share, seed)
+    held_out, whole = len(parts["validation"]), len(splits["train"])
     logger.info("no validation split: %d of %d images are held out (validation_share=%g)", held_out, whole, share)
-    return splits | {"train": parts["train"], "validation": parts["test"]}
+    return splits | parts
 
 
 def _hub_pairs(source: str, loaded: DatasetDict | IterableDatasetDict, **options: Any) -> Any:

@@ -15,13 +15,17 @@ from typing import Any
 import yaml
 from datasets import Dataset, DatasetDict, IterableDatasetDict
 
-from hf_vse.data.schema import data_fingerprint
+from hf_vse.data.groups import with_groups
+from hf_vse.data.karpathy import HUB_DATASETS
+from hf_vse.data.schema import IMAGE, data_fingerprint
 from hf_vse.data.sources import DEFAULT_SEED, SOURCES, VALIDATION_SHARE, load_pairs, with_validation
 from hf_vse.files import read_json, read_text
 
 RECORD_FILE, RECIPE_FILE = "metrics.json", "recipe.yaml"  # what a run leaves beside its model
 OPTIONS = signature(load_pairs).parameters.keys() - {"source", "revision", "cache_dir"}
 PATHS = ("data_dir", "split_file", "features")
+NEAR_DUPLICATES = ("auto", "hash", "none")
+NO_DUPLICATES = ("scenes", *HUB_DATASETS)  # generated, or with official splits
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,9 @@ class DataSpec:
         validation_share: share of `train` that is held out as `validation` where the source has no such split.
         seed: decides which images are held out; that of the training run.
         fingerprint: of the held-out images and captions, so that others are refused; None if it is not known.
+        near_duplicates: how near-duplicate images are found, one of `NEAR_DUPLICATES`, so that they are held out
+            together; see `groups.py`. auto is hash for users' own photographs.
+        group_column: column with equal values for images that are held out together.
     """
 
     source: str = "scenes"
@@ -45,6 +52,8 @@ class DataSpec:
     validation_share: float = VALIDATION_SHARE
     seed: int = DEFAULT_SEED
     fingerprint: str | None = None
+    near_duplicates: str = "none"
+    group_column: str | None = None
 
     @classmethod
     def of_recipe(cls, values: Mapping[str, Any], where: str = RECIPE_FILE) -> "DataSpec":
@@ -58,7 +67,8 @@ class DataSpec:
         check_held_out(share, seed, where)
         options = {name: values[name] for name in OPTIONS - {"seed"} if values.get(name) is not None}
         share = 0 if options.get("streaming") else share
-        return cls(values.get("dataset", "scenes"), options, values.get("revision"), None, share, seed)
+        source, groups = values.get("dataset", "scenes"), check_groups(values, "auto", where)
+        return cls(source, options, values.get("revision"), None, share, seed, None, *groups)
 
     @classmethod
     def of_dict(cls, values: Mapping[str, Any], where: str) -> "DataSpec":
@@ -79,6 +89,7 @@ class DataSpec:
         others = {"revision": spec.revision, "split": spec.split, "fingerprint": spec.fingerprint}
         check_scalars(others | dict(spec.options), where)
         check_held_out(spec.validation_share, spec.seed, where)
+        check_groups(values, "none", where)
         return spec
 
     def to_dict(self) -> dict[str, Any]:
@@ -103,7 +114,8 @@ class DataSpec:
         known = recorded(Path(model))
         given = {name: value for name, value in given.items() if value is not None}
         if source is not None and not is_same(source, known.source):
-            known = replace(known, source=source, options={}, revision=None, fingerprint=None)
+            others = {"fingerprint": None, "near_duplicates": "none", "group_column": None}
+            known = replace(known, source=source, options={}, revision=None, **others)
         options = {name: value for name, value in known.options.items() if name != "streaming"} | given
         revision = options.pop("revision", known.revision)
         fingerprint = None if given else known.fingerprint
@@ -115,7 +127,7 @@ class DataSpec:
         Raises:
             ValueError: there is no split as the one that is meant, or other images would be held out than in training.
         """
-        splits = load_pairs(self.source, revision=self.revision, **self.options)
+        splits = self.with_groups(load_pairs(self.source, revision=self.revision, **self.options))
         without = self.split in (None, "validation") and "train" in splits and "validation" not in splits
         if without and self.validation_share:
             splits = type(splits)(with_validation(splits, self.validation_share, self.seed))
@@ -129,6 +141,22 @@ class DataSpec:
                 f"{self.source} has no split {self.split!r}; choose one of {', '.join(splits)} with --split"
             )
         return splits
+
+    def with_groups(self, splits: DatasetDict | IterableDatasetDict) -> DatasetDict | IterableDatasetDict:
+        """The splits with the groups of their images, where `near_duplicates` or `group_column` asks for any."""
+        streamed, kind = isinstance(splits, IterableDatasetDict), self.near_duplicates
+        images = not streamed and all(IMAGE in split.column_names for split in splits.values())
+        if kind == "auto":
+            kind = "hash" if images and self.source not in NO_DUPLICATES else "none"
+        if kind == "hash" and not images:
+            raise ValueError(f"near_duplicates=hash looks at all photographs, and {self.source} has none: remove it")
+        if streamed and self.group_column is not None:
+            raise ValueError(f"group_column={self.group_column!r} needs all rows at once: use streaming=False")
+        if kind == "none":
+            return splits if self.group_column is None else with_groups(splits, self.group_column)
+        from hf_vse.data.image_hashes import NEAR, image_hashes  # imports torch
+
+        return with_groups(splits, self.group_column, [image_hashes(split) for split in splits.values()], NEAR)
 
     def load_split(self) -> Dataset:
         """The split that is meant."""
@@ -165,7 +193,8 @@ def recorded(folder: Path) -> DataSpec:
     if isinstance(values.get("data"), dict):
         spec = DataSpec.of_dict(values["data"], f"{record}: data")
     elif recipe.is_file():
-        spec = DataSpec.of_recipe(read_recipe_values(recipe), str(recipe))
+        older = {"near_duplicates": "none"} if values else {}  # of a finished run
+        spec = DataSpec.of_recipe(older | read_recipe_values(recipe), str(recipe))
     else:
         return DataSpec()
     for name in ("metrics", "validation"):
@@ -201,6 +230,18 @@ def check_scalars(values: Mapping[str, Any], where: str) -> None:
     for name, value in values.items():
         if not isinstance(value, str | int | float | None):
             raise ValueError(f"{where}: {name} is {value!r:.60}, no single text or number: repair it")
+
+
+def check_groups(values: Mapping[str, Any], default: str, where: str) -> tuple[str, str | None]:
+    """`near_duplicates` and `group_column` of a file; raises ValueError where they are something else."""
+    kind, column = values.get("near_duplicates", default), values.get("group_column")
+    if kind not in NEAR_DUPLICATES:
+        raise ValueError(
+            f"{where}: near_duplicates is {kind!r:.60}, not one of {', '.join(NEAR_DUPLICATES)}: repair it"
+        )
+    if not isinstance(column, str | None):
+        raise ValueError(f"{where}: group_column is {column!r:.60}, no name of a column: repair it")
+    return kind, column
 
 
 def check_held_out(share: Any, seed: Any, where: str) -> None:

@@ -18,7 +18,8 @@ from accelerate import PartialState
 from datasets import Dataset
 from torch import Tensor
 
-from hf_vse.data.schema import CAPTION_IDS, CAPTIONS, IMAGE_ID, data_fingerprint
+from hf_vse.data.groups import group_counts, plain_column
+from hf_vse.data.schema import CAPTION_IDS, CAPTIONS, GROUP_ID, IMAGE_ID, data_fingerprint
 from hf_vse.embed.encoder import Encoder
 from hf_vse.evaluation.diagnostics.diagnose import diagnose
 from hf_vse.evaluation.equal_captions import equal_caption_record
@@ -138,6 +139,8 @@ def judge_embeddings(
     if not PartialState().is_main_process:
         return judgement
     record |= details(judgement)
+    if dataset is not None and GROUP_ID in dataset.column_names:
+        record["groups"] = group_counts(plain_column(dataset, GROUP_ID))
     if diagnostics:
         known = {"train_captions": train_captions, "temperature": facts.get("temperature"), "ranks": ranks}
         record["diagnostics"] = diagnose(*correspondence, texts.captions, **known)

@@ -27,6 +27,8 @@ Entries of a record:
 - `metrics_1k_folds`: the same as `metrics`, the mean of five folds; only for 5,000 images of COCO.
 - `equal_captions`, `metrics_equal_captions`, `chance_equal_captions`: see `equal_caption_record`; absent where the
   captions are not known, the last two also where no caption belongs to several images.
+- `groups`: how many groups of near-duplicate images there are in the split, the `images` in them, and how many the
+  `largest` has; absent where nobody looked for any.
 - `intervals`: of the recalls, mean ranks and `rsum` the 95 % interval `[low, high]`, see `recall_intervals`.
 - `protocols`: by name `title`, `note` and `metrics`, see `protocol_results`.
 - `diagnostics`, `composition`, `zero_shot`, `corrected`: see `diagnose`, `choice.py`, `zero_shot_classification` and

@@ -74,6 +74,17 @@ def equal_caption_remark(record: Record) -> str:
     )
 
 
+def group_remark(record: Record) -> str:
+    """A sentence on near-duplicate images of the split; empty where there is none."""
+    groups = record.get("groups", {})
+    if not groups.get("groups"):
+        return ""
+    return (
+        f"{groups['images']:,} of {record['images']:,} images are in {groups['groups']:,} groups of near-duplicates "
+        f"(the largest has {groups['largest']:,}): each counts as wrong for the captions of the others"
+    )
+
+
 def short_names(models: Iterable[str]) -> dict[str, str]:
     """For each model the last part of its name, or the whole names where the last parts are not distinct."""
     last = {name: Path(name).name or name for name in models}
@@ -110,6 +121,8 @@ def evaluation_table(evaluation: Mapping[str, Any]) -> str:
     titles = names if len(records) > 1 else dict.fromkeys(records, first["split"] or "all")
     lines = [first["title"], "", recall_table(table_rows({titles[name]: each for name, each in records.items()})), ""]
     if remark := next(filter(None, map(equal_caption_remark, records.values())), ""):  # the data are the same for all
+        lines += [remark, ""]
+    if remark := next(filter(None, map(group_remark, records.values())), ""):
         lines += [remark, ""]
     for name, record in records.items():
         lines += field_tables(record, names[name] if len(records) > 1 else "")

@@ -14,6 +14,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from transformers.training_args import trainer_log_levels
 
+from hf_vse.data.spec import NEAR_DUPLICATES
 from hf_vse.model.configuration_vse import GRU_MODEL_TYPE, VSEGRUTextConfig
 from hf_vse.model.losses_vse import OBJECTIVES
 from hf_vse.objectives.own import is_own
@@ -91,6 +92,7 @@ CHOICES = {
     "save_strategy": [item.value for item in SaveStrategy],
     "log_level": trainer_log_levels,
     "log_level_replica": trainer_log_levels,
+    "near_duplicates": NEAR_DUPLICATES,
     "loss_type": OBJECTIVES,
     "hard_negative_warmup_loss": OBJECTIVES,
 }

@@ -5,11 +5,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 
+from hf_vse.data.groups import plain_column
 from hf_vse.data.images import decode_image
 from hf_vse.data.pairs import undecoded_images
-from hf_vse.data.schema import CAPTIONS, IMAGE, flatten_captions
+from hf_vse.data.schema import CAPTIONS, GROUP_ID, IMAGE, flatten_captions
 from hf_vse.evaluation.evaluator import PairEmbeddings
 from hf_vse.plots import plot_interpolation, plot_retrieval_grid, plot_training_curves
 from hf_vse.plots.retrieval import THUMBNAIL
@@ -33,6 +34,7 @@ def draw_pictures(
         name = "test" if "test" in embedded else "validation"
         if name in embedded and IMAGE in splits[name].column_names:
             pictures.append(draw_retrieval(splits[name], embedded[name], output_dir / "retrieval.png"))
+        pictures += draw_groups(splits["train"], output_dir / "near_duplicates.png")
     except ImportError as error:
         logger.warning("no plots: %s", error)
         return []
@@ -43,6 +45,23 @@ def draw_interpolation(output_dir: Path, found: dict[str, Any] | None) -> None:
     """Draws what `choose_weights` measured, if anything; without matplotlib, nothing."""
     if found is not None and find_spec("matplotlib") is not None:
         plot_interpolation(found["points"], found["alpha"], found["permitted_loss"], output_dir / "interpolation.png")
+
+
+def draw_groups(train: Dataset | IterableDataset, path: Path) -> list[Path]:
+    """Plots some images of the largest groups of the training split, a line each; nothing where there is none."""
+    if not {GROUP_ID, IMAGE} <= {*(train.column_names or [])}:
+        return []
+    rows: dict[int, list[int]] = {}
+    for row, group in enumerate(plain_column(train, GROUP_ID)):
+        if group is not None:
+            rows.setdefault(group, []).append(row)
+    largest = [group for group in sorted(rows.values(), key=len, reverse=True)[:QUERIES] if len(group) > 1]
+    if not largest:
+        return []
+    files = undecoded_images(train)
+    images = [[decode_image(files[row][IMAGE], needed=THUMBNAIL) for row in group[:FOUND]] for group in largest]
+    titles = [f"{len(group)} near-duplicate or related images" for group in largest]
+    return [plot_retrieval_grid(titles, images, [[False] * len(each) for each in images], path)]
 
 
 def curve_name(stage: dict[str, Any], stages: list[dict[str, Any]]) -> str:

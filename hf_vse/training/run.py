@@ -33,7 +33,7 @@ from hf_vse.embed.adapters.vse import VSEEncoder
 from hf_vse.evaluation.environment import environment
 from hf_vse.evaluation.judge import judge
 from hf_vse.evaluation.record import evaluation_of
-from hf_vse.evaluation.tables import equal_caption_remark, recall_table, table_rows
+from hf_vse.evaluation.tables import equal_caption_remark, group_remark, recall_table, table_rows
 from hf_vse.files import check_output_folder, inside, read_json, write_json
 from hf_vse.hub.card import objective_record
 from hf_vse.hub.push import leave_card, push_model
@@ -379,7 +379,8 @@ def run_summary(output_dir: Path, result: dict[str, Any]) -> str:
         start = result.get("start", {}).get("metrics", {})
         before = {f"{name} before": each["metrics"] for name, each in start.items()}
         lines = ["", result["loss_type"], recall_table(before | table_rows(records)), ""]
-        lines += [f"{name}: {remark}" for name, each in records.items() if (remark := equal_caption_remark(each))]
+        for remark_of in (equal_caption_remark, group_remark):
+            lines += [f"{name}: {remark}" for name, each in records.items() if (remark := remark_of(each))]
         lines += interpolation_lines(result.get("interpolation")) + difference_lines(result)
     lines += [f"numbers   {output_dir / 'metrics.json'}", f"card      {output_dir / 'README.md'}"]
     lines += [f"picture   {picture}" for picture in sorted(output_dir.glob("*.png"))]

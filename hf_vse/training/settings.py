@@ -32,6 +32,14 @@ class OwnDataArguments:
 
     dataset: str = setting("scenes", f"One of {', '.join(SOURCES)}, a local path, or a data set of the Hub, org/name.")
     validation_share: float = setting(VALIDATION_SHARE, "Held out for validation where the data have no such split.")
+    near_duplicates: str = setting(
+        "auto",
+        "How near-duplicate photographs are found, which are held out together and are no negatives: hash or none; "
+        "auto is hash for photographs of your own.",
+    )
+    group_column: str | None = setting(
+        None, "Column with equal values for images of one product or event, which are treated like near-duplicates."
+    )
 
 
 @dataclass(frozen=True)

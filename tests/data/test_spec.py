@@ -61,7 +61,9 @@ def other_defaults(monkeypatch):
     """A later version, say, that holds out other images where nothing is said."""
     monkeypatch.setattr(spec_module, "DEFAULT_SEED", 1234)
     monkeypatch.setattr(spec_module, "VALIDATION_SHARE", 0.5)
-    monkeypatch.setattr(DataSpec.__init__, "__defaults__", (*DataSpec.__init__.__defaults__[:-3], 0.5, 1234, None))
+    monkeypatch.setattr(
+        DataSpec.__init__, "__defaults__", (*DataSpec.__init__.__defaults__[:-5], 0.5, 1234, None, "none", None)
+    )
 
 
 def run_recorded(folder: Path, data: dict) -> None:
