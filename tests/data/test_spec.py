@@ -106,7 +106,7 @@ def test_settings_that_decide_which_images_there_are_come_from_training(tmp_path
     kept = {"check_images": False, "restval": False, "max_broken_share": 0.5}
     recipe = {"dataset": "coco", "margin": 1.0, "revision": "abc", "seed": 3} | kept
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    known = DataSpec("coco", kept, "abc", None, seed=3)
+    known = DataSpec("coco", kept, "abc", None, seed=3, near_duplicates="auto")
     assert DataSpec.of_model(tmp_path) == known
     assert DataSpec.of_model(tmp_path, "coco", "test", data_dir="D", features=None) == replace(
         known, options={"data_dir": "D"} | kept, split="test"
