@@ -11,14 +11,15 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, Features, List, Value
 
-from hf_vse.data.schema import CAPTION_FEATURES, CAPTION_IDS, CAPTIONS, IMAGE, IMAGE_FEATURES, IMAGE_ID
+from hf_vse.data.schema import CAPTION_FEATURES, CAPTION_IDS, CAPTIONS, GROUP_ID, IMAGE, IMAGE_FEATURES, IMAGE_ID
 
 logger = logging.getLogger(__name__)
 
 Fields = Mapping[str, tuple[str, Any]]  # name in the source -> name here, and type there
 NUMBERS_AND_TEXT = ("string", "large_string", "int", "uint", "float", "bool")
 # Names with a meaning in the rows of `load_pairs`, in training pairs, and in the items of a gallery.
-RESERVED = {IMAGE, IMAGE_FEATURES, IMAGE_ID, CAPTIONS, CAPTION_IDS, CAPTION_FEATURES, "caption", "draw", "row", "file"}
+RESERVED = {IMAGE, IMAGE_FEATURES, IMAGE_ID, GROUP_ID, CAPTIONS, CAPTION_IDS, CAPTION_FEATURES}
+RESERVED |= {"caption", "draw", "row", "file"}
 
 
 def is_field(feature: Any) -> bool:

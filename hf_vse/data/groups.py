@@ -90,10 +90,8 @@ def with_groups(
     keys, given = [], []
     for name, split in splits.items():
         if group_column is not None and group_column not in split.column_names:
-            raise ValueError(
-                f"group_column={group_column!r} is not among the columns {', '.join(split.column_names)} of {name}: "
-                "correct it"
-            )
+            known = ", ".join(split.column_names)
+            raise ValueError(f"group_column={group_column!r} is not among the columns {known} of {name}: correct it")
         keys += [(name, image_id) for image_id in plain_column(split, IMAGE_ID)]
         given += [None if value in (None, "") else repr(value) for value in plain_column(split, group_column)]
     links: Iterable[np.ndarray] = [equal_pairs(keys), equal_pairs(given)]

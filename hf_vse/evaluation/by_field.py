@@ -12,7 +12,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from hf_vse.data.fields import is_field
-from hf_vse.data.schema import CAPTION_IDS, CAPTIONS, IMAGE_ID
+from hf_vse.data.schema import CAPTION_IDS, CAPTIONS, GROUP_ID, IMAGE_ID
 from hf_vse.evaluation.metrics import summarize_ranks
 
 MOST_VALUES = 20
@@ -21,7 +21,7 @@ OTHER, WITHOUT = "other", "no value"
 
 def fields_of(dataset: Dataset) -> list[str]:
     """The columns that recalls can be told by."""
-    own = (CAPTIONS, CAPTION_IDS, IMAGE_ID)
+    own = (CAPTIONS, CAPTION_IDS, IMAGE_ID, GROUP_ID)
     return [name for name, feature in dataset.features.items() if is_field(feature) and name not in own]
 
 

@@ -59,8 +59,10 @@ class Recipe:
         """The data on which little may be lost, see `interpolation.py`; by default their validation split."""
         if self.values.get("control_dataset") is None:
             return None
-        options = {"split": "validation"} | (self.values.get("control_options") or {})
-        spec = DataSpec.of_recipe(options | {"dataset": self.values["control_dataset"], "seed": self.data.seed})
+        options = {"split": "validation", "near_duplicates": "none"} | (self.values.get("control_options") or {})
+        spec = DataSpec.of_recipe(
+            options | {"dataset": self.values["control_dataset"], "seed": self.data.seed, "near_duplicates": "none"}
+        )
         return replace(spec, split=options["split"])
 
     @property

@@ -11,6 +11,7 @@ import pytest
 import torch
 from datasets import Dataset, DatasetDict, Image, IterableDatasetDict
 
+from hf_vse.cli.main import main
 from hf_vse.data import image_hashes as hashes_module
 from hf_vse.data.groups import connected, equal_pairs, group_counts, hold_out, near_pairs, with_group_ids, with_groups
 from hf_vse.data.image_hashes import LENGTH, NEAR, UNIT, KeptHashes, image_hash, image_hashes
@@ -19,7 +20,11 @@ from hf_vse.data.schema import GROUP_ID, IMAGE_ID
 from hf_vse.data.sources import with_validation
 from hf_vse.data.spec import DataSpec
 from hf_vse.model.losses_vse import contrastive_loss
+from hf_vse.training.build import load_splits
+from hf_vse.training.recipe import build_recipe
+from hf_vse.training.run import run_recipe
 from tests.conftest import make_captions, make_pairs
+from tests.data.test_spec import TINY
 
 
 def photograph(seed: int, side: int = 160) -> PIL.Image.Image:
@@ -105,6 +110,8 @@ def test_no_pair_of_a_burst_lies_across_the_held_out_split(bursts, tmp_path_fact
     assert not scenes["train"] & scenes["validation"] and len(scenes["train"] | scenes["validation"]) == BURSTS
     again = DataSpec.of_dict(spec.to_dict(), "here").load()
     assert again["validation"][IMAGE_ID][:] == splits["validation"][IMAGE_ID][:]
+    column = DataSpec(str(folder), validation_share=0.3, seed=seed, group_column="scene").load()
+    assert not {*column["train"]["scene"]} & {*column["validation"]["scene"]}  # -1 is a scene here
     if seed == 0:  # not by chance: without groups the scenes are torn apart
         plain = DataSpec(str(folder), validation_share=0.3, seed=seed).load()
         assert {scene[i] for i in plain["train"][IMAGE_ID]} & {scene[i] for i in plain["validation"][IMAGE_ID]} - {-1}
@@ -140,6 +147,19 @@ def test_images_of_a_group_are_no_negatives(bursts, cache):
     moved = gradient.abs().sum(1).numpy() > 0
     others = (scenes == 0) & (np.arange(len(ids)) != first)
     assert others.sum() == 4 and not moved[others].any() and moved[scenes != 0].all()
+
+
+def test_a_run_reports_its_groups_and_evaluation_finds_them_again(bursts, cache, tmp_path, capsys):
+    folder, run = tmp_path / "bursts", tmp_path / "run"
+    DatasetDict({"train": bursts}).save_to_disk(str(folder))
+    recipe = build_recipe(TINY | {"dataset": str(folder), "output_dir": str(run), "validation_share": 0.5, "seed": 3})
+    record = run_recipe(recipe)["metrics"]["validation"]
+    held_out = load_splits(recipe.data)["validation"]
+    scenes = [scene for scene in held_out["scene"] if scene != -1]
+    assert record["groups"] == {"groups": len({*scenes}), "images": len(scenes), "largest": 5} and scenes
+    assert (run / "near_duplicates.png").is_file()
+    assert main(["evaluate", str(run), "--split", "validation", "--quiet"]) == 0
+    assert f"{len(scenes)} of {len(held_out)} images are in {len({*scenes})} groups" in capsys.readouterr().out
 
 
 def test_near_pairs_are_those_of_a_plain_loop():
