@@ -113,7 +113,7 @@ def read_file(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         beside = ", ".join(sorted(each.name for each in path.parent.glob("*.yaml"))) or "none"
-        raise FileNotFoundError(f"recipe {path} does not exist; recipes in {path.parent}: {beside:.300}")
+        raise FileNotFoundError(f"recipe {path} does not exist; recipes in {path.parent}: {beside:.600}")
     if path.stat().st_size > MOST_BYTES:
         raise ValueError(
             f"recipe {path} has {path.stat().st_size / 1e6:.0f} MB, more than a recipe has: give another file"
