@@ -48,11 +48,13 @@ class VSECollator:
 
         Args:
             items: each has `image` or `image_features`; `caption`, `captions` (one is chosen) or `caption_features`;
-                and optionally `image_id` and `draw`, the seed of augmentation and word dropout.
+                and optionally `image_id`, `draw`, the seed of augmentation and word dropout, and `whole_caption`,
+                where `caption` is a piece of it.
 
         Returns:
             `pixel_values` or `image_features` (and `image_mask`), `input_ids` and `attention_mask` or
-            `text_features`, `image_ids`, and `text_ids`, which are equal where the captions are.
+            `text_features`, `image_ids`, and `text_ids`, which are equal where the captions are, (batch,), or
+            (batch, 2) for pieces and whole captions.
         """
         source = IMAGE_FEATURES if IMAGE_FEATURES in items[0] else IMAGE
         draws = [np.random.default_rng(item.get("draw", 0)) for item in items]
@@ -68,7 +70,7 @@ class VSECollator:
         if IMAGE_ID in items[0]:
             batch["image_ids"] = torch.tensor([items[place][IMAGE_ID] for place in kept])
         if "caption" in items[0] or CAPTIONS in items[0]:
-            batch["text_ids"] = torch.tensor([text_id(caption_of(items[place])) for place in kept])
+            batch["text_ids"] = torch.tensor([text_ids_of(items[place]) for place in kept])
         return batch
 
     def pixels(self, values: list[Any], rngs: list[np.random.Generator]) -> tuple[list[int], dict[str, torch.Tensor]]:
@@ -155,6 +157,12 @@ def pad_sentences(
         ids = torch.nn.functional.pad(ids, (0, length - ids.shape[1]), value=pad_token_id)
         mask = torch.nn.functional.pad(mask, (0, length - mask.shape[1]))
     return {"input_ids": ids, "attention_mask": mask}
+
+
+def text_ids_of(item: Mapping[str, Any]) -> int | list[int]:
+    """The id of the caption; also that of the whole caption, where there may be pieces."""
+    own = text_id(caption_of(item))
+    return [own, text_id(item["whole_caption"])] if "whole_caption" in item else own
 
 
 def caption_of(item: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ Fields = Mapping[str, tuple[str, Any]]  # name in the source -> name here, and t
 NUMBERS_AND_TEXT = ("string", "large_string", "int", "uint", "float", "bool")
 # Names with a meaning in the rows of `load_pairs`, in training pairs, and in the items of a gallery.
 RESERVED = {IMAGE, IMAGE_FEATURES, IMAGE_ID, GROUP_ID, CAPTIONS, CAPTION_IDS, CAPTION_FEATURES}
-RESERVED |= {"caption", "draw", "row", "file"}
+RESERVED |= {"caption", "whole_caption", "draw", "row", "file"}
 
 
 def is_field(feature: Any) -> bool:

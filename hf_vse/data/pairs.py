@@ -5,7 +5,7 @@ about a pair, including its crop and its dropped words. So workers are pure func
 data as an uninterrupted one.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import count, takewhile
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from torch.utils.data import get_worker_info
 
 from hf_vse.data.features import FeatureRows
 from hf_vse.data.groups import plain_column
+from hf_vse.data.long_captions import drawn_piece, in_pieces
 from hf_vse.data.schema import CAPTION_FEATURES, CAPTIONS, GROUP_ID, IMAGE, IMAGE_FEATURES, IMAGE_ID, view_column
 
 
@@ -40,12 +41,14 @@ class PairDataset(TorchDataset):
 
     Args:
         dataset: a split as `load_pairs` returns it.
+        pieces: the pieces of captions that are too long, see `Pieces.of_long`; one of them is drawn at a time. Where
+            the split has `caption_features`, they are those of the pieces.
 
     Raises:
-        ValueError: the split is empty or a column is missing.
+        ValueError: the split is empty, a column is missing, or the features are those of other captions.
     """
 
-    def __init__(self, dataset: Dataset):
+    def __init__(self, dataset: Dataset, pieces: Mapping[str, list[str]] | None = None):
         source = IMAGE_FEATURES if IMAGE_FEATURES in dataset.column_names else IMAGE
         missing = [name for name in (source, CAPTIONS, IMAGE_ID) if name not in dataset.column_names]
         if missing:
@@ -63,6 +66,10 @@ class PairDataset(TorchDataset):
         else:
             self.images = undecoded_images(dataset)
         self.texts = FeatureRows(dataset, CAPTION_FEATURES) if CAPTION_FEATURES in dataset.column_names else None
+        self.pieces = pieces or {}
+        for row, captions in enumerate(self.captions if self.texts is not None else ()):
+            if len(self.texts[row]) != len(in_pieces(captions, self.pieces)):
+                raise ValueError(f"caption_features of row {row} are not those of its captions: compute them again")
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -83,13 +90,19 @@ class PairDataset(TorchDataset):
 
     def __getitem__(self, pair: Pair) -> dict[str, Any]:
         row, caption, draw = pair
-        item = {"caption": self.captions[row][caption], IMAGE_ID: int(self.image_ids[row]), "draw": int(draw)}
+        whole = self.captions[row][caption]
+        pieces = self.pieces.get(whole, [whole])
+        drawn = drawn_piece(pieces, draw)
+        item = {"caption": pieces[drawn], IMAGE_ID: int(self.image_ids[row]), "draw": int(draw)}
+        if self.pieces:
+            item["whole_caption"] = whole
         if self.source == IMAGE_FEATURES:
             item[IMAGE_FEATURES] = self.views[draw % len(self.views)][row]
         else:
             item[IMAGE] = self.images[int(row)][IMAGE]
         if self.texts is not None:
-            item[CAPTION_FEATURES] = self.texts[row][caption]
+            before = len(in_pieces(self.captions[row][:caption], self.pieces))
+            item[CAPTION_FEATURES] = self.texts[row][before + drawn]
         return item
 
 
@@ -99,11 +112,18 @@ class StreamedPairs(TorchIterableDataset):
     Args:
         dataset: a streamed split as `load_pairs` returns it.
         seed, buffer_size: seed and size of the shuffle buffer.
+        pieces_of: the pieces of a caption, see `Pieces`; one of them is drawn at a time.
     """
 
-    def __init__(self, dataset: IterableDataset, seed: int = 0, buffer_size: int = 1000):
+    def __init__(
+        self,
+        dataset: IterableDataset,
+        seed: int = 0,
+        buffer_size: int = 1000,
+        pieces_of: Callable[[str], list[str]] | None = None,
+    ):
         source = IMAGE_FEATURES if IMAGE_FEATURES in (dataset.column_names or []) else IMAGE
-        self.source = source
+        self.source, self.pieces_of = source, pieces_of
         self.rows = dataset.cast_column(IMAGE, Image(decode=False)) if source == IMAGE else dataset
         self.rows = self.rows.shuffle(seed=seed, buffer_size=buffer_size)
         self.seed = seed
@@ -118,4 +138,9 @@ class StreamedPairs(TorchIterableDataset):
         rng = np.random.default_rng((self.seed, self.epoch, 0 if worker is None else worker.id))
         for row in self.rows:
             of_pair = {name: row[name] for name in (self.source, IMAGE_ID, CAPTIONS) if name in row}
-            yield of_pair | {"draw": int(rng.integers(2**31))}
+            of_pair["draw"] = draw = int(rng.integers(2**31))
+            if self.pieces_of is not None:
+                whole = row[CAPTIONS][draw % len(row[CAPTIONS])]
+                pieces = self.pieces_of(whole)
+                of_pair |= {"caption": pieces[drawn_piece(pieces, draw)], "whole_caption": whole}
+            yield of_pair

@@ -7,7 +7,7 @@
 | `image_id`       | int64                           | pairs with equal ids are not negatives of each other   |
 | `group_id`       | int64 or null, may be absent    | the same for images of a group, see `groups.py`        |
 | `captions`       | list of strings                 | all captions of the image, at least one                |
-| `caption_features` | list of `(dim,)`              | a frozen text tower's output for each of `captions`    |
+| `caption_features` | list of `(dim,)`              | a frozen text tower's output for `captions` or their pieces |
 | `caption_ids`    | list of int64                   | id of each caption, in the order of `captions`         |
 
 The correspondence between captions and images is data (`text_to_image`), never the arithmetic `j // 5`.

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from datasets import Dataset, IterableDataset
-from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
 from hf_vse.data.schema import CAPTIONS, IMAGE_FEATURES
@@ -117,7 +117,6 @@ def build_processor(model: ModelArguments, train: Dataset | IterableDataset) -> 
     else:
         tokenizer = train_word_tokenizer(captions, min_count=model.min_word_count)
     tokenizer.model_max_length = min(model.max_length, tokenizer.model_max_length)
-    report_truncation(captions, tokenizer)
     if has_features(train):
         return VSEProcessor(VSEFeatureProcessor(), tokenizer)
     return VSEProcessor(build_image_processor(model), tokenizer)
@@ -135,18 +134,6 @@ def build_image_processor(model: ModelArguments) -> BaseImageProcessor:
             )
     with loading("image_tower", model.image_tower):
         return AutoImageProcessor.from_pretrained(model.image_tower, trust_remote_code=False)
-
-
-def report_truncation(captions: list[str], tokenizer: PreTrainedTokenizerBase, sample: int = 5000) -> None:
-    """Warns if captions are longer than the text tower reads, and says how many."""
-    some = captions[:: max(1, len(captions) // sample)]
-    lengths = [len(ids) for ids in tokenizer(some, truncation=False, verbose=False)["input_ids"]]
-    cut = sum(length > tokenizer.model_max_length for length in lengths)
-    if cut:
-        logger.warning(
-            "%.1f %% of the captions are longer than max_length=%d and will be cut (the longest has %d)",
-            100 * cut / len(lengths), tokenizer.model_max_length, max(lengths),
-        )  # fmt: skip
 
 
 def build_model(model: ModelArguments, processor: VSEProcessor, train: Dataset | IterableDataset) -> VSEModel:

@@ -30,6 +30,7 @@ from hf_vse.data.collator import VSECollator
 from hf_vse.data.digests import configuration_digest, item_key, tokenizer_digest, weights_digest
 from hf_vse.data.features import feature_column, stored_field
 from hf_vse.data.images import check_broken_share
+from hf_vse.data.long_captions import Pieces, in_pieces
 from hf_vse.data.pairs import undecoded_images
 from hf_vse.data.schema import CAPTION_FEATURES, CAPTIONS, IMAGE, flatten_captions, view_column
 from hf_vse.data.transforms import Augmentation, needed_side
@@ -68,7 +69,8 @@ def cache_frozen_towers(
             views = 1 + args.cached_crops if name == "train" else 1
             split = with_image_features(model, processor, split, root, args, views)
         if captions:
-            split = with_caption_features(model, processor, split, root, args)
+            pieces = Pieces(processor).of_long(split.with_format(None)[CAPTIONS][:]) if name == "train" else {}
+            split = with_caption_features(model, processor, split, root, args, pieces)
         found[name] = split
     return splits | found
 
@@ -172,10 +174,15 @@ class Views:
 
 
 def with_caption_features(
-    model: VSEModel, processor: VSEProcessor, split: Dataset, root: Path, args: VSETrainingArguments
+    model: VSEModel,
+    processor: VSEProcessor,
+    split: Dataset,
+    root: Path,
+    args: VSETrainingArguments,
+    pieces: dict[str, list[str]],
 ) -> Dataset:
-    """The split with the pooled output of the text tower for every caption."""
-    captions = split.with_format(None)[CAPTIONS][:]
+    """The split with the pooled output of the text tower for every caption, or for each of its pieces."""
+    captions = [in_pieces(of_image, pieces) for of_image in split.with_format(None)[CAPTIONS][:]]
     described = {
         "weights": weights_digest(*model.tower_modules()["text"]),
         "tokenizer": tokenizer_digest(processor.tokenizer),

@@ -18,8 +18,10 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hf_vse.data.collator import VSECollator
 from hf_vse.data.decoding import BrokenImageError
+from hf_vse.data.long_captions import Pieces, report_long_captions
 from hf_vse.data.pairs import PairDataset, StreamedPairs
 from hf_vse.data.sampler import PairBatchSampler
+from hf_vse.data.schema import CAPTIONS
 from hf_vse.embed.batches import to_device
 from hf_vse.evaluation.evaluator import evaluate_retrieval
 from hf_vse.model.losses_vse import OBJECTIVES, objective
@@ -76,10 +78,7 @@ class VSETrainer(PublishingTrainer):
         check_objective(model.config.loss_type, args)
         check_hub_strategy(args)
         freeze(model, args)
-        pairs = None
-        if train_dataset is not None:
-            streamed = isinstance(train_dataset, IterableDataset)
-            pairs = StreamedPairs(train_dataset, args.seed) if streamed else PairDataset(train_dataset)
+        pairs = None if train_dataset is None else pairs_of(train_dataset, processing_class, args.seed)
         collator = VSECollator(processing_class, args.augmentation, args.word_dropout, args.max_broken_share)
         super().__init__(
             model=model,
@@ -279,6 +278,23 @@ class VSETrainer(PublishingTrainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         self.averaged.resume(self.model, Path(resume_from_checkpoint))
+
+
+def pairs_of(
+    train: Dataset | IterableDataset, processor: VSEProcessor | None, seed: int
+) -> PairDataset | StreamedPairs:
+    """The pairs of a split; captions that are longer than the text tower reads are read in pieces."""
+    pieces_of = None if processor is None else Pieces(processor)
+    if isinstance(train, IterableDataset):
+        if pieces_of is not None:
+            logger.info("of captions longer than %d tokens, sentences are drawn in turn", pieces_of.most)
+        return StreamedPairs(train, seed, pieces_of=pieces_of)
+    captions = train.with_format(None)[CAPTIONS][:]
+    pieces = {} if pieces_of is None else pieces_of.of_long(captions)
+    if pieces:
+        long = sum(caption in pieces for of_image in captions for caption in of_image)
+        report_long_captions(long, sum(map(len, captions)), pieces_of.most)
+    return PairDataset(train, pieces)
 
 
 def embeddings_and_scalars(outputs: VSEOutput) -> tuple[Tensor, Tensor, Tensor, Tensor]:

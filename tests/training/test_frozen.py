@@ -1,5 +1,6 @@
 """Outputs of frozen towers: equal to running the tower, found again, and not found once anything has changed."""
 
+import copy
 import io
 from pathlib import Path
 
@@ -208,3 +209,24 @@ def test_feature_rows_equal_the_column_of_the_data_set():
     rows = FeatureRows(split, "image_features")
     assert len(rows) == 3
     np.testing.assert_array_equal([rows[row] for row in range(3)], split["image_features"][:])
+
+
+def test_features_of_the_pieces_of_long_captions_are_those_of_the_tower(model, processor, make_args, tokenizer):
+    processor.tokenizer = copy.deepcopy(tokenizer)
+    processor.tokenizer.model_max_length = 7  # five words
+    split, losses, start = make_pairs(12), [], model.state_dict()
+    start = {name: tensor.clone() for name, tensor in start.items()}
+    divided = split.map(lambda row: {"captions": [caption.replace(" ", ", ") for caption in row["captions"]]})
+    for cache in (True, False):
+        model.load_state_dict(start)
+        args = make_args(cache_frozen=cache, freeze_text_tower=True, num_train_epochs=1, learning_rate=1e-2)
+        read = cache_frozen_towers(model, processor, {"train": divided, "validation": divided}, args)
+        assert ("caption_features" in read["train"].column_names) is cache
+        trainer = VSETrainer(model, args, train_dataset=read["train"], processing_class=processor)
+        assert len(trainer.train_dataset.pieces) > 20 and len(trainer.train_dataset) == 60
+        trainer.train()
+        losses.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+        if cache:
+            counts = [[len(each) for each in FeatureRows(read[name], "caption_features")] for name in read]
+            assert sum(counts[0]) > 90 and counts[1] == [5] * 12, "evaluation reads whole captions, cut"
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-3)

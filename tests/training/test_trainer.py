@@ -1,3 +1,4 @@
+import copy
 import logging
 import math
 from types import SimpleNamespace
@@ -7,7 +8,10 @@ import torch
 from transformers import CLIPImageProcessorPil, TrainerCallback
 
 from hf_vse.data.decoding import BrokenImageError
+from hf_vse.data.long_captions import report_cut, report_long_captions
 from hf_vse.data.pairs import PairDataset, StreamedPairs
+from hf_vse.embed.adapters.vse import VSEEncoder
+from hf_vse.embed.run import encode_texts
 from hf_vse.evaluation.diagnostics.geometry import mean_cosine
 from hf_vse.model.configuration_vse import VSEConfig
 from hf_vse.model.losses_vse import OBJECTIVES, contrastive_loss
@@ -536,3 +540,32 @@ def test_first_pairs_that_cannot_be_read_stop_nothing(tokenizer):
     assert [item["image_id"] for item in first_batch(PairDataset(make_feature_pairs(20)), collate)] == [16, 17, 18, 19]
     with pytest.raises(BrokenImageError, match="none of the training images can be read"):
         first_batch(PairDataset(make_feature_pairs(9)), collate)
+
+
+def test_words_at_the_end_of_long_captions_are_learned_and_it_is_said(tokenizer, tmp_path, caplog):
+    """A word that only the last sentence has; without pieces, no step would see it."""
+    short = copy.deepcopy(tokenizer)
+    short.model_max_length = 6
+    words = [word for word in short.get_vocab() if word.isalpha()]
+    last = words.pop()
+    text = f"{' '.join(words[:4]).title()}. {' '.join(words[4:8]).title()}. {last.title()} {words[8]}."
+    data = make_feature_pairs(16, captions=2).map(lambda row: {"captions": ["".join(row["captions"][0][:9]), text]})
+    processor = VSEProcessor(tokenizer=short)
+    model = make_model(short)
+    before = weights(model)["text_model.embedding.weight"]
+    report_long_captions.cache_clear()
+    report_cut.cache_clear()
+    with caplog.at_level(logging.INFO):
+        trainer = make_trainer(tmp_path, short, data, model, processor, eval_dataset=data, num_train_epochs=4)
+        trainer.train()
+        trainer.evaluate()
+    said = [record.getMessage() for record in caplog.records]
+    assert [each for each in said if "longer than 6 tokens" in each][0].startswith("16 of 32 captions are longer than")
+    assert "the text tower reads 6 tokens of a sentence; longer ones are cut" in said
+    moved = (weights(model)["text_model.embedding.weight"] != before).any(dim=1)
+    assert moved[short.convert_tokens_to_ids(last)] and not moved[short.pad_token_id]
+    encoder = VSEEncoder(model, processor)
+    encode_texts(encoder, [text, text, "one"])
+    assert encoder.facts()["texts_cut"] == 1 and encoder.facts()["max_text_length"] == 6
+    cut = short.decode(short(text, truncation=True)["input_ids"], skip_special_tokens=True)
+    torch.testing.assert_close(*encode_texts(encoder, [text, cut]))

@@ -16,6 +16,7 @@ from hf_vse.data.digests import (
     tokenizer_digest,
     weights_digest,
 )
+from hf_vse.data.long_captions import Pieces, report_cut
 from hf_vse.data.transforms import needed_side
 from hf_vse.embed.adapters.own_models import FETCH_AGAIN, check_processor, load_vse_model, load_vse_processor
 from hf_vse.embed.batches import to_device
@@ -44,6 +45,7 @@ class VSEEncoder(Encoder):
         self.model = model.eval()
         self.processor = processor
         self.name = name or model.name_or_path or "unnamed model"
+        self.cut: set[str] = set()
 
     @classmethod
     def from_pretrained(
@@ -115,6 +117,8 @@ class VSEEncoder(Encoder):
             "image_tower": config.vision_config.model_type,
             "text_tower": config.text_config.model_type,
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
+            "max_text_length": self.processor.tokenizer.model_max_length,
+            "texts_cut": len(self.cut),
         }
 
     def prepare_images(self, images: list[Any]) -> Mapping[str, Tensor]:
@@ -127,6 +131,10 @@ class VSEEncoder(Encoder):
         return self.model(**to_device(images, self.model)).image_embeds
 
     def encode_texts(self, texts: list[str]) -> Tensor:
+        pieces = Pieces(self.processor)
+        self.cut |= {*pieces.too_long(texts)}
+        if self.cut:
+            report_cut(pieces.most)
         return self.model(**to_device(self.processor(text=texts), self.model)).text_embeds
 
     def encode_text_features(self, features: Tensor) -> Tensor:
