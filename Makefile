@@ -9,8 +9,9 @@ PYTHON ?= python3
 VENV ?= .venv
 WORKERS ?= 2
 CONSTRAINTS := .ci/constraints.txt
-# A file is run by one worker, as its fixtures are made once; the slow files come first, see tests/conftest.py.
-PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+# A file is run by one worker, as its fixtures are made once; the slow files come first, see SLOW_FILES in
+# tests/conftest.py.
+PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
 # Without a GPU the CPU build of torch is taken from PyTorch's own index, unless a folder of wheels is given.
 ifeq ($(shell command -v nvidia-smi)$(PIP_FIND_LINKS),)

@@ -38,31 +38,36 @@ def assert_same_vectors(found, expected) -> None:
 
 
 # Files that take longest, the longest first. `make test` hands files to its workers in this order, so that no worker
-# is left alone with a long one at the end.
+# is left alone with a long one at the end. Those of the demo come one after the other, as they share a server.
 SLOW_FILES = (
+    "spaces_demo/test_demo.py",
+    "spaces_demo/test_odd_requests.py",
+    "spaces_demo/test_strangers.py",
     "training/test_two_processes.py",
     "training/test_scripts.py",
     "training/test_trainer.py",
     "objectives/test_gather.py",
     "test_benchmarks.py",
-    "spaces_demo/test_demo.py",
     "faults/test_train.py",
     "hub/test_hub.py",
-    "spaces_demo/test_strangers.py",
     "hub/test_onnx_export.py",
     "cli/test_evaluate.py",
     "evaluation/test_ranks.py",
-    "spaces_demo/test_odd_requests.py",
     "evaluation/test_protocols.py",
     "faults/test_push.py",
 )
+WITH_ONE_SERVER = "spaces_demo"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slow files first; the tests of a file keep their order."""
-    place = {Path(__file__).parent / name: number for number, name in enumerate(SLOW_FILES)}
+    """Slow files first; the tests of a file keep their order, and all of them, or of the demo, are for one worker."""
+    here = Path(__file__).parent
+    place = {here / name: number for number, name in enumerate(SLOW_FILES)}
     assert all(map(Path.is_file, place)), "SLOW_FILES names a file that is gone"
     items.sort(key=lambda item: place.get(item.path, len(place)))
+    for item in items:
+        name = item.path.relative_to(here).as_posix()
+        item.add_marker(pytest.mark.xdist_group(WITH_ONE_SERVER if name.startswith(WITH_ONE_SERVER) else name))
 
 
 def make_captions(index: int, count: int = 5) -> list[str]:

@@ -1,9 +1,14 @@
-"""Several processes that share work. They are forked: a fresh process takes seconds to import what it needs."""
+"""Processes that are forked: a fresh one takes seconds to import what it needs."""
 
 import gc
+import logging
+import multiprocessing
 import os
 import socket
+import sys
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,3 +36,34 @@ def member(rank: int, world: int, port: int, work: Callable, args: tuple) -> Non
     work(rank, *args)
     PartialState().wait_for_everyone()
     PartialState().destroy_process_group()
+
+
+def start_fork(log: Path, work: Callable, *args: Any) -> BaseProcess:
+    """Starts `work(*args)` with one thread as a command: leader of a group of its own, what it writes goes to the log.
+
+    Its exit code is what `work` returns.
+    """
+    log.write_text("")
+    process = multiprocessing.get_context("fork").Process(target=apart, args=(log, work, args), daemon=True)
+    process.start()
+    return process
+
+
+def apart(log: Path, work: Callable, args: tuple) -> None:
+    os.setsid()
+    gc.freeze()
+    torch.set_num_threads(1)  # OpenMP does not survive a fork
+    logging.getLogger().handlers.clear()  # those of pytest
+    output = os.open(log, os.O_WRONLY)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    sys.stdout = sys.stderr = os.fdopen(output, "w", buffering=1)
+    sys.exit(work(*args))
+
+
+def run_fork(log: Path, work: Callable, *args: Any) -> str:
+    """What `work(*args)` has written when it has ended well."""
+    process = start_fork(log, work, *args)
+    process.join()
+    assert process.exitcode == 0, log.read_text()[-3000:]
+    return log.read_text()

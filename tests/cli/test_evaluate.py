@@ -1,9 +1,6 @@
 """`hf-vse evaluate` of whatever people have: models, adapters of their own, arrays."""
 
 import json
-import os
-import subprocess
-import sys
 from typing import get_args
 
 import pytest
@@ -16,8 +13,10 @@ from hf_vse.cli.main import main
 from hf_vse.evaluation.composition.choice import OWN_FOILS
 from hf_vse.evaluation.composition.published import PublishedName
 from hf_vse.evaluation.metrics import retrieval_metrics
+from hf_vse.files import read_json
 from tests.cli.test_cli import only, result
 from tests.conftest import make_pairs
+from tests.processes import in_processes
 
 ADAPTER = """
 import numpy as np
@@ -95,15 +94,16 @@ def test_classes_and_foils(capsys, tiny_model, tmp_path):
     assert found["composition"]["source"] == "scenes" and "swap_colour" in found["composition"]["kinds"]
 
 
+def run_here(rank: int, words: list[str]) -> None:
+    assert main(words) == 0
+
+
 def test_two_processes_judge_as_one_and_leave_one_record(capsys, tiny_model, pairs, tmp_path):
     asked = [tiny_model, "--dataset", pairs, "--split", "train", "--diagnostics", "--json"]
     alone = result(capsys, "evaluate", *asked, "--output", tmp_path / "one.json")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = ["-m", "hf_vse.cli", "evaluate", *asked, "--output", tmp_path / "two.json", "--embeddings", tmp_path]
-    quiet = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*launcher, *command], capture_output=True, text=True, check=False, env=quiet)
-    assert done.returncode == 0, done.stderr[-2000:]
-    together = json.loads(done.stdout)
+    words = [str(each) for each in (*asked, "--output", tmp_path / "two.json", "--embeddings", tmp_path)]
+    in_processes(2, run_here, ["evaluate", *words])
+    together = read_json(tmp_path / "two.json")
     assert together["environment"]["processes"] == 2 and alone["environment"]["processes"] == 1
     for part in ("metrics", "intervals", "protocols", "fingerprint", "images", "captions"):
         assert only(together)[part] == only(alone)[part], part

@@ -2,9 +2,8 @@ import itertools
 import math
 import random
 import re
-import subprocess
-import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import get_args
 
 import numpy as np
@@ -29,6 +28,7 @@ from hf_vse.data.scene_truth import (
     visible_colours,
 )
 from hf_vse.data.scenes import load_scenes
+from tests.processes import start_fork
 
 DIFFICULTIES = get_args(Difficulty)
 EACH_DIFFICULTY = pytest.mark.parametrize("difficulty", DIFFICULTIES)
@@ -297,15 +297,17 @@ def test_load_reads_the_cache_until_something_changes(tmp_path, monkeypatch):
     assert len(files) == len(changes) + 2
 
 
+def print_last(folder: Path) -> None:
+    print(load_scenes(num_train=200, num_eval=3, image_size=16, cache_dir=folder)["train"][199])
+
+
 def test_load_may_be_called_by_two_processes_at_once(tmp_path):
-    code = (
-        "import sys; from hf_vse.data.scenes import load_scenes; "
-        "d = load_scenes(num_train=200, num_eval=3, image_size=16, cache_dir=sys.argv[1]); print(d['train'][199])"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path)]
-    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    said = [process.communicate()[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0]
+    logs = [tmp_path / "one.log", tmp_path / "other.log"]
+    both = [start_fork(log, print_last, tmp_path / "scenes") for log in logs]
+    for process in both:
+        process.join()
+    said = [log.read_text() for log in logs]
+    assert [process.exitcode for process in both] == [0, 0], said
     assert "'image_id': 597" in said[0] and "'image_id': 597" in said[1]
 
 

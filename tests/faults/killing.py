@@ -12,6 +12,7 @@ from there on. Python tells of its own writes (`sys.addaudithook`); safetensors,
 
 import builtins
 import errno
+import gc
 import io
 import os
 import shutil
@@ -157,6 +158,7 @@ def run(action: Action, folder: Path, at: int = 0, how: How = "kill") -> int:
     child = os.fork()
     if child == 0:
         code = 70
+        gc.freeze()  # or it looks through all objects of the process it was forked from again and again
         try:
             output = os.open(folder.parent / "output.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(output, 1)

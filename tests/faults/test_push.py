@@ -10,7 +10,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from huggingface_hub import constants, get_session
+from huggingface_hub import get_session
 
 from hf_vse.hub.push import push_model
 from tests.faults.killing import SOAK, names_of_points, points_to_try, run
@@ -36,15 +36,6 @@ def folder(tiny_model, tmp_path) -> Path:
     return work
 
 
-def pointed_at(hub: FakeHub, cache: Path) -> None:
-    """This process takes the fake Hub for the Hub."""
-    constants.HF_HUB_OFFLINE = False
-    constants.HF_HUB_DISABLE_XET = True
-    constants.ENDPOINT = hub.url
-    constants.HUGGINGFACE_CO_URL_TEMPLATE = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-    constants.HF_HUB_CACHE = str(cache)
-
-
 def killed_at(request: int | str, sent: bool) -> None:
     """This process ends before its n-th request, or the one with that in its address, or when the answer is there."""
     client, count = type(get_session()), 0
@@ -66,7 +57,7 @@ def killed_at(request: int | str, sent: bool) -> None:
 
 def pushing(hub: FakeHub, folder: Path, request: int | str = 0, sent: bool = False, license: str | None = None):
     def action() -> None:
-        pointed_at(hub, folder / "cache")
+        hub.take_over(folder / "cache")
         killed_at(request, sent)
         push_model(folder / "model", NAME, token=TOKEN, license=license)
 

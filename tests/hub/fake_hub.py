@@ -1,7 +1,7 @@
 """A small Hub on loopback: repositories in memory, enough of the protocol to push, list and load.
 
     with FakeHub() as hub:
-        subprocess.run(command, env=os.environ | hub.environment(home))  # before the process imports a HF library
+        subprocess.run(command, env=os.environ | hub.environment(home))  # or hub.take_over(cache) in a forked process
         hub.repositories["models/org/name"].files["README.md"]
 
 It knows models, data sets and Spaces, regular and LFS files, branches (as names of one state), byte ranges, and a
@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path, PurePosixPath
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from huggingface_hub import constants
 
 LFS_SUFFIXES = (".safetensors", ".parquet", ".onnx", ".png", ".bin", ".pt", ".pth")
 TOKEN = "hf_fake"
@@ -104,6 +106,14 @@ class FakeHub:
         caches = {"HF_HOME": str(home), "HF_MODULES_CACHE": str(Path(home) / "modules")}
         plain = {"HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "*"}
         return caches | plain | {"HF_ENDPOINT": self.url, "HF_TOKEN": token}
+
+    def take_over(self, cache: str | Path) -> None:
+        """From here on this process, a forked one, takes this for the Hub; libraries read variables at import only."""
+        constants.HF_HUB_OFFLINE = False
+        constants.HF_HUB_DISABLE_XET = True
+        constants.ENDPOINT = self.url
+        constants.HUGGINGFACE_CO_URL_TEMPLATE = self.url + "/{repo_id}/resolve/{revision}/{filename}"
+        constants.HF_HUB_CACHE = str(cache)
 
 
 class _Handler(BaseHTTPRequestHandler):

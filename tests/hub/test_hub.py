@@ -10,9 +10,11 @@ import pytest
 from huggingface_hub import DatasetCard, ModelCard, SpaceCard
 from safetensors.torch import load_file
 
+from hf_vse.cli.main import main
 from tests.conftest import assert_same_vectors, make_pairs
 from tests.hub.fake_hub import FakeHub
 from tests.hub.records import HOME, coco_record
+from tests.processes import run_fork
 
 HERE = Path(__file__).parent
 
@@ -56,6 +58,11 @@ def test_stranger_computes_the_same_from_what_was_published(published):
         assert_same_vectors(strange[name], embeds)
 
 
+def run_with(hub: FakeHub, cache: Path, words: list[str]) -> int:
+    hub.take_over(cache)
+    return main(words)
+
+
 def test_a_published_model_is_judged_by_its_name(published, tmp_path):
     hub, _, _ = published
     make_pairs(8).save_to_disk(str(tmp_path / "pairs"))
@@ -64,8 +71,8 @@ def test_a_published_model_is_judged_by_its_name(published, tmp_path):
         (local / name).parent.mkdir(parents=True, exist_ok=True)
         (local / name).write_bytes(content)
     asked = ["evaluate", "org/methods", local, "--dataset", tmp_path / "pairs", "--split", "train", "--quiet"]
-    environment = os.environ | hub.environment(tmp_path / "home") | {"PYTHONPATH": str(HERE.parents[1])}
-    run(["-m", "hf_vse.cli", *asked, "--output", tmp_path / "metrics.json"], environment)
+    words = [str(each) for each in (*asked, "--output", tmp_path / "metrics.json")]
+    run_fork(tmp_path / "log", run_with, hub, tmp_path / "cache", words)
     remote, known = json.loads((tmp_path / "metrics.json").read_text())["metrics"].values()
     assert remote["model"] == "org/methods" and remote["model_facts"] == known["model_facts"]
     assert remote["metrics"] == known["metrics"]

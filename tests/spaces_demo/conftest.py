@@ -17,11 +17,13 @@ import torch
 from datasets import Dataset, Features, Image, List, Value
 from transformers import CLIPImageProcessorPil
 
+from hf_vse.cli.main import main
 from hf_vse.model.configuration_vse import VSEConfig
 from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.model.processing_vse import VSEProcessor
 from tests.conftest import make_pairs
-from tests.hub.fake_hub import FakeHub, Repository
+from tests.hub.fake_hub import TOKEN, FakeHub, Repository
+from tests.processes import run_fork
 
 DEMO = Path(__file__).parents[2] / "spaces_demo"
 sys.path.insert(0, str(DEMO))
@@ -85,6 +87,12 @@ class Server:
         return (self.folder / "log").read_text()
 
 
+def push(hub: FakeHub, folder: Path, words: list[str]) -> int:
+    hub.take_over(folder / "cache")
+    os.environ["HF_TOKEN"] = TOKEN
+    return main(["push", *words])
+
+
 @pytest.fixture(scope="package")
 def published(tmp_path_factory, model_folder, parquet) -> Iterator[FakeHub]:
     """A Hub with the model, its page, and the photographs; the first two as `hf-vse push` leaves them."""
@@ -93,12 +101,10 @@ def published(tmp_path_factory, model_folder, parquet) -> Iterator[FakeHub]:
     split = {"images": 11, "captions": 55, "broken_images": 0, "metrics": metrics | {"rsum": 345.6}, "chance": {}}
     (model_folder / "metrics.json").write_text(json.dumps(record | {"metrics": {"test": split}}))
     with FakeHub() as hub:
-        command = [sys.executable, "-m", "hf_vse.cli", "push", str(model_folder), "org/vse-tiny", "--json"]
-        command += ["--space", "org/page", "--dataset", "org/photographs"]
-        environment = os.environ | hub.environment(tmp_path_factory.mktemp("publisher"))
-        done = subprocess.run(command, capture_output=True, text=True, env=environment)
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert json.loads(done.stdout) == {
+        folder = tmp_path_factory.mktemp("publisher")
+        words = [str(model_folder), "org/vse-tiny", "--space", "org/page", "--dataset", "org/photographs"]
+        printed = run_fork(folder / "log", push, hub, folder, [*words, "--json"])
+        assert json.loads(printed.splitlines()[-1]) == {
             "model": f"{hub.url}/org/vse-tiny", "space": f"{hub.url}/spaces/org/page"
         }  # fmt: skip
         photographs = hub.repositories.setdefault("datasets/org/photographs", Repository({}))

@@ -7,8 +7,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -17,6 +15,8 @@ from pathlib import Path
 import PIL.Image
 import pytest
 
+from hf_vse.cli.main import main
+from tests.processes import start_fork
 from tests.spaces_demo.conftest import API, META, WITH_PHOTOGRAPH, Server, ask, good_answer, png, wait_until
 
 httpx = pytest.importorskip("httpx")
@@ -256,25 +256,23 @@ def test_gradio_forgets_answers_that_nobody_reads(monkeypatch):
 # --- the end --------------------------------------------------------------------------------------------------
 
 
+def demo(environment: dict[str, str], words: list[str]) -> int:
+    os.environ |= environment
+    return main(["demo", *words])
+
+
 def test_the_command_and_its_page_end_together(tmp_path, model_folder, parquet):
     """While an event stream and an upload are open: nobody waits for them, no process and no upload is left."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "hf_vse.cli", "demo", "--model", model_folder, "--dataset", parquet]
+    words = ["--model", str(model_folder), "--dataset", str(parquet), "--port", str(port)]
     (tmp_path / "tmp").mkdir()
-    environment = os.environ | {"TMPDIR": str(tmp_path / "tmp"), "HF_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    with open(tmp_path / "log", "w") as log:
-        process = subprocess.Popen(
-            [*map(str, command), "--port", str(port)],
-            env=environment,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+    log = tmp_path / "log"
+    process = start_fork(log, demo, {"TMPDIR": str(tmp_path / "tmp"), "HF_HOME": str(tmp_path)}, words)
     try:
-        wait_until(lambda: process.poll() is not None or "Running on" in (tmp_path / "log").read_text(), 120)
-        assert process.poll() is None, (tmp_path / "log").read_text()[-3000:]
+        wait_until(lambda: not process.is_alive() or "Running on" in log.read_text(), 120)
+        assert process.is_alive(), log.read_text()[-3000:]
         with httpx.stream("GET", f"http://127.0.0.1:{port}{API}/heartbeat/open") as stream:
             assert "ALIVE" in next(stream.iter_text())
             with socket.create_connection(("127.0.0.1", port)) as visitor:
@@ -282,8 +280,9 @@ def test_the_command_and_its_page_end_together(tmp_path, model_folder, parquet):
                 visitor.sendall("\r\n".join(head).encode() + FILE % 1 + b"0" * 1000)
                 wait_until(lambda: list((tmp_path / "tmp").glob("vse_demo_*/tmp*")), 10)
                 start = time.monotonic()
-                process.send_signal(signal.SIGTERM)
-                assert process.wait(20) == 143
+                process.terminate()
+                process.join(20)
+                assert process.exitcode == 143
         assert time.monotonic() - start < 10
         with pytest.raises(ProcessLookupError):
             os.killpg(process.pid, 0)  # nobody of its group is left
@@ -291,4 +290,4 @@ def test_the_command_and_its_page_end_together(tmp_path, model_folder, parquet):
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        process.wait(20)
+        process.join(20)

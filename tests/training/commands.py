@@ -1,10 +1,8 @@
 """What the tests of the commands share: data, a recipe, and its command line."""
 
-import os
-import subprocess
+import runpy
+import sys
 from pathlib import Path
-
-import torch
 
 from tests.training.tiny_runs import write_features
 
@@ -40,12 +38,14 @@ def train_arguments(data: Path, output: Path, **options) -> list[str]:
     ]
 
 
-def environment() -> dict[str, str]:
-    """Of a process that computes with as many threads as this one, so that it gives the same bits."""
-    return os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-
-
-def run(command: list, check: bool = True) -> subprocess.CompletedProcess:
-    done = subprocess.run(command, capture_output=True, text=True, env=environment())
-    assert not check or done.returncode == 0, done.stderr[-3000:]
-    return done
+def run_script(name: str, *words: object) -> int:
+    """Runs a script as a process of its own would, in this one; returns its exit code."""
+    before = sys.argv
+    sys.argv = [name, *map(str, words)]
+    try:
+        runpy.run_path(str(SCRIPTS / name), run_name="__main__")
+    except SystemExit as leaving:
+        return int(leaving.code or 0)
+    finally:
+        sys.argv = before
+    return 0

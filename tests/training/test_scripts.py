@@ -1,7 +1,6 @@
 """The commands people run: kill and resume, evaluate, and the model directory at the end."""
 
 import json
-import signal
 import subprocess
 import sys
 import time
@@ -13,7 +12,8 @@ from safetensors.torch import load_file
 
 from hf_vse.cli.main import main
 from hf_vse.evaluation.record import read_evaluation
-from tests.training.commands import RECIPE, SCRIPTS, environment, run, train_arguments, write_data
+from tests.processes import run_fork, start_fork
+from tests.training.commands import RECIPE, SCRIPTS, run_script, train_arguments, write_data
 
 
 @pytest.fixture(scope="module")
@@ -23,21 +23,21 @@ def data(tmp_path_factory) -> Path:
 
 def test_killed_and_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(data, tmp_path):
     options = {
-        "num_train_epochs": 12, "eval_strategy": "no", "save_strategy": "steps", "save_steps": 20,
+        "num_train_epochs": 8, "eval_strategy": "no", "save_strategy": "steps", "save_steps": 20,
         "save_total_limit": 3, "word_dropout": 0.2, "lr_scheduler_type": "cosine",
     }  # fmt: skip
-    assert main(["train", *train_arguments(data, tmp_path / "whole", **options)]) == 0
-    command = [sys.executable, SCRIPTS / "train.py", *train_arguments(data, tmp_path / "killed", **options)]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(command, **quiet, env=environment())
+    log = tmp_path / "log"
+    run_fork(log, run_script, "train.py", *train_arguments(data, tmp_path / "whole", **options))
+    words = ["train.py", *train_arguments(data, tmp_path / "killed", **options)]
+    process = start_fork(log, run_script, *words)
     stage = tmp_path / "killed" / "stages" / "train"
     deadline = time.monotonic() + 120
     while not list(stage.glob("checkpoint-*/trainer_state.json")) and time.monotonic() < deadline:
         time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     assert not (stage / "stage.json").exists(), "the run ended before it could be killed"
-    assert "resuming from" in run(command).stderr
+    assert "resuming from" in run_fork(log, run_script, *words)
     whole, again = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))
     assert whole.keys() == again.keys()
     for name, tensor in whole.items():
@@ -49,8 +49,9 @@ def test_stages_evaluate_and_a_second_run(data, tmp_path, caplog, capsys):
     output = tmp_path / "run"
     stages = "stages: [{name: base, loss_type: hinge_sum}, {name: heads, loss_type: hardnce, projection_type: mlp}]"
     recipe.write_text(f"{RECIPE}\n{stages}\ndata_dir: {data}\noutput_dir: {output}\n")
-    first = run([sys.executable, SCRIPTS / "train.py", recipe])
-    assert "validation" in first.stdout and "chance" in first.stdout and "rsum" in first.stdout
+    assert run_script("train.py", recipe) == 0
+    printed = capsys.readouterr().out
+    assert "validation" in printed and "chance" in printed and "rsum" in printed
     base = load_file(output / "stages" / "base" / "model.safetensors")
     final = load_file(output / "model.safetensors")
     assert not any("head" in name for name in base) and any("visual_head" in name for name in final)
@@ -58,8 +59,8 @@ def test_stages_evaluate_and_a_second_run(data, tmp_path, caplog, capsys):
     metrics = json.loads((output / "metrics.json").read_text())
     assert [stage["loss_type"] for stage in metrics["stages"]] == ["hinge_sum", "hardnce"]
 
-    evaluate = [sys.executable, SCRIPTS / "evaluate.py", "--model", output, "--split", "validation"]
-    run([*evaluate, "--output", tmp_path / "eval" / "metrics.json"])
+    evaluate = ["--model", output, "--split", "validation", "--output", tmp_path / "eval" / "metrics.json"]
+    assert run_script("evaluate.py", *evaluate) == 0
     evaluation = read_evaluation(tmp_path / "eval" / "metrics.json")
     assert evaluation.keys() < metrics.keys() and evaluation["environment"].keys() == metrics["environment"].keys()
     [record] = evaluation["metrics"].values()
@@ -77,7 +78,7 @@ def test_stages_evaluate_and_a_second_run(data, tmp_path, caplog, capsys):
 
 def test_errors_are_one_line_without_a_traceback(tmp_path, capsys):
     wrong_key = ["--lerning_rate", "1", "--output_dir", str(tmp_path)]
-    done = run([sys.executable, SCRIPTS / "train.py", *wrong_key], check=False)
+    done = subprocess.run([sys.executable, SCRIPTS / "train.py", *wrong_key], capture_output=True, text=True)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     error = done.stderr.strip().splitlines()[-1]
     assert error.startswith("error: command line: unknown key 'lerning_rate'; did you mean 'learning_rate'?")
