@@ -51,11 +51,6 @@ def refusal(error: BaseException) -> str | None:
     return None if remedy is None else f"{line or type(error).__name__}: {remedy}"
 
 
-def is_refusal(error: BaseException) -> bool:
-    """Whether the user can fix the error; see `refusal`."""
-    return refusal(error) is not None
-
-
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """Wraps a script: a user error ends it with the line `error: ...`."""

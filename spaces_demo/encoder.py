@@ -94,7 +94,7 @@ class PublishedModel:
         return _unit_vectors(self.model.get_text_features(**self._process(text=list(sentences))))
 
     @in_one_thread
-    def encode_photographs(self, images: Sequence[PIL.Image.Image]) -> np.ndarray:
+    def encode_images(self, images: Sequence[PIL.Image.Image]) -> np.ndarray:
         """Unit vectors (images, dim), float32."""
         return _unit_vectors(self.model.get_image_features(**self._process(images=list(images))))
 

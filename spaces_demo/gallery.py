@@ -71,7 +71,7 @@ class Gallery:
         self._images = _flat_index(image_embeds)
         self._sentences = _flat_index(sentence_embeds)
 
-    def nearest_photographs(self, query: np.ndarray, count: int) -> list[tuple[float, int]]:
+    def nearest_images(self, query: np.ndarray, count: int) -> list[tuple[float, int]]:
         """Cosine similarity and row of the best images, best first; the query is a unit vector (dim,)."""
         scores, rows = self._images.search(query[None], min(count, len(self.album)))
         return [(float(score), int(row)) for score, row in zip(scores[0], rows[0], strict=True)]
@@ -132,7 +132,7 @@ def _encode(source: Source, encoders: Sequence[PublishedModel]) -> tuple[Album, 
     photographs = iter(source)
     while batch := list(islice(photographs, BATCH)):
         for rows, encoder in zip(images, encoders, strict=True):
-            rows.append(encoder.encode_photographs([each.image for each in batch]))
+            rows.append(encoder.encode_images([each.image for each in batch]))
         thumbnails += [thumbnail(each.image) for each in batch]
         captions += [each.captions for each in batch]
         progress.reached(len(captions))

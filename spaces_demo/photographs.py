@@ -27,7 +27,7 @@ _END_BYTES = 2**16
 
 
 @dataclass(frozen=True)
-class Photograph:
+class CaptionedImage:
     image: PIL.Image.Image
     captions: list[str]
 
@@ -109,7 +109,7 @@ class Source:
         saved = load_from_disk(str(self.path))
         return saved[self._choose(list(saved))] if isinstance(saved, dict) else saved
 
-    def __iter__(self) -> Iterator[Photograph]:
+    def __iter__(self) -> Iterator[CaptionedImage]:
         """Images with at least one caption; broken images are counted and left out."""
         try:
             rows = self._open()
@@ -138,7 +138,7 @@ class Source:
                 logger.warning("photograph %d is left out: %s", number, _reason(error))
                 continue
             if captions:
-                yield Photograph(image, captions)
+                yield CaptionedImage(image, captions)
 
 
 def _captions(values: Iterator[Any]) -> list[str]:

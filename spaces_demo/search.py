@@ -56,7 +56,7 @@ class Search:
 
     def photograph(self, image: PIL.Image.Image | None) -> np.ndarray:
         """Unit vector (dim,) of a visitor's photograph."""
-        return self.encoder.encode_photographs([_given(image)])[0]
+        return self.encoder.encode_images([_given(image)])[0]
 
     def both(self, text: object, image: PIL.Image.Image | None, weight: float) -> np.ndarray:
         """Weighted sum of sentence (`weight`) and image (1 - `weight`); one of them is enough."""
@@ -77,8 +77,7 @@ class Search:
         count = how_many(count)
         described = self.album.described_by.get(sentence, ()) if isinstance(sentence, str) else ()
         hits = [
-            Hit(score, row, is_described=row in described)
-            for score, row in self.gallery.nearest_photographs(query, count)
+            Hit(score, row, is_described=row in described) for score, row in self.gallery.nearest_images(query, count)
         ]
         hits += [Hit(float(each.embed @ query), row, is_own=True) for row, each in enumerate(own)]
         return sorted(hits, key=lambda hit: -hit.score)[:count]

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +57,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def run(arguments: argparse.Namespace) -> Result | None:
-    require_gradio()
+    if not find_spec("gradio"):
+        raise ImportError("the demo needs gradio: pip install 'hf_vse[demo]'")
     from hf_vse.embed.load import model_place
 
     if arguments.gallery is None:
@@ -154,13 +156,6 @@ def run_to_its_end(command: Sequence[str], **options: Any) -> int:
     if told_to_end:
         raise SystemExit(128 + signal.SIGTERM)
     return code
-
-
-def require_gradio() -> None:
-    from importlib.util import find_spec
-
-    if not find_spec("gradio"):
-        raise ImportError("the demo needs gradio: pip install 'hf_vse[demo]'")
 
 
 def cache() -> Path:

@@ -50,7 +50,7 @@ class LocalModel:
             self.encoder = load_encoder(name, **options)
         else:
             self.encoder = open_model(GalleryIndex.load(gallery), name, **options)
-        if not self.encoder.reads_photographs:
+        if not self.encoder.reads_images:
             raise SettingsError(f"{variable}={name!r} takes precomputed features; give a model that takes photographs")
         if self.encoder.digest is None:
             raise SettingsError(f"{variable}={name!r} has no digest to keep its vectors by; give its class one")
@@ -76,11 +76,11 @@ class LocalModel:
         return encode_texts(self.encoder, list(sentences)).numpy()
 
     @in_one_thread
-    def encode_photographs(self, images: Sequence[PIL.Image.Image]) -> np.ndarray:
+    def encode_images(self, images: Sequence[PIL.Image.Image]) -> np.ndarray:
         return encode_images(self.encoder, [{"image": image} for image in images]).embeds.numpy()
 
     def judge_labels(self, image: PIL.Image.Image, prompts: Sequence[str]) -> np.ndarray:
-        cosines = self.encode_sentences(prompts) @ self.encode_photographs([image])[0]
+        cosines = self.encode_sentences(prompts) @ self.encode_images([image])[0]
         return torch.from_numpy(cosines / self.encoder.temperature).softmax(0).numpy()
 
     @in_one_thread
@@ -89,11 +89,7 @@ class LocalModel:
         return [] if reader is None else words_unknown_to(reader.tokenizer, sentence)
 
 
-def show_page() -> None:
+if __name__ == "__main__":
     logging.getLogger("hf_vse").setLevel(logging.INFO)
     with one_line_errors():
         app.main(partial(LocalModel, **json.loads(sys.argv[1])))
-
-
-if __name__ == "__main__":
-    show_page()

@@ -18,7 +18,7 @@ from hf_vse.cli.command import (
     read_lines,
 )
 from hf_vse.errors import refusal
-from hf_vse.files import check_output_file, check_output_folder, write_json
+from hf_vse.files import check_output_file, write_json
 
 if TYPE_CHECKING:
     from hf_vse.evaluation.run import Evaluation, Questions
@@ -138,11 +138,11 @@ def check_embeddings_asked(arguments: argparse.Namespace) -> None:
 
 def check_outputs(arguments: argparse.Namespace) -> Path:
     """Where the numbers go, if everything that is asked for can be written: noticed now, not after the work."""
-    output = check_output_file("output", arguments.output or default_output(arguments))
+    one = Path(arguments.models[0])
+    beside = one if len(arguments.models) == 1 and one.is_dir() else Path(".")
+    output = check_output_file("output", arguments.output or beside / f"metrics_{arguments.split}.json")
     if output.is_file() and output.stat().st_size and not is_evaluation(output):
         raise ValueError(f"output {output} is there and holds no evaluation: give another --output, or remove it")
-    if arguments.embeddings is not None:
-        check_output_folder("embeddings", arguments.embeddings)
     if arguments.report is not None:
         from hf_vse.report.page import check_report
 
@@ -214,10 +214,3 @@ def write_outputs(evaluation: "Evaluation", output: Path, report: Path | None) -
     if report is not None:
         attempt("report", "the report", page)
     return lines, "; ".join(refused)
-
-
-def default_output(arguments: argparse.Namespace) -> Path:
-    """Beside a single model, or else where the command runs."""
-    one = Path(arguments.models[0])
-    folder = one if len(arguments.models) == 1 and one.is_dir() else Path(".")
-    return folder / f"metrics_{arguments.split}.json"

@@ -70,7 +70,7 @@ def load_tower(arguments: argparse.Namespace) -> tuple[Any, Any]:
 
     if arguments.model is not None:
         encoder = load_encoder(arguments.model, kind="vse")
-        if not encoder.reads_photographs:
+        if not encoder.reads_images:
             raise ValueError(f"--model {arguments.model} was trained on precomputed features and has no image tower")
         return encoder.model, encoder.processor.image_processor
     from hf_vse.training.build import build_image_side

@@ -84,7 +84,7 @@ def run(arguments: argparse.Namespace) -> Result | None:
     from accelerate import PartialState
 
     bank = [] if arguments.query_bank is None else read_lines("query_bank", arguments.query_bank)
-    gallery = from_array(arguments, bank) if is_array(arguments) else from_photographs(arguments, bank)
+    gallery = from_array(arguments, bank) if is_array(arguments) else from_images(arguments, bank)
     return described_gallery(gallery, arguments.index) if PartialState().is_main_process else None
 
 
@@ -101,11 +101,11 @@ def described_gallery(gallery: Any, index: Path) -> Result:
     return Result(record, "\n".join(lines))
 
 
-def from_photographs(arguments: argparse.Namespace, bank: list[str]) -> Any:
+def from_images(arguments: argparse.Namespace, bank: list[str]) -> Any:
     """A gallery of a folder or of a data set."""
     from hf_vse.embed.load import load_encoder
     from hf_vse.search.gallery import GalleryIndex
-    from hf_vse.search.photographs import read_metadata
+    from hf_vse.search.gallery_images import read_metadata
     from hf_vse.search.storage import check_place
 
     names = ("kind", "recall", "batch_size", "num_workers", "max_broken_share")

@@ -73,7 +73,7 @@ def read_sentences() -> list[str]:
 def check_queries(sentences: Sequence[str], arguments: argparse.Namespace) -> None:
     """Raises ValueError or OSError where a query cannot be asked, or its contact sheet not be written."""
     from hf_vse.files import check_output_file
-    from hf_vse.search.photographs import is_unicode
+    from hf_vse.search.gallery_images import is_unicode
 
     for sentence in sentences:
         if not sentence.strip():
@@ -149,7 +149,7 @@ def draw_sheet(gallery: Any, query: dict[str, Any], arguments: argparse.Namespac
 
     from hf_vse.files import whole_file
     from hf_vse.plots import plot_contact_sheet
-    from hf_vse.search.pictures import find_photographs
+    from hf_vse.search.pictures import find_images
 
     if not query["results"]:
         raise ValueError("there is nothing to draw_sheet: nothing fulfils the conditions")
@@ -157,7 +157,7 @@ def draw_sheet(gallery: Any, query: dict[str, Any], arguments: argparse.Namespac
     title = " + ".join(str(query[part]) for part in ("text", "image") if part in query)
     items = [result["item"] for result in query["results"]]
     labels = [f"{result['score']:.2f}  {label(result['item'])}" for result in query["results"]]
-    photographs = find_photographs(gallery, items)
+    photographs = find_images(gallery, items)
     with whole_file(path) as unfinished:
         plot_contact_sheet(title, photographs, labels, unfinished)
     print(f"contact sheet   {path}", file=sys.stderr)

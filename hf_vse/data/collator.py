@@ -12,7 +12,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from hf_vse.data.decoding import BrokenImageError, decode_image, groups_in_flight
-from hf_vse.data.images import BrokenImages
+from hf_vse.data.images import MAX_BROKEN_SHARE, BrokenImages
 from hf_vse.data.schema import CAPTION_FEATURES, CAPTIONS, IMAGE, IMAGE_FEATURES, IMAGE_ID, text_id
 from hf_vse.data.transforms import Augmentation, input_size, needed_side
 from hf_vse.model.processing_vse import VSEFeatureProcessor, VSEProcessor
@@ -35,7 +35,7 @@ class VSECollator:
         processor: VSEProcessor,
         augmentation: Augmentation | None = None,
         word_dropout: float = 0.0,
-        max_broken_share: float = 0.01,
+        max_broken_share: float = MAX_BROKEN_SHARE,
     ):
         self.processor = processor
         self.augmentation = augmentation

@@ -16,11 +16,20 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from datasets import Dataset, DatasetDict, Features, Image, IterableDataset, IterableDatasetDict, List, Value
+from datasets import Dataset, DatasetDict, Features, Image, IterableDataset, IterableDatasetDict, Value
 
 from hf_vse.data.fields import Fields, field_columns, field_features, field_names, field_value, report_differing
-from hf_vse.data.images import find_broken_rows, image_keys, stored_images
-from hf_vse.data.schema import CAPTION_IDS, CAPTIONS, IMAGE, IMAGE_FEATURES, IMAGE_ID, is_id, report_repeated
+from hf_vse.data.images import MAX_BROKEN_SHARE, find_broken_rows, image_keys, stored_images
+from hf_vse.data.schema import (
+    CAPTION_IDS,
+    CAPTIONS,
+    IMAGE,
+    IMAGE_FEATURES,
+    IMAGE_ID,
+    TEXT_FEATURES,
+    is_id,
+    report_repeated,
+)  # fmt: skip
 from hf_vse.files import inside
 
 logger = logging.getLogger(__name__)
@@ -35,7 +44,6 @@ _CAPTION_ID_NAMES = ("sentids", "caption_ids", "sentid", "caption_id")
 _FILE_NAMES = ("filename", "file_name", "image_path")
 _PATHS = (Value("string"), Value("large_string"))
 _CONTENTS = (Value("binary"), Value("large_binary"))
-_TEXT_FEATURES = {IMAGE_ID: Value("int64"), CAPTIONS: List(Value("string")), CAPTION_IDS: List(Value("int64"))}
 
 
 @dataclass(frozen=True)
@@ -153,7 +161,7 @@ def to_pairs(
     root: Path | None = None,
     places: Sequence[Path] | None = None,
     max_captions: int | None = None,
-    max_broken_share: float = 0.01,
+    max_broken_share: float = MAX_BROKEN_SHARE,
     check_images: bool = True,
 ) -> DatasetDict | IterableDatasetDict:
     """Any data set with images and captions, in the columns of `schema.py`.
@@ -316,7 +324,7 @@ def _assemble(beside: list[Dataset], rows: Sequence[RowText], max_captions: int 
         keys = [row.key for row in rows]
         image_ids = [n if key is None else numbers.setdefault(key, n) for n, key in enumerate(keys)]
     columns = {IMAGE_ID: image_ids, CAPTIONS: captions, CAPTION_IDS: caption_ids}
-    texts = Dataset.from_dict(columns, features=Features(_TEXT_FEATURES))
+    texts = Dataset.from_dict(columns, features=Features(TEXT_FEATURES))
     images, *fields = [each for each in beside if each.column_names]
     pairs = datasets.concatenate_datasets([images, texts, *fields], axis=1)
     kept: dict[str, list[int]] = {}
@@ -333,7 +341,7 @@ def _stream(part: IterableDataset, layout: Layout, fields: Fields, **options: An
     pairs = undecoded.map(read, batched=True, batch_size=32, remove_columns=list(part.features))
     # cast, because after map(features=...) images would stay undecoded
     image = {IMAGE_FEATURES: feature} if layout.image == IMAGE_FEATURES else {IMAGE: Image()}
-    return pairs.cast(Features(image | _TEXT_FEATURES | field_features(fields)))
+    return pairs.cast(Features(image | TEXT_FEATURES | field_features(fields)))
 
 
 def _stream_batch(

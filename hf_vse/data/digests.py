@@ -5,7 +5,7 @@ locations, library versions, how the model was trained.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from hashlib import blake2b
 from itertools import chain
 from pathlib import Path
@@ -28,7 +28,7 @@ NO_MATTER = {
 # Image processor fields that do not affect the pixels: class names and the location of the code.
 NO_SETTING = {"image_processor_type", "processor_class", "_processor_class", "auto_map", "feature_extractor_type"}
 WHOLE_FILE = 2**17  # bytes; for a larger file only three blocks are read
-BLOCK = 2**14
+BLOCK = 2**14  # bytes
 
 
 def digest_of(*parts: Any) -> str:
@@ -93,17 +93,12 @@ def images_digest(images: Dataset | Sequence[Mapping[str, Any]]) -> str:
     """
     digest = blake2b(digest_size=16)
     for row in images:
-        digest.update(content_digest(next(iter(row.values()))))
+        digest.update(bytes.fromhex(item_key(next(iter(row.values())))))
     return digest.hexdigest()
 
 
 def item_key(value: Any) -> str:
-    """`content_digest` in hexadecimal."""
-    return content_digest(value).hex()
-
-
-def content_digest(value: Any) -> bytes:
-    """16-byte digest of one image: a file, its bytes, a PIL image or an array."""
+    """16-byte hex digest of one item: a file, bytes, a PIL image or an array."""
     if isinstance(value, Mapping):
         value = value.get("path") if value.get("bytes") is None else value["bytes"]
     digest = blake2b(digest_size=16)
@@ -116,7 +111,7 @@ def content_digest(value: Any) -> bytes:
         mode = value.mode if isinstance(value, Image.Image) else ""
         digest.update(f"{mode} {array.shape} {array.dtype}".encode())
         digest.update(array.view(np.uint8).reshape(-1))
-    return digest.digest()
+    return digest.hexdigest()
 
 
 def file_digest(path: Path) -> bytes:
@@ -125,11 +120,17 @@ def file_digest(path: Path) -> bytes:
     if path.is_file():
         status = path.stat()
         digest.update(f" {status.st_size} {status.st_mtime_ns} ".encode())
-        with open(path, "rb") as file:
-            if status.st_size <= WHOLE_FILE:
-                digest.update(file.read())
-            else:
-                for start in (0, (status.st_size - BLOCK) // 2, status.st_size - BLOCK):
-                    file.seek(start)
-                    digest.update(file.read(BLOCK))
+        for block in sampled(path, status.st_size, WHOLE_FILE):
+            digest.update(block)
     return digest.digest()
+
+
+def sampled(path: Path, size: int, whole: int) -> Iterator[bytes]:
+    """All bytes of a file of at most `whole`, or the beginning, the middle and the end of a larger one."""
+    with path.open("rb") as file:
+        if size <= whole:
+            yield file.read()
+        else:
+            for start in (0, (size - BLOCK) // 2, size - BLOCK):
+                file.seek(start)
+                yield file.read(BLOCK)

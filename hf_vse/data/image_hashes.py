@@ -22,7 +22,7 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 
 from hf_vse.data.decoding import decode_image
-from hf_vse.data.digests import content_digest
+from hf_vse.data.digests import item_key
 from hf_vse.data.pairs import undecoded_images
 from hf_vse.data.schema import IMAGE
 
@@ -92,7 +92,7 @@ def key_of(value: Any) -> bytes | None:
     """What the hash is kept by; None for an image in an archive or on the net, whose content is not at hand."""
     if value.get("bytes") is None and not Path(value.get("path") or "").is_file():
         return None
-    return content_digest(value)
+    return bytes.fromhex(item_key(value))
 
 
 class KeptHashes:

@@ -15,7 +15,7 @@ from contextlib import nullcontext
 from hashlib import blake2b
 from pathlib import Path
 from threading import Lock
-from typing import Any, BinaryIO
+from typing import Any
 
 import pyarrow as pa
 from datasets import Dataset
@@ -37,22 +37,23 @@ logger = logging.getLogger(__name__)
 # End marks of complete files. Cameras and editors append padding, so the whole tail is searched.
 _END_MARKS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}
 _TAIL_BYTES = 1024
+MAX_BROKEN_SHARE = 0.01  # of the images; where more cannot be read, the work stops
 _PROGRESS_FROM = 2000  # files; fewer take about a second to check
 _LARGE = Lock()  # held while a thread decodes a large image
 
 
-def find_broken_images(paths: Iterable[str | Path], workers: int = 8) -> dict[str | Path, str]:
+def find_broken_images(paths: Iterable[str | Path]) -> dict[str | Path, str]:
     """Broken files among `paths` with the reason, found without decoding intact JPEG and PNG files.
 
     A JPEG or PNG is intact if its header opens and its last bytes hold the end-of-image mark. A file without the mark,
     or in another format, is decoded to be sure. Above 2,000 files a progress bar appears.
     """
-    return _find_broken({path: path for path in paths}, workers)
+    return _find_broken({path: path for path in paths})
 
 
-def _find_broken(values: Mapping[Any, str | Path | pa.Buffer], workers: int = 8) -> dict[Any, str]:
+def _find_broken(values: Mapping[Any, str | Path | pa.Buffer]) -> dict[Any, str]:
     """The keys of the broken files or contents, with the reason."""
-    with ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(8) as pool:
         reasons = pool.map(_why_broken, values.values())
         silent = {"disable": True} if len(values) <= _PROGRESS_FROM else {}  # otherwise TQDM_DISABLE decides
         shown = tqdm(reasons, "checking images", total=len(values), **silent)
@@ -61,7 +62,8 @@ def _find_broken(values: Mapping[Any, str | Path | pa.Buffer], workers: int = 8)
 
 def _why_broken(value: str | Path | pa.Buffer) -> str | None:
     try:
-        with _opened(value) as file:
+        # Without a copy: only the bytes that are read are loaded from a memory-mapped data set.
+        with pa.BufferReader(value) if isinstance(value, pa.Buffer) else open_file(str(value)) as file:
             size = file.seek(0, os.SEEK_END)
             if size == 0:
                 return "0 bytes"
@@ -73,11 +75,6 @@ def _why_broken(value: str | Path | pa.Buffer) -> str | None:
     except Exception as error:  # as in decode_image
         return reason_of(error)
     return why_unreadable({"bytes": value.to_pybytes(), "path": None} if isinstance(value, pa.Buffer) else value)
-
-
-def _opened(value: str | Path | pa.Buffer) -> BinaryIO:
-    """Opens without a copy: only the bytes that are read are loaded from a memory-mapped data set."""
-    return pa.BufferReader(value) if isinstance(value, pa.Buffer) else open_file(str(value))
 
 
 def why_unreadable(value: Any) -> str | None:
@@ -150,17 +147,16 @@ def image_keys(images: Dataset) -> list[Hashable]:
     if IMAGE not in images.column_names:
         return [None] * len(images)
     stored = list(stored_images(images))
-    brief = [content is not None and (path, len(content), *_ends(content)) for path, content in stored]
+    brief = [
+        content is not None
+        and (path, len(content), content[:_TAIL_BYTES].to_pybytes(), content[-_TAIL_BYTES:].to_pybytes())
+        for path, content in stored
+    ]
     times = Counter(brief)
     return [
         path if content is None else (path, blake2b(content).digest()) if times[short] > 1 else None
         for (path, content), short in zip(stored, brief, strict=True)
     ]
-
-
-def _ends(content: pa.Buffer) -> tuple[bytes, bytes]:
-    length = min(_TAIL_BYTES, len(content))
-    return content[:length].to_pybytes(), content[len(content) - length :].to_pybytes()
 
 
 class BrokenImages:
@@ -171,7 +167,7 @@ class BrokenImages:
         min_seen: images to see before the share is checked, so that one bad file among the first ten is no error.
     """
 
-    def __init__(self, max_share: float = 0.01, min_seen: int = 100):
+    def __init__(self, max_share: float = MAX_BROKEN_SHARE, min_seen: int = 100):
         if not 0 <= max_share <= 1:
             raise ValueError(f"max_broken_share must lie between 0 and 1, got {max_share}")
         self.max_share = max_share

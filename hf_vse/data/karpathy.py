@@ -13,16 +13,16 @@ import lzma
 import os
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, DatasetDict, Features, Image, IterableDatasetDict, List, Value, load_dataset
+from datasets import Dataset, DatasetDict, Features, Image, IterableDatasetDict, load_dataset
 
 from hf_vse.data.features import features_dataset, read_array
-from hf_vse.data.images import check_broken_share, find_broken_images
-from hf_vse.data.schema import CAPTION_IDS, CAPTIONS, IMAGE, IMAGE_ID, is_id, report_repeated
+from hf_vse.data.images import MAX_BROKEN_SHARE, check_broken_share, find_broken_images
+from hf_vse.data.schema import CAPTION_IDS, CAPTIONS, IMAGE, IMAGE_ID, TEXT_FEATURES, is_id, report_repeated
 from hf_vse.files import inside, parse_json
 
 logger = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ def load_karpathy(
     split_file: str | Path | None = None,
     features: str | Path | None = None,
     restval: bool = True,
-    max_broken_share: float = 0.01,
+    max_broken_share: float = MAX_BROKEN_SHARE,
     check_images: bool = True,
 ) -> DatasetDict:
     """The data set `name` ("coco", "flickr30k" or "flickr8k") from local files.
@@ -95,7 +95,8 @@ def load_karpathy(
     if features is None:
         files = _sound_images(data_dir, entries, max_broken_share, check_images)
         entries = [entry for entry in entries if entry.row in files]
-    groups = _by_split(entries)
+    of_splits = {split: [each for each in entries if each.split == split] for split in ("train", "validation", "test")}
+    groups = {split: group for split, group in of_splits.items() if group}
     if not groups:
         raise ValueError(f"{path} has no image with a caption in train, val or test: give another split_file")
     for split, group in groups.items():
@@ -223,13 +224,6 @@ def _inside(name: Any, field: str, folder: Path) -> str:
     return Path(name).as_posix()
 
 
-def _by_split(entries: Iterable[Entry]) -> dict[str, list[Entry]]:
-    groups: dict[str, list[Entry]] = {split: [] for split in ("train", "validation", "test")}
-    for entry in entries:
-        groups[entry.split].append(entry)
-    return {split: group for split, group in groups.items() if group}
-
-
 def _sound_images(data_dir: Path, entries: Sequence[Entry], max_broken_share: float, check: bool) -> dict[int, str]:
     """row -> path of the existing images; if `check`, without broken ones."""
     found = _find_images(data_dir, entries)
@@ -276,9 +270,7 @@ def _with_images(entries: Sequence[Entry], files: dict[int, str]) -> Dataset:
         CAPTIONS: [entry.captions for entry in entries],
         CAPTION_IDS: [entry.caption_ids for entry in entries],
     }
-    ids, texts = List(Value("int64")), List(Value("string"))
-    types = Features({IMAGE: Image(), IMAGE_ID: Value("int64"), CAPTIONS: texts, CAPTION_IDS: ids})
-    return Dataset.from_dict(columns, features=types)
+    return Dataset.from_dict(columns, features=Features({IMAGE: Image()} | TEXT_FEATURES))
 
 
 def _with_features(entries: Sequence[Entry], features: str | Path, num_rows: int, split_file: Path) -> Dataset:

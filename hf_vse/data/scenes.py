@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import get_args
 
 import datasets
-from datasets import Dataset, DatasetDict, Features, List, NamedSplit, Value
+from datasets import Dataset, DatasetDict, Features, NamedSplit
 
 from hf_vse.data.scene_captions import CAPTIONS_PER_IMAGE, describe
 from hf_vse.data.scene_pictures import render
 from hf_vse.data.scene_truth import SPLITS, Difficulty, check_choice, random_stream, sample_scene
-from hf_vse.data.schema import CAPTION_IDS, CAPTIONS, IMAGE, IMAGE_ID
+from hf_vse.data.schema import CAPTION_IDS, CAPTIONS, IMAGE, IMAGE_ID, TEXT_FEATURES
 
 SCENES_VERSION = 1  # increase it when any pixel or word changes, so that old caches are not used
 
@@ -41,13 +41,11 @@ def load_scenes(
     for name, value, least in (("num_train", num_train, 1), ("num_eval", num_eval, 1), ("image_size", image_size, 16)):
         if value < least:
             raise ValueError(f"{name}={value} is too small: give at least {least}")
-    columns = {IMAGE: datasets.Image(), IMAGE_ID: Value("int64")}
-    columns |= {CAPTIONS: List(Value("string")), CAPTION_IDS: List(Value("int64"))}
     dataset = DatasetDict()
     for split, count in zip(SPLITS, (num_train, num_eval, num_eval), strict=True):
         dataset[split] = Dataset.from_generator(
             _generate_rows,
-            features=Features(columns),
+            features=Features({IMAGE: datasets.Image()} | TEXT_FEATURES),
             cache_dir=cache_dir and str(cache_dir),
             gen_kwargs=dict(seed=seed, split=split, difficulty=difficulty, count=count, image_size=image_size),
             split=NamedSplit(split),

@@ -21,6 +21,7 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
+from datasets import List, Value
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +32,7 @@ GROUP_ID = "group_id"
 CAPTIONS = "captions"
 CAPTION_IDS = "caption_ids"
 CAPTION_FEATURES = "caption_features"
+TEXT_FEATURES = {IMAGE_ID: Value("int64"), CAPTIONS: List(Value("string")), CAPTION_IDS: List(Value("int64"))}
 
 
 def view_column(view: int) -> str:

@@ -21,6 +21,7 @@ from hf_vse.data.columns import SPLITS, to_pairs
 from hf_vse.data.features import load_precomp
 from hf_vse.data.folders import check_image_folder, check_json_files
 from hf_vse.data.groups import hold_out
+from hf_vse.data.images import MAX_BROKEN_SHARE
 from hf_vse.data.karpathy import CAPTIONS_PER_IMAGE, HUB_DATASETS, load_from_hub, load_karpathy, report_official_sizes
 from hf_vse.data.scenes import load_scenes
 from hf_vse.data.schema import CAPTIONS
@@ -55,7 +56,7 @@ def load_pairs(
     image_column: str | None = None,
     caption_column: str | None = None,
     streaming: bool = False,
-    max_broken_share: float = 0.01,
+    max_broken_share: float = MAX_BROKEN_SHARE,
     check_images: bool = True,
     revision: str | None = None,
     cache_dir: str | Path | None = None,
@@ -108,7 +109,12 @@ def load_pairs(
     reading: dict[str, Any] = dict(streaming=streaming, cache_dir=cache_dir and str(cache_dir))
     with clear_errors(path or source):
         if kind == "hub":
-            return _hub_pairs(source, load_from_hub(source, revision, data_dir, **reading), **checks)
+            official = source in HUB_DATASETS
+            loaded = load_from_hub(source, revision, data_dir, **reading)
+            pairs = to_pairs(loaded, max_captions=CAPTIONS_PER_IMAGE if official else None, **checks)
+            if official and isinstance(pairs, DatasetDict):  # the sizes of a stream are unknown
+                report_official_sizes(source, {split: [len(c) for c in pairs[split][CAPTIONS]] for split in pairs})
+            return pairs
         return to_pairs(_load_files(kind, path, **reading), root=path, **checks)
 
 
@@ -148,14 +154,6 @@ def with_validation(
     held_out, whole = len(parts["validation"]), len(splits["train"])
     logger.info("no validation split: %d of %d images are held out (validation_share=%g)", held_out, whole, share)
     return splits | parts
-
-
-def _hub_pairs(source: str, loaded: DatasetDict | IterableDatasetDict, **options: Any) -> Any:
-    official = source in HUB_DATASETS
-    pairs = to_pairs(loaded, max_captions=CAPTIONS_PER_IMAGE if official else None, **options)
-    if official and isinstance(pairs, DatasetDict):  # the sizes of a stream are unknown
-        report_official_sizes(source, {split: [len(c) for c in pairs[split][CAPTIONS]] for split in pairs})
-    return pairs
 
 
 def _resolve(source: str, data_dir: str | Path | None) -> tuple[str, Path | None]:

@@ -12,11 +12,11 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
-import yaml
 from datasets import Dataset, DatasetDict, IterableDatasetDict
 
 from hf_vse.data.groups import with_groups
 from hf_vse.data.karpathy import HUB_DATASETS
+from hf_vse.data.plain_yaml import parse_yaml
 from hf_vse.data.schema import IMAGE, data_fingerprint
 from hf_vse.data.sources import DEFAULT_SEED, SOURCES, VALIDATION_SHARE, load_pairs, with_validation
 from hf_vse.files import read_json, read_text
@@ -193,27 +193,18 @@ def recorded(folder: Path) -> DataSpec:
     if isinstance(values.get("data"), dict):
         spec = DataSpec.of_dict(values["data"], f"{record}: data")
     elif recipe.is_file():
+        written = parse_yaml(read_text(recipe), str(recipe))
+        if not isinstance(written, dict):
+            what = f"{recipe} holds {type(written).__name__}, no recipe"
+            raise ValueError(f"{what}: repair it, or remove it and give --dataset")
         older = {"near_duplicates": "none"} if values else {}  # of a finished run
-        spec = DataSpec.of_recipe(older | read_recipe_values(recipe), str(recipe))
+        spec = DataSpec.of_recipe(older | written, str(recipe))
     else:
         return DataSpec()
     for name in ("metrics", "validation"):
         values = values.get(name) if isinstance(values.get(name), dict) else {}
     fingerprint = values.get("fingerprint")
     return replace(spec, fingerprint=fingerprint if isinstance(fingerprint, str) else None)
-
-
-def read_recipe_values(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(read_text(path))
-    except (yaml.YAMLError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise ValueError(f"{path} is not valid YAML ({reason}): repair it, or remove it and give --dataset") from error
-    if not isinstance(values, dict):
-        raise ValueError(
-            f"{path} holds {type(values).__name__}, no recipe: repair it, or remove it and give --dataset"
-        )
-    return values
 
 
 def from_settings(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -32,6 +32,9 @@ from hf_vse.data.decoding import BrokenImageError, decode_image
 from hf_vse.data.digests import digest_of, weights_digest
 from hf_vse.embed.run import encode_images, encode_texts
 
+Device = str | torch.device | None
+Precision = str | torch.dtype | None
+
 
 class Encoder:
     """Base class of all adapters. A new model needs `encode_images` and `encode_texts`; the rest has defaults.
@@ -43,7 +46,7 @@ class Encoder:
         extra, needs: the extra of this package, and the packages in it, without which the adapter does not run.
         dtype: precision of the weights, as `load_encoder` takes it; None where the model has its own.
         temperature: what the model divides cosines by before a softmax; None where it has no such number.
-        reads_photographs, reads_features: what `encode_images` takes: images, or the arrays of a data set of
+        reads_images, reads_features: what `encode_images` takes: images, or the arrays of a data set of
             precomputed features.
         stays: attributes that worker processes do without: they prepare images and get no copy of the model.
         needed_side: pixels to which the shorter side of an image is reduced before it is prepared, so that a much
@@ -57,13 +60,13 @@ class Encoder:
     needs: tuple[str, ...] = ()
     dtype: str | None = None
     temperature: float | None = None
-    reads_photographs: bool = True
+    reads_images: bool = True
     reads_features: bool = False
     stays: tuple[str, ...] = ("model",)
     needed_side: int | None = None
 
     @classmethod
-    def from_pretrained(cls, name: str, device: str | torch.device | None = None) -> "Encoder":
+    def from_pretrained(cls, name: str, device: Device = None) -> "Encoder":
         """Deprecated: `load_encoder` does the same, for every kind of model."""
         from hf_vse.embed.load import load_encoder
 
@@ -142,7 +145,7 @@ class Encoder:
 
     def image_query(self, image: Any) -> np.ndarray:
         """(1, dim)"""
-        if not self.reads_photographs:
+        if not self.reads_images:
             if isinstance(image, str):
                 raise ValueError(f"{self.name} was trained on precomputed features and cannot read the image {image}")
             return encode_images(self, [{"image_features": image}]).embeds.numpy()
@@ -151,6 +154,20 @@ class Encoder:
         except BrokenImageError as error:
             raise ValueError(f"query image {error}") from error
         return encode_images(self, [{"image": decoded}]).embeds.numpy()
+
+
+class NetworkEncoder(Encoder):
+    """An encoder that holds one torch module, `model`."""
+
+    model: nn.Module
+
+    @property
+    def dtype(self) -> str:
+        return str(next(self.model.parameters()).dtype).removeprefix("torch.")
+
+    def facts(self) -> dict[str, Any]:
+        size = sum(parameter.numel() for parameter in self.model.parameters())
+        return {"dimensions": self.dim, "parameters": size, "dtype": self.dtype}
 
 
 def source_digest(kind: type[Encoder]) -> str | None:

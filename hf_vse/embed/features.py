@@ -7,14 +7,8 @@ import numpy as np
 import torch
 from transformers.image_processing_utils import BaseImageProcessor
 
-from hf_vse.data.digests import (
-    configuration_digest,
-    digest_of,
-    image_processor_digest,
-    item_key,
-    weights_digest,
-)
-from hf_vse.data.images import check_broken_share
+from hf_vse.data.digests import configuration_digest, digest_of, image_processor_digest, item_key, weights_digest
+from hf_vse.data.images import MAX_BROKEN_SHARE, check_broken_share
 from hf_vse.data.schema import IMAGE
 from hf_vse.data.transforms import needed_side
 from hf_vse.embed.batches import Images, first_readable, image_batches, to_device
@@ -36,7 +30,7 @@ def extract_features(
     regions: bool = False,
     batch_size: int = 64,
     num_workers: int = 0,
-    max_broken_share: float = 0.01,
+    max_broken_share: float = MAX_BROKEN_SHARE,
     progress: bool = True,
 ) -> np.ndarray:
     """Writes the outputs of the image tower as a float16 .npy file.

@@ -22,7 +22,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from safetensors.numpy import save_file
 
-from hf_vse.embed.matrices import as_vectors, read_tensors
+from hf_vse.embed.matrices import as_vectors, merge_best, no_candidates, read_tensors
 
 Correction = Literal["qbnorm", "inverted_softmax"]
 # 1 / 20, the default of the program that the authors of QB-Norm published. Two models trained on Flickr8k gained most
@@ -71,7 +71,7 @@ class QueryBank:
         active = np.zeros(len(gallery), bool)
         for first in range(0, len(bank), BANK_ROWS):
             queries = bank[first : first + BANK_ROWS].astype(np.float32)
-            best = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
+            best = no_candidates(len(queries))
             for left in range(0, len(gallery), GALLERY_ROWS):
                 scores = queries @ gallery[left : left + GALLERY_ROWS].astype(np.float32).T
                 inside = slice(left, left + scores.shape[1])
@@ -144,16 +144,3 @@ def log_sum_exp(scores: np.ndarray) -> np.ndarray:
     """Of each column: (queries, items) float32 -> (items,) float64."""
     largest = scores.max(axis=0)
     return largest + np.log(np.exp(scores - largest).sum(axis=0, dtype=np.float64))
-
-
-def merge_best(
-    best: tuple[np.ndarray, np.ndarray], scores: np.ndarray, left: int, top: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Scores and rows of the `top` best of those known and of the items `left`, `left + 1`, ...; in no order."""
-    rows = np.broadcast_to(np.arange(left, left + scores.shape[1]), scores.shape)
-    if scores.shape[1] > top:
-        few = np.argpartition(-scores, top - 1, axis=1)[:, :top] if top > 1 else scores.argmax(axis=1)[:, None]
-        scores, rows = np.take_along_axis(scores, few, axis=1), np.take_along_axis(rows, few, axis=1)
-    scores, rows = np.concatenate([best[0], scores], axis=1), np.concatenate([best[1], rows], axis=1)
-    few = np.argsort(-scores, axis=1, kind="stable")[:, :top]
-    return np.take_along_axis(scores, few, axis=1), np.take_along_axis(rows, few, axis=1)

@@ -21,7 +21,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import torch
 from transformers import CONFIG_NAME
 
 from hf_vse.data.digests import digest_of
@@ -31,15 +30,13 @@ from hf_vse.embed.adapters.open_clip_models import PREFIX, OpenCLIPEncoder
 from hf_vse.embed.adapters.sentence_models import SentenceTransformersEncoder
 from hf_vse.embed.adapters.transformers_models import TransformersEncoder
 from hf_vse.embed.adapters.vse import VSEEncoder
-from hf_vse.embed.encoder import Encoder, source_digest
+from hf_vse.embed.encoder import Device, Encoder, Precision, source_digest
 from hf_vse.embed.stored import check_name, stored_json
 from hf_vse.model.configuration_vse import VSEConfig
 from hf_vse.model.dual_encoder_vse import DUAL_ENCODERS
 from hf_vse.model.sentence_transformers_vse import MODULE_TYPE
 
 Kind = Literal["auto", "vse", "transformers", "sentence_transformers", "open_clip", "onnx", "python"]
-Device = str | torch.device | None
-Precision = str | torch.dtype | None
 
 UNDERSTOOD = (
     f"understood are models of this package, of transformers ({', '.join(DUAL_ENCODERS)}), of sentence-transformers, "

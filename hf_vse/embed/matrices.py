@@ -1,4 +1,4 @@
-"""Matrices of vectors: checked, and read from safetensors files."""
+"""Matrices of vectors: checked, and read from safetensors files; the best candidates of queries."""
 
 from pathlib import Path
 from typing import Any
@@ -26,3 +26,25 @@ def as_vectors(name: str, embeds: Any) -> np.ndarray:
     if embeds.ndim != 2 or not len(embeds):
         raise ValueError(f"{name} must be a non-empty (items, dim) matrix, got shape {embeds.shape}")
     return embeds
+
+
+def best_of(scores: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The `k` best of the scores (queries, candidates) and their rows, best first; of equal scores the first."""
+    if scores.shape[1] > k:
+        few = np.sort(np.argpartition(-scores, k - 1, axis=1)[:, :k], axis=1) if k > 1 else scores.argmax(1)[:, None]
+        scores, rows = np.take_along_axis(scores, few, axis=1), np.take_along_axis(rows, few, axis=1)
+    order = np.argsort(-scores, axis=1, kind="stable")
+    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
+
+
+def no_candidates(queries: int) -> tuple[np.ndarray, np.ndarray]:
+    """What `merge_best` begins with."""
+    return np.empty((queries, 0), np.float32), np.empty((queries, 0), np.int64)
+
+
+def merge_best(
+    best: tuple[np.ndarray, np.ndarray], scores: np.ndarray, first: int, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """`best_of` those known and of the scores of the rows `first`, `first + 1`, ..."""
+    rows = np.broadcast_to(np.arange(first, first + scores.shape[1]), scores.shape)
+    return best_of(np.concatenate([best[0], scores], axis=1), np.concatenate([best[1], rows], axis=1), k)

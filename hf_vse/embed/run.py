@@ -120,6 +120,6 @@ def unit(embeds: Tensor | np.ndarray, count: int, encoder: "Encoder") -> np.ndar
 def check_readable(encoder: "Encoder", row: Mapping[str, Any]) -> None:
     """Raises ValueError if an encoder of photographs gets features, or the reverse."""
     of_photographs = IMAGE in row
-    if not (encoder.reads_photographs if of_photographs else encoder.reads_features):
+    if not (encoder.reads_images if of_photographs else encoder.reads_features):
         reads, has = ("precomputed features", "photographs")[:: 1 if of_photographs else -1]
         raise ValueError(f"{encoder.name} reads {reads}, the data have {has}: give data or a model that fits")

@@ -29,6 +29,7 @@ from hf_vse.files import whole_file, write_text
 logger = logging.getLogger(__name__)
 
 KEY, ROWS = "key", "rows"
+KEY_ENCODING = "utf-8", "surrogatepass"  # a key may hold the name of a file, which may be no Unicode
 DESCRIBED_FILE = "described.json"
 SHARD_FILE = re.compile(r"[0-9a-f]{16}\.[0-9a-f]{16}\.arrow")
 OWN_FILE = re.compile(r"described\.json|\.described\.\d+\.json|\.?[0-9a-f]{16}\.[0-9a-f]{16}(\.\d+)?\.arrow")
@@ -60,7 +61,7 @@ class Store:
 
     def write(self, keys: Sequence[str], columns: Mapping[str, pa.Array]) -> None:
         """Writes a shard: for each key one entry of each column."""
-        table = pa.table({KEY: pa.array(map(as_bytes, keys), pa.binary())} | dict(columns))
+        table = pa.table({KEY: pa.array([key.encode(*KEY_ENCODING) for key in keys], pa.binary())} | dict(columns))
         sink = pa.BufferOutputStream()
         with pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table)
@@ -182,13 +183,8 @@ def digest(content: Any, size: int = 8) -> str:
     return blake2b(content, digest_size=size).hexdigest()
 
 
-def as_bytes(key: str) -> bytes:
-    """A key may hold the name of a file, which may be no Unicode."""
-    return key.encode("utf-8", "surrogatepass")
-
-
 def keys_of(table: pa.Table) -> list[str]:
-    return [key.decode("utf-8", "surrogatepass") for key in table.column(KEY).to_pylist()]
+    return [key.decode(*KEY_ENCODING) for key in table.column(KEY).to_pylist()]
 
 
 def keys_digest(keys: Sequence[str]) -> str:

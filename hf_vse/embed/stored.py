@@ -3,14 +3,13 @@
 Nothing here runs code or unpickles. A file that cannot be read causes a one-line error that names it.
 """
 
-import json
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from huggingface_hub.utils import HFValidationError, validate_repo_id
+from safetensors import SafetensorError, safe_open
 from transformers import logging as transformers_logging
 from transformers.utils import (
     CONFIG_NAME,
@@ -27,8 +26,6 @@ SAFETENSORS_ONLY = (
     "only safetensors are read, other formats may run code: where you trust the file, load it yourself and call "
     "save_pretrained"
 )
-# Of safetensors; the longest header that a file of weights has.
-LENGTH_BYTES, LONGEST_HEADER = 8, 100_000_000
 
 
 class StoredTensor(NamedTuple):
@@ -138,26 +135,12 @@ def read_tensor_header(path: Path) -> dict[str, StoredTensor]:
     Raises:
         ValueError: it is cut short or no safetensors file.
     """
-    size = path.stat().st_size
-    damaged = f"{path} is not a complete safetensors file"
-    with open(path, "rb") as file:
-        start = file.read(LENGTH_BYTES)
-        length = struct.unpack("<Q", start)[0] if len(start) == LENGTH_BYTES else size
-        if length > min(size - LENGTH_BYTES, LONGEST_HEADER):
-            raise ValueError(f"{damaged} ({size:,} bytes, no header): fetch or save it again")
-        header = file.read(length)
     try:
-        entries = json.loads(header)
-        entries.pop("__metadata__", None)
-        found = {key: StoredTensor(each["dtype"], tuple(map(int, each["shape"]))) for key, each in entries.items()}
-        ends = max((int(each["data_offsets"][1]) for each in entries.values()), default=0)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
-        raise ValueError(f"{damaged} (its header cannot be read): fetch or save it again") from error
-    if LENGTH_BYTES + length + ends != size:
-        raise ValueError(
-            f"{damaged}: it has {size:,} bytes and promises {LENGTH_BYTES + length + ends:,}: fetch or save it again"
-        )
-    return found
+        with safe_open(path, framework="np") as file:
+            parts = {key: file.get_slice(key) for key in file.keys()}
+            return {key: StoredTensor(part.get_dtype(), tuple(part.get_shape())) for key, part in parts.items()}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is not a complete safetensors file ({error}): fetch or save it again") from error
 
 
 @contextmanager

@@ -89,6 +89,8 @@ def embed_pairs(
     found = encode_images(encoder, share, batch_size, num_workers, progress, of_images)
     image_embeds = gather_shares(found.embeds, len(images))
     readable = gather_shares(found.readable[:, None], len(images))[:, 0]
+    if not readable.any():
+        raise ValueError(f"none of the {len(images)} images can be read; check the data directory")
     if CAPTION_FEATURES in dataset.column_names and isinstance(encoder, VSEEncoder):
         text_embeds = embed_caption_features(encoder, FeatureRows(dataset, CAPTION_FEATURES), batch_size)
     else:
@@ -158,8 +160,6 @@ def evaluate_retrieval(
     options = {"batch_size": batch_size, "num_workers": num_workers, "progress": progress}
     pairs = embed_pairs(VSEEncoder(model, processor), dataset, **options)
     model.train(was_training)
-    if not len(pairs.image_embeds):
-        raise ValueError(f"none of the {pairs.broken} images can be read; check the data directory")
     correspondence = pairs.image_embeds, pairs.text_embeds, pairs.text_to_image
     metrics = retrieval_metrics(*correspondence) if fold_size is None else fold_metrics(*correspondence, fold_size)
     return metrics | {

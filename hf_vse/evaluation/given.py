@@ -1,7 +1,7 @@
 """Judges embeddings in a file."""
 
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,19 +21,12 @@ def holds_embeddings(name: str) -> bool:
     return (path.is_file() and path.suffix == ".safetensors") or (path / "image_embeds.npy").is_file()
 
 
-def judge_given(
-    path: str | Path,
-    dataset: Dataset | None = None,
-    *,
-    source: str = "",
-    split: str = "",
-    diagnostics: bool = False,
-    train_captions: Sequence[str] | None = None,
-) -> Judgement:
+def judge_given(path: str | Path, dataset: Dataset | None = None, **asked: Any) -> Judgement:
     """Judges a file or folder that `read_embeddings` reads; similarity is the cosine.
 
     Args:
         dataset: the split they were computed from, in its order: its captions and ids take the place of the file's.
+        asked: `source`, `split`, `diagnostics`, `train_captions`, see `judge_embeddings`.
 
     Raises:
         ValueError: the embeddings are not those of `dataset`.
@@ -46,17 +39,8 @@ def judge_given(
     else:
         check_same_split(path, given, dataset)
         known = texts_of(dataset, pairs)
-    return judge_embeddings(
-        pairs,
-        known,
-        dataset,
-        name=str(path),
-        facts={"family": "embeddings", "dimensions": images.shape[1]},
-        source=source,
-        split=split,
-        diagnostics=diagnostics,
-        train_captions=train_captions,
-    )
+    facts = {"family": "embeddings", "dimensions": images.shape[1]}
+    return judge_embeddings(pairs, known, dataset, name=str(path), facts=facts, **asked)
 
 
 def unit_length(embeds: np.ndarray | Tensor) -> Tensor:

@@ -28,6 +28,7 @@ ENUMERATED = 12
 BLOCK = 4_000_000
 # Metrics that differ by less are the same number, summed in another order.
 ROUNDING = 1e-9
+CONFIDENCE = 0.95  # how often an interval is to hold the true value
 
 Ranks = tuple[Array, Array]
 Name = TypeVar("Name", str, int)
@@ -104,7 +105,7 @@ def recall_intervals(
     text_ranks: Array,
     text_to_image: Array,
     *,
-    confidence: float = 0.95,
+    confidence: float = CONFIDENCE,
     resamples: int = 2000,
     seed: int = 0,
 ) -> dict[str, list[float]]:
@@ -172,7 +173,6 @@ def compare_models(
     second: Ranks,
     text_to_image: Array,
     *,
-    confidence: float = 0.95,
     resamples: int = 10_000,
     seed: int = 0,
 ) -> dict[str, dict[str, float | list[float]]]:
@@ -192,7 +192,7 @@ def compare_models(
     Raises:
         ValueError: see `recall_intervals`.
     """
-    check_resampling(confidence, resamples)
+    check_resampling(CONFIDENCE, resamples)
     sums = [sums_by_image(*ranks, text_to_image) for ranks in (first, second)]
     drawn = np.split(drawn_sums(np.hstack(sums), resamples, seed), 2, axis=1)
     differences = difference_of(*drawn)
@@ -200,7 +200,7 @@ def compare_models(
     return {
         name: {
             "difference": float(value),
-            "interval": interval(differences[name], confidence),
+            "interval": interval(differences[name], CONFIDENCE),
             "p_value": p_values[name],
         }
         for name, value in difference_of(*(each.sum(0) for each in sums)).items()

@@ -66,39 +66,25 @@ def judge(
     encoder: Encoder,
     dataset: Dataset,
     *,
-    source: str = "",
-    split: str = "",
-    diagnostics: bool = False,
-    train_captions: Sequence[str] | None = None,
     batch_size: int = 128,
     num_workers: int = 0,
     progress: bool = True,
     keep: Path | None = None,
+    **asked: Any,
 ) -> Judgement:
     """Judges a model on one split as `load_pairs` returns it; several processes share the encoding.
 
     Args:
-        source, split: the names of data set and split, which decide which protocols apply.
-        diagnostics: also look for the reasons, see `hf_vse.evaluation.diagnostics`.
-        train_captions: what word frequencies are counted in; default: the captions of the split.
         keep: see `embed_pairs`.
+        asked: `source`, `split`, `diagnostics`, `train_captions`, see `judge_embeddings`.
 
     Returns:
         The whole record on the main process, and recalls and ranks on the others.
     """
     options = {"batch_size": batch_size, "num_workers": num_workers, "progress": progress, "keep": keep}
     pairs = embed_pairs(encoder, dataset, **options)
-    return judge_embeddings(
-        pairs,
-        texts_of(dataset, pairs),
-        dataset,
-        name=encoder.name,
-        facts=encoder.facts(),
-        source=source,
-        split=split,
-        diagnostics=diagnostics,
-        train_captions=train_captions,
-    )
+    texts = texts_of(dataset, pairs)
+    return judge_embeddings(pairs, texts, dataset, name=encoder.name, facts=encoder.facts(), **asked)
 
 
 def judge_embeddings(
@@ -117,9 +103,10 @@ def judge_embeddings(
 
     Args:
         name: of the model; facts: what a reader of the record should know of it, see `Encoder.facts`.
+        source, split: the names of data set and split, which decide which protocols apply.
+        diagnostics: also look for the reasons, see `hf_vse.evaluation.diagnostics`.
+        train_captions: what word frequencies are counted in; default: the captions of the split.
     """
-    if not len(pairs.image_embeds):
-        raise ValueError(f"none of the {pairs.broken} images can be read; check the data directory")
     correspondence = pairs.image_embeds, pairs.text_embeds, pairs.text_to_image
     ranks = distributed_ranks(*correspondence)
     images, captions = len(pairs.image_embeds), len(pairs.text_embeds)
@@ -138,34 +125,21 @@ def judge_embeddings(
     judgement = Judgement(record, pairs, texts, ranks)
     if not PartialState().is_main_process:
         return judgement
-    record |= details(judgement)
+    if texts.captions is not None:
+        record |= equal_caption_record(*correspondence, texts.captions, ranks)
+    record["intervals"] = recall_intervals(*ranks, pairs.text_to_image)
+    ids = {"image_ids": texts.image_ids, "caption_ids": texts.caption_ids}
+    record["protocols"] = protocol_results(
+        *correspondence, source=source, split=split, broken=pairs.broken, ranks=ranks, **ids
+    )
+    if "folds_1k" in record["protocols"]:
+        record["metrics_1k_folds"] = record["protocols"]["folds_1k"]["metrics"]
     if dataset is not None and GROUP_ID in dataset.column_names:
         record["groups"] = group_counts(plain_column(dataset, GROUP_ID))
     if diagnostics:
         known = {"train_captions": train_captions, "temperature": facts.get("temperature"), "ranks": ranks}
         record["diagnostics"] = diagnose(*correspondence, texts.captions, **known)
     return judgement
-
-
-def details(judgement: Judgement) -> dict[str, Any]:
-    """The entries of a record beyond the plain ones: equal captions, intervals, protocols."""
-    record, pairs, texts, ranks = judgement.record, judgement.pairs, judgement.texts, judgement.ranks
-    correspondence = pairs.image_embeds, pairs.text_embeds, pairs.text_to_image
-    captions = texts.captions
-    found = {} if captions is None else equal_caption_record(*correspondence, captions, ranks)
-    found["intervals"] = recall_intervals(*ranks, pairs.text_to_image)
-    found["protocols"] = protocol_results(
-        *correspondence,
-        source=record["dataset"],
-        split=record["split"],
-        image_ids=texts.image_ids,
-        caption_ids=texts.caption_ids,
-        broken=pairs.broken,
-        ranks=ranks,
-    )
-    if "folds_1k" in found["protocols"]:
-        found["metrics_1k_folds"] = found["protocols"]["folds_1k"]["metrics"]
-    return found
 
 
 def compare_judgements(judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
@@ -180,7 +154,12 @@ def compare_judgements(judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
     results = []
     for place, first in enumerate(judgements):
         for second in judgements[place + 1 :]:
-            check_same_pairs(first, second)
+            same = first.record["fingerprint"] == second.record["fingerprint"]
+            if not same or not torch.equal(first.pairs.text_to_image, second.pairs.text_to_image):
+                names = f"{first.record['model']} and {second.record['model']}"
+                raise ValueError(
+                    f"{names} were judged on different images or captions; only results on the same are compared"
+                )
             tested = compare_models(first.ranks, second.ranks, first.pairs.text_to_image)
             results.append({"first": first.record["model"], "second": second.record["model"], "metrics": tested})
     for name in results[0]["metrics"] if results else ():
@@ -188,10 +167,3 @@ def compare_judgements(judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
         for place, each in enumerate(results):
             each["metrics"][name]["adjusted_p_value"] = adjusted[place]
     return results
-
-
-def check_same_pairs(first: Judgement, second: Judgement) -> None:
-    same = first.record["fingerprint"] == second.record["fingerprint"]
-    if not same or not torch.equal(first.pairs.text_to_image, second.pairs.text_to_image):
-        names = f"{first.record['model']} and {second.record['model']}"
-        raise ValueError(f"{names} were judged on different images or captions; only results on the same are compared")

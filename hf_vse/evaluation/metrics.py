@@ -38,12 +38,7 @@ def summarize_ranks(image_ranks: Tensor, text_ranks: Tensor) -> dict[str, float]
 
 
 def retrieval_metrics(
-    image_embeds: Array,
-    text_embeds: Array,
-    text_to_image: Array,
-    chunk_size: int = 2000,
-    *,
-    distractors: bool = False,
+    image_embeds: Array, text_embeds: Array, text_to_image: Array, chunk_size: int = 2000, *, distractors: bool = False
 ) -> dict[str, float]:
     """Image-to-text and text-to-image retrieval over the whole set.
 

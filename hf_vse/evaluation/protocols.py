@@ -180,15 +180,7 @@ def protocol_results(
         metrics["mean_caption"] = retrieval_metrics(images, mean_captions(texts, owner, count), each)
     if extended and (source, split) == ("coco", "test") and image_ids is not None and caption_ids is not None:
         metrics |= extended_results((images, texts), (image_ids, caption_ids))
-    return titled(metrics, split_title(source, split, count, len(texts), broken)[0], one_to_one, image_ids)
-
-
-def titled(
-    metrics: dict[str, dict[str, float | int]], title: str, one_to_one: bool, image_ids: Sequence[int] | None
-) -> dict[str, dict[str, Any]]:
-    """Each protocol's metrics with its title and its note."""
-    if one_to_one:
-        title += ", one-to-one pairs"
+    title = split_title(source, split, count, len(texts), broken)[0] + (", one-to-one pairs" if one_to_one else "")
     results: dict[str, dict[str, Any]] = {}
     for name, found in metrics.items():
         subtitle, note = PROTOCOLS[name]

@@ -265,12 +265,7 @@ def retrieval_ranks(
 
 
 def distributed_ranks(
-    image_embeds: Array,
-    text_embeds: Array,
-    text_to_image: Array,
-    chunk_size: int = 2000,
-    *,
-    distractors: bool = False,
+    image_embeds: Array, text_embeds: Array, text_to_image: Array, chunk_size: int = 2000, *, distractors: bool = False
 ) -> tuple[Tensor, Tensor]:
     """`retrieval_ranks`, shared by all processes.
 

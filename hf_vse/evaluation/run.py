@@ -132,19 +132,14 @@ def evaluate_models(
         judgements[-1].record |= told_by_field(judgements[-1], splits[questions.split], questions.by)
     if not state.is_main_process:
         return None
-    tell_apart(models, judgements)
+    if len({judgement.record["model"] for judgement in judgements}) < len(judgements):
+        for name, judgement in zip(models, judgements, strict=True):  # the names that adapters chose are equal
+            judgement.record["model"] = name
     records = {judgement.record["model"]: judgement.record for judgement in judgements}
     where = environment() | {"processes": state.num_processes}
     document = evaluation_of(records, where, compare_judgements(judgements))
     images = None if splits is None else with_images(splits[questions.split], spec)
     return Evaluation(document, judgements, images)
-
-
-def tell_apart(models: Sequence[str], judgements: Sequence[Judgement]) -> None:
-    """Adapters choose their names: if two are equal, every record gets the name that was asked for."""
-    if len({judgement.record["model"] for judgement in judgements}) < len(judgements):
-        for name, judgement in zip(models, judgements, strict=True):
-            judgement.record["model"] = name
 
 
 def open_data(

@@ -46,11 +46,6 @@ class LabelledImages(NamedTuple):
     class_names: list[str]
 
 
-def filled_templates(class_name: str, templates: Sequence[str]) -> list[str]:
-    """The class name in each template; braces in the name itself mean nothing."""
-    return [template.replace("{}", class_name) for template in templates]
-
-
 def check_class_names(class_names: Sequence[str]) -> None:
     if len(class_names) < 2:
         raise ValueError(f"class_names has {len(class_names)} names: a classification needs at least 2 classes")
@@ -67,9 +62,7 @@ def check_templates(templates: Sequence[str]) -> None:
         raise ValueError("templates is empty: give at least one, such as 'the {}'")
 
 
-def class_vectors(
-    encoder: Encoder, class_names: Sequence[str], templates: Sequence[str] = TEMPLATES, batch_size: int = 128
-) -> Tensor:
+def class_vectors(encoder: Encoder, class_names: Sequence[str], templates: Sequence[str] = TEMPLATES) -> Tensor:
     """One unit vector for each class, (classes, dim) float32.
 
     Raises:
@@ -77,8 +70,9 @@ def class_vectors(
     """
     check_templates(templates)
     check_class_names(class_names)
-    texts = [text for name in class_names for text in filled_templates(name, templates)]
-    embeds = encode_texts(encoder, texts, batch_size)  # (classes * templates, dim)
+    # Braces in the name of a class mean nothing.
+    texts = [template.replace("{}", name) for name in class_names for template in templates]
+    embeds = encode_texts(encoder, texts)  # (classes * templates, dim)
     return normalize(embeds.view(len(class_names), len(templates), -1).mean(dim=1), dim=1)
 
 

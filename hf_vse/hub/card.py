@@ -9,6 +9,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 from transformers import PreTrainedConfig
 
+from hf_vse.evaluation.tables import equal_captions_matter
 from hf_vse.hub.private import is_hub_id
 from hf_vse.hub.signature import written_card
 from hf_vse.model.configuration_vse import FEATURES_MODEL_TYPE, GRU_MODEL_TYPE, VSEConfig
@@ -107,7 +108,9 @@ def metadata(
     config: VSEConfig, record: dict[str, Any], *, title: str, license: str | None, tags: Collection[str]
 ) -> ModelCardData:
     dataset = record.get("dataset", "")
-    own = ["image-text-retrieval", "visual-semantic-embedding", "dual-encoder", config.loss_type, "hf_vse"]
+    of_file = OWN.fullmatch(config.loss_type)
+    loss = of_file["function"] if of_file else config.loss_type
+    own = ["image-text-retrieval", "visual-semantic-embedding", "dual-encoder", loss, "hf_vse"]
     found = eval_results(record)
     more = {"co2_eq_emissions": record["co2_eq_emissions"]} if "co2_eq_emissions" in record else {}
     return ModelCardData(
@@ -175,14 +178,8 @@ def rows_of(record: dict[str, Any]) -> dict[str, tuple[str, dict[str, float]]]:
 
 
 def equal_captions_of(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The splits on which a recall, in the one digit shown, changes where equal captions count as right."""
-    names = [f"{side}_{level}" for side in DIRECTIONS for level in LEVELS]
-    return {
-        split: each
-        for split, each in record.get("metrics", {}).items()
-        if "metrics_equal_captions" in each
-        and any(f"{each['metrics'][name]:.1f}" != f"{each['metrics_equal_captions'][name]:.1f}" for name in names)
-    }
+    """The splits on which equal captions change a recall."""
+    return {split: each for split, each in record.get("metrics", {}).items() if equal_captions_matter(each)}
 
 
 def results(record: dict[str, Any]) -> list[list[str]]:

@@ -77,12 +77,6 @@ def public_contents(directory: Path, run: Path | None, photographs: bool = False
     return {name: content for name, content in contents.items() if content is not None}
 
 
-def count_parameters(directory: Path) -> int:
-    """Numbers in the weights, read from the headers of the files."""
-    tensors = {name: tensor for path in weight_files(directory) for name, tensor in read_tensor_header(path).items()}
-    return sum(math.prod(tensor.shape) for name, tensor in tensors.items() if not name.endswith(BUFFERS))
-
-
 def write_card(
     directory: Path, run: Path | None, repo_id: str, *, files: Collection[str] = (), license: str | None = None,
     tags: Collection[str] = ()
@@ -93,7 +87,9 @@ def write_card(
         ValueError: the file beside it is not a record of a run.
     """
     config, record = VSEConfig.from_pretrained(directory), {} if run is None else read_record(run)
-    files, parameters = files or published_files(directory, run), count_parameters(directory)
+    files = files or published_files(directory, run)
+    tensors = {name: tensor for path in weight_files(directory) for name, tensor in read_tensor_header(path).items()}
+    parameters = sum(math.prod(tensor.shape) for name, tensor in tensors.items() if not name.endswith(BUFFERS))
     try:
         return model_card(
             config, record, files, repo_id=repo_id, num_parameters=parameters, license=license, tags=tags

@@ -93,12 +93,6 @@ def parsed_code(path: Path, text: str) -> ast.Module:
         raise ValueError(f"{path} is not Python code ({error!s:.80}): save the model there again") from error
 
 
-def modules_imported(code: ast.Module) -> set[str]:
-    """Modules next to a Python file that it imports."""
-    found = [node for node in ast.walk(code) if isinstance(node, ast.ImportFrom) and node.level == 1]
-    return {name.partition(".")[0] for node in found for name in [node.module or node.names[0].name]}
-
-
 def code_in(directory: Path) -> dict[str, Path]:
     """The code of the model: name -> file.
 
@@ -116,7 +110,8 @@ def code_in(directory: Path) -> dict[str, Path]:
             if text is None:
                 raise ValueError(f"{directory} lacks {file}: save model and processor there again ({by} names it)")
             code[file] = parsed_code(directory / file, text)
-            wanted += [(each, file, None) for each in modules_imported(code[file])]
+            siblings = [each for each in ast.walk(code[file]) if isinstance(each, ast.ImportFrom) and each.level == 1]
+            wanted += [((each.module or each.names[0].name).partition(".")[0], file, None) for each in siblings]
         defined = {node.name for node in code[file].body if isinstance(node, ast.ClassDef)}
         if class_name is not None and class_name not in defined:
             raise ValueError(f"{directory / file} has no class {class_name}, which {by} names: save the model again")

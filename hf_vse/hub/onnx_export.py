@@ -157,10 +157,6 @@ def difference(path: Path, tower: ExportedTower, batches: list[dict[str, Tensor]
     return float(np.max(differences))
 
 
-def missing_packages() -> list[str]:
-    return [package for package in PACKAGES if find_spec(package) is None]
-
-
 def export_onnx(
     model: VSEModel, processor: VSEProcessor, folder: str | Path, *, check: bool = True, by_region: bool = False
 ) -> dict[str, Any]:
@@ -180,7 +176,7 @@ def export_onnx(
         ImportError: the extra `onnx` is not installed.
         ValueError: a file gives other vectors than the model, by more than 1e-4.
     """
-    if missing := missing_packages():
+    if missing := [package for package in PACKAGES if find_spec(package) is None]:
         raise ImportError(f"the export needs {', '.join(missing)}: pip install 'hf_vse[onnx]'")
     folder = check_export_folder(folder)
     model = deepcopy(model).float().cpu()

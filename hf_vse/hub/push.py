@@ -26,19 +26,6 @@ from hf_vse.model.modeling_vse import VSEModel, VSEPreTrainedModel
 logger = logging.getLogger(__name__)
 
 
-def check_before_pushing(directory: str | Path, repo_id: str, photographs: bool = False) -> Path:
-    """Checks everything that needs no request; nothing is sent and nothing written.
-
-    Raises:
-        OSError, ValueError: see `push_model`.
-    """
-    check_repo_id(repo_id)
-    path = check_model_directory(directory)
-    own_card(path)
-    write_card(path, path, repo_id, files=public_contents(path, path, photographs))
-    return path
-
-
 def push_model(
     directory: str | Path,
     repo_id: str,
@@ -72,7 +59,10 @@ def push_model(
             checked before the first request.
         ConnectionError: the upload did not finish.
     """
-    path = check_before_pushing(directory, repo_id, photographs)
+    check_repo_id(repo_id)
+    path = check_model_directory(directory)
+    own_card(path)
+    write_card(path, path, repo_id, files=public_contents(path, path, photographs))  # raises what would fail later
     where = {"private": private, "token": token, "revision": revision, "create_pr": create_pr}
     shown = {"license": license, "photographs": photographs}
     done = upload(path, path, repo_id, commit_message=commit_message, **where, **shown)

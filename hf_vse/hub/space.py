@@ -52,7 +52,10 @@ def push_space(
 
 
 def check_space(folder: str | Path, repo_id: str, model: str, dataset: str) -> list[CommitOperationAdd]:
-    """The files to upload; everything that needs no request is checked, see `push_space`."""
+    """The files to upload; everything that needs no request is checked, see `push_space`.
+
+    The header of the README names model and data set too.
+    """
     check_repo_id(repo_id)
     path = Path(folder).expanduser()
     missing = [name for name in NEEDED if not (path / name).is_file()]
@@ -63,16 +66,14 @@ def check_space(folder: str | Path, repo_id: str, model: str, dataset: str) -> l
             raise ValueError(
                 f"{name}={value!r} is not a Hub id: a Space reads from the Hub; publish it first, then give org/name"
             )
-    return space_operations(path, model, dataset)
-
-
-def space_operations(folder: Path, model: str, dataset: str) -> list[CommitOperationAdd]:
-    """The files of the demo; the header of its README names model and data set too."""
-    files = {name: real_file(folder, folder / name) for name in shown_files(folder)}
-    texts = {name: text_in(folder, name) or "" for name, path in files.items() if path.suffix in TEXTS}
+    files = {name: real_file(path, path / name) for name in shown_files(path)}
+    texts = {name: text_in(path, name) or "" for name, file in files.items() if file.suffix in TEXTS}
     for name, text in texts.items():
-        check_no_secret(folder / name, text)
-    card = read_space_card(folder / CARD, texts[CARD])
+        check_no_secret(path / name, text)
+    try:
+        card = SpaceCard(texts[CARD], ignore_metadata_errors=True)
+    except Exception as error:  # each YAML library raises its own
+        raise ValueError(f"{path / CARD} has a header that is not valid YAML: correct it") from error
     card.data["models"], card.data["datasets"] = [model], [dataset]
     contents: dict[str, Path | bytes] = files | {CARD: str(card).encode()}
     return [CommitOperationAdd(name, content) for name, content in sorted(contents.items())]
@@ -87,11 +88,3 @@ def shown_files(folder: Path) -> list[str]:
         if not hidden and path.suffix not in LEFT_OUT and (path.is_symlink() or not path.is_dir()):
             names.append(name.as_posix())
     return names
-
-
-def read_space_card(path: Path, text: str) -> SpaceCard:
-    """The README of a Space; raises ValueError where its header is not valid YAML."""
-    try:
-        return SpaceCard(text, ignore_metadata_errors=True)
-    except Exception as error:  # each YAML library raises its own
-        raise ValueError(f"{path} has a header that is not valid YAML: correct it") from error

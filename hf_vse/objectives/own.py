@@ -72,11 +72,7 @@ def load_objective(loss_type: str) -> str:
     if name not in OBJECTIVES:
         row_loss = find_function(run_file(path, source), function, path)
         check_signature(row_loss, f"{path}:{function}")
-        chosen = Objective(
-            checked(row_loss, f"{path}:{function}"),
-            known_as=KNOWN_AS,
-            may_collapse=True,
-        )
+        chosen = Objective(checked(row_loss, f"{path}:{function}"), known_as=KNOWN_AS, may_collapse=True)
         try_out(chosen, f"{path}:{function}")
         OBJECTIVES[name] = chosen
     return name

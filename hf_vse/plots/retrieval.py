@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from PIL import Image
 
 from hf_vse.plots.canvas import DIRECTIONS, PALETTE, QUIET, RECALLS, new_figure, save, take_literally, tidy
@@ -36,21 +37,9 @@ def plot_recall_bars(
             raise ValueError(f"results[{model!r}] lacks {', '.join(missing)}: give the output of retrieval_metrics")
     figure = new_figure(max(7.0, 3.0 + 1.8 * len(results)), 3.8)
     axes = figure.subplots()
-    centres = [place + (0.5 if name.startswith("t2i") else 0.0) for place, name in enumerate(RECALLS)]
-    width = 0.8 / len(results)
-    for number, (model, values) in enumerate(results.items()):
-        places = [centre + (number + 0.5) * width - 0.4 for centre in centres]
-        heights = [values[name] for name in RECALLS]
-        bars = axes.bar(places, heights, 0.92 * width, color=PALETTE[number % len(PALETTE)], label=model)
-        axes.bar_label(bars, fmt="%.1f", fontsize=9 if len(results) < 4 else 7, padding=2)
-    for name, centre in zip(RECALLS, centres, strict=True):
-        if chance and name in chance:
-            axes.hlines(chance[name], centre - 0.44, centre + 0.44, color="black", linewidth=1.2, label="chance")
-    tidy(axes, "", "")
-    axes.set_xticks(centres, RECALLS.values())
-    for direction, middle in zip(DIRECTIONS.values(), (centres[1], centres[4]), strict=True):
-        below = dict(xycoords=("data", "axes fraction"), textcoords="offset points", ha="center", va="top")
-        axes.annotate(direction, (middle, 0), (0, -22), **below, fontsize=11)
+    draw_recall_bars(axes, results, chance or {})
+    for line in axes.collections:
+        line.set_label("chance")
     axes.set_ylabel("recall, %", fontsize=10)
     axes.set_ylim(0, 112)
     axes.set_yticks(range(0, 101, 20))
@@ -61,6 +50,32 @@ def plot_recall_bars(
     else:
         take_literally([axes.set_title(next(iter(results)), loc="left", fontsize=11)])
     return save(figure, path)
+
+
+def draw_recall_bars(
+    axes: "Axes",
+    results: Mapping[str, Mapping[str, float]],
+    chance: Mapping[str, float],
+    intervals: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
+) -> None:
+    """A group of bars for each recall, in it one for each model with its interval; chance as a line."""
+    centres = [place + (0.5 if name.startswith("t2i") else 0.0) for place, name in enumerate(RECALLS)]
+    width = 0.8 / len(results)
+    for number, (model, values) in enumerate(results.items()):
+        places = [centre + (number + 0.5) * width - 0.4 for centre in centres]
+        heights = tops = [values[name] for name in RECALLS]
+        axes.bar(places, heights, 0.92 * width, color=PALETTE[number % len(PALETTE)], label=model)
+        if intervals is not None:
+            below, tops = zip(*(intervals[model][name] for name in RECALLS), strict=True)
+            errors = np.maximum(0, [np.subtract(heights, below), np.subtract(tops, heights)])
+            axes.errorbar(places, heights, errors, fmt="none", ecolor="#333333", elinewidth=1, capsize=2)
+        for place, height, top in zip(places, heights, tops, strict=True):
+            axes.annotate(f"{height:.1f}", (place, top), (0, 2), textcoords="offset points", ha="center", fontsize=8)
+    for name, centre in zip(RECALLS, centres, strict=True):
+        if name in chance:
+            axes.hlines(chance[name], centre - 0.44, centre + 0.44, color="black", linewidth=1.2)
+    tidy(axes, "", "")
+    axes.set_xticks(centres, [f"{label}\n{DIRECTIONS[name[:3]]}" for name, label in RECALLS.items()])
 
 
 def plot_retrieval_grid(

@@ -89,7 +89,10 @@ def failures(judgement: Judgement, thumbnails: Thumbnails) -> Row:
                 "sentence": captions[row["text"]],
                 "rank": row["rank"],
                 "own": shown_image(judgement, thumbnails, row["image"], True, row["own_score"]),
-                "found": shown_found(judgement, thumbnails, row),
+                "found": [
+                    shown_image(judgement, thumbnails, image, False, score)
+                    for image, score in list(zip(row["found"], row["found_scores"], strict=True))[:FOUND]
+                ],
             }
             for row in suspects["worst_texts"][:WORST]
         ],
@@ -113,20 +116,15 @@ def failures(judgement: Judgement, thumbnails: Thumbnails) -> Row:
     }
 
 
-def shown_found(judgement: Judgement, thumbnails: Thumbnails, row: Row) -> list[Row]:
-    found = zip(row["found"], row["found_scores"], strict=True)
-    return [shown_image(judgement, thumbnails, image, False, score) for image, score in list(found)[:FOUND]]
-
-
 def siblings(judgement: Judgement, image: int, text: int) -> list[str]:
     """The other captions of an image."""
     rows = (judgement.pairs.text_to_image == image).nonzero()[:, 0].tolist()
     return [judgement.texts.captions[row] for row in rows if row != text]
 
 
-def hubs(judgement: Judgement, thumbnails: Thumbnails, count: int = WORST) -> list[Row]:
+def hubs(judgement: Judgement, thumbnails: Thumbnails) -> list[Row]:
     """The images that stand among the first ten of the most sentences."""
-    largest: Sequence[Row] = judgement.record["diagnostics"]["hubness"]["t2i"]["k10"]["largest"][:count]
+    largest: Sequence[Row] = judgement.record["diagnostics"]["hubness"]["t2i"]["k10"]["largest"][:WORST]
     return [shown_image(judgement, thumbnails, each["row"]) | {"occurrences": each["occurrences"]} for each in largest]
 
 

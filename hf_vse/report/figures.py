@@ -9,7 +9,10 @@ from collections.abc import Mapping, Sequence
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
-from hf_vse.plots.canvas import DIRECTIONS, PALETTE, QUIET, RECALLS, new_figure, take_literally, tidy
+import numpy as np
+
+from hf_vse.plots.canvas import PALETTE, QUIET, new_figure, take_literally, tidy
+from hf_vse.plots.retrieval import draw_recall_bars
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,25 +40,8 @@ def recall_figure(records: Records) -> "Figure":
     """Recalls with their intervals; chance as a line."""
     figure = new_figure(9.0, 3.4)
     axes = figure.subplots()
-    centres = [place + (0.5 if name.startswith("t2i") else 0.0) for place, name in enumerate(RECALLS)]
-    width = 0.8 / len(records)
-    for number, (model, record) in enumerate(records.items()):
-        heights = [record["metrics"][name] for name in RECALLS]
-        places = [centre + (number + 0.5) * width - 0.4 for centre in centres]
-        below, above = zip(*(record["intervals"][name] for name in RECALLS), strict=True)
-        errors = [
-            [max(0, height - low) for height, low in zip(heights, below, strict=True)],
-            [max(0, high - height) for height, high in zip(heights, above, strict=True)],
-        ]
-        axes.bar(places, heights, 0.92 * width, color=PALETTE[number % len(PALETTE)], label=model)
-        axes.errorbar(places, heights, errors, fmt="none", ecolor="#333333", elinewidth=1, capsize=2)
-        for place, height, high in zip(places, heights, above, strict=True):
-            axes.annotate(f"{height:.1f}", (place, high), (0, 2), textcoords="offset points", ha="center", fontsize=8)
-    chance = next(iter(records.values()))["chance"]
-    for name, centre in zip(RECALLS, centres, strict=True):
-        axes.hlines(chance[name], centre - 0.44, centre + 0.44, color="black", linewidth=1.2)
-    tidy(axes, "", "")
-    axes.set_xticks(centres, [f"{label}\n{DIRECTIONS[name[:3]]}" for name, label in RECALLS.items()])
+    metrics, intervals = ({name: each[entry] for name, each in records.items()} for entry in ("metrics", "intervals"))
+    draw_recall_bars(axes, metrics, next(iter(records.values()))["chance"], intervals)
     axes.set_ylabel("% (black line: chance)", fontsize=9)
     axes.set_ylim(0, 110)
     name_models(axes, records)
@@ -100,20 +86,13 @@ def similarity_figure(records: Records) -> "Figure":
 
 def occupied(found: Sequence[Record]) -> tuple[float, float]:
     """The range of similarities that occur."""
-    edges = found[0]["edges"]
-    counts = [
-        sum(columns)
-        for columns in zip(
-            *(
-                values["counts"]
-                for each in found
-                for values in (each["random_negatives"], each["t2i"]["hardest_negatives"], each["t2i"]["positives"])
-            ),
-            strict=True,
-        )
+    shown = [
+        each
+        for of in found
+        for each in (of["random_negatives"], of["t2i"]["hardest_negatives"], of["t2i"]["positives"])
     ]
-    filled = [place for place, count in enumerate(counts) if count]
-    return edges[filled[0]], edges[filled[-1] + 1]
+    filled = np.flatnonzero(np.sum([each["counts"] for each in shown], axis=0))
+    return found[0]["edges"][filled[0]], found[0]["edges"][filled[-1] + 1]
 
 
 def breakdown_figure(records: Records) -> "Figure":

@@ -101,7 +101,8 @@ def render_page(judgements: Mapping[str, Judgement], evaluation: Mapping[str, An
         records=records,
         first=next(iter(records.values())),
         whole=evaluation,
-        data=for_script(evaluation),
+        # Nothing in it can end the script element in which it stands.
+        data=json.dumps(evaluation, ensure_ascii=False).replace("<", "\\u003c"),
         figures=drawn(records),
         seen=seen(judgements, images),
         label=metric_label,
@@ -133,11 +134,6 @@ def metric_rows(
                 numbers |= {name: value for name, value in metrics.items() if name[:3] not in DIRECTIONS}
             rows += [{"model": model, "direction": direction, "numbers": numbers}] if numbers else []
     return rows
-
-
-def for_script(evaluation: Mapping[str, Any]) -> str:
-    """JSON that may stand inside a script element: nothing in it can end the element."""
-    return json.dumps(evaluation, ensure_ascii=False).replace("<", "\\u003c")
 
 
 def drawn(records: Mapping[str, Any]) -> dict[str, str]:

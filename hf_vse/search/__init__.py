@@ -4,7 +4,7 @@ What other rooms use:
 
 - `gallery`: `GalleryIndex`, its `build`, `load`, `save` and `search`; `build`: `build_gallery`
 - `model`: `open_model`, the encoder for queries to a gallery; `model_facts`, what a gallery records of its encoder
-- `pictures`: `find_photographs`, the images behind the items of a gallery
+- `pictures`: `find_images`, the images behind the items of a gallery
 - `compression`: `Compression`, smaller vectors; `plan`: `IndexKind`, the kinds of index
-- `photographs`: `read_metadata`, `is_unicode`; `storage`: `check_place`, `locked`, before something is written
+- `gallery_images`: `read_metadata`, `is_unicode`; `storage`: `check_place`, `locked`, before something is written
 """

@@ -1,4 +1,4 @@
-"""A gallery from photographs: encoded once, in parts, and only what is new or changed the next time.
+"""A gallery from images: encoded once, in parts, and only what is new or changed the next time.
 
 Vectors that an earlier gallery in the folder or an interrupted run holds for the key of an image are taken over; the
 others are computed by all processes together and kept in a store until the gallery is complete. Another encoder makes
@@ -17,7 +17,7 @@ from accelerate import PartialState
 from datasets import Dataset
 
 from hf_vse.data.features import read_array
-from hf_vse.data.images import check_broken_share
+from hf_vse.data.images import MAX_BROKEN_SHARE, check_broken_share
 from hf_vse.data.pairs import undecoded_images
 from hf_vse.data.schema import CAPTIONS, IMAGE
 from hf_vse.embed.batches import Images
@@ -26,10 +26,10 @@ from hf_vse.embed.run import encode_images, encode_texts, placed
 from hf_vse.embed.store import Store
 from hf_vse.files import read_json
 from hf_vse.search.gallery import GalleryIndex, recipe_of
+from hf_vse.search.gallery_images import GalleryImage, of_dataset, of_folder
 from hf_vse.search.header import HEADER_FILE, KEYS_FILE, VECTORS_FILE, read_header
 from hf_vse.search.model import model_facts
 from hf_vse.search.parts import interrupted_parts
-from hf_vse.search.photographs import Photograph, of_dataset, of_folder
 from hf_vse.search.plan import bytes_on_disk, choose_plan
 from hf_vse.search.storage import check_listed_files, check_place, locked, remove_leftovers, version_folder
 from hf_vse.search.vectors import MEASURED_QUERIES, TARGET_RECALL, check_unit
@@ -46,7 +46,7 @@ def build_gallery(
     recall: float = TARGET_RECALL,
     batch_size: int = 64,
     num_workers: int = 0,
-    max_broken_share: float = 0.01,
+    max_broken_share: float = MAX_BROKEN_SHARE,
     progress: bool = True,
     origin: dict[str, Any] | None = None,
     query_bank: Sequence[str] = (),
@@ -59,7 +59,7 @@ def build_gallery(
         kind, recall: see `GalleryIndex`; captions of the source serve to tune and measure it.
         num_workers: processes that decode images.
         max_broken_share: more unreadable images than this share are an error; fewer are left out and recorded.
-        origin: how `load_pairs` finds the data set again, to show its photographs.
+        origin: how `load_pairs` finds the data set again, to show its images.
         query_bank: sentences such as will be asked, to learn hubs from; see `GalleryIndex.search`.
 
     Returns:
@@ -76,44 +76,44 @@ def build_gallery(
             "define its class in a file, or give it a digest that changes with weights and preparation"
         )
     if isinstance(source, Dataset):
-        root, photographs, facts = None, of_dataset(source, encoder), {}
+        root, images, facts = None, of_dataset(source, encoder), {}
     else:
         root = Path(source)
-        photographs, facts = of_folder(root)
-    shape = len(photographs), encoder.dim
+        images, facts = of_folder(root)
+    shape = len(images), encoder.dim
     check_place(folder, root, bytes_on_disk(choose_plan(*shape, kind), *shape))
     facts |= {"root": root and str(root.absolute()), "origin": origin} | model_facts(encoder)
     options = {"kind": kind, "recall": recall, "query_bank": list(query_bank)}
     state = PartialState(cpu=not torch.accelerator.is_available())
     with locked(folder) if state.is_main_process else nullcontext():
         store = known_vectors(folder, encoder)
-        missing = store.missing([photograph.key for photograph in photographs])
-        if len(missing) < len(photographs):
-            logger.info("%d of %d images are encoded already", len(photographs) - len(missing), len(photographs))
+        missing = store.missing([each.key for each in images])
+        if len(missing) < len(images):
+            logger.info("%d of %d images are encoded already", len(images) - len(missing), len(images))
         state.wait_for_everyone()  # nobody writes before everybody has looked
         if own := missing[state.process_index :: state.num_processes]:
             if state.num_processes > 1:
                 who = f"process {state.process_index + 1} of {state.num_processes}"
                 logger.info("%s encodes %d of %d images", who, len(own), len(missing))
-            images, keys = images_of(source, photographs, own), [photographs[row].key for row in own]
-            encode_images(encoder, images, batch_size, num_workers, progress and state.is_main_process, store, keys)
+            rows, keys = undecoded_rows(source, images, own), [images[row].key for row in own]
+            encode_images(encoder, rows, batch_size, num_workers, progress and state.is_main_process, store, keys)
         state.wait_for_everyone()
         if state.is_main_process:
-            found, facts["broken"] = with_vectors(photographs, store, max_broken_share)
+            found, facts["broken"] = with_vectors(images, store, max_broken_share)
             write_gallery(found, store, encoder, folder, facts, progress, **options)
         state.wait_for_everyone()
     return GalleryIndex.load(folder)
 
 
-def images_of(source: str | Path | Dataset, photographs: Sequence[Photograph], rows: list[int]) -> Images:
+def undecoded_rows(source: str | Path | Dataset, images: Sequence[GalleryImage], rows: list[int]) -> Images:
     """Some images of a source, as `encode_images` reads them."""
     if isinstance(source, Dataset):
         return undecoded_images(source).select(rows)
-    return [{IMAGE: str(Path(source, photographs[row].item["file"]))} for row in rows]
+    return [{IMAGE: str(Path(source, images[row].item["file"]))} for row in rows]
 
 
 def write_gallery(
-    found: Sequence[Photograph],
+    found: Sequence[GalleryImage],
     store: Store,
     encoder: Encoder,
     folder: Path,
@@ -124,7 +124,7 @@ def write_gallery(
     recall: float,
     query_bank: list[str],
 ) -> None:
-    """Indexes the vectors of the photographs, unless the gallery in the folder is just that."""
+    """Indexes the vectors of the images, unless the gallery in the folder is just that."""
     keys, items = [each.key for each in found], [each.item for each in found]
     recipe = recipe_of(keys, items, facts, kind, recall, query_bank)
     if GalleryIndex.unchanged(folder, recipe) is None:
@@ -173,20 +173,20 @@ def vectors_of_gallery(folder: Path, encoder: Encoder) -> tuple[list[str], np.nd
 
 
 def with_vectors(
-    photographs: Sequence[Photograph], store: Store, max_broken_share: float
-) -> tuple[list[Photograph], list[str]]:
+    images: Sequence[GalleryImage], store: Store, max_broken_share: float
+) -> tuple[list[GalleryImage], list[str]]:
     """Those that could be encoded, and the names of the others.
 
     Raises:
         ValueError: too many of them, or all.
     """
-    lost = set(store.missing([each.key for each in photographs]))
-    items = [photographs[row].item for row in sorted(lost)]
+    lost = set(store.missing([each.key for each in images]))
+    items = [images[row].item for row in sorted(lost)]
     broken = {str(item.get("file", f"row {item.get('row')}")): "cannot be read" for item in items}
-    check_broken_share(broken, len(photographs), max_broken_share)
-    if len(lost) == len(photographs):
-        raise ValueError(f"none of the {len(photographs)} images can be read: there is nothing to search")
-    return [each for row, each in enumerate(photographs) if row not in lost], sorted(broken)
+    check_broken_share(broken, len(images), max_broken_share)
+    if len(lost) == len(images):
+        raise ValueError(f"none of the {len(images)} images can be read: there is nothing to search")
+    return [each for row, each in enumerate(images) if row not in lost], sorted(broken)
 
 
 def sample_queries(items: Iterable[dict[str, Any]], encoder: Encoder) -> np.ndarray | None:

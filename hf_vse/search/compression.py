@@ -53,7 +53,6 @@ class Compression:
         precision: Precision = "int8",
         *,
         rotate: bool = True,
-        seed: int = 0,
     ) -> "Compression":
         """Fits the compression to the vectors of a gallery.
 
@@ -68,7 +67,7 @@ class Compression:
             raise ValueError(f"dim must lie in 1 .. {embeds.shape[1]}, the size of the vectors, got {dim}")
         if precision not in get_args(Precision):
             raise ValueError(f"precision must be one of {', '.join(get_args(Precision))}, got {precision!r}")
-        basis = principal_basis(embeds, dim, seed) if rotate else np.eye(embeds.shape[1], dim)
+        basis = principal_basis(embeds, dim) if rotate else np.eye(embeds.shape[1], dim)
         plain = cls(basis.astype(np.float32), 1.0, precision)
         largest = max(float(np.abs(plain.project(rows)).max()) for rows in chunks(embeds))
         return cls(plain.basis, largest / LARGEST_INT8, precision)
@@ -130,9 +129,9 @@ def chunks(rows: np.ndarray) -> list[np.ndarray]:
     return [rows[first : first + ROWS_AT_ONCE] for first in range(0, len(rows), ROWS_AT_ONCE)]
 
 
-def principal_basis(embeds: np.ndarray, dim: int, seed: int) -> np.ndarray:
+def principal_basis(embeds: np.ndarray, dim: int) -> np.ndarray:
     """The `dim` principal directions, with a random rotation: (input dim, dim) float64."""
     moments = sum(rows.T.astype(np.float64) @ rows.astype(np.float64) for rows in chunks(embeds))
     directions = np.linalg.eigh(moments)[1][:, ::-1][:, :dim]
-    turn = np.linalg.qr(np.random.default_rng(seed).standard_normal((dim, dim)))[0]
+    turn = np.linalg.qr(np.random.default_rng(0).standard_normal((dim, dim)))[0]
     return directions @ turn

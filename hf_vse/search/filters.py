@@ -49,7 +49,9 @@ def matching(items: Sequence[Any], conditions: Iterable[str]) -> np.ndarray:
         condition = parse_condition(text)
         values = [item.get(condition.field) if isinstance(item, dict) else None for item in items]
         if all(value is None for value in values):
-            raise ValueError(f"condition {text!r}: no item has {condition.field!r}; there are {known_fields(items)}")
+            fields = sorted({key for item in items[:1000] if isinstance(item, dict) for key in item})
+            there = ", ".join(fields) or "no fields at all"
+            raise ValueError(f"condition {text!r}: no item has {condition.field!r}; there are {there}")
         check_comparable(text, condition, values)
         allowed &= np.fromiter((fulfils(value, condition) for value in values), bool, len(items))
     return allowed
@@ -115,8 +117,3 @@ def as_number(text: str) -> int | float | None:
     except ValueError:
         return None
     return number if math.isfinite(number) else None
-
-
-def known_fields(items: Sequence[Any]) -> str:
-    fields = sorted({key for item in items[:1000] if isinstance(item, dict) for key in item})
-    return ", ".join(fields) or "no fields at all"

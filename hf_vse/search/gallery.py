@@ -21,7 +21,7 @@ from safetensors.numpy import save_file
 
 from hf_vse.data.features import read_array
 from hf_vse.embed.hub_correction import Correction, QueryBank
-from hf_vse.embed.matrices import as_vectors
+from hf_vse.embed.matrices import as_vectors, best_of
 from hf_vse.files import numbered_lines, parse_json
 from hf_vse.search.filters import matching
 from hf_vse.search.header import (
@@ -184,9 +184,7 @@ class GalleryIndex:
                 f"correction={correction!r} needs to know the hubs: build the index with --query_bank FILE"
             )
         scores, rows = self.vectors.search(queries, min(CORRECTED * k, len(self)), allowed)
-        scores = self.hubs.rescore_found(scores, rows, correction)
-        best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-        return np.take_along_axis(scores, best, axis=1), np.take_along_axis(rows, best, axis=1)
+        return best_of(self.hubs.rescore_found(scores, rows, correction), rows, k)
 
     def allowed(self, where: Where) -> np.ndarray | None:
         """(items,) booleans, or None if all items are allowed. Masks of conditions are cached."""

@@ -46,10 +46,6 @@ def is_list_of_files(value: Any) -> bool:
     )
 
 
-def is_version(value: Any) -> bool:
-    return isinstance(value, str) and VERSION.fullmatch(value) is not None
-
-
 def is_text_or_null(value: Any) -> bool:
     return value is None or isinstance(value, str)
 
@@ -68,7 +64,10 @@ def is_encoder_or_null(value: Any) -> bool:
 
 
 NEEDED: dict[str, Check] = {
-    "version": (is_version, "the name of a version"),
+    "version": (
+        lambda value: isinstance(value, str) and VERSION.fullmatch(value) is not None,
+        "the name of a version",
+    ),
     "files": (is_list_of_files, "files with bytes and checksum"),
     "items": (is_count, "a number from 1 on"),
     "dim": (is_count, "a number from 1 on"),
@@ -103,7 +102,11 @@ def read_header(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{folder} holds no gallery: {HEADER_FILE} is missing; make one with `hf-vse index`")
     header = read_json(path, dict)
-    check_format(path, header.get("format"))
+    number = header.get("format")
+    if number != FORMAT or not is_count(number):
+        newer = is_count(number) and number > FORMAT
+        remedy = "it was made by a newer hf_vse, pip install -U hf_vse" if newer else again(folder)
+        raise ValueError(f"{path}: format is {number!r:.60}, this hf_vse reads {FORMAT}: {remedy}")
     for name, (holds, wanted) in (NEEDED | OPTIONAL).items():
         if name not in header and name in NEEDED:
             raise ValueError(f"{path} has no field {name!r}: {again(folder)}")
@@ -121,22 +124,6 @@ def again(folder: Path) -> str:
     return f"delete the folder {folder} and build the gallery again with `hf-vse index`"
 
 
-def check_format(path: Path, number: Any) -> None:
-    """Raises ValueError if this version cannot read the format."""
-    if number == FORMAT and is_count(number):
-        return
-    if is_count(number) and number > FORMAT:
-        raise ValueError(
-            f"{path} is of format {number}, made by a newer hf_vse; this one reads {FORMAT}: pip install -U hf_vse"
-        )
-    if is_count(number):
-        raise ValueError(
-            f"{path} is of format {number}, made by an older hf_vse; this one reads {FORMAT}: "
-            "repeat the `hf-vse index` that made it"
-        )
-    raise ValueError(f"{path}: format is {number!r:.60}, no number of a format: {again(path.parent)}")
-
-
 def check_plan(path: Path, header: dict[str, Any]) -> None:
     """Raises ValueError if the plan does not fit the other fields."""
     plan, has_faiss = header["plan"], FAISS_FILE in header["files"]
@@ -151,8 +138,7 @@ def check_plan(path: Path, header: dict[str, Any]) -> None:
 
 def checksum_of(header: dict[str, Any]) -> str:
     """Checksum of all fields except the checksum itself."""
-    rest = {name: value for name, value in header.items() if name != "checksum"}
-    return json_digest(rest)
+    return json_digest({name: value for name, value in header.items() if name != "checksum"})
 
 
 def json_digest(*values: Any) -> str:

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_vse.embed.encoder import Encoder
-from hf_vse.embed.load import Device, Precision, load_encoder
+from hf_vse.embed.encoder import Device, Encoder, Precision
+from hf_vse.embed.load import load_encoder
 
 if TYPE_CHECKING:
     from hf_vse.search.gallery import GalleryIndex
@@ -43,21 +43,16 @@ def open_model(
     recorded = gallery.facts.get("encoder") or {}
     kind = "auto" if name is not None else recorded.get("kind", "auto")
     name = recorded_name(gallery, trust_remote_code) if name is None else name
+    precision = recorded.get("dtype")
     encoder = load_encoder(
         name,
         device=device,
-        dtype=dtype or recorded_precision(recorded),
+        dtype=dtype or (None if precision == "float32" else precision),  # the default of adapters with a fixed one
         trust_remote_code=trust_remote_code,
         kind=kind,
     )
     gallery.check_model(encoder)
     return encoder
-
-
-def recorded_precision(recorded: dict[str, Any]) -> str | None:
-    """The precision to pass to `load_encoder`: None for the default, which adapters with a fixed precision require."""
-    dtype = recorded.get("dtype")
-    return None if dtype == "float32" else dtype
 
 
 def recorded_name(gallery: "GalleryIndex", trust_remote_code: bool = False) -> str:

@@ -16,7 +16,7 @@ from hf_vse.search.gallery import GalleryIndex
 SIDE = 400  # pixels: none is held much larger than it can be shown
 
 
-def find_photographs(gallery: GalleryIndex, items: Sequence[Any]) -> list[PIL.Image.Image]:
+def find_images(gallery: GalleryIndex, items: Sequence[Any]) -> list[PIL.Image.Image]:
     """The images of some items, from the folder or the data set that the gallery was made of.
 
     Raises:

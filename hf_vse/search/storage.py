@@ -31,7 +31,6 @@ from hf_vse.search.header import (
     VERSION,
     checksum_of,
     file_checksum,
-    is_count,
     read_header,
     to_json,
 )
@@ -54,48 +53,38 @@ def version_folder(folder: Path, version: str) -> Path:
     return folder / VERSIONS_FOLDER / version
 
 
-def check_place(folder: str | Path, photographs: str | Path | None = None, needed: int = 0) -> Path:
+def check_place(folder: str | Path, images: str | Path | None = None, needed: int = 0) -> Path:
     """Checks, before the work, that a gallery can be written and that the folder holds no foreign files.
 
     Args:
-        photographs: the folder that is indexed.
+        images: the folder that is indexed.
         needed: bytes that will be written at least.
 
     Raises:
         OSError: see `check_output_folder`.
-        ValueError: it lies in the photographs or they in it, or holds something that is not a gallery.
+        ValueError: it lies in the images or they in it, or holds something that is not a gallery.
     """
     folder = check_output_folder("index", folder, needed)
-    if photographs is not None:
-        index, source = folder.resolve(), Path(photographs).resolve()
+    if images is not None:
+        index, source = folder.resolve(), Path(images).resolve()
         if index.is_relative_to(source):
-            raise ValueError(f"index {folder} lies in its own photographs {photographs}: give a folder outside")
+            raise ValueError(f"index {folder} lies in its own photographs {images}: give a folder outside")
         if source.is_relative_to(index):
-            raise ValueError(f"the photographs {photographs} lie in the index {folder}: give another folder for it")
+            raise ValueError(f"the photographs {images} lie in the index {folder}: give another folder for it")
     if (folder / HEADER_FILE).exists():
-        check_replaceable(folder)
+        read_header(folder)  # raises ValueError where it is damaged, or not of hf_vse
     elif (foreign := next(not_ours(folder), None)) is not None:
         raise ValueError(f"index {folder} is not a gallery and holds {foreign}: give a new or an empty folder")
     return folder
-
-
-def check_replaceable(folder: Path) -> None:
-    """Raises ValueError if `gallery.json` was not written by this or an earlier version of hf_vse, or is damaged."""
-    if not is_of_old_format(folder):
-        read_header(folder)
-
-
-def is_of_old_format(folder: Path) -> bool:
-    header = read_json(folder / HEADER_FILE, dict)
-    number = header.get("format")
-    return is_count(number) and number < FORMAT and {"items", "dim"} <= header.keys()
 
 
 def not_ours(folder: Path) -> Iterator[str]:
     """Names of files in a folder that are not left over from interrupted runs."""
     for path in sorted(folder.glob("*")):
         if path.name == VERSIONS_FOLDER and path.is_dir():
-            inner = [each for each in path.glob("*/*") if not is_file_of_version(each)]
+            inner = [
+                each for each in path.glob("*/*") if each.name not in FILES or not VERSION.fullmatch(each.parent.name)
+            ]
             inner += [each for each in path.glob("*") if not (each.is_dir() and VERSION.fullmatch(each.name))]
         elif path.name == PARTS_FOLDER and path.is_dir():
             inner = [each for each in path.glob("*/*") if not PART_FILE.fullmatch(each.name)]
@@ -103,10 +92,6 @@ def not_ours(folder: Path) -> Iterator[str]:
         else:
             inner = [] if UNFINISHED_HEADER.fullmatch(path.name) else [path]
         yield from (each.relative_to(folder).as_posix() for each in inner)
-
-
-def is_file_of_version(path: Path) -> bool:
-    return path.name in FILES and VERSION.fullmatch(path.parent.name) is not None
 
 
 @contextmanager
@@ -186,8 +171,6 @@ def make_current(folder: Path, version: Path, facts: dict[str, Any]) -> None:
     sync(version.parent)
     header = {"format": FORMAT, "version": version.name, "files": files} | facts
     header["checksum"] = checksum_of(header)
-    if (folder / HEADER_FILE).is_file() and is_of_old_format(folder):
-        remove_files_of_old_format(folder)
     write_text(folder / HEADER_FILE, to_json(header, indent=1))
 
 
@@ -229,18 +212,8 @@ def remove_versions(folder: Path) -> None:
     current = read_json(folder / HEADER_FILE, dict).get("version") if (folder / HEADER_FILE).is_file() else None
     for path in sorted((folder / VERSIONS_FOLDER).glob("*")):
         if path.name != current and VERSION.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
-            remove_version(path)
+            with suppress(PermissionError):  # on Windows while a reader uses it; the next run removes it
+                for name in FILES:
+                    (path / name).unlink(missing_ok=True)
+            remove_if_empty(path)
     remove_if_empty(folder / VERSIONS_FOLDER)
-
-
-def remove_version(path: Path) -> None:
-    with suppress(PermissionError):  # on Windows while a reader uses it; the next run removes it
-        for name in FILES:
-            (path / name).unlink(missing_ok=True)
-    remove_if_empty(path)
-
-
-def remove_files_of_old_format(folder: Path) -> None:
-    """Up to format 2 the files lay next to `gallery.json`. That format is no longer read."""
-    for name in FILES:
-        (folder / name).unlink(missing_ok=True)

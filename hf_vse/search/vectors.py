@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
+from hf_vse.embed.matrices import best_of, merge_best, no_candidates
 from hf_vse.search.plan import RERANK, Plan
 
 logger = logging.getLogger(__name__)
@@ -43,8 +44,9 @@ class VectorIndex:
 
             self.faiss = faiss.IndexFlatIP(embeds.shape[1])
             self.faiss.add(np.ascontiguousarray(embeds))
-        elif plan.kind != "exact":
-            require_faiss(plan)
+        elif plan.kind != "exact" and not find_spec("faiss"):
+            remedy = "pip install 'hf_vse[index]', or kind='exact'"
+            raise ImportError(f"an index of kind {plan.kind!r} needs FAISS: {remedy}")
 
     def build(self, queries: np.ndarray | None = None, recall: float = TARGET_RECALL, progress: bool = True) -> None:
         """Trains and fills the index, then finds the smallest effort that reaches `recall`.
@@ -141,8 +143,7 @@ class VectorIndex:
         scores = np.empty(rows.shape, np.float32)
         for query, candidates, of_query in zip(queries, rows, scores, strict=True):
             of_query[:] = np.where(candidates < 0, -np.inf, self.embeds[candidates] @ query)
-        best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-        return np.take_along_axis(scores, best, axis=1), np.take_along_axis(rows, best, axis=1)
+        return best_of(scores, rows, k)
 
     def exactly(self, queries: np.ndarray, k: int, allowed: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         rows = np.arange(len(self.embeds)) if allowed is None else np.flatnonzero(allowed)
@@ -197,21 +198,8 @@ def exact_search(
     A block of vectors at a time, so that they may lie on disk.
     """
     total = len(embeds) if rows is None else len(rows)
-    scores = np.empty((len(queries), 0), np.float32)
-    places = np.empty((len(queries), 0), np.int64)
+    best = no_candidates(len(queries))
     for start in range(0, total, BLOCK):
         block = embeds[start : start + BLOCK] if rows is None else embeds[rows[start : start + BLOCK]]
-        of_block = queries @ block.T
-        scores = np.concatenate([scores, of_block], axis=1)
-        own = np.broadcast_to(np.arange(start, start + len(block)), of_block.shape)
-        places = np.concatenate([places, own], axis=1)
-        if scores.shape[1] > k:
-            few = np.sort(np.argpartition(-scores, k - 1, axis=1)[:, :k], axis=1)
-            scores, places = np.take_along_axis(scores, few, axis=1), np.take_along_axis(places, few, axis=1)
-    best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-    return np.take_along_axis(scores, best, axis=1), np.take_along_axis(places, best, axis=1)
-
-
-def require_faiss(plan: Plan) -> None:
-    if not find_spec("faiss"):
-        raise ImportError(f"an index of kind {plan.kind!r} needs FAISS: pip install 'hf_vse[index]', or kind='exact'")
+        best = merge_best(best, queries @ block.T, start, k)
+    return best

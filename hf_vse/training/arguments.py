@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
+from hf_vse.data.images import MAX_BROKEN_SHARE
 from hf_vse.data.transforms import Augmentation
 from hf_vse.model.losses_vse import objective
 from hf_vse.objectives.execution import Execution
@@ -153,7 +154,9 @@ class VSETrainingArguments(TrainingArguments):
     mirror_images: bool = field(
         default=True, metadata={"help": "Mirror every second image; wrong where captions say left and right."}
     )
-    max_broken_share: float = field(default=0.01, metadata={"help": "Stop where more images cannot be read."})
+    max_broken_share: float = field(
+        default=MAX_BROKEN_SHARE, metadata={"help": "Stop where more images cannot be read."}
+    )
     diagnostics_steps: int = field(
         default=50,
         metadata={"help": "Steps between two log lines with alignment, uniformity, modality gap, ... ; 0 for none."},

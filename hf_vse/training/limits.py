@@ -101,13 +101,8 @@ TOWERS = ("vision_config", "text_config")
 SIZES = ("_size", "_dim", "_sizes", "_layers", "_heads", "num_channels", "depths")
 SHARES = ("dropout", "_dropout_prob", "drop_path_rate")
 SIZE, SHARE, WORDS = Limit(1, WIDEST), Limit(0, 1, below=True), Limit(1, 1e7)
-OF_TIMM = {
-    "num_classes",
-    "num_features",
-    "pretrained_cfg",
-    "label_names",
-    "global_pool",
-}  # keys that it takes beside its fields
+# Keys that a timm tower takes beside its fields.
+OF_TIMM = {"num_classes", "num_features", "pretrained_cfg", "label_names", "global_pool"}
 
 
 def fits(value: Any, kind: Any) -> bool:
@@ -152,7 +147,9 @@ def check_fields(values: dict[str, Any], known: dict[str, Field], where: str) ->
         check_word(key, value, of_field.type, where)
         check_within(key, value, LIMITS.get(key, FINITE), where)
         if key in THREE_NUMBERS and value is not None:
-            check_three(key, value, where)
+            limit = THREE_NUMBERS[key]
+            if len(value) != 3 or not all(fits(each, float) and limit.holds(each) for each in value):
+                raise ValueError(f"{where}: {key} is a list of three numbers {limit}, got {value!r:.60}")
         if key in TOWERS and value is not None:
             check_tower(key, value, where)
 
@@ -183,11 +180,6 @@ def check_within(key: str, value: Any, limit: Limit, where: str | None = None) -
     elif isinstance(value, int | float) and not isinstance(value, bool) and not limit.holds(value):
         number = str(value) if len(str(value)) < 40 else f"a number of {len(str(value))} digits"
         raise ValueError(f"{where + ': ' if where else ''}{key} is a number {limit}, got {number}")
-
-
-def check_three(key: str, value: list, where: str) -> None:
-    if len(value) != 3 or not all(fits(each, float) and THREE_NUMBERS[key].holds(each) for each in value):
-        raise ValueError(f"{where}: {key} is a list of three numbers {THREE_NUMBERS[key]}, got {value!r:.60}")
 
 
 def tower_class(key: str, values: dict[str, Any], where: str) -> type[PreTrainedConfig]:

@@ -1,6 +1,8 @@
 """Plots of a finished run: training curves, and retrieved images for some captions."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,23 +23,29 @@ QUERIES = 6
 FOUND = 6
 
 
+@contextmanager
+def failure_as_warning(what: str) -> Iterator[None]:
+    """Logs an error of the block as a warning: model and numbers are saved, so the run goes on without the rest."""
+    try:
+        yield
+    except Exception as error:
+        logger.warning("%s: %s", what, " ".join(str(error).split()) or type(error).__name__)
+
+
 def draw_pictures(
     output_dir: Path, stages: list[dict[str, Any]], splits: dict[str, Any], embedded: dict[str, PairEmbeddings]
 ) -> list[Path]:
-    """Draws all plots and returns their files; without matplotlib it warns and draws nothing."""
-    try:
-        pictures = [
-            plot_training_curves(stage["log"], output_dir / curve_name(stage, stages))
-            for stage in stages
-            if any("loss" in entry for entry in stage["log"])
-        ]
-        name = "test" if "test" in embedded else "validation"
-        if name in embedded and IMAGE in splits[name].column_names:
-            pictures.append(draw_retrieval(splits[name], embedded[name], output_dir / "retrieval.png"))
+    """Draws all plots and returns their files."""
+    pictures = []
+    for stage in stages:
+        if any("loss" in entry for entry in stage["log"]):
+            name = "training_curves.png" if len(stages) == 1 else f"training_curves_{stage['name']}.png"
+            pictures.append(plot_training_curves(stage["log"], output_dir / name))
+    split = "test" if "test" in embedded else "validation"
+    if split in embedded and IMAGE in splits[split].column_names:
+        pictures.append(draw_retrieval(splits[split], embedded[split], output_dir / "retrieval.png"))
+    if "train" in splits:
         pictures += draw_groups(splits["train"], output_dir / "near_duplicates.png")
-    except ImportError as error:
-        logger.warning("no plots: %s", error)
-        return []
     return pictures
 
 
@@ -62,10 +70,6 @@ def draw_groups(train: Dataset | IterableDataset, path: Path) -> list[Path]:
     images = [[decode_image(files[row][IMAGE], needed=THUMBNAIL) for row in group[:FOUND]] for group in largest]
     titles = [f"{len(group)} near-duplicate or related images" for group in largest]
     return [plot_retrieval_grid(titles, images, [[False] * len(each) for each in images], path)]
-
-
-def curve_name(stage: dict[str, Any], stages: list[dict[str, Any]]) -> str:
-    return "training_curves.png" if len(stages) == 1 else f"training_curves_{stage['name']}.png"
 
 
 def draw_retrieval(dataset: Dataset, pairs: PairEmbeddings, path: Path) -> Path:

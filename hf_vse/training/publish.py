@@ -21,6 +21,7 @@ from hf_vse.hub.model_files import MODEL_FILES, files_in
 from hf_vse.hub.push import leave_card, push_model
 from hf_vse.hub.record import METRICS
 from hf_vse.training.arguments import VSETrainingArguments
+from hf_vse.training.pictures import draw_pictures, failure_as_warning
 
 OF_METRICS = ("i2t_", "t2i_", "rsum")
 TOLD = ("learning_rate", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps",
@@ -88,7 +89,8 @@ class PublishingTrainer(Trainer):
         output = Path(self.args.output_dir)
         record = self.record() | ({"dataset": dataset} if isinstance(dataset, str) else {})
         (output / METRICS).write_text(json.dumps(record, indent=1), encoding="utf-8")
-        draw_curves(self.state.log_history, output / "training_curves.png")
+        with failure_as_warning("no pictures"):
+            draw_pictures(output, [{"name": "train", "log": self.state.log_history}], {}, {})
         repo_id = self.hub_model_id or self.args.hub_model_id or f"your-name/{model_name or output.resolve().name}"
         leave_card(output, repo_id, license, [tags] if isinstance(tags, str) else tags or [])
 
@@ -139,14 +141,3 @@ class PublishingTrainer(Trainer):
             commit_message=f"Training in progress, step {self.state.global_step}",
         )
         self.push_in_progress = PushInProgress([job])
-
-
-def draw_curves(log: list[dict[str, Any]], path: Path) -> None:
-    """Draws them where there is something to draw, and something to draw with."""
-    try:
-        from hf_vse.plots import plot_training_curves
-
-        if any("loss" in entry for entry in log):
-            plot_training_curves(log, path)
-    except ImportError:
-        return

@@ -13,6 +13,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from hf_vse.data.plain_yaml import parse_yaml, to_yaml
 from hf_vse.data.spec import DataSpec
 from hf_vse.embed.adapters.own_models import CHANGED_BY
 from hf_vse.files import read_text
@@ -21,7 +22,6 @@ from hf_vse.objectives.own import is_own, load_objective, without_folder
 from hf_vse.training.arguments import VSETrainingArguments
 from hf_vse.training.effects import check_effects, own_images
 from hf_vse.training.limits import TOWERS, check_fields
-from hf_vse.training.plain_yaml import parse_yaml, to_yaml
 from hf_vse.training.settings import CROP, RESIZE, SECTIONS, DataArguments, ModelArguments, known_keys
 
 STAGE_NAME = re.compile(r"[^\W.][\w .+-]{0,79}(?<![ .])")
@@ -76,10 +76,6 @@ class Recipe:
 
     def stage(self, overrides: dict[str, Any]) -> "Recipe":
         return replace(self, values=self.values | settings_of(overrides), stages=())
-
-    def with_features(self) -> "Recipe":
-        """The same recipe as if `features` were given, for data that have them in a column."""
-        return replace(self, values={"features": "columns of the data"} | self.values)
 
     @property
     def public_values(self) -> dict[str, Any]:

@@ -19,6 +19,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +42,12 @@ from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.model.processing_vse import VSEProcessor
 from hf_vse.training.arguments import VSETrainingArguments
 from hf_vse.training.before_after import compare_with_start, difference_lines
-from hf_vse.training.build import build_model, build_processor, has_features, load_splits
+from hf_vse.training.build import NO_IMAGE_TOWER, build_model, build_processor, has_features, load_splits
 from hf_vse.training.checkpoints import last_checkpoint
 from hf_vse.training.claim import STAGES, check_claim, claim
 from hf_vse.training.frozen import cache_frozen_towers
 from hf_vse.training.interpolation import choose_weights, interpolation_lines, load_control
-from hf_vse.training.pictures import draw_interpolation, draw_pictures
+from hf_vse.training.pictures import draw_interpolation, draw_pictures, failure_as_warning
 from hf_vse.training.publish import check_hub_strategy
 from hf_vse.training.recipe import Recipe, check_together
 from hf_vse.training.trainer import VSETrainer, check_objective
@@ -79,13 +80,12 @@ def run_recipe(recipe: Recipe) -> dict[str, Any]:
     for stage in stages:
         check_stage(stage)
     check_claim(recipe)
-    where = environment() | {
-        "processes": PartialState().num_processes
-    }  # before training: the commit of the code that runs
+    # Before training: the commit of the code that runs.
+    where = environment() | {"processes": PartialState().num_processes}
     set_seed(common.seed)
     splits = load_splits(recipe.data)
     if has_features(splits["train"]):
-        check_together(recipe.with_features(), "recipe")
+        check_together(replace(recipe, values={"features": "columns of the data"} | recipe.values), "recipe")
     if recipe.control is not None:
         splits["control"] = load_control(recipe.control, splits)
     processor = build_processor(recipe.model, splits["train"])
@@ -145,10 +145,7 @@ def check_named_parts(recipe: Recipe) -> None:
             raise ValueError(f"{key} {name!r:.80} is not a folder that exists, and no Hub id like org/name: give one")
     given = (model.init_from, model.image_tower, model.vision_config, recipe.data.options.get("features"))
     if recipe.data.source in WITH_PHOTOGRAPHS and given == (None, None, None, None):
-        raise ValueError(
-            "the recipe names no image tower: give image_tower (a pretrained one, e.g. timm/resnet152.a1_in1k), "
-            "vision_config (fresh weights), features (precomputed), or init_from"
-        )
+        raise ValueError(NO_IMAGE_TOWER)
     if model.image_tower_weights is not None and not Path(model.image_tower_weights).is_file():
         raise FileNotFoundError(
             f"image_tower_weights={model.image_tower_weights!r:.80} does not exist: give a safetensors file"
@@ -220,7 +217,8 @@ def run_stage(
         model = build_model(stage.model, processor, splits["train"])
     else:
         model = load_stage(Path(previous.name_or_path), **stage.model.config_options)
-    check_output_folder("output_dir", stage.folder, bytes_needed(model, stage.args) - size_of(stage.folder))
+    there = sum(path.stat().st_size for path in stage.folder.rglob("*") if path.is_file())
+    check_output_folder("output_dir", stage.folder, bytes_needed(model, stage.args) - there)
     claim(stage.run)
     record = train_stage(stage, model, processor, splits)
     return load_stage(stage.folder).to(stage.args.device), record
@@ -272,10 +270,6 @@ def bytes_needed(model: VSEModel, args: VSETrainingArguments) -> int:
     checkpoint += weights if args.ema_decay else 0
     kept = 0 if args.save_strategy == "no" else (args.save_total_limit or 1) + 1
     return kept * (checkpoint + BESIDE_WEIGHTS) + 2 * (weights + BESIDE_WEIGHTS)
-
-
-def size_of(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def train_stage(stage: Stage, model: VSEModel, processor: VSEProcessor, splits: dict[str, Any]) -> dict[str, Any]:
@@ -360,15 +354,6 @@ def report_run(
         with failure_as_warning("no card"):
             leave_card(recipe.output_dir)
     return result
-
-
-@contextmanager
-def failure_as_warning(what: str) -> Iterator[None]:
-    """Logs an error of the block as a warning: model and numbers are saved, so the run goes on without the rest."""
-    try:
-        yield
-    except Exception as error:
-        logger.warning("%s: %s", what, " ".join(str(error).split()) or type(error).__name__)
 
 
 def run_summary(output_dir: Path, result: dict[str, Any]) -> str:

@@ -31,13 +31,7 @@ from hf_vse.objectives.execution import choose_execution, execute_loss
 from hf_vse.objectives.grad_cache import cached_loss, mini_batches
 from hf_vse.training.arguments import VSETrainingArguments
 from hf_vse.training.averaging import AveragedWeights, check_averaging
-from hf_vse.training.callbacks import (
-    BatchDiagnostics,
-    CollapseAlarm,
-    LimitedTemperature,
-    RecallProgress,
-    StepDecay,
-)
+from hf_vse.training.callbacks import BatchDiagnostics, CollapseAlarm, LimitedTemperature, RecallProgress, StepDecay
 from hf_vse.training.publish import PublishingTrainer, check_hub_strategy
 from hf_vse.training.trainable import (
     decayed_names,

@@ -13,7 +13,7 @@ from hf_vse.data.pairs import Pair, PairDataset, StreamedPairs
 from hf_vse.data.sources import to_pairs
 from hf_vse.model.processing_vse import VSEProcessor
 from hf_vse.search.filters import matching
-from hf_vse.search.photographs import of_dataset
+from hf_vse.search.gallery_images import of_dataset
 from tests.data.test_sources import column
 
 FIELDS = {
@@ -124,7 +124,7 @@ def test_training_passes_fields_by(source, tokenizer):
 class Numbers:
     """As much of an encoder as a gallery asks before it encodes."""
 
-    name, reads_photographs = "numbers", False
+    name, reads_images = "numbers", False
 
 
 def test_galleries_filter_by_fields(source):

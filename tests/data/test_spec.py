@@ -18,7 +18,7 @@ from hf_vse.data.schema import CAPTIONS, IMAGE_ID, fingerprint
 from hf_vse.data.sources import load_pairs
 from hf_vse.data.spec import OPTIONS, DataSpec
 from hf_vse.search.gallery import GalleryIndex
-from hf_vse.search.pictures import find_photographs
+from hf_vse.search.pictures import find_images
 from hf_vse.training.build import load_splits
 from hf_vse.training.recipe import Recipe, build_recipe
 from hf_vse.training.run import run_recipe
@@ -162,7 +162,7 @@ def sees(model: Path, expected: Dataset, folder: Path, *data: str) -> None:
     assert main(words) == 0
     gallery = GalleryIndex.load(folder / "index")
     assert [item[IMAGE_ID] for item in gallery.items] == ids
-    for picture, row in zip(find_photographs(gallery, list(gallery.items)), expected, strict=True):
+    for picture, row in zip(find_images(gallery, list(gallery.items)), expected, strict=True):
         np.testing.assert_array_equal(np.asarray(picture), np.asarray(row["image"]))
     arguments = demo.parse(["--model", str(model), *data])
     assert Dataset.from_parquet(demo.photographs(arguments, str(model)))[IMAGE_ID][:] == ids
@@ -208,7 +208,7 @@ def test_other_images_than_training_held_out_are_refused(pairs, tmp_path, capsys
         assert line in capsys.readouterr().err
     gallery = GalleryIndex.load(tmp_path / "index")
     with pytest.raises(ValueError, match="has changed since training"):
-        find_photographs(gallery, list(gallery.items))
+        find_images(gallery, list(gallery.items))
     assert main([*asked[:3], "train", *asked[4:], "--quiet"]) == 0
     (tmp_path / "run" / "metrics.json").unlink()  # as of a run that was interrupted: nothing tells
     assert main([*asked, "--quiet"]) == 0

@@ -113,7 +113,7 @@ def test_files_of_another_kind_are_refused(tmp_path):
         read_embeddings(tmp_path / "pairs.pt")
     save_embeddings(tmp_path / "folder", given())
     np.save(tmp_path / "folder" / "caption_ids.npy", np.array([{"an": "object"}] * 5), allow_pickle=True)
-    with pytest.raises(ValueError, match=re.escape("caption_ids.npy is not an array of numbers")):
+    with pytest.raises(ValueError, match=re.escape("caption_ids.npy is not a complete .npy array")):
         read_embeddings(tmp_path / "folder")
     (tmp_path / "folder" / "caption_ids.npy").unlink()
     (tmp_path / "folder" / "caption_ids.json").write_text('{"0": 1}')

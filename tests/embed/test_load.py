@@ -7,9 +7,9 @@ import pytest
 import torch
 import transformers
 
+from hf_vse import errors
 from hf_vse.embed.load import LOADERS, Kind, kind_of, load_encoder
 from hf_vse.embed.run import encode_texts
-from hf_vse.errors import is_refusal
 from hf_vse.evaluation.evaluator import embed_pairs
 from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.model.processing_vse import VSEProcessor
@@ -87,7 +87,7 @@ def test_class_of_an_installed_module():
 def refusal(call) -> str:
     with pytest.raises((ValueError, OSError, ImportError)) as refused:
         call()
-    assert is_refusal(refused.value) and "\n" not in str(refused.value)
+    assert errors.refusal(refused.value) and "\n" not in str(refused.value)
     return str(refused.value)
 
 
@@ -105,7 +105,7 @@ def test_own_error_of_an_own_file_is_not_hidden(tmp_path):
     (tmp_path / "broken.py").write_text("import no_such_package")
     with pytest.raises(ModuleNotFoundError, match="no_such_package") as error:
         load_encoder(f"{tmp_path}/broken.py:Sizes")
-    assert not is_refusal(error.value)
+    assert errors.refusal(error.value) is None
 
 
 def test_names_that_are_not_understood_list_what_is(tokenizer, tmp_path):

@@ -282,7 +282,7 @@ def test_the_page_shows_a_gallery_with_the_model_that_made_it(tiny_model, photog
     assert [row["captions"] for row in shown][-1] == ["11"], "the name of the file, where there is no caption"
     options = demo.page_options(demo.parse([str(tmp_path / "index")]))
     model, made = demo_page.LocalModel(name, **options), GalleryIndex.load(tmp_path / "index")
-    assert np.array_equal(model.encode_photographs(shown["image"][:]), made.embeds)
+    assert np.array_equal(model.encode_images(shown["image"][:]), made.embeds)
     assert model.judge_labels(shown["image"][0], ["red", "blue"]).sum() == pytest.approx(1)
     change_weights(copied / "model.safetensors")
     with pytest.raises(ValueError, match="with other weights or another preparation; use one model for both"):

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from hf_vse.search.filters import COMPARE, matching, parse_condition
 from hf_vse.search.gallery import GalleryIndex
+from hf_vse.search.gallery_images import is_unicode, read_metadata
 from hf_vse.search.header import checksum_of, read_header, to_json
-from hf_vse.search.photographs import is_unicode, read_metadata
 
 bounded = settings(
     max_examples=50, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]

@@ -178,7 +178,7 @@ def test_gallery_is_encoded_once(tmp_path, model_folder, parquet, monkeypatch):
     settings = Settings(str(model_folder), str(parquet), cache_dir=tmp_path)
     encoder = PublishedModel(settings.model)
     (first,) = open_galleries(Source(settings), [encoder], tmp_path)
-    monkeypatch.setattr(PublishedModel, "encode_photographs", None)  # a second encoding would fail
+    monkeypatch.setattr(PublishedModel, "encode_images", None)  # a second encoding would fail
     (second,) = open_galleries(Source(settings), [encoder], tmp_path)
     assert np.array_equal(first.image_embeds, second.image_embeds)
     assert first.album.thumbnails == second.album.thumbnails and first.album.captions == second.album.captions
@@ -197,7 +197,7 @@ def test_the_model_runs_in_one_thread_whoever_asks(model_folder, monkeypatch):
     monkeypatch.setattr(encoder, "_process", lambda **given: threads.append(get_ident()) or process(**given))
     with ThreadPoolExecutor(4) as visitors:
         image = PIL.Image.new("RGB", (32, 32))
-        answers = list(visitors.map(lambda _: encoder.encode_photographs([image]), range(8)))
+        answers = list(visitors.map(lambda _: encoder.encode_images([image]), range(8)))
         list(visitors.map(lambda _: encoder.encode_sentences(["a red ring"]), range(8)))
     assert len(threads) == 16 and len(set(threads)) == 1
     assert all(np.array_equal(each, answers[0]) for each in answers)

@@ -7,7 +7,7 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from hf_vse.training.plain_yaml import parse_yaml, to_yaml
+from hf_vse.data.plain_yaml import parse_yaml, to_yaml
 from hf_vse.training.recipe import Recipe, build_recipe, parse_command_line
 from hf_vse.training.settings import known_keys
 

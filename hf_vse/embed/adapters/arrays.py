@@ -25,17 +25,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from hf_vse.data.features import mapped_array
 from hf_vse.files import parse_json, read_text, whole_file, write_json
 
 VECTORS = ("image_embeds", "text_embeds")
 OWNER = "text_to_image"
 NUMBERS = (OWNER, "image_ids", "caption_ids")
-COUNTED_BY = {
-    OWNER: "text_embeds",
-    "caption_ids": "text_embeds",
-    "captions": "text_embeds",
-    "image_ids": "image_embeds",
-}
+COUNTED_BY = dict.fromkeys((OWNER, "caption_ids", "captions"), "text_embeds") | {"image_ids": "image_embeds"}
 ROWS_AT_ONCE = 4096
 
 
@@ -102,18 +98,6 @@ def folder_parts(folder: Path) -> dict[str, Any]:
         text = read_text(lines).removesuffix("\n")  # an empty line is an empty caption
         parts["captions"] = [line.removesuffix("\r") for line in text.split("\n")]
     return parts
-
-
-def mapped_array(file: Path) -> np.ndarray:
-    """The array of a .npy file, memory-mapped."""
-    try:
-        found = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise ValueError(f"{file} is not an array of numbers; write it with numpy.save") from error
-    if not isinstance(found, np.ndarray):
-        found.close()
-        raise ValueError(f"{file} is not an array of numbers but an archive of several; write each with numpy.save")
-    return found
 
 
 def file_parts(file: Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from hf_vse.data.digests import digest_of, image_processor_digest, tokenizer_digest
 from hf_vse.data.transforms import needed_side
 from hf_vse.embed.adapters.transformers_models import READINGS
-from hf_vse.embed.encoder import Encoder
+from hf_vse.embed.encoder import Device, Encoder, Precision
 from hf_vse.embed.sentences import Reading, SentenceReader
 from hf_vse.embed.weights import check_installed, one_line
 from hf_vse.model.dual_encoder_vse import DUAL_ENCODERS
@@ -70,7 +70,7 @@ class ONNXEncoder(Encoder):
         tokenizer: PreTrainedTokenizerBase,
         reading: Reading | None = None,
         name: str = "unnamed model",
-        device: str | torch.device | None = None,
+        device: Device = None,
     ):
         self.files = Path(image_file), Path(text_file)
         self.name = name
@@ -83,11 +83,7 @@ class ONNXEncoder(Encoder):
 
     @classmethod
     def from_pretrained(
-        cls,
-        name: str,
-        device: str | torch.device | None = None,
-        dtype: str | torch.dtype | None = None,
-        trust_remote_code: bool = False,
+        cls, name: str, device: Device = None, dtype: Precision = None, trust_remote_code: bool = False
     ) -> "ONNXEncoder":
         """From `folder`, which holds the processor too, or `folder@processor`, a folder or Hub id.
 
@@ -113,7 +109,7 @@ class ONNXEncoder(Encoder):
         return cls(*files, image_processor, tokenizer, reading, name, device)
 
     @property
-    def reads_photographs(self) -> bool:
+    def reads_images(self) -> bool:
         return not isinstance(self.image_processor, VSEFeatureProcessor)
 
     @property
@@ -171,7 +167,7 @@ def processor_parts(name: str) -> tuple[BaseImageProcessor, PreTrainedTokenizerB
     return processor.image_processor, processor.tokenizer, reading
 
 
-def open_session(file: Path, device: str | torch.device | None) -> "InferenceSession":
+def open_session(file: Path, device: Device) -> "InferenceSession":
     import onnxruntime
 
     asked = None if device is None else torch.device(device)

@@ -14,14 +14,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 from hf_vse.data.digests import digest_of, weights_digest
-from hf_vse.embed.encoder import Encoder
+from hf_vse.embed.encoder import Device, NetworkEncoder, Precision
 from hf_vse.embed.weights import check_finite, check_installed, chosen_device, chosen_precision, one_line
 
 PREFIX = "open_clip:"
 OF_PRECISION = {torch.float32: "fp32", torch.bfloat16: "pure_bf16", torch.float16: "pure_fp16"}
 
 
-class OpenCLIPEncoder(Encoder):
+class OpenCLIPEncoder(NetworkEncoder):
     """
     Args:
         model, transform, tokenizer: as `open_clip.create_model_and_transforms` and `open_clip.get_tokenizer` give
@@ -48,11 +48,7 @@ class OpenCLIPEncoder(Encoder):
 
     @classmethod
     def from_pretrained(
-        cls,
-        name: str,
-        device: str | torch.device | None = None,
-        dtype: str | torch.dtype | None = None,
-        trust_remote_code: bool = False,
+        cls, name: str, device: Device = None, dtype: Precision = None, trust_remote_code: bool = False
     ) -> "OpenCLIPEncoder":
         """See the names above. No code comes with these models: `trust_remote_code` has no effect.
 
@@ -94,18 +90,8 @@ class OpenCLIPEncoder(Encoder):
         read = tokenizer(["a photo of 2 Dogs, running; \u00e9t\u00e9"]).tolist()
         return digest_of(weights_digest(self.model), repr(self.model), repr(self.transform), type(tokenizer), read)
 
-    @property
-    def dtype(self) -> str:
-        return str(self.weight.dtype).removeprefix("torch.")
-
     def facts(self) -> dict[str, Any]:
-        return {
-            "family": "open_clip",
-            "dimensions": self.dim,
-            "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
-            "dtype": self.dtype,
-            "max_text_length": self.tokenizer.context_length,
-        }
+        return {"family": "open_clip", **super().facts(), "max_text_length": self.tokenizer.context_length}
 
     def prepare_images(self, images: list[Image.Image]) -> Tensor:
         return torch.stack([self.transform(image) for image in images])

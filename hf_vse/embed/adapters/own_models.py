@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 from transformers.image_processing_utils import BaseImageProcessor
 
+from hf_vse.embed.encoder import Device, Precision
 from hf_vse.embed.sentences import positions_of
 from hf_vse.embed.stored import StoredTensor, stored_config, stored_json, stored_tensors, without_remarks
 from hf_vse.embed.weights import check_finite, chosen_device, chosen_precision, one_line
@@ -38,12 +39,7 @@ FETCH_AGAIN = "fetch or save the model again"
 OTHER_MODELS = "give a model of `hf-vse train`"
 
 
-def load_vse_model(
-    name: str | Path,
-    device: str | torch.device | None = None,
-    dtype: str | torch.dtype | None = None,
-    **overrides: Any,
-) -> VSEModel:
+def load_vse_model(name: str | Path, device: Device = None, dtype: Precision = None, **overrides: Any) -> VSEModel:
     """The model alone, its weights complete, in evaluation mode.
 
     Args:
@@ -56,7 +52,8 @@ def load_vse_model(
     name, device, dtype = str(name), chosen_device(device), chosen_precision(dtype)
     stored, config = read_config(name, overrides)
     tensors = stored_tensors(name)
-    expected = described_model(name, config)
+    with one_line(f"{name}, config.json,", FETCH_AGAIN), without_remarks(), torch.device("meta"):
+        expected = VSEModel(config).state_dict()
     fresh = tuple(
         prefix
         for field, prefixes in CHANGED_BY.items()
@@ -67,14 +64,8 @@ def load_vse_model(
         fresh += ("visual_projection.", "text_projection.")
     check_shapes(name, expected, tensors)
     with one_line(name, FETCH_AGAIN), without_remarks():
-        model, found = VSEModel.from_pretrained(
-            name,
-            config=config,
-            dtype=dtype,
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
+        options = {"use_safetensors": True, "trust_remote_code": False, "output_loading_info": True}
+        model, found = VSEModel.from_pretrained(name, config=config, dtype=dtype, **options)
     check_same_keys(name, "lacks", found["missing_keys"], fresh)
     check_same_keys(name, "holds, foreign to its configuration,", found["unexpected_keys"], fresh)
     check_trained(name, model)
@@ -91,12 +82,6 @@ def read_config(name: str, overrides: dict[str, Any]) -> tuple[VSEConfig, VSECon
     with one_line(str(path), FETCH_AGAIN), without_remarks():
         stored = VSEConfig.from_dict(values)
     return stored, VSEConfig.from_dict(values | overrides) if overrides else stored
-
-
-def described_model(name: str, config: VSEConfig) -> dict[str, Tensor]:
-    """The tensors of a configuration, on the meta device."""
-    with one_line(f"{name}, config.json,", FETCH_AGAIN), without_remarks(), torch.device("meta"):
-        return VSEModel(config).state_dict()
 
 
 def check_shapes(name: str, expected: dict[str, Tensor], stored: dict[str, StoredTensor]) -> None:

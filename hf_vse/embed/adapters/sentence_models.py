@@ -5,7 +5,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from huggingface_hub import snapshot_download
 from PIL import Image
 from torch import Tensor, nn
@@ -18,8 +17,8 @@ from hf_vse.data.digests import (
     image_processor_digest,
     tokenizer_digest,
     weights_digest,
-)
-from hf_vse.embed.encoder import Encoder
+)  # fmt: skip
+from hf_vse.embed.encoder import Device, NetworkEncoder, Precision
 from hf_vse.embed.sentences import positions_of
 from hf_vse.embed.stored import without_remarks
 from hf_vse.embed.weights import check_finite, check_found, check_installed, chosen_device, chosen_precision, one_line
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 NOT_READ = ["*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.h5", "*.msgpack", "*.onnx*", "openvino/*"]
 
 
-class SentenceTransformersEncoder(Encoder):
+class SentenceTransformersEncoder(NetworkEncoder):
     """
     Args:
         model: one whose `encode` takes PIL images as well as strings.
@@ -63,11 +62,7 @@ class SentenceTransformersEncoder(Encoder):
 
     @classmethod
     def from_pretrained(
-        cls,
-        name: str,
-        device: str | torch.device | None = None,
-        dtype: str | torch.dtype | None = None,
-        trust_remote_code: bool = False,
+        cls, name: str, device: Device = None, dtype: Precision = None, trust_remote_code: bool = False
     ) -> "SentenceTransformersEncoder":
         """From a folder or a Hub id; see `TransformersEncoder.from_pretrained`."""
         check_installed(cls, name)
@@ -102,18 +97,8 @@ class SentenceTransformersEncoder(Encoder):
             [tokenizer_digest(part) for part in parts if isinstance(part, PreTrainedTokenizerBase)],
         )
 
-    @property
-    def dtype(self) -> str:
-        return str(self.model.dtype).removeprefix("torch.")
-
     def facts(self) -> dict[str, Any]:
-        return {
-            "family": "sentence-transformers",
-            "dimensions": self.dim,
-            "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
-            "dtype": self.dtype,
-            "max_text_length": self.model.max_seq_length,
-        }
+        return {"family": "sentence-transformers", **super().facts(), "max_text_length": self.model.max_seq_length}
 
     def encode_images(self, images: list[Image.Image]) -> Tensor:
         return self.encode([{"image": image} for image in images])

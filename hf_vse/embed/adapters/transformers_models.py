@@ -28,9 +28,9 @@ from hf_vse.data.digests import (
     image_processor_digest,
     tokenizer_digest,
     weights_digest,
-)
+)  # fmt: skip
 from hf_vse.data.transforms import needed_side
-from hf_vse.embed.encoder import Encoder
+from hf_vse.embed.encoder import Device, NetworkEncoder, Precision
 from hf_vse.embed.sentences import Reading, SentenceReader, positions_of
 from hf_vse.embed.stored import SAFETENSORS_ONLY, without_remarks
 from hf_vse.embed.weights import check_finite, check_found, chosen_device, chosen_precision, one_line
@@ -55,7 +55,7 @@ READINGS = {
 IMAGE_INPUTS = {"siglip2": ("pixel_values", "pixel_attention_mask", "spatial_shapes")}
 
 
-class TransformersEncoder(Encoder):
+class TransformersEncoder(NetworkEncoder):
     """
     Args:
         model: one of `DUAL_ENCODERS`, or with its `get_image_features` and `get_text_features`. It is put
@@ -82,11 +82,7 @@ class TransformersEncoder(Encoder):
 
     @classmethod
     def from_pretrained(
-        cls,
-        name: str,
-        device: str | torch.device | None = None,
-        dtype: str | torch.dtype | None = None,
-        trust_remote_code: bool = False,
+        cls, name: str, device: Device = None, dtype: Precision = None, trust_remote_code: bool = False
     ) -> "TransformersEncoder":
         """From a folder or a Hub id.
 
@@ -138,19 +134,10 @@ class TransformersEncoder(Encoder):
             (tuple(self.reader.reading), self.reader.max_length),
         )
 
-    @property
-    def dtype(self) -> str:
-        return str(self.model.dtype).removeprefix("torch.")
-
     def facts(self) -> dict[str, Any]:
         preparation = json.loads(self.image_processor.to_json_string())
-        return {
-            "family": self.model.config.model_type,
-            "dimensions": self.dim,
-            "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
-            "dtype": self.dtype,
-            "images": {name: value for name, value in preparation.items() if name in IMAGE_SIZES and value},
-        } | self.reader.facts()
+        sizes = {name: value for name, value in preparation.items() if name in IMAGE_SIZES and value}
+        return {"family": self.model.config.model_type, **super().facts(), "images": sizes} | self.reader.facts()
 
     def moved(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Moves inputs to the device of the model, and floating point inputs to its precision."""

@@ -15,12 +15,12 @@ from hf_vse.data.digests import (
     image_processor_digest,
     tokenizer_digest,
     weights_digest,
-)
+)  # fmt: skip
 from hf_vse.data.long_captions import Pieces, report_cut
 from hf_vse.data.transforms import needed_side
 from hf_vse.embed.adapters.own_models import FETCH_AGAIN, check_processor, load_vse_model, load_vse_processor
 from hf_vse.embed.batches import to_device
-from hf_vse.embed.encoder import Encoder
+from hf_vse.embed.encoder import Device, NetworkEncoder, Precision
 from hf_vse.embed.weights import chosen_device, one_line
 from hf_vse.model.configuration_vse import FEATURES_MODEL_TYPE
 from hf_vse.model.modeling_vse import VSEModel
@@ -31,7 +31,7 @@ BETWEEN_TOWERS_AND_VECTORS = (
 )  # fmt: skip
 
 
-class VSEEncoder(Encoder):
+class VSEEncoder(NetworkEncoder):
     """
     Args:
         model, processor: the model, which is put into evaluation mode.
@@ -49,11 +49,7 @@ class VSEEncoder(Encoder):
 
     @classmethod
     def from_pretrained(
-        cls,
-        name: str | Path,
-        device: str | torch.device | None = None,
-        dtype: str | torch.dtype | None = None,
-        trust_remote_code: bool = False,
+        cls, name: str | Path, device: Device = None, dtype: Precision = None, trust_remote_code: bool = False
     ) -> "VSEEncoder":
         """From a folder or a Hub id; an image and a word are embedded to check that model and processor fit.
 
@@ -75,10 +71,6 @@ class VSEEncoder(Encoder):
         return encoder
 
     @property
-    def dtype(self) -> str:
-        return str(self.model.dtype).removeprefix("torch.")
-
-    @property
     def temperature(self) -> float:
         return self.model.scaling()[0].item()
 
@@ -87,7 +79,7 @@ class VSEEncoder(Encoder):
         return self.model.config.projection_dim
 
     @property
-    def reads_photographs(self) -> bool:
+    def reads_images(self) -> bool:
         return self.model.config.vision_config.model_type != FEATURES_MODEL_TYPE
 
     @property
@@ -111,12 +103,11 @@ class VSEEncoder(Encoder):
         config = self.model.config
         return {
             "family": "hf_vse",
+            **super().facts(),
             "loss_type": config.loss_type,
             "temperature": self.temperature,
-            "dimensions": self.dim,
             "image_tower": config.vision_config.model_type,
             "text_tower": config.text_config.model_type,
-            "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
             "max_text_length": self.processor.tokenizer.model_max_length,
             "texts_cut": len(self.cut),
         }
@@ -148,7 +139,7 @@ def check_embeds(encoder: VSEEncoder) -> None:
     remedy = f"its processor and its weights do not fit: {FETCH_AGAIN}"
     with one_line(encoder.name, remedy):
         embeds = {"a word": encoder.encode_texts(["a"])}
-        if encoder.reads_photographs:
+        if encoder.reads_images:
             picture = Image.effect_noise((48, 40), 64).convert("RGB")
             embeds["a picture"] = encoder.encode_images(encoder.prepare_images([picture]))
     for what, embed in embeds.items():

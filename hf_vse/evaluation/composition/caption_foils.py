@@ -24,6 +24,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal, get_args
 
+from hf_vse.data.scene_truth import check_choice
 from hf_vse.evaluation.composition.caption_reading import (
     Captions,
     Phrase,
@@ -108,12 +109,8 @@ def swapped_nouns(sentence: Sentence, image: int, known: Captions) -> Iterator[s
         for other in phrases[number + 1 :]:
             once = times[lemma(words[one.head])] == times[lemma(words[other.head])] == 1
             whole = sentence.word(one.head + 1) != "of" != sentence.word(other.head + 1)
-            if (
-                once
-                and whole
-                and matters(one, other, sentence, known)
-                and interchangeable(one, other, sentence, known)
-            ):
+            meant = matters(one, other, sentence, known) and interchangeable(one, other, sentence, known)
+            if once and whole and meant:
                 yield sentence.rewritten({one: sentence.piece(*other), other: sentence.piece(*one)})
 
 
@@ -132,11 +129,8 @@ def swapped_adjectives(sentence: Sentence, image: int, known: Captions) -> Itera
     for number, (one, head) in enumerate(found):
         for other, other_head in found[number + 1 :]:
             left, right = words[head], words[other_head]
-            if (
-                other < head
-                or lemma(left) == lemma(right)
-                or {(words[other], lemma(left)), (words[one], lemma(right))} & said
-            ):
+            repeated = {(words[other], lemma(left)), (words[one], lemma(right))} & said
+            if other < head or lemma(left) == lemma(right) or repeated:
                 continue
             exclude = any(words[other] in group for group in exclusive(words[one]))
             if exclude and known.described[words[other], left] and known.described[words[one], right]:
@@ -249,13 +243,7 @@ def four_orders(sentence: Sentence, nouns: set[str], rng: random.Random) -> list
 
 
 CaptionFoilKind = Literal[
-    "swap_nouns",
-    "swap_adjectives",
-    "replace_relation",
-    "replace_attribute",
-    "replace_object",
-    "word_order",
-    "order",
+    "swap_nouns", "swap_adjectives", "replace_relation", "replace_attribute", "replace_object", "word_order", "order"
 ]
 _EDITORS: dict[str, Callable[[Sentence, int, Captions], Iterator[str]]] = {
     "swap_nouns": swapped_nouns,
@@ -264,10 +252,8 @@ _EDITORS: dict[str, Callable[[Sentence, int, Captions], Iterator[str]]] = {
     "replace_attribute": replaced_attributes,
     "replace_object": replaced_objects,
 }
-_ORDERS: dict[str, Callable[[Sentence, set[str], random.Random], list[str]]] = {
-    "word_order": word_orders,
-    "order": four_orders,
-}
+_ORDERS: dict[str, Callable[[Sentence, set[str], random.Random], list[str]]]
+_ORDERS = {"word_order": word_orders, "order": four_orders}
 
 
 def false_captions(sentence: Sentence, image: int, kind: str, known: Captions, rng: random.Random) -> tuple[str, ...]:
@@ -298,8 +284,8 @@ def caption_foils(
         ValueError: an unknown kind, or no captions.
     """
     kinds = list(kinds)
-    if unknown := next((kind for kind in kinds if kind not in get_args(CaptionFoilKind)), None):
-        raise ValueError(f"kinds={unknown!r} is unknown: use one of {', '.join(get_args(CaptionFoilKind))}")
+    for kind in kinds:
+        check_choice("kinds", kind, get_args(CaptionFoilKind))
     known = Captions(captions)
     if not any(known.sentences):
         raise ValueError("captions holds no English sentence; give for each image the list of its captions")

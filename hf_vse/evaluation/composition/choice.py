@@ -70,11 +70,9 @@ def ask_own(
 
 
 def ask_published(
-    encoder: Encoder, name: str, directory: str | None, image_dir: str | None, **encoding: Any
+    encoder: Encoder, name: str, directory: str, image_dir: str | None, **encoding: Any
 ) -> dict[str, Any]:
     """`composition_scores` of published foils, with a `note`."""
-    if directory is None:
-        raise ValueError(f"foils={name!r} needs foils_dir, the folder with its files")
     foils, images = load_foils(name, directory, image_dir)
     found = composition_probe(encoder, foils, images, **encoding)
     if name == "winoground":

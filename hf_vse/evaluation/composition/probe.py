@@ -201,6 +201,9 @@ def embed_foils(
 ) -> tuple[list[Foil], Tensor, Tensor, list[str]]:
     """Encodes each image that a foil needs and each distinct sentence once.
 
+    Args:
+        batch_size: images or sentences encoded at once. Beyond it, memory is one vector for each image and sentence.
+
     Returns:
         The foils, renumbered to the rows of the embeddings; `image_embeds`, `text_embeds`, and the texts of these.
     """
@@ -220,17 +223,15 @@ def composition_probe(
     foils: Sequence[Foil],
     images: Images,
     *,
-    batch_size: int = 64,
-    num_workers: int = 0,
-    progress: bool = False,
     examples: int = 5,
+    **encoding: Any,
 ) -> dict[str, Any]:
     """How often a dual encoder prefers the true caption of an image to its foils.
 
     Args:
         foils: of `scene_foils`, `caption_foils` or `load_foils`.
         images: `foil.image` is a row of these; a split as `load_pairs` returns it, or rows `{"image": ...}`.
-        batch_size: images or sentences encoded at once. Beyond it, memory is one vector for each image and sentence.
+        encoding: `batch_size`, `num_workers`, `progress`, see `embed_foils`.
 
     Returns:
         See `composition_scores`, and the numbers of `images` and `sentences` encoded. Rows in `examples` are those of
@@ -239,9 +240,7 @@ def composition_probe(
     Raises:
         ValueError: no foils, a foil of an image that does not exist, or no image that can be read.
     """
-    placed, image_embeds, text_embeds, texts = embed_foils(
-        encoder, foils, images, batch_size=batch_size, num_workers=num_workers, progress=progress
-    )
+    placed, image_embeds, text_embeds, texts = embed_foils(encoder, foils, images, **encoding)
     result = composition_scores(placed, image_embeds, text_embeds, texts, examples=examples)
     rows = dict(zip((foil.image for foil in placed), (foil.image for foil in foils), strict=True))
     for numbers in result["kinds"].values():
@@ -286,7 +285,7 @@ def winoground_probe(encoder: Encoder, foils: Sequence[Foil], images: Images, **
     Args:
         foils: two by two, the first with the first image and caption of an example, the second with the others, as
             `load_foils("winoground", ...)` returns them.
-        images, encoding: see `composition_probe` (`batch_size`, `num_workers`, `progress`).
+        images, encoding: see `composition_probe`.
 
     Returns:
         See `winoground_scores`; `left_out` examples have an image that cannot be read.

@@ -35,12 +35,12 @@ def recalls(ranks: np.ndarray) -> dict[str, float]:
     return {f"r{level}": 100 * float((ranks < level).mean()) for level in RECALL_LEVELS}
 
 
-def by_value(ranks: np.ndarray, values: np.ndarray, bins: int, unit: str, zero: str) -> list[dict[str, Any]]:
+def by_value(ranks: np.ndarray, values: np.ndarray, unit: str, zero: str) -> list[dict[str, Any]]:
     """Recalls of bins of `values`, with a bin of its own for zeros."""
     nothing = np.flatnonzero(values == 0)
     something = np.flatnonzero(values)
     rows = [{"bin": zero, "queries": len(nothing)} | recalls(ranks[nothing])] if len(nothing) else []
-    for places in quantile_bins(values[something], bins) if len(something) else []:
+    for places in quantile_bins(values[something], BINS) if len(something) else []:
         inside = something[places]
         low, high = values[inside].min(), values[inside].max()
         label = f"{low} {unit}" if low == high else f"{low}-{high} {unit}"
@@ -49,7 +49,7 @@ def by_value(ranks: np.ndarray, values: np.ndarray, bins: int, unit: str, zero: 
 
 
 def breakdown(
-    text_ranks: Tensor, captions: Sequence[str], *, train_captions: Sequence[str] | None = None, bins: int = BINS
+    text_ranks: Tensor, captions: Sequence[str], *, train_captions: Sequence[str] | None = None
 ) -> dict[str, Any]:
     """Text-to-image recall of groups of captions.
 
@@ -72,7 +72,7 @@ def breakdown(
     lengths = np.array([len(of_caption) for of_caption in words])
     rarest = np.array([min((frequency[word] for word in of_caption), default=0) for of_caption in words])
     return {
-        "length": by_value(ranks, lengths, bins, "words", "no word"),
-        "rarest_word": by_value(ranks, rarest, bins, "occurrences", "never seen"),
+        "length": by_value(ranks, lengths, "words", "no word"),
+        "rarest_word": by_value(ranks, rarest, "occurrences", "never seen"),
         "frequency_in": "captions" if train_captions is None else "train_captions",
     }

@@ -16,7 +16,7 @@ from hf_vse.evaluation.diagnostics.neighbours import (
     best_positives,
     find_hard_negatives,
     positive_similarities,
-)
+)  # fmt: skip
 
 BINS = 100  # of -1 .. 1
 

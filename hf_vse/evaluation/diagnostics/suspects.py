@@ -14,18 +14,12 @@ import torch
 from torch import Tensor
 
 from hf_vse.evaluation.diagnostics.breakdown import words_of
-from hf_vse.evaluation.diagnostics.neighbours import (
-    NOBODY,
-    TILE,
-    HardNegatives,
-    Neighbours,
-    find_hard_negatives,
-)
+from hf_vse.evaluation.diagnostics.neighbours import NOBODY, TILE, HardNegatives, Neighbours, find_hard_negatives
 from hf_vse.evaluation.ranks import true_float32
 
 LIMIT = 20
 LISTED = 10  # texts of one duplicate caption
-NEAR_DUPLICATE = 0.95
+NEAR_DUPLICATE = 0.95  # cosine of two images from which they are counted as one
 NOTE = (
     "pairs that the model finds odd: wrong captions, and right ones that it does not understand; errors that it has "
     "learned, captions that fit many images, and images all of whose captions are wrong are not among them"
@@ -190,7 +184,6 @@ def suspects(
     *,
     negatives: HardNegatives | None = None,
     limit: int = LIMIT,
-    near_duplicate: float = NEAR_DUPLICATE,
 ) -> dict[str, Any]:
     """Rows of a set that are worth looking at; see the head of this file.
 
@@ -201,7 +194,6 @@ def suspects(
         ranks: what `retrieval_ranks` returns for them, of images and of texts, counted from 0.
         negatives: what `find_hard_negatives` returns for them, if it is known.
         limit: rows in each list.
-        near_duplicate: cosine of two images from which they are counted as one.
 
     Returns:
         `worst_texts`, `worst_images`, `annotation_errors`, `near_duplicate_images`, `duplicate_captions`.
@@ -209,6 +201,6 @@ def suspects(
     negatives = find_hard_negatives(image_embeds, text_embeds, text_to_image) if negatives is None else negatives
     return worst_queries(negatives, text_to_image, *ranks, limit) | {
         "annotation_errors": annotation_errors(negatives, text_to_image, limit),
-        "near_duplicate_images": near_duplicates(image_embeds, near_duplicate, limit),
+        "near_duplicate_images": near_duplicates(image_embeds, NEAR_DUPLICATE, limit),
         "duplicate_captions": None if captions is None else duplicate_captions(captions, text_to_image, limit),
     }

@@ -1,7 +1,7 @@
 """The images of a gallery, from a folder or a data set. Each has a key that changes when the image changes.
 
-The key of a file are its name, size and time and a digest of samples of its content, which tells photographs that
-have changed places; of bytes and arrays in a data set it is their digest.
+The key of a file are its name, size and time and a digest of samples of its content, which tells images that have
+changed places; of bytes and arrays in a data set it is `item_key`.
 """
 
 import logging
@@ -11,9 +11,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from uuid import uuid4
 
-import numpy as np
 from datasets import Dataset
 
+from hf_vse.data.digests import BLOCK, item_key, sampled
 from hf_vse.data.fields import is_field
 from hf_vse.data.pairs import undecoded_images
 from hf_vse.data.schema import CAPTIONS, IMAGE, IMAGE_FEATURES
@@ -29,19 +29,18 @@ OTHER_PICTURES = set(
 )
 METADATA_FILE = "metadata.jsonl"
 OTHER_METADATA = ("metadata.csv", "metadata.parquet")
-SAMPLE = 2**14  # bytes read at the beginning, the middle and the end of a file
 NAMED = 10  # files that a warning names
 
 
 @dataclass
-class Photograph:
+class GalleryImage:
     """One image of a source: `key` changes with its content, `item` is what the gallery says of it."""
 
     key: str
     item: dict[str, Any]
 
 
-def of_folder(root: Path) -> tuple[list[Photograph], dict[str, Any]]:
+def of_folder(root: Path) -> tuple[list[GalleryImage], dict[str, Any]]:
     """The image files under a folder, sorted by name, and facts about the files that were left out.
 
     Raises:
@@ -54,7 +53,7 @@ def of_folder(root: Path) -> tuple[list[Photograph], dict[str, Any]]:
         name = path.relative_to(root).as_posix()
         if path.suffix.lower() in SUFFIXES:
             item = {"file": name} | known.pop(name, {}) | {"file": name}
-            found.append(Photograph(file_key(name, path), item))
+            found.append(GalleryImage(file_key(name, path), item))
         elif path.suffix.lower() in OTHER_PICTURES:
             passed_over.append(name)
     facts = {}
@@ -129,31 +128,20 @@ def file_key(name: str, path: Path) -> str:
     """A key that changes with a file, without reading all of it. A file that cannot be read gets a random key."""
     try:
         status = path.stat()
-        return f"{name} {status.st_size} {status.st_mtime_ns} {sample_digest(path, status.st_size)}"
+        content = b"".join(sampled(path, status.st_size, 3 * BLOCK))
+        digest = blake2b(content, digest_size=16).hexdigest()
+        return f"{name} {status.st_size} {status.st_mtime_ns} {digest}"
     except OSError:
         return f"{name} {uuid4().hex}"
 
 
-def sample_digest(path: Path, size: int) -> str:
-    """Digest of the beginning, the middle and the end of a file; of all bytes of a small one."""
-    digest = blake2b(digest_size=16)
-    with path.open("rb") as file:
-        if size <= 3 * SAMPLE:
-            digest.update(file.read(3 * SAMPLE))
-        else:
-            for start in (0, (size - SAMPLE) // 2, size - SAMPLE):
-                file.seek(start)
-                digest.update(file.read(SAMPLE))
-    return digest.hexdigest()
-
-
-def of_dataset(dataset: Dataset, encoder: Encoder) -> list[Photograph]:
+def of_dataset(dataset: Dataset, encoder: Encoder) -> list[GalleryImage]:
     """The rows of a data set, with those of their other columns that JSON can represent."""
     column = next((name for name in (IMAGE_FEATURES, IMAGE) if name in dataset.column_names), None)
     if column is None:
         raise ValueError(f"the data set has no column image among {', '.join(dataset.column_names)}")
-    if (column == IMAGE) != encoder.reads_photographs:
-        reads = "photographs" if encoder.reads_photographs else "precomputed features"
+    if (column == IMAGE) != encoder.reads_images:
+        reads = "photographs" if encoder.reads_images else "precomputed features"
         raise ValueError(
             f"{encoder.name} reads {reads}, the data set has {column}: use a model or a data set that fits"
         )
@@ -169,13 +157,8 @@ def of_dataset(dataset: Dataset, encoder: Encoder) -> list[Photograph]:
         item = {"row": row} | ({} if facts is None else facts[row]) | {"row": row}
         if isinstance(raw, dict) and raw.get("path") and raw.get("bytes") is None:
             item = {"file": raw["path"]} | item | {"file": raw["path"]}
-        found.append(Photograph(content_key(raw), item))
+            key = file_key(raw["path"], Path(raw["path"]))
+        else:
+            key = item_key(raw)
+        found.append(GalleryImage(key, item))
     return found
-
-
-def content_key(value: Any) -> str:
-    """For a file: name, size, time and samples; for embedded bytes and arrays: their digest."""
-    if isinstance(value, dict) and value.get("bytes") is None and value.get("path"):
-        return file_key(value["path"], Path(value["path"]))
-    data = value["bytes"] if isinstance(value, dict) else np.ascontiguousarray(value).tobytes()
-    return blake2b(data or b"", digest_size=16).hexdigest()

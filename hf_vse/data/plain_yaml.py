@@ -73,13 +73,7 @@ def parse_yaml(text: str, where: str) -> Any:
             return None
         count_values(node, {})
         value = loader.construct_document(node)
-    except (
-        yaml.YAMLError,
-        ValueError,
-        OverflowError,
-        TypeError,
-        AttributeError,
-    ) as error:
+    except (yaml.YAMLError, ValueError, OverflowError, TypeError, AttributeError) as error:
         raise ValueError(f"{where} is not valid YAML: {' '.join(str(error).split()):.300}") from None
     check_plain(value, where)
     return value
