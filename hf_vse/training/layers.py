@@ -47,7 +47,8 @@ def layer_numbers(tower: Modules) -> tuple[dict[int, int], int]:
     """The layer of every parameter of a tower, and the number L of its blocks.
 
     Returns:
-        By `id` of the parameter 0 for embeddings, 1 to L for the blocks, L + 1 for what follows them; and L.
+        By `id` of the parameter 0 for embeddings, 1 to L for the blocks and what stands between them, L + 1 for what
+        follows the last; and L.
     """
     blocks = blocks_of(tower)
     if not blocks:
@@ -61,6 +62,7 @@ def layer_numbers(tower: Modules) -> tuple[dict[int, int], int]:
     outside = 0
     for parameter in (each for module in tower for each in module.parameters()):
         if id(parameter) in of_blocks:
-            outside = len(blocks) + 1
+            number = of_blocks[id(parameter)]
+            outside = number + (number == len(blocks))
         numbers[id(parameter)] = of_blocks.get(id(parameter), outside)
     return numbers, len(blocks)

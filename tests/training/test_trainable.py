@@ -124,8 +124,22 @@ def test_blocks_of_towers_that_are_built_in_other_ways():
 
     side_by_side = nn.Module()  # as timm's ResNet
     side_by_side.conv1, side_by_side.layer1 = conv(), nn.Sequential(conv(), conv(), conv())
-    side_by_side.layer2, side_by_side.layer3 = nn.Sequential(conv()), nn.Sequential(conv())
+    side_by_side.between, side_by_side.layer2, side_by_side.layer3 = (
+        conv(),
+        nn.Sequential(conv()),
+        nn.Sequential(conv()),
+    )
+    side_by_side.norm = nn.BatchNorm2d(3)
     assert blocks_of([side_by_side]) == [[getattr(side_by_side, f"layer{number}")] for number in (1, 2, 3)]
+    numbers, _ = layer_numbers([side_by_side])
+    parts = (
+        side_by_side.conv1,
+        side_by_side.layer1[2],
+        side_by_side.between,
+        side_by_side.layer2[0],
+        side_by_side.norm,
+    )
+    assert [numbers[id(part.weight)] for part in parts] == [0, 1, 1, 2, 4]
 
     nested = nn.Module()  # as Swin: the blocks of a stage are not those of the tower
     nested.stem = nn.Sequential(conv())
