@@ -1,4 +1,4 @@
-"""Exports the two towers of a trained model to ONNX and compares them with the model.
+"""Exports the two towers of a trained model to ONNX; the same as `hf-vse export MODEL --format onnx --output FOLDER`.
 
     python scripts/export_onnx.py --model runs/quickstart --output onnx
 
@@ -12,42 +12,20 @@ code in the model folder. Usage:
 
 import argparse
 import sys
-from pathlib import Path
 
 
-def parse_arguments() -> argparse.Namespace:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="model folder or Hub id")
-    parser.add_argument("--output", required=True, type=Path, help="folder to write")
+    parser.add_argument("--output", required=True, help="folder to write")
     parser.add_argument("--no_check", action="store_true", help="do not compare with the model")
     parser.add_argument("--by_region", action="store_true", help="features are sets of regions, not one vector each")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    from hf_vse.cli.main import main as command
 
-
-def main() -> None:
-    arguments = parse_arguments()
-    from hf_vse.embed.load import load_encoder
-    from hf_vse.errors import one_line_errors
-    from hf_vse.hub.onnx_export import export_onnx
-
-    with one_line_errors():
-        encoder = load_encoder(arguments.model, device="cpu", kind="vse")
-        try:
-            record = export_onnx(
-                encoder.model,
-                encoder.processor,
-                arguments.output,
-                check=not arguments.no_check,
-                by_region=arguments.by_region,
-            )
-        except ImportError as error:
-            sys.exit(f"error: {error}")
-    for side in ("image", "text"):
-        written = record[side]
-        found = written["largest_difference"]
-        verdict = "not compared" if found is None else f"largest difference {found:.1e}"
-        print(f"{arguments.output / written['file']}   {', '.join(written['inputs'])} -> embeds   {verdict}")
+    flags = [f"--{name}" for name in ("no_check", "by_region") if getattr(arguments, name)]
+    return command(["export", arguments.model, "--format", "onnx", "--output", arguments.output, *flags])
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,8 +1,9 @@
 """The two towers as two ONNX files, for runtimes without PyTorch.
 
 `image_encoder.onnx` and `text_encoder.onnx` give the unit vectors of the model as `embeds`; their inputs are named as
-the processor names them. Batches may be of any size, sentences of any length; photographs have the size to which the
-processor crops. What is written is run by onnxruntime on several sizes and compared with the model.
+the processor names them. Batches may be of any size, sentences of any length, unless the processor pads all to one;
+photographs have the size to which the processor crops. What is written is run by onnxruntime on several sizes and
+compared with the model.
 """
 
 import logging
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
+from hf_vse.embed.sentences import positions_of
 from hf_vse.files import check_output_folder, write_json
 from hf_vse.model.configuration_vse import FEATURES_MODEL_TYPE
 from hf_vse.model.modeling_vse import VSEModel
@@ -90,6 +92,8 @@ def with_onnx_recurrence(model: VSEModel) -> VSEModel:
 
 def text_inputs(model: VSEModel, processor: VSEProcessor, batch: int, words: int) -> dict[str, Tensor]:
     """Random sentences of up to `words` words, padded on the right, under the names of the processor."""
+    longest = positions_of(model.config.text_config) or words
+    words = processor.tokenizer.model_max_length if processor.full_length else min(words, longest)
     lengths = torch.randint(1, words + 1, (batch,))
     lengths[0] = words
     mask = (torch.arange(words)[None, :] < lengths[:, None]).long()
@@ -117,7 +121,12 @@ def image_inputs(
 
 def free_axes(name: str, tensor: Tensor, positions: Any) -> dict[int, Any]:
     """The axes of an input whose size is not fixed: the batch, and the words or regions."""
-    several = tensor.ndim > 1 and name != "pixel_values" and not (name == "image_features" and tensor.ndim == 2)
+    several = (
+        positions is not None
+        and tensor.ndim > 1
+        and name != "pixel_values"
+        and not (name == "image_features" and tensor.ndim == 2)
+    )
     return {0: Dim("batch")} | ({1: positions} if several else {})
 
 
@@ -185,8 +194,9 @@ def export_onnx(
         "image": [image_inputs(model, processor, *size, by_region) for size in (EXAMPLE_SIZE, *SIZES)],
         "text": [text_inputs(model, processor, *size) for size in (EXAMPLE_SIZE, *SIZES)],
     }
-    longest = model.config.text_config.to_dict().get("max_position_embeddings")
-    positions = {"image": Dim("regions"), "text": Dim("words", max=longest) if longest else Dim("words")}
+    longest = positions_of(model.config.text_config)
+    words = None if processor.full_length else Dim("words", max=longest) if longest else Dim("words")
+    positions = {"image": Dim("regions"), "text": words}
     record = {"opset": OPSET, "versions": {name: version(name) for name in ("torch", "transformers", *PACKAGES)}}
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}") as unfinished:

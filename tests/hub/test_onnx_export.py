@@ -8,11 +8,17 @@ import pytest
 import torch
 from transformers import CLIPImageProcessorPil
 
+from hf_vse.embed.adapters.transformers_models import TransformersEncoder, processor_of
+from hf_vse.embed.adapters.vse import VSEEncoder
+from hf_vse.embed.load import load_encoder
+from hf_vse.embed.run import encode_images, encode_texts
 from hf_vse.hub import onnx_export
+from hf_vse.hub.export import export_model
 from hf_vse.hub.onnx_export import export_onnx
 from hf_vse.model.configuration_vse import VSEConfig
 from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.model.processing_vse import VSEProcessor
+from tests.embed.test_transformers_models import CASES, images, save
 
 TEXTS = ["red", "a red circle above two blue squares", "small green star"]
 
@@ -78,3 +84,18 @@ def test_missing_packages_are_named(tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr(onnx_export, "find_spec", lambda package: None if package == "onnxscript" else package)
     with pytest.raises(ImportError, match=r"the export needs onnxscript: pip install 'hf_vse\[onnx\]'"):
         export_onnx(None, None, tmp_path)
+
+
+@pytest.mark.parametrize("family", ["clip", "siglip"])
+def test_dual_encoders(family, runtime, tokenizer, tmp_path):
+    """SigLIP reads sentences of one length and no mask."""
+    save(tmp_path / "source", CASES[family], tokenizer)
+    source = TransformersEncoder.from_pretrained(str(tmp_path / "source"), "cpu")
+    encoder = VSEEncoder(VSEModel.from_dual_encoder(source.model), processor_of(str(tmp_path / "source")), "start")
+    record = export_model(encoder, "onnx", tmp_path / "onnx")
+    names = ["input_ids"] if family == "siglip" else ["input_ids", "attention_mask"]
+    assert record["format"] == "onnx" and record["largest_difference"] < 1e-5 and record["text"]["inputs"] == names
+    exported = load_encoder(str(tmp_path / "onnx"), device="cpu")
+    np.testing.assert_allclose(encode_texts(exported, TEXTS), encode_texts(source, TEXTS), atol=1e-4)
+    rows = [{"image": image} for image in images()]
+    np.testing.assert_allclose(encode_images(exported, rows).embeds, encode_images(source, rows).embeds, atol=1e-4)
