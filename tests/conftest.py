@@ -56,18 +56,20 @@ SLOW_FILES = (
     "evaluation/test_protocols.py",
     "faults/test_push.py",
 )
-WITH_ONE_SERVER = "spaces_demo"
+# Files, or folders, that one worker runs, because they share what takes long to make: a server; ONNX files.
+TOGETHER = ("spaces_demo/",), ("embed/test_onnx_towers.py", "search/test_every_model.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slow files first; the tests of a file keep their order, and all of them, or of the demo, are for one worker."""
+    """Slow files first; the tests of a file keep their order, and one worker runs them all."""
     here = Path(__file__).parent
     place = {here / name: number for number, name in enumerate(SLOW_FILES)}
     assert all(map(Path.is_file, place)), "SLOW_FILES names a file that is gone"
     items.sort(key=lambda item: place.get(item.path, len(place)))
     for item in items:
         name = item.path.relative_to(here).as_posix()
-        item.add_marker(pytest.mark.xdist_group(WITH_ONE_SERVER if name.startswith(WITH_ONE_SERVER) else name))
+        group = next((names[0] for names in TOGETHER if name.startswith(names)), name)
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 def make_captions(index: int, count: int = 5) -> list[str]:
@@ -141,6 +143,18 @@ def tiny_model(tmp_path_factory, tokenizer, tiny_resnet) -> Path:
     folder = tmp_path_factory.mktemp("tiny_model")
     VSEModel(VSEConfig(vision_config=tiny_resnet, text_config=text, projection_dim=16)).save_pretrained(folder)
     VSEProcessor(CLIPImageProcessorPil(**sides), tokenizer).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_onnx(tmp_path_factory, tiny_model) -> Path:
+    """The towers of `tiny_model` as ONNX files, without a processor."""
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    from hf_vse.hub.onnx_export import export_onnx
+
+    folder = tmp_path_factory.mktemp("tiny_onnx")
+    export_onnx(VSEModel.from_pretrained(tiny_model), VSEProcessor.from_pretrained(tiny_model), folder, check=False)
     return folder
 
 

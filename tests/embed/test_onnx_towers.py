@@ -11,27 +11,17 @@ from hf_vse.embed.adapters.onnx_towers import open_session
 from hf_vse.embed.adapters.vse import VSEEncoder
 from hf_vse.embed.load import load_encoder
 from hf_vse.embed.run import encode_images, encode_texts
-from hf_vse.hub.onnx_export import export_onnx
 from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.model.processing_vse import VSEProcessor
 from tests.conftest import make_captions, make_pairs
 
-for package in ("onnx", "onnxscript", "onnxruntime"):
-    pytest.importorskip(package)
+pytest.importorskip("onnxruntime")
 
 TEXTS = [*make_captions(0), "red", *make_captions(1)]
 
 
 def rows() -> list[dict]:
     return [{"image": image} for image in make_pairs(5)["image"]]
-
-
-@pytest.fixture(scope="session")
-def exported(tiny_model, tmp_path_factory) -> Path:
-    """The towers alone, without a processor."""
-    folder = tmp_path_factory.mktemp("onnx")
-    export_onnx(VSEModel.from_pretrained(tiny_model), VSEProcessor.from_pretrained(tiny_model), folder, check=False)
-    return folder
 
 
 def assert_same_vectors(encoder, tiny_model) -> None:
@@ -41,9 +31,9 @@ def assert_same_vectors(encoder, tiny_model) -> None:
     torch.testing.assert_close(encode_texts(encoder, TEXTS, 3), encode_texts(model, TEXTS), rtol=1e-4, atol=1e-5)
 
 
-def test_towers_give_the_vectors_of_the_model(exported, tiny_model, tmp_path):
-    assert_same_vectors(load_encoder(f"{exported}@{tiny_model}"), tiny_model)
-    shutil.copytree(exported, tmp_path / "onnx")
+def test_towers_give_the_vectors_of_the_model(tiny_onnx, tiny_model, tmp_path):
+    assert_same_vectors(load_encoder(f"{tiny_onnx}@{tiny_model}"), tiny_model)
+    shutil.copytree(tiny_onnx, tmp_path / "onnx")
     VSEProcessor.from_pretrained(tiny_model).save_pretrained(tmp_path)
     encoder = load_encoder(str(tmp_path), device="cpu")
     assert_same_vectors(encoder, tiny_model)
@@ -57,10 +47,10 @@ def test_towers_give_the_vectors_of_the_model(exported, tiny_model, tmp_path):
     }
 
 
-def test_digest_names_the_files(exported, tiny_model, tmp_path):
-    shutil.copytree(exported, tmp_path, dirs_exist_ok=True)
+def test_digest_names_the_files(tiny_onnx, tiny_model, tmp_path):
+    shutil.copytree(tiny_onnx, tmp_path, dirs_exist_ok=True)
     same, changed = (load_encoder(f"{tmp_path}@{tiny_model}") for _ in range(2))
-    assert same.digest == load_encoder(f"{exported}@{tiny_model}").digest
+    assert same.digest == load_encoder(f"{tiny_onnx}@{tiny_model}").digest
     (tmp_path / "text_encoder.onnx.data").write_bytes(b"weights beside a large file")
     assert changed.digest != same.digest
 
@@ -107,7 +97,7 @@ def test_files_of_another_exporter(foreign, tiny_model):
     np.testing.assert_array_equal(found, pixels.flatten(1)[:, :4].half().float())
 
 
-def test_files_that_do_not_fit_are_named(foreign, exported, tiny_model):
+def test_files_that_do_not_fit_are_named(foreign, tiny_onnx, tiny_model):
     from onnx import TensorProto
 
     linear_tower(foreign / "text_model.onnx", "words", ["batch", 9], TensorProto.INT64)
@@ -126,7 +116,7 @@ def test_files_that_do_not_fit_are_named(foreign, exported, tiny_model):
     with pytest.raises(OSError, match="save its processor into the folder, or name that of the model: FOLDER@MODEL"):
         load_encoder(str(foreign))
     with pytest.raises(ValueError, match="dtype='bfloat16' has no effect on"):
-        load_encoder(f"{exported}@{tiny_model}", dtype="bfloat16")
+        load_encoder(f"{tiny_onnx}@{tiny_model}", dtype="bfloat16")
     (foreign / "text_model.onnx").unlink()
     with pytest.raises(OSError, match="does not hold two ONNX files that are known"):
         load_encoder(str(foreign), kind="onnx")

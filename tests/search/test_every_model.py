@@ -53,19 +53,7 @@ def make_model(kind: str, folder: Path, tiny_model: Path, tokenizer) -> Model:
         folder.mkdir()
         (folder / "tones.py").write_text(MY_ENCODER)
         return Model(f"{folder / 'tones.py'}:Tones", folder)
-    if kind == "onnx":
-        return make_onnx(folder, tiny_model)
     return make_sentence_transformers(folder, tokenizer)
-
-
-def make_onnx(folder: Path, tiny_model: Path) -> Model:
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        pytest.importorskip(package)
-    from hf_vse.hub.onnx_export import export_onnx
-
-    encoder = load_encoder(str(tiny_model), device="cpu")
-    export_onnx(encoder.model, encoder.processor, folder, check=False)
-    return Model(str(folder), folder)
 
 
 def make_sentence_transformers(folder: Path, tokenizer) -> Model:
@@ -80,6 +68,9 @@ def make_sentence_transformers(folder: Path, tokenizer) -> Model:
 @pytest.fixture(scope="module", params=KINDS)
 def model(request, tmp_path_factory, tiny_model, tokenizer) -> Model:
     torch.manual_seed(0)
+    if request.param == "onnx":
+        folder = shutil.copytree(request.getfixturevalue("tiny_onnx"), tmp_path_factory.mktemp("onnx") / "model")
+        return Model(str(folder), folder)
     return make_model(request.param, tmp_path_factory.mktemp(request.param) / "model", tiny_model, tokenizer)
 
 
