@@ -13,6 +13,9 @@ CONSTRAINTS := .ci/constraints.txt
 # tests/conftest.py.
 PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
+# pip compiles what it installs on one core, for a minute and a half; this takes all. Templates cannot be compiled.
+COMPILE = $(PYTHON) -m compileall -qq -j 0
+
 # Without a GPU the CPU build of torch is taken from PyTorch's own index, unless a folder of wheels is given.
 ifeq ($(shell command -v nvidia-smi)$(PIP_FIND_LINKS),)
 ifeq ($(shell uname -s),Linux)
@@ -48,12 +51,14 @@ test-timm: .venv-timm/installed
 
 $(VENV)/installed: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install -q -c $(CONSTRAINTS) -e '.[test,plots,index,eval,minilm,kernels,demo,onnx,sentence,browser]'
+	$(VENV)/bin/pip install -q --no-compile -c $(CONSTRAINTS) -e '.[test,plots,index,eval,minilm,kernels,demo,onnx,sentence,browser]'
+	$(COMPILE) $(VENV)/lib || true
 	touch $@
 
 .venv-timm/installed: pyproject.toml
 	$(PYTHON) -m venv .venv-timm
-	.venv-timm/bin/pip install -q -e '.[timm,openclip,test]'
+	.venv-timm/bin/pip install -q --no-compile -e '.[timm,openclip,test]'
+	$(COMPILE) .venv-timm/lib || true
 	touch $@
 
 clean:

@@ -415,10 +415,10 @@ def test_stream_is_trained_on(tokenizer, tmp_path):
 
 
 def test_workers_and_bf16_and_compile_train(tokenizer, tmp_path):
-    plain = make_trainer(tmp_path, tokenizer, num_train_epochs=1)
+    plain = make_trainer(tmp_path, tokenizer, max_steps=3)
     plain.train()
     for options in ({"dataloader_num_workers": 1}, {"bf16": True}, {"torch_compile_backend": "aot_eager"}):
-        trainer = make_trainer(tmp_path, tokenizer, num_train_epochs=1, **options)
+        trainer = make_trainer(tmp_path, tokenizer, max_steps=3, **options)
         trainer.train()
         assert losses(trainer) == pytest.approx(losses(plain), rel=0.05 if "bf16" in options else 1e-4)
 
