@@ -19,7 +19,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 from transformers.utils.generic import can_return_tuple
 
-from .configuration_vse import GRU_MODEL_TYPE, VSEConfig
+from .configuration_vse import FEATURES_MODEL_TYPE, GRU_MODEL_TYPE, VSEConfig
 from .dual_encoder_vse import build_dual_encoder, fields_of_source, image_output, modules_of_towers, text_output
 from .losses_vse import OBJECTIVES, contrastive_loss
 from .pooling_vse import Pooling
@@ -203,7 +203,7 @@ class VSEModel(VSEPreTrainedModel):
         known = getattr(self.config, "auto_map", None) or {}
         self.config.auto_map = known | dict.fromkeys(("AutoModel", ZERO_SHOT_CLASS), "modeling_vse.VSEModel")
         if is_main_process:
-            write_sentence_files(save_directory)
+            write_sentence_files(save_directory, self.config.vision_config.model_type != FEATURES_MODEL_TYPE)
         # FSDP gives a model another class, which stands in no file.
         defined = next(each for each in type(self).__mro__ if not issubclass(each, FSDPModule))
         sharded, self.__class__ = self.__class__, defined

@@ -15,6 +15,12 @@ from transformers import AutoModel, AutoProcessor, PreTrainedModel, ProcessorMix
 from transformers.image_utils import is_valid_image
 
 
+def without_name(value: Any) -> Any:
+    """The sentence of {"text": sentence}, the image of {"image": image}; everything else as it is."""
+    kind, content = next(iter(value.items())) if isinstance(value, dict) and len(value) == 1 else (None, None)
+    return content if kind == ("text" if isinstance(content, str) else "image") else value
+
+
 class VSESentenceModule(nn.Module):
     """Sentences and photographs, also mixed in one call, to the unit vectors of `VSEModel`.
 
@@ -60,13 +66,14 @@ class VSESentenceModule(nn.Module):
     get_sentence_embedding_dimension = get_embedding_dimension  # its name before sentence-transformers 5.4
 
     def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **_: Any) -> dict[str, Tensor]:
-        """Sentences and images (PIL or arrays) to the inputs of `forward`.
+        """Sentences, images (PIL or arrays), {"text": sentence} and {"image": image} to the inputs of `forward`.
 
         A string is a sentence, also one that names a file. A prompt is put before every sentence.
 
         Raises:
             ValueError: something that is neither.
         """
+        inputs = [without_name(value) for value in inputs]
         texts = [place for place, value in enumerate(inputs) if isinstance(value, str)]
         images = [place for place, value in enumerate(inputs) if is_valid_image(value)]
         if len(texts) + len(images) < len(inputs):
@@ -134,8 +141,10 @@ SENTENCE_FILES = {
 }
 
 
-def write_sentence_files(folder: str | Path) -> None:
-    """What sentence-transformers reads first, next to a saved model."""
+def write_sentence_files(folder: str | Path, reads_pixels: bool) -> None:
+    """What sentence-transformers, and MTEB for its kinds of inputs, read first, next to a saved model."""
     Path(folder).mkdir(parents=True, exist_ok=True)
-    for name, content in SENTENCE_FILES.items():
+    output = {"method_output_name": "pooler_output"}
+    kinds = {kind: {"method": f"get_{kind}_features"} | output for kind in ("text", "image")[: 1 + reads_pixels]}
+    for name, content in (SENTENCE_FILES | {"sentence_bert_config.json": {"modality_config": kinds}}).items():
         Path(folder, name).write_text(json.dumps(content, indent=2), encoding="utf-8")

@@ -133,8 +133,9 @@ def test_outputs_hold_what_they_show(published):
 
 def test_sentence_module_refuses_what_it_cannot_encode(published):
     module = VSESentenceModule(*published["pixels"])
-    with pytest.raises(ValueError, match="encode takes sentences and images, got dict; give str or PIL.Image"):
-        module.preprocess(["red", {"text": "red"}])
+    for strange in ({"image": "dog.jpg"}, {"text": "red", "image": PIL.Image.new("RGB", (8, 8))}, {"audio": "red"}):
+        with pytest.raises(ValueError, match="encode takes sentences and images, got dict; give str or PIL.Image"):
+            module.preprocess(["red", strange])
     with pytest.raises(ValueError, match="backend must be 'torch', got 'onnx'"):
         VSESentenceModule.load("anywhere", backend="onnx")
 
