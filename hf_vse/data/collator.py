@@ -104,7 +104,8 @@ class VSECollator:
             return self.processor(images=images)
         size = input_size(self.processor.image_processor)
         changed = [self.augmentation(image, size, rng) for image, rng in zip(images, rngs, strict=True)]
-        framing = {"do_resize": False, "do_center_crop": False} if self.augmentation.crops else {}
+        framed = self.augmentation.crops and size is not None
+        framing = {"do_resize": False, "do_center_crop": False} if framed else {}
         return self.processor.image_processor(changed, return_tensors="pt", **framing)
 
     def tokenized(self, captions: list[str]) -> list[np.ndarray]:

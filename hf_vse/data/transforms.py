@@ -15,8 +15,8 @@ ASPECT_RATIOS = (3 / 4, 4 / 3)
 ATTEMPTS = 10
 
 
-def input_size(image_processor: ImageProcessingMixin) -> tuple[int, int]:
-    """Height and width of the images that the processor gives to the model."""
+def input_size(image_processor: ImageProcessingMixin) -> tuple[int, int] | None:
+    """Height and width of the images that the processor gives to the model; None if it keeps their aspect ratio."""
     settings = image_processor.to_dict()
     size = settings.get("crop_size") if settings.get("do_center_crop") else settings.get("size")
     size = dict(size or {})
@@ -24,6 +24,8 @@ def input_size(image_processor: ImageProcessingMixin) -> tuple[int, int]:
         return size["height"], size["width"]
     if "shortest_edge" in size:
         return size["shortest_edge"], size["shortest_edge"]
+    if "max_num_patches" in settings:
+        return None
     raise ValueError(f"the image processor has no fixed input size: {settings.get('size')}; set height and width")
 
 
@@ -65,11 +67,16 @@ class Augmentation:
     def crops(self) -> bool:
         return self.min_scale < 1.0
 
-    def __call__(self, image: PIL.Image.Image, size: tuple[int, int], rng: np.random.Generator) -> PIL.Image.Image:
-        """Args: an RGB image; `size`, height and width of a random crop; the random generator."""
+    def __call__(
+        self, image: PIL.Image.Image, size: tuple[int, int] | None, rng: np.random.Generator
+    ) -> PIL.Image.Image:
+        """Args: an RGB image; `size`, height and width of a random crop, None for its own; the random generator."""
         if self.crops:
             box = random_box(*image.size, self.min_scale, rng)
-            image = image.resize((size[1], size[0]), PIL.Image.Resampling.BICUBIC, box=box)
+            if size is None:
+                image = image.crop(box)
+            else:
+                image = image.resize((size[1], size[0]), PIL.Image.Resampling.BICUBIC, box=box)
         if self.mirror and rng.random() < 0.5:
             image = image.transpose(PIL.Image.Transpose.FLIP_LEFT_RIGHT)
         return image

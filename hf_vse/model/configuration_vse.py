@@ -20,6 +20,12 @@ HeadInit = Literal["xavier", "identity"]
 
 GRU_MODEL_TYPE = "vse_gru_text"
 FEATURES_MODEL_TYPE = "vse_features"
+# Fields that the dual encoder of a `dual_encoder_config` decides.
+OF_DUAL_ENCODER = (
+    "vision_config", "text_config", "vision_pooling", "text_pooling", "vision_hidden_size", "projection_dim",
+)  # fmt: skip
+# Dual encoders that read sentences of full length without a mask, which the pipeline of transformers does not give.
+NO_ZERO_SHOT_PIPELINE = ("siglip", "siglip2")
 MOST_LAYERS = 1000  # of a tower; a configuration that asks for more is damaged
 
 
@@ -224,6 +230,7 @@ class VSEConfig(PreTrainedConfig):
             self.vision_config = both.image_config if both.model_type == "flava" else both.vision_config
             self.text_config = both.text_config
             self.vision_pooling = self.text_pooling = "pooler"
+            self.vision_hidden_size = None
         words = {
             name: get_args(kind) for name, kind in VSEConfig.__annotations__.items() if get_origin(kind) is Literal
         }
@@ -242,6 +249,17 @@ class VSEConfig(PreTrainedConfig):
         if self.dual_encoder_config is not None:  # holds them
             del values["vision_config"], values["text_config"]
         return values
+
+
+def check_changes(source: VSEConfig, changes: dict[str, Any]) -> None:
+    """Raises ValueError for changed fields that a dual encoder decides itself and that would do nothing."""
+    both = source.dual_encoder_config
+    for name in OF_DUAL_ENCODER if both is not None else ():
+        if name in changes and changes[name] != getattr(source, name):
+            raise ValueError(
+                f"{name} {changes[name]!r:.60} does nothing: the {both.model_type} model that this one starts from "
+                f"decides it: leave it out"
+            )
 
 
 VSEConfig.register_for_auto_class()

@@ -19,7 +19,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 from transformers.utils.generic import can_return_tuple
 
-from .configuration_vse import FEATURES_MODEL_TYPE, GRU_MODEL_TYPE, VSEConfig
+from .configuration_vse import FEATURES_MODEL_TYPE, GRU_MODEL_TYPE, NO_ZERO_SHOT_PIPELINE, VSEConfig, check_changes
 from .dual_encoder_vse import build_dual_encoder, fields_of_source, image_output, modules_of_towers, text_output
 from .losses_vse import OBJECTIVES, contrastive_loss
 from .pooling_vse import Pooling
@@ -175,9 +175,11 @@ class VSEModel(VSEPreTrainedModel):
 
         Args:
             source: one of `DUAL_ENCODERS`; its weights are copied.
-            config_kwargs: fields of `VSEConfig` that differ.
+            config_kwargs: fields of `VSEConfig` that differ; ValueError for one that the source decides.
         """
-        model = cls(VSEConfig(**fields_of_source(source) | config_kwargs))
+        fields = fields_of_source(source)
+        check_changes(VSEConfig(**fields), config_kwargs)
+        model = cls(VSEConfig(**fields | config_kwargs))
         model.dual_encoder.load_state_dict(source.state_dict())
         return model
 
@@ -201,7 +203,9 @@ class VSEModel(VSEPreTrainedModel):
     def save_pretrained(self, save_directory: str | Path, is_main_process: bool = True, **kwargs) -> None:
         """As in transformers; the folder also serves its pipelines and sentence-transformers."""
         known = getattr(self.config, "auto_map", None) or {}
-        self.config.auto_map = known | dict.fromkeys(("AutoModel", ZERO_SHOT_CLASS), "modeling_vse.VSEModel")
+        whole = getattr(self.config.dual_encoder_config, "model_type", None)
+        classes = ("AutoModel",) if whole in NO_ZERO_SHOT_PIPELINE else ("AutoModel", ZERO_SHOT_CLASS)
+        self.config.auto_map = known | dict.fromkeys(classes, "modeling_vse.VSEModel")
         if is_main_process:
             write_sentence_files(save_directory, self.config.vision_config.model_type != FEATURES_MODEL_TYPE)
         # FSDP gives a model another class, which stands in no file.

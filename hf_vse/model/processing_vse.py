@@ -73,7 +73,7 @@ class VSEProcessor(ProcessorMixin):
             tokens = self.tokenizer(
                 self.as_trained([text] if isinstance(text, str) else list(text)),
                 return_tensors=return_tensors,
-                padding=("max_length" if self.full_length else True) if padding is None else padding,
+                padding=("max_length" if self.full_length else True) if padding in (None, True) else padding,
                 padding_side="right" if self.full_length else None,
                 truncation=truncation,
                 max_length=max_length,

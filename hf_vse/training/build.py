@@ -6,23 +6,24 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import PartialState
 from datasets import Dataset, IterableDataset
-from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
 from hf_vse.data.schema import CAPTIONS, IMAGE_FEATURES
 from hf_vse.data.spec import DataSpec
 from hf_vse.data.tokenization import train_word_tokenizer
-from hf_vse.embed.adapters.own_models import check_processor, load_vse_model, load_vse_processor
+from hf_vse.embed.adapters.own_models import check_processor, load_vse_model, load_vse_processor, read_config
 from hf_vse.embed.adapters.sentence_models import wrapped_model
 from hf_vse.embed.adapters.transformers_models import TransformersEncoder, processor_of
 from hf_vse.embed.load import kind_of
 from hf_vse.embed.stored import without_remarks
-from hf_vse.model.configuration_vse import FEATURES_MODEL_TYPE, GRU_MODEL_TYPE, VSEConfig
+from hf_vse.model.configuration_vse import FEATURES_MODEL_TYPE, GRU_MODEL_TYPE, VSEConfig, check_changes
 from hf_vse.model.dual_encoder_vse import DUAL_ENCODERS
 from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.model.processing_vse import VSEFeatureProcessor, VSEProcessor
@@ -93,6 +94,19 @@ def dual_encoder_of(name: str) -> str | None:
             f"({', '.join(DUAL_ENCODERS)})"
         )
     return None if kind == "vse" else name
+
+
+def check_start(name: str, changes: Iterable[dict[str, Any]]) -> None:
+    """Raises ValueError, before the data are read, for changes that the model to start from does not follow."""
+    with loading("init_from", name):
+        source = dual_encoder_of(name)
+        if source is None:
+            config, _ = read_config(name, {})
+        else:
+            both = AutoConfig.from_pretrained(source, trust_remote_code=False)
+            config = VSEConfig(dual_encoder_config=both, projection_type="none")
+    for change in changes:  # the dimension is known when the model is loaded, and no stage may change it
+        check_changes(config, {key: value for key, value in change.items() if key != "projection_dim"})
 
 
 def training_captions(train: Dataset | IterableDataset) -> Iterable[str]:

@@ -42,7 +42,7 @@ from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.model.processing_vse import VSEProcessor
 from hf_vse.training.arguments import VSETrainingArguments
 from hf_vse.training.before_after import compare_with_start, difference_lines
-from hf_vse.training.build import NO_IMAGE_TOWER, build_model, build_processor, has_features, load_splits
+from hf_vse.training.build import NO_IMAGE_TOWER, build_model, build_processor, check_start, has_features, load_splits
 from hf_vse.training.checkpoints import last_checkpoint
 from hf_vse.training.claim import STAGES, check_claim, claim
 from hf_vse.training.frozen import cache_frozen_towers
@@ -50,6 +50,7 @@ from hf_vse.training.interpolation import choose_weights, interpolation_lines, l
 from hf_vse.training.pictures import draw_interpolation, draw_pictures, failure_as_warning
 from hf_vse.training.publish import check_hub_strategy
 from hf_vse.training.recipe import Recipe, check_together
+from hf_vse.training.trainable import freeze
 from hf_vse.training.trainer import VSETrainer, check_objective
 
 logger = logging.getLogger(__name__)
@@ -143,6 +144,8 @@ def check_named_parts(recipe: Recipe) -> None:
         name = getattr(model, key)
         if name is not None and not HUB_ID.fullmatch(name) and not Path(name).is_dir():
             raise ValueError(f"{key} {name!r:.80} is not a folder that exists, and no Hub id like org/name: give one")
+    if model.init_from is not None:
+        check_start(model.init_from, [recipe.stage(stage).model.config_options for stage in recipe.stages])
     given = (model.init_from, model.image_tower, model.vision_config, recipe.data.options.get("features"))
     if recipe.data.source in WITH_PHOTOGRAPHS and given == (None, None, None, None):
         raise ValueError(NO_IMAGE_TOWER)
@@ -217,6 +220,7 @@ def run_stage(
         model = build_model(stage.model, processor, splits["train"])
     else:
         model = load_stage(Path(previous.name_or_path), **stage.model.config_options)
+    freeze(model, stage.args)  # the trainer does it again; what is refused, is refused before anything is written
     there = sum(path.stat().st_size for path in stage.folder.rglob("*") if path.is_file())
     check_output_folder("output_dir", stage.folder, bytes_needed(model, stage.args) - there)
     claim(stage.run)

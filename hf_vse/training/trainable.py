@@ -18,6 +18,7 @@ from hf_vse.model.modeling_vse import SCALARS, VSEModel
 from hf_vse.training.arguments import VSETrainingArguments
 from hf_vse.training.layers import layer_numbers
 
+WHOLE = "dual_encoder."  # how the names begin of a dual encoder's parameters: its towers and what gives no vectors
 # What training froze itself, by model: a second training may thaw it, but not what was frozen for another reason.
 FROZEN: WeakKeyDictionary[nn.Module, list[nn.Parameter]] = WeakKeyDictionary()
 
@@ -26,7 +27,7 @@ def freeze(model: VSEModel, args: VSETrainingArguments) -> None:
     """Takes the gradient from what `args` freezes. What an earlier training of the model froze gets it back before.
 
     Raises:
-        ValueError: no tower has as many blocks as are to be trained.
+        ValueError: no tower has as many blocks as are to be trained, or nothing is left to train.
     """
     for parameter in FROZEN.pop(model, []):
         parameter.requires_grad_(True)
@@ -39,6 +40,12 @@ def freeze(model: VSEModel, args: VSETrainingArguments) -> None:
         norms = (each for each in model.modules() if isinstance(each, nn.modules.batchnorm._BatchNorm))
         frozen += [parameter for module in norms for parameter in module.parameters()]
     set_aside(model, frozen)
+    heads = (each for name, each in model.named_parameters() if name not in SCALARS and not name.startswith(WHOLE))
+    if all(whole.values()) and not any(each.requires_grad for each in heads):
+        raise ValueError(
+            "both towers are frozen and there is no head, so nothing but the temperature could learn: give "
+            "projection_type linear or residual, or do not freeze one of the towers"
+        )
 
 
 def set_aside(model: VSEModel, parameters: Iterable[nn.Parameter]) -> None:

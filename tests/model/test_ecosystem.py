@@ -12,11 +12,13 @@ import torch
 from safetensors.numpy import load_file, save_file
 from transformers import CLIPImageProcessorPil
 
+from hf_vse.embed.adapters.transformers_models import TransformersEncoder, processor_of
 from hf_vse.model.configuration_vse import VSEConfig
 from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.model.processing_vse import VSEProcessor
 from hf_vse.model.sentence_transformers_vse import VSESentenceModule
 from tests.conftest import assert_same_vectors
+from tests.embed.test_transformers_models import CASES, save
 
 TEXTS = ["a red circle", "blue", "small green star above"]
 STRANGER = """
@@ -27,15 +29,16 @@ import numpy as np, PIL.Image
 from safetensors.numpy import save_file
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoProcessor, AutoTokenizer, pipeline
 
-pixels, features, work, photo, *texts = sys.argv[1:]
+pixels, features, whole, work, photo, *texts = sys.argv[1:]
 image = PIL.Image.open(photo)
 exact = {}
-for name, folder, images in (("pixels", pixels, [image]), ("features", features, [np.linspace(-1, 1, 10)])):
+numbers = np.linspace(-1, 1, 10)
+for name, folder, given in (("pixels", pixels, image), ("features", features, numbers), ("whole", whole, image)):
     model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
     processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
     assert AutoConfig.from_pretrained(folder, trust_remote_code=True).model_type == "vse"
     assert len(AutoTokenizer.from_pretrained(folder, trust_remote_code=True)) == len(processor.tokenizer)
-    inputs = AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)(images, return_tensors="pt")
+    inputs = AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)([given], return_tensors="pt")
     exact[f"{name}.image"] = model(**inputs).image_embeds.detach().numpy()
     exact[f"{name}.text"] = model(**processor(text=texts)).text_embeds.detach().numpy()
 save_file(exact, f"{work}/exact.safetensors")
@@ -54,6 +57,7 @@ if find_spec("sentence_transformers"):
     found["similarity"] = model.similarity(found["mixed"], found["mixed"]).numpy()
     model.save_pretrained(f"{work}/sentence")
     found["saved"] = SentenceTransformer(f"{work}/sentence", trust_remote_code=True).encode([*texts, image])
+    found["whole"] = SentenceTransformer(whole, trust_remote_code=True).encode([*texts, image])
     model = SentenceTransformer(features, trust_remote_code=True)
     found["prompted"] = model.encode(texts[1], prompt=f"{texts[0]} ")
     assert model.get_embedding_dimension() == 16
@@ -70,7 +74,7 @@ assert not any(name.startswith("hf_vse.") for name in sys.modules)
 
 @pytest.fixture
 def published(tokenizer, tiny_resnet, tmp_path):
-    """A model of pixels and one of features, saved; and a photograph."""
+    """A model of pixels, one of features, and one that started as a SigLIP, saved; and a photograph."""
     text = {"vocab_size": len(tokenizer), "word_dim": 8, "hidden_size": 16}
     options = {"projection_dim": 16, "projection_type": "mlp", "text_pooling": "gpo", "loss_type": "siglip"}
     made = {}
@@ -83,25 +87,33 @@ def published(tokenizer, tiny_resnet, tmp_path):
         model.save_pretrained(tmp_path / name)
         processor.save_pretrained(tmp_path / name)
         made[name] = model, processor
+    source = save(tmp_path / "source", CASES["siglip"], tokenizer)
+    model = VSEModel.from_dual_encoder(TransformersEncoder.from_pretrained(str(source), "cpu").model).eval()
+    made["whole"] = model, processor_of(str(source))
+    for each in made["whole"]:
+        each.save_pretrained(tmp_path / "whole")
     PIL.Image.effect_noise((50, 40), 80).convert("RGB").save(tmp_path / "photo.png")
     return made
 
 
 @torch.no_grad()
 def test_every_way_of_loading_gives_the_numbers_of_the_model(published, tmp_path):
-    folders = [str(tmp_path / "pixels"), str(tmp_path / "features"), str(tmp_path)]
+    folders = [*(str(tmp_path / name) for name in published), str(tmp_path)]
     command = [sys.executable, "-c", STRANGER, *folders, str(tmp_path / "photo.png"), *TEXTS]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     photo = PIL.Image.open(tmp_path / "photo.png")
     outputs = {
         name: model(**processor(images=[given], text=TEXTS))
-        for (name, (model, processor)), given in zip(published.items(), (photo, np.linspace(-1, 1, 10)), strict=True)
+        for (name, (model, processor)), given in zip(
+            published.items(), (photo, np.linspace(-1, 1, 10), photo), strict=True
+        )
     }
     exact = load_file(tmp_path / "exact.safetensors")
     for name, output in outputs.items():
         assert_same_vectors(exact[f"{name}.image"], output.image_embeds)
         assert_same_vectors(exact[f"{name}.text"], output.text_embeds)
+    whole = torch.cat([outputs["whole"].text_embeds, outputs["whole"].image_embeds]).numpy()
     found, outputs = load_file(tmp_path / "found.safetensors"), outputs["pixels"]
     image, texts = outputs.image_embeds.numpy(), outputs.text_embeds.numpy()
     expected = {
@@ -111,6 +123,7 @@ def test_every_way_of_loading_gives_the_numbers_of_the_model(published, tmp_path
     if find_spec("sentence_transformers"):
         mixed = np.concatenate([texts[:1], image, texts[1:]])
         expected |= {"mixed": mixed, "similarity": mixed @ mixed.T, "saved": np.concatenate([texts, image])}
+        expected["whole"] = whole
         model, processor = published["features"]
         prompted = model(**processor(text=f"{TEXTS[0]} {TEXTS[1]}")).text_embeds.numpy()[0]
         expected["prompted"] = prompted

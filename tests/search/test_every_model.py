@@ -18,15 +18,17 @@ from safetensors.torch import load_file, save_file
 import hf_vse
 from hf_vse.cli.command import bundled
 from hf_vse.cli.main import main
+from hf_vse.embed.adapters.transformers_models import processor_of
 from hf_vse.embed.encoder import Encoder
 from hf_vse.embed.load import load_encoder
 from hf_vse.evaluation.evaluator import embed_pairs
+from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.search import build
 from hf_vse.search.gallery import GalleryIndex
 from tests.conftest import save_photographs
 from tests.embed.test_transformers_models import CASES, save
 
-KINDS = ("vse", "clip", "siglip", "sentence_transformers", "onnx", "python")
+KINDS = ("vse", "started as siglip", "clip", "siglip", "sentence_transformers", "onnx", "python")
 MY_ENCODER = """
 import numpy as np
 from hf_vse import Encoder
@@ -47,6 +49,11 @@ class Model(NamedTuple):
 def make_model(kind: str, folder: Path, tiny_model: Path, tokenizer) -> Model:
     if kind == "vse":
         return Model(str(shutil.copytree(tiny_model, folder)), folder)
+    if kind == "started as siglip":
+        source = save(folder.parent / "source", CASES["siglip"], tokenizer)
+        VSEModel.from_dual_encoder(load_encoder(str(source), device="cpu").model).save_pretrained(folder)
+        processor_of(str(source)).save_pretrained(folder)
+        return Model(str(folder), folder)
     if kind in CASES:
         return Model(str(save(folder, CASES[kind], tokenizer)), folder)
     if kind == "python":

@@ -19,7 +19,7 @@ from hf_vse.embed.encoder import Device, Precision
 from hf_vse.embed.sentences import positions_of
 from hf_vse.embed.stored import StoredTensor, stored_config, stored_json, stored_tensors, without_remarks
 from hf_vse.embed.weights import check_finite, chosen_device, chosen_precision, one_line
-from hf_vse.model.configuration_vse import FEATURES_MODEL_TYPE, GRU_MODEL_TYPE, VSEConfig
+from hf_vse.model.configuration_vse import FEATURES_MODEL_TYPE, GRU_MODEL_TYPE, VSEConfig, check_changes
 from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.model.processing_vse import VSEFeatureProcessor, VSEProcessor
 
@@ -81,6 +81,7 @@ def read_config(name: str, overrides: dict[str, Any]) -> tuple[VSEConfig, VSECon
         )
     with one_line(str(path), FETCH_AGAIN), without_remarks():
         stored = VSEConfig.from_dict(values)
+    check_changes(stored, overrides)
     return stored, VSEConfig.from_dict(values | overrides) if overrides else stored
 
 
