@@ -10,12 +10,15 @@ from hf_vse.embed.adapters.vse import VSEEncoder
 from hf_vse.evaluation.evaluator import embed_pairs
 from hf_vse.model.processing_vse import VSEProcessor
 from hf_vse.training.frozen import check_shared
-from tests.conftest import make_captions, make_feature_pairs
+from tests.conftest import make_captions, make_feature_pairs, make_pairs
+from tests.embed.test_transformers_models import CASES, save
 from tests.processes import in_processes
+from tests.training.dual_encoders import trained
 from tests.training.test_trainer import losses, make_model, make_trainer, weights
 
 WORLD = 4
 PAIRS = 64  # in batches of 16, so that all see the same pairs
+FAMILIES = ("siglip", "blip")  # a learned bias; cross-attention that is not used
 HELD_OUT = (65, 13)  # captions, images: shares of 17, 16, 16 and 16, and of 4, 3, 3 and 3
 
 
@@ -33,6 +36,12 @@ def train(folder, batch: int) -> tuple[list[float], dict[str, torch.Tensor]]:
     trainer = make_trainer(folder, prepared.tokenizer, data, model, prepared, **options)
     trainer.train()
     return losses(trainer), weights(model)
+
+
+def train_whole(folder, family: str, batch: int) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """A dual encoder of transformers, with parameters that its vectors do not need."""
+    output, data = Path(folder, f"{family}-run"), make_pairs(8, captions=2)
+    return trained(output, Path(folder, family), data, per_device_train_batch_size=batch, max_grad_norm=1.0)
 
 
 def embed(counted: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -54,13 +63,23 @@ def check_process(rank: int, folder: str) -> None:
         check_shared(Path(folder, str(min(rank, 2))))  # process 0, process 1, and one machine of two processes
     found["refused"] = str(refused.value)
     found["training"] = train(f"{folder}/run", 4)
+    for family in FAMILIES:
+        found[family] = train_whole(folder, family, 2)
     torch.save(found, f"{folder}/{rank}.pt")
+
+
+def sources(folder: Path) -> Path:
+    """The models that `train_whole` starts from, in a folder."""
+    for family in FAMILIES:
+        torch.manual_seed(0)
+        save(folder / family, CASES[family], processor().tokenizer)
+    return folder
 
 
 @pytest.fixture(scope="module")
 def processes(tmp_path_factory) -> list[dict]:
     """What each of the processes found."""
-    folder = tmp_path_factory.mktemp("processes")
+    folder = sources(tmp_path_factory.mktemp("processes"))
     in_processes(WORLD, check_process, str(folder))
     return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
 
@@ -72,6 +91,16 @@ def test_four_processes_train_as_one(processes, tmp_path):
         assert found["training"][0] == pytest.approx(expected, rel=1e-4)
         for name, tensor in expected_weights.items():
             torch.testing.assert_close(found["training"][1][name], tensor, rtol=1e-3, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_four_processes_train_a_dual_encoder_as_one(family, processes, tmp_path):
+    expected, expected_weights = train_whole(sources(tmp_path), family, 2 * WORLD)
+    assert len(expected) == 4 and len(set(expected)) == 4
+    for found in processes:
+        assert found[family][0] == pytest.approx(expected, rel=1e-4)
+        for name, tensor in expected_weights.items():
+            torch.testing.assert_close(found[family][1][name], tensor, rtol=1e-4, atol=1e-5, msg=name)
 
 
 def test_every_process_passes_equally_often_through_the_model_and_has_all_vectors(processes):

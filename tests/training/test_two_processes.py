@@ -9,10 +9,14 @@ import torch
 from safetensors.torch import load_file
 
 from hf_vse.cli.main import main
+from tests.conftest import make_pairs
+from tests.embed.test_transformers_models import CASES, save
 from tests.processes import in_processes
 from tests.test_architecture import PAYLOAD
 from tests.training.commands import train_arguments, write_data
+from tests.training.dual_encoders import start, trainer_of
 from tests.training.fsdp_on_cpu import Sharded, shard_from_here_on
+from tests.training.test_trainer import losses
 
 STEPS = 20
 
@@ -58,16 +62,28 @@ def train(rank: int, folder: str, sharded: bool) -> None:
     for name, way in chosen.items():
         assert main(["train", *arguments(Path(folder), name, 12, way, **way.options)]) == 0
     assert Sharded.steps == ([STEPS] * len(chosen) if sharded else [])
+    if sharded:
+        train_whole(Path(folder), 4)
+
+
+def train_whole(folder: Path, batch: int) -> None:
+    """A dual encoder of transformers, whose losses and weights are left in `folder`."""
+    data, options = make_pairs(8, captions=2), {"per_device_train_batch_size": batch, "max_grad_norm": 1.0}
+    trainer = trainer_of(folder / f"whole-{batch}", *start(folder / "clip"), data, **options)
+    trainer.train()
+    trainer.save_model()
+    (folder / f"whole-{batch}" / "losses.json").write_text(json.dumps(losses(trainer)))
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def folder(tmp_path_factory, tokenizer) -> Path:
     """All runs: those of two processes, and of one process for each objective."""
     folder = tmp_path_factory.mktemp("runs")
     write_data(folder / "data")
     for way in {way.loss_type: way for way in WAYS.values()}.values():
         alone = {name: value for name, value in way.options.items() if name in ("freeze_text_tower", "ema_decay")}
         assert main(["train", *arguments(folder, way.loss_type, 24, way, **alone, loss_execution="dense")]) == 0
+    save(folder / "clip", CASES["clip"], tokenizer)
     for sharded in (False, True):
         in_processes(2, train, str(folder), sharded)
     return folder
@@ -91,6 +107,16 @@ def test_two_processes_train_as_one_on_the_same_global_batch(name, folder):
     assert metrics["environment"]["processes"] == 2
     rsum, rsum_of_one = (each["metrics"]["validation"]["metrics"]["rsum"] for each in (metrics, of_one))
     assert rsum == pytest.approx(rsum_of_one, abs=10)
+
+
+def test_sharded_dual_encoder_trains_as_a_whole_one(folder):
+    train_whole(folder, 8)
+    found, expected = (json.loads((folder / f"whole-{batch}" / "losses.json").read_text()) for batch in (4, 8))
+    assert len(set(expected)) == 4 and found == pytest.approx(expected, rel=1e-4)
+    sharded, whole = (load_file(folder / f"whole-{batch}" / "model.safetensors") for batch in (4, 8))
+    assert sharded.keys() == whole.keys()
+    for name, tensor in whole.items():
+        torch.testing.assert_close(sharded[name], tensor, rtol=1e-4, atol=1e-5, msg=name)
 
 
 @pytest.mark.parametrize("name", WAYS)
