@@ -19,11 +19,12 @@ import pyarrow as pa
 from datasets import Dataset, DatasetDict, Features, Value
 from datasets.table import InMemoryTable
 
-from hf_vse.data.schema import GROUP_ID, IMAGE_ID, text_id
+from hf_vse.data.schema import GROUP_ID, IMAGE_FEATURES, IMAGE_ID, text_id
 
 logger = logging.getLogger(__name__)
 
 BLOCK = 1024  # images compared at once, with as many others
+SIMILAR = 2 - 2 * 0.9  # squared distance of unit vectors with a cosine of 0.9
 
 
 def near_pairs(vectors: np.ndarray, squared: float, block: int = BLOCK) -> Iterator[np.ndarray]:
@@ -111,6 +112,17 @@ def with_groups(
 def plain_column(split: Dataset, name: str | None) -> list[Any]:
     """The values of a column; None for each row without it."""
     return split.with_format(None)[name][:] if name in split.column_names else [None] * len(split)
+
+
+def unit_features(split: Dataset) -> np.ndarray:
+    """(images, dim) float32: the features of each image, or the mean of those of its regions, with length 1."""
+    rows = split.select_columns([IMAGE_FEATURES]).with_format("numpy")
+    found = []
+    for start in range(0, len(rows), BLOCK):
+        features = np.asarray(rows[start : start + BLOCK][IMAGE_FEATURES], np.float32)
+        features = features.mean(axis=1) if features.ndim == 3 else features
+        found.append(features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12))
+    return np.concatenate(found)
 
 
 def with_group_ids(split: Dataset, ids: Sequence[int | None]) -> Dataset:

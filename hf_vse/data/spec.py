@@ -14,17 +14,17 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict, IterableDatasetDict
 
-from hf_vse.data.groups import with_groups
+from hf_vse.data.groups import SIMILAR, unit_features, with_groups
 from hf_vse.data.karpathy import HUB_DATASETS
 from hf_vse.data.plain_yaml import parse_yaml
-from hf_vse.data.schema import IMAGE, data_fingerprint
+from hf_vse.data.schema import IMAGE, IMAGE_FEATURES, data_fingerprint
 from hf_vse.data.sources import DEFAULT_SEED, SOURCES, VALIDATION_SHARE, load_pairs, with_validation
 from hf_vse.files import read_json, read_text
 
 RECORD_FILE, RECIPE_FILE = "metrics.json", "recipe.yaml"  # what a run leaves beside its model
 OPTIONS = signature(load_pairs).parameters.keys() - {"source", "revision", "cache_dir"}
 PATHS = ("data_dir", "split_file", "features")
-NEAR_DUPLICATES = ("auto", "hash", "none")
+NEAR_DUPLICATES = ("auto", "hash", "vectors", "none")
 NO_DUPLICATES = ("scenes", *HUB_DATASETS)  # generated, or with official splits
 
 
@@ -150,10 +150,18 @@ class DataSpec:
             kind = "hash" if images and self.source not in NO_DUPLICATES else "none"
         if kind == "hash" and not images:
             raise ValueError(f"near_duplicates=hash looks at all photographs, and {self.source} has none: remove it")
+        features = not streamed and all(IMAGE_FEATURES in split.column_names for split in splits.values())
+        if kind == "vectors" and not features:
+            raise ValueError(
+                f"near_duplicates=vectors compares precomputed features, and {self.source} has none: compute them "
+                "with hf-vse features, or use hash"
+            )
         if streamed and self.group_column is not None:
             raise ValueError(f"group_column={self.group_column!r} needs all rows at once: use streaming=False")
         if kind == "none":
             return splits if self.group_column is None else with_groups(splits, self.group_column)
+        if kind == "vectors":
+            return with_groups(splits, self.group_column, [unit_features(split) for split in splits.values()], SIMILAR)
         from hf_vse.data.image_hashes import NEAR, image_hashes  # imports torch
 
         return with_groups(splits, self.group_column, [image_hashes(split) for split in splits.values()], NEAR)

@@ -34,8 +34,8 @@ class OwnDataArguments:
     validation_share: float = setting(VALIDATION_SHARE, "Held out for validation where the data have no such split.")
     near_duplicates: str = setting(
         "auto",
-        "How near-duplicate photographs are found, which are held out together and are no negatives: hash or none; "
-        "auto is hash for photographs of your own.",
+        "How near-duplicate images are found, which are held out together and are no negatives: hash of photographs, "
+        "vectors (cosine above 0.9 of precomputed features), none; auto is hash for photographs of your own.",
     )
     group_column: str | None = setting(
         None, "Column with equal values for images of one product or event, which are treated like near-duplicates."

@@ -13,6 +13,7 @@ from datasets import Dataset, DatasetDict, Image, IterableDatasetDict
 
 from hf_vse.cli.main import main
 from hf_vse.data import image_hashes as hashes_module
+from hf_vse.data.features import features_dataset
 from hf_vse.data.groups import connected, equal_pairs, group_counts, hold_out, near_pairs, with_group_ids, with_groups
 from hf_vse.data.image_hashes import LENGTH, NEAR, UNIT, KeptHashes, image_hash, image_hashes
 from hf_vse.data.pairs import PairDataset
@@ -251,6 +252,25 @@ def test_the_search_for_twenty_thousand_images_takes_seconds():
     assert time.process_time() - start < 15  # about 3 s
 
 
+@pytest.mark.parametrize("regions", [1, 3])
+def test_vectors_are_compared_by_their_cosine(regions):
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(40, 24)).astype(np.float32)
+    near, far = (features[:4] / np.linalg.norm(features[:4], axis=1, keepdims=True) * 5 for _ in range(2))
+    side = rng.normal(size=(4, 24))
+    side -= (side * near).sum(1, keepdims=True) / 25 * near  # orthogonal
+    side *= 5 / np.linalg.norm(side, axis=1, keepdims=True)
+    near, far = 0.91 * near + np.sqrt(1 - 0.91**2) * side, 0.89 * far - np.sqrt(1 - 0.89**2) * side
+    rows = np.concatenate([features, near, far]).astype(np.float32)
+    ids, captions = list(range(len(rows))), [["a"]] * len(rows)
+    given = rows if regions == 1 else np.stack([0.5 * rows, 2.0 * rows, 0.5 * rows], axis=1)
+    split = features_dataset(given, ids, captions, [[each] for each in ids])
+    found = DataSpec("photos", near_duplicates="vectors").with_groups(DatasetDict({"train": split}))["train"][GROUP_ID]
+    assert found[:4] == found[40:44] and len({*found[:4]}) == 4 and {*found[4:40], *found[44:]} == {None}
+    with pytest.raises(ValueError, match="near_duplicates=vectors compares precomputed features, and photos has none"):
+        DataSpec("photos", near_duplicates="vectors").with_groups(DatasetDict({"train": make_pairs(3)}))
+
+
 def test_streams_have_no_groups_and_scenes_are_not_hashed(monkeypatch):
     stream = IterableDatasetDict({"train": make_pairs(3).to_iterable_dataset()})
     assert DataSpec("photos", near_duplicates="auto").with_groups(stream) is stream
@@ -267,5 +287,5 @@ def test_streams_have_no_groups_and_scenes_are_not_hashed(monkeypatch):
     for source in ("scenes", "coco", "flickr30k", "flickr8k"):
         assert DataSpec(source, near_duplicates="auto").with_groups(pairs) is pairs
     assert DataSpec("photos").with_groups(pairs) is pairs
-    with pytest.raises(ValueError, match="here: near_duplicates is 'some', not one of auto, hash, none"):
+    with pytest.raises(ValueError, match="here: near_duplicates is 'some', not one of auto, hash, vectors, none"):
         DataSpec.of_dict({"near_duplicates": "some"}, "here")
