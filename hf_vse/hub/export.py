@@ -165,6 +165,11 @@ def write_transformers(source: PreTrainedModel, processor: VSEProcessor, folder:
     for held in (vars(image_processor), vars(tokenizer), tokenizer.init_kwargs):
         for name in ("auto_map", "processor_class", "_processor_class"):  # ours
             held.pop(name, None)
+    for name in ("max_length", "stride", "truncation_strategy"):  # of its latest use
+        tokenizer.init_kwargs.pop(name, None)
+    if tokenizer.is_fast:
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
     image_processor.save_pretrained(folder)
     family = getattr(transformers, PROCESSOR_MAPPING_NAMES[source.config.model_type])
     family(image_processor=image_processor, tokenizer=tokenizer).save_pretrained(folder)
@@ -174,8 +179,8 @@ def write_sentence_transformers(source: PreTrainedModel, processor: VSEProcessor
     """What sentence-transformers reads beside the folder of transformers."""
     methods = {"text": "get_text_features", "image": "get_image_features"}
     longest, images = processor.tokenizer.model_max_length, processor.image_processor.to_dict()
-    full = {"padding": "max_length", "padding_side": "right", "max_length": longest}
-    text: dict[str, Any] = full if processor.full_length else {}
+    text: dict[str, Any] = {"max_length": longest}
+    text |= {"padding": "max_length", "padding_side": "right"} if processor.full_length else {}
     text |= {} if processor.text_mask else {"return_attention_mask": False}
     # Processors of transformers have defaults that go before the settings of their image processor.
     image = {name: images[name] for name in ("patch_size", "max_num_patches") if name in images}

@@ -53,7 +53,7 @@ def source() -> Dataset:
 
 
 def test_fields_are_kept_under_their_names_with_their_types(source, caplog):
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="hf_vse"):
         pairs = to_pairs(source)["train"]
     said = [record.getMessage() for record in caplog.records]
     assert set(pairs.column_names) == OWN | set(KEPT)

@@ -144,7 +144,7 @@ def test_pieces_of_equal_captions_and_equal_pieces_are_no_negatives():
 
 def test_it_is_said_once(caplog):
     long_captions.report_long_captions.cache_clear()
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="hf_vse"):
         for _ in range(2):
             long_captions.report_long_captions(412, 9000, 77)
     [record] = caplog.records

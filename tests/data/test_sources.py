@@ -58,7 +58,7 @@ def parquet(path: Path, **options: Any) -> Path:
 def check(pairs: DatasetDict, **sizes: int) -> None:
     assert {split: len(part) for split, part in pairs.items()} == sizes
     for part in pairs.values():
-        assert set(part.column_names) - {"filename"} == COLUMNS
+        assert set(part.column_names) - {"filename", "split"} == COLUMNS
         assert part.features["image"] == Image() and part.features["image_id"] == Value("int64")
         assert part.features["captions"] == List(Value("string"))
         assert part.features["caption_ids"] == List(Value("int64"))

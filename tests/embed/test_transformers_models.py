@@ -14,10 +14,12 @@ import transformers
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, trainers
 
+from hf_vse.data.tokenization import train_word_tokenizer
 from hf_vse.embed.adapters.transformers_models import TransformersEncoder
 from hf_vse.embed.load import load_encoder
 from hf_vse.embed.run import encode_images, encode_texts
 from hf_vse.model.dual_encoder_vse import DUAL_ENCODERS
+from tests.conftest import make_captions
 
 LAYERS = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 VISION = LAYERS | {"image_size": 32, "patch_size": 8}
@@ -122,7 +124,8 @@ def lower_case_pieces(_) -> transformers.PreTrainedTokenizerBase:
 
 
 def words_of(tokenizer) -> transformers.PreTrainedTokenizerBase:
-    return tokenizer
+    """The same anew: a tokenizer remembers at what length it was used and which processor saved it."""
+    return train_word_tokenizer([caption for index in range(50) for caption in make_captions(index)], min_count=1)
 
 
 def from_scale(model, inputs: dict) -> torch.Tensor:

@@ -151,7 +151,7 @@ def test_page_reads_sentences_as_the_model_was_trained_to(run_of_stages, monkeyp
     texts = ["Red", "a small Blue circle above"]
     assert_same_vectors(page.encode_sentences(texts), encoder.query(texts))
     pixels = encoder.prepare_images(images())
-    assert_same_vectors(page.encode_photographs(images()), encoder.encode_images(pixels).detach())
+    assert_same_vectors(page.encode_images(images()), encoder.encode_images(pixels).detach())
 
 
 def test_transformers_pipeline_that_would_pad_wrongly_is_not_offered(run_of_stages, source, tmp_path):
