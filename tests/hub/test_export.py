@@ -70,9 +70,9 @@ def test_every_family_goes_back(family, trained, tmp_path):
     encoder = trained(family)
     folder = tmp_path / "back"
     record = export_model(encoder, "transformers", folder)
-    assert record["format"] == formats_of(encoder.model)[0] == family and record["largest_difference"] < 2e-6
+    assert record["format"] == formats_of(encoder.model)[0] == family and record["largest_difference"] < 5e-6
     for ours, theirs in zip(vectors(encoder), vectors_by_transformers(folder, family), strict=True):
-        torch.testing.assert_close(theirs, ours, rtol=0, atol=2e-6)
+        torch.testing.assert_close(theirs, ours, rtol=0, atol=5e-6)
     back, (temperature, bias) = loaded(folder, family), encoder.model.scaling()
     if hasattr(back, "logit_scale"):
         torch.testing.assert_close(back.logit_scale.exp().squeeze(), 1 / temperature)
@@ -91,10 +91,10 @@ def test_every_family_goes_back(family, trained, tmp_path):
 def test_square_maps_are_multiplied_in(family, trained, tmp_path):
     encoder = trained(family, projection_type="linear")
     before = encoder.model.state_dict()
-    assert export_model(encoder, family, tmp_path / "back")["largest_difference"] < 2e-6
+    assert export_model(encoder, family, tmp_path / "back")["largest_difference"] < 5e-6
     plain = vectors_by_transformers(tmp_path / "back", family)
     for ours, theirs in zip(vectors(encoder), plain, strict=True):
-        torch.testing.assert_close(theirs, ours, rtol=0, atol=2e-6)
+        torch.testing.assert_close(theirs, ours, rtol=0, atol=5e-6)
     for name, tensor in encoder.model.state_dict().items():
         assert torch.equal(tensor, before[name]), name
 
@@ -108,7 +108,7 @@ def test_sentence_transformers_loads_it(family, trained, tmp_path):
     ours = vectors(encoder)
     found = model.encode(images(), convert_to_tensor=True), model.encode(TEXTS, convert_to_tensor=True)
     for expected, theirs in zip(ours, found, strict=True):
-        torch.testing.assert_close(theirs, expected, rtol=0, atol=2e-6)
+        torch.testing.assert_close(theirs, expected, rtol=0, atol=5e-6)
     assert model.similarity(*found).shape == (len(images()), len(TEXTS))
 
 

@@ -30,8 +30,9 @@ CHANGED_BY = {
     "vision_pooling": ("vision_pooling.",),
     "text_pooling": ("text_pooling.",),
 }
+TOKENIZER_CONFIG = "tokenizer_config.json"
 PROCESSOR_FILES = (
-    "processor_config.json", "preprocessor_config.json", "tokenizer_config.json", "tokenizer.json",
+    "processor_config.json", "preprocessor_config.json", TOKENIZER_CONFIG, "tokenizer.json",
     "special_tokens_map.json", "added_tokens.json",
 )  # fmt: skip
 LONGEST_SIDE = 4096  # of a picture as a tower sees it
@@ -129,6 +130,8 @@ def load_vse_processor(name: str | Path) -> VSEProcessor:
     there = [file for file in PROCESSOR_FILES if stored_json(name, file, dict) is not None]
     if not any(file in there for file in PROCESSOR_FILES[:2]):
         raise OSError(f"{name} holds no {PROCESSOR_FILES[0]}, its image processor and tokenizer: {FETCH_AGAIN}")
+    if not stored_json(name, TOKENIZER_CONFIG, dict):  # else sentences are not cut where they were in training
+        raise OSError(f"{name} holds no {TOKENIZER_CONFIG}, how long sentences are read: {FETCH_AGAIN}")
     with one_line(f"{name}: its processor ({', '.join(there)})", FETCH_AGAIN), without_remarks():
         processor = VSEProcessor.from_pretrained(name, trust_remote_code=False)
     if not isinstance(processor.tokenizer, PreTrainedTokenizerBase):
