@@ -125,6 +125,17 @@ class VSETrainingArguments(TrainingArguments):
         default=None, metadata={"help": "Multiply the learning rate by lr_decay_factor after every so many epochs."}
     )
     lr_decay_factor: float = field(default=0.1, metadata={"help": "Factor of the decay; VSE++: 0.1 every 15 epochs."})
+    lora_rank: int = field(
+        default=0,
+        metadata={
+            "help": "Train low-rank adapters (LoRA) of this rank, 4 to 64, instead of the towers; 0 for none. The "
+            "saved model has them merged into its weights. Needs the extra lora."
+        },
+    )
+    lora_alpha: float | None = field(
+        default=None, metadata={"help": "The adapters count lora_alpha / lora_rank. Default: twice the rank."}
+    )
+    lora_dropout: float = field(default=0.0, metadata={"help": "Share of what an adapter reads set to zero."})
     ema_decay: float = field(
         default=0.0,
         metadata={

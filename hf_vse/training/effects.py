@@ -88,6 +88,7 @@ _HEAD = Need(
     lambda get: get("projection_type") in ("mlp", "residual") or get("init_from") is not None,
     "there is no head: give projection_type mlp or residual",
 )
+_LORA = Need(lambda get: get("lora_rank") > 0, "there are no adapters: give lora_rank")
 _CONTROL = Need(lambda get: get("control_dataset") is not None, "there is no control set: give control_dataset")
 _TRAINED = Need(
     lambda get: not get("freeze_text_tower") or not (get("freeze_image_tower") or takes_features(get)),
@@ -138,6 +139,12 @@ NEEDS: dict[str, Need] = (
         "text_tower_learning_rate": Need(
             lambda get: not get("freeze_text_tower"), "the text tower is frozen: remove it, or freeze_text_tower"
         ),
+        "lora_rank": Need(
+            lambda get: not (get("freeze_image_tower") and get("freeze_text_tower")),
+            "both towers are frozen, so no adapter would be trained: remove it, or one of freeze_*_tower",
+        ),
+        "lora_alpha": _LORA,
+        "lora_dropout": _LORA,
         "control_dataset": Need(
             lambda get: get("init_from") is not None, "there is no start to interpolate with: give init_from"
         ),

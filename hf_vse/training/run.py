@@ -47,6 +47,7 @@ from hf_vse.training.checkpoints import last_checkpoint
 from hf_vse.training.claim import STAGES, check_claim, claim
 from hf_vse.training.frozen import cache_frozen_towers
 from hf_vse.training.interpolation import choose_weights, interpolation_lines, load_control
+from hf_vse.training.lora import check_adapters
 from hf_vse.training.pictures import draw_interpolation, draw_pictures, failure_as_warning
 from hf_vse.training.publish import check_hub_strategy
 from hf_vse.training.recipe import Recipe, check_together
@@ -221,6 +222,7 @@ def run_stage(
     else:
         model = load_stage(Path(previous.name_or_path), **stage.model.config_options)
     freeze(model, stage.args)  # the trainer does it again; what is refused, is refused before anything is written
+    check_adapters(model, stage.args)
     there = sum(path.stat().st_size for path in stage.folder.rglob("*") if path.is_file())
     check_output_folder("output_dir", stage.folder, bytes_needed(model, stage.args) - there)
     claim(stage.run)

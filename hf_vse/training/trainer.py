@@ -32,6 +32,16 @@ from hf_vse.objectives.grad_cache import cached_loss, mini_batches
 from hf_vse.training.arguments import VSETrainingArguments
 from hf_vse.training.averaging import AveragedWeights, check_averaging
 from hf_vse.training.callbacks import BatchDiagnostics, CollapseAlarm, LimitedTemperature, RecallProgress, StepDecay
+from hf_vse.training.lora import (
+    ADAPTERS,
+    adapted_modules,
+    adapters,
+    check_adapters,
+    load_adapters,
+    merge_adapters,
+    merged_state,
+    save_adapters,
+)
 from hf_vse.training.publish import PublishingTrainer, check_hub_strategy
 from hf_vse.training.trainable import (
     decayed_names,
@@ -84,6 +94,7 @@ class VSETrainer(PublishingTrainer):
             **kwargs,
         )
         check_averaging(self, args)
+        check_adapters(model, args, sharded=self.is_fsdp_enabled or self.is_deepspeed_enabled)
         self.model_accepts_loss_kwargs = False
         self.averaged = AveragedWeights(args.ema_decay)
         self.add_callback(self.averaged)
@@ -255,6 +266,13 @@ class VSETrainer(PublishingTrainer):
             save_fsdp_model(self.accelerator.state.fsdp_plugin, self.accelerator, self.model, folder)
         self.state.best_model_checkpoint = folder
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As upstream, with adapters where `lora_rank` asks for them; it leaves an ordinary model."""
+        if self.args.lora_rank:
+            self.optimizer = None  # that of an earlier training is of its adapters
+        with adapters(self.model, self.args):
+            return super().train(*args, **kwargs)
+
     def checkpoint_folder(self) -> Path:
         """Of the current step."""
         return Path(self.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
@@ -264,13 +282,28 @@ class VSETrainer(PublishingTrainer):
         with self.averaged.in_place(self.model):
             super().save_model(output_dir, _internal_call)
 
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        """As upstream; of a model with adapters the ordinary one, and the adapters beside it."""
+        if not adapted_modules(self.model):
+            return super()._save(output_dir, state_dict)
+        super()._save(output_dir, merged_state(self.model))
+        if self.args.should_save:
+            save_adapters(self.model, Path(output_dir or self.args.output_dir))
+
+    def _load_best_model(self) -> None:
+        merge_adapters(self.model)  # the best model is an ordinary one
+        super()._load_best_model()
+
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         if self.args.should_save:
             self.averaged.save(self.model, self.checkpoint_folder())
         super()._save_checkpoint(model, trial)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.args.lora_rank or Path(resume_from_checkpoint, ADAPTERS).is_file():
+            load_adapters(self.model, Path(resume_from_checkpoint))
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
         self.averaged.resume(self.model, Path(resume_from_checkpoint))
 
 

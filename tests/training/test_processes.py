@@ -1,5 +1,6 @@
 """Four processes that share the work: whatever one process does alone, they do together, and equally often."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from tests.training.test_trainer import losses, make_model, make_trainer, weight
 WORLD = 4
 PAIRS = 64  # in batches of 16, so that all see the same pairs
 FAMILIES = ("siglip", "blip")  # a learned bias; cross-attention that is not used
+WAYS = (*FAMILIES, "blip, adapters") if find_spec("peft") else FAMILIES
 HELD_OUT = (65, 13)  # captions, images: shares of 17, 16, 16 and 16, and of 4, 3, 3 and 3
 
 
@@ -38,10 +40,11 @@ def train(folder, batch: int) -> tuple[list[float], dict[str, torch.Tensor]]:
     return losses(trainer), weights(model)
 
 
-def train_whole(folder, family: str, batch: int) -> tuple[list[float], dict[str, torch.Tensor]]:
+def train_whole(folder, way: str, batch: int) -> tuple[list[float], dict[str, torch.Tensor]]:
     """A dual encoder of transformers, with parameters that its vectors do not need."""
-    output, data = Path(folder, f"{family}-run"), make_pairs(8, captions=2)
-    return trained(output, Path(folder, family), data, per_device_train_batch_size=batch, max_grad_norm=1.0)
+    output, data = Path(folder, f"{way}-run"), make_pairs(8, captions=2)
+    options = {"per_device_train_batch_size": batch, "max_grad_norm": 1.0, "lora_rank": 2 * (way == "blip, adapters")}
+    return trained(output, Path(folder, way.split(",")[0]), data, **options)
 
 
 def embed(counted: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -63,8 +66,8 @@ def check_process(rank: int, folder: str) -> None:
         check_shared(Path(folder, str(min(rank, 2))))  # process 0, process 1, and one machine of two processes
     found["refused"] = str(refused.value)
     found["training"] = train(f"{folder}/run", 4)
-    for family in FAMILIES:
-        found[family] = train_whole(folder, family, 2)
+    for way in WAYS:
+        found[way] = train_whole(folder, way, 2)
     torch.save(found, f"{folder}/{rank}.pt")
 
 
@@ -93,14 +96,14 @@ def test_four_processes_train_as_one(processes, tmp_path):
             torch.testing.assert_close(found["training"][1][name], tensor, rtol=1e-3, atol=1e-4, msg=name)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_four_processes_train_a_dual_encoder_as_one(family, processes, tmp_path):
-    expected, expected_weights = train_whole(sources(tmp_path), family, 2 * WORLD)
+@pytest.mark.parametrize("way", WAYS)
+def test_four_processes_train_a_dual_encoder_as_one(way, processes, tmp_path):
+    expected, expected_weights = train_whole(sources(tmp_path), way, 2 * WORLD)
     assert len(expected) == 4 and len(set(expected)) == 4
     for found in processes:
-        assert found[family][0] == pytest.approx(expected, rel=1e-4)
+        assert found[way][0] == pytest.approx(expected, rel=1e-4)
         for name, tensor in expected_weights.items():
-            torch.testing.assert_close(found[family][1][name], tensor, rtol=1e-4, atol=1e-5, msg=name)
+            torch.testing.assert_close(found[way][1][name], tensor, rtol=1e-4, atol=1e-5, msg=name)
 
 
 def test_every_process_passes_equally_often_through_the_model_and_has_all_vectors(processes):
