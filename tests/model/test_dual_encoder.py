@@ -26,7 +26,7 @@ def start(tokenizer, tmp_path_factory):
         if family not in known:
             folder = save(tmp_path_factory.mktemp("source") / "model", CASES[family], tokenizer)
             source = TransformersEncoder.from_pretrained(str(folder), "cpu")
-            known[family] = source, VSEModel.from_dual_encoder(source.model), processor_of(str(folder))
+            known[family] = source, VSEModel.from_dual_encoder(source.model).eval(), processor_of(str(folder))
         return known[family]
 
     return load
