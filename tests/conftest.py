@@ -60,6 +60,7 @@ SLOW_FILES = (
 TOGETHER = ("spaces_demo/",), ("embed/test_onnx_towers.py", "search/test_every_model.py")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Slow files first; the tests of a file keep their order, and one worker runs them all."""
     here = Path(__file__).parent
