@@ -11,7 +11,7 @@ WORKERS ?= 2
 CONSTRAINTS := .ci/constraints.txt
 # A file is run by one worker, as its fixtures are made once; the slow files come first, see SLOW_FILES in
 # tests/conftest.py.
-PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # pip compiles what it installs on one core, for a minute and a half; this takes all. Templates cannot be compiled.
 COMPILE = $(PYTHON) -m compileall -qq -j 0

@@ -56,21 +56,13 @@ SLOW_FILES = (
     "evaluation/test_protocols.py",
     "faults/test_push.py",
 )
-# Files, or folders, that one worker runs, because they share what takes long to make: a server; ONNX files.
-TOGETHER = ("spaces_demo/",), ("embed/test_onnx_towers.py", "search/test_every_model.py")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slow files first; the tests of a file keep their order, and one worker runs them all."""
-    here = Path(__file__).parent
-    place = {here / name: number for number, name in enumerate(SLOW_FILES)}
+    """Slow files first; the tests of a file keep their order."""
+    place = {Path(__file__).parent / name: number for number, name in enumerate(SLOW_FILES)}
     assert all(map(Path.is_file, place)), "SLOW_FILES names a file that is gone"
     items.sort(key=lambda item: place.get(item.path, len(place)))
-    for item in items:
-        name = item.path.relative_to(here).as_posix()
-        group = next((names[0] for names in TOGETHER if name.startswith(names)), name)
-        item.add_marker(pytest.mark.xdist_group(group))
 
 
 def make_captions(index: int, count: int = 5) -> list[str]:
