@@ -87,6 +87,8 @@ def classes_named(directory: Path) -> set[str]:
 
 
 def parsed_code(path: Path, text: str) -> ast.Module:
+    if not text.endswith("\n"):
+        raise ValueError(f"{path} ends within a line: save the model there again, or end the file with a line break")
     try:
         return ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:

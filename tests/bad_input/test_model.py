@@ -189,7 +189,7 @@ TENSORS: dict[str, tuple[Callable, str]] = {
     "infinite": (lambda weights: weights[WORDS].__setitem__((3, 1), np.inf), f"{WORDS} holds"),
     "all zero": (lambda weights: zero(weights, ""), "are zero"),
     "zero projection": (lambda weights: zero(weights, "visual_projection"), "visual_projection are zero"),
-    "zero tower": (lambda weights: zero(weights, "vision_model"), "vision_model are zero|no vector"),
+    "zero tower": (lambda weights: zero(weights, "vision_model"), "vision tower are zero|no vector"),
     "zero words": (lambda weights: zero(weights, WORDS), "word embedding are zero"),
 }  # fmt: skip
 
