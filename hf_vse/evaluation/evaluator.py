@@ -5,6 +5,7 @@ several processes each one encodes its share. An image that cannot be read is le
 """
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,6 +56,18 @@ def gather_shares(share: Tensor, total: int) -> Tensor:
     return shares.transpose(0, 1).reshape(-1, width)[:total]
 
 
+def stored_outputs(encoder: Encoder, dataset: Dataset, captions: Sequence[Sequence[str]]) -> FeatureRows | None:
+    """The outputs of the text tower for the captions of each image, if the split has them and not those of pieces.
+
+    Training reads long captions in pieces, evaluation reads them as they are, cut.
+    """
+    if CAPTION_FEATURES not in dataset.column_names or not isinstance(encoder, VSEEncoder):
+        return None
+    stored = FeatureRows(dataset, CAPTION_FEATURES)
+    whole = all(len(stored[row]) == len(of_image) for row, of_image in enumerate(captions))
+    return stored if whole else None
+
+
 @torch.no_grad()
 def embed_caption_features(encoder: VSEEncoder, features: FeatureRows, batch_size: int) -> Tensor:
     """Embeds captions from outputs of the text tower that are stored already; every process computes all of them."""
@@ -83,7 +96,8 @@ def embed_pairs(
     """
     progress = progress and PartialState().is_main_process
     images = undecoded_images(dataset)
-    texts, text_to_image = flatten_captions(dataset.with_format(None)[CAPTIONS][:])
+    captions = dataset.with_format(None)[CAPTIONS][:]
+    texts, text_to_image = flatten_captions(captions)
     of_images, of_texts = (None, None) if keep is None else kept_vectors(encoder, keep)
     share = images.select(share_of(len(images)))
     found = encode_images(encoder, share, batch_size, num_workers, progress, of_images)
@@ -91,8 +105,9 @@ def embed_pairs(
     readable = gather_shares(found.readable[:, None], len(images))[:, 0]
     if not readable.any():
         raise ValueError(f"none of the {len(images)} images can be read; check the data directory")
-    if CAPTION_FEATURES in dataset.column_names and isinstance(encoder, VSEEncoder):
-        text_embeds = embed_caption_features(encoder, FeatureRows(dataset, CAPTION_FEATURES), batch_size)
+    stored = stored_outputs(encoder, dataset, captions)
+    if stored is not None:
+        text_embeds = embed_caption_features(encoder, stored, batch_size)
     else:
         own = [texts[place] for place in share_of(len(texts))]
         text_embeds = gather_shares(encode_texts(encoder, own, batch_size, progress, of_texts), len(texts))

@@ -229,4 +229,7 @@ def test_features_of_the_pieces_of_long_captions_are_those_of_the_tower(model, p
         if cache:
             counts = [[len(each) for each in FeatureRows(read[name], "caption_features")] for name in read]
             assert sum(counts[0]) > 90 and counts[1] == [5] * 12, "evaluation reads whole captions, cut"
+            recalls = [trainer.evaluate(split) for split in (read["train"], divided)]
+            assert recalls[0].pop("eval_runtime") >= 0 and recalls[1].pop("eval_runtime") >= 0
+            assert recalls[0]["eval_texts"] == 60 and recalls[0] == pytest.approx(recalls[1])
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-3)
