@@ -14,13 +14,14 @@ from hf_vse.training.frozen import check_shared
 from tests.conftest import make_captions, make_feature_pairs, make_pairs
 from tests.embed.test_transformers_models import CASES, save
 from tests.processes import in_processes
-from tests.training.dual_encoders import trained
+from tests.training.dual_encoders import start, trained
 from tests.training.test_trainer import losses, make_model, make_trainer, weights
 
 WORLD = 4
 PAIRS = 64  # in batches of 16, so that all see the same pairs
 FAMILIES = ("siglip", "blip")  # a learned bias; cross-attention that is not used
-WAYS = (*FAMILIES, "blip, adapters") if find_spec("peft") else FAMILIES
+ADAPTED = {"blip, adapters": {}, "blip, adapters, cached": {"grad_cache_batch_size": 1}} if find_spec("peft") else {}
+WAYS = (*FAMILIES, *ADAPTED)
 HELD_OUT = (65, 13)  # captions, images: shares of 17, 16, 16 and 16, and of 4, 3, 3 and 3
 
 
@@ -43,7 +44,9 @@ def train(folder, batch: int) -> tuple[list[float], dict[str, torch.Tensor]]:
 def train_whole(folder, way: str, batch: int) -> tuple[list[float], dict[str, torch.Tensor]]:
     """A dual encoder of transformers, with parameters that its vectors do not need."""
     output, data = Path(folder, f"{way}-run"), make_pairs(8, captions=2)
-    options = {"per_device_train_batch_size": batch, "max_grad_norm": 1.0, "lora_rank": 2 * (way == "blip, adapters")}
+    options = {"per_device_train_batch_size": batch, "max_grad_norm": 1.0}
+    if way in ADAPTED:
+        options |= {"lora_rank": 2, "learning_rate": 0.1} | ADAPTED[way]
     return trained(output, Path(folder, way.split(",")[0]), data, **options)
 
 
@@ -100,6 +103,11 @@ def test_four_processes_train_as_one(processes, tmp_path):
 def test_four_processes_train_a_dual_encoder_as_one(way, processes, tmp_path):
     expected, expected_weights = train_whole(sources(tmp_path), way, 2 * WORLD)
     assert len(expected) == 4 and len(set(expected)) == 4
+    given = weights(start(tmp_path / way.split(",")[0])[0]) if way in ADAPTED else {}
+    blocks = [name for name in given if ".layers." in name and name.endswith("mlp.fc1.weight")]
+    assert bool(blocks) == (way in ADAPTED) and all(
+        (expected_weights[name] - given[name]).abs().max() > 1e-3 for name in blocks
+    )
     for found in processes:
         assert found[way][0] == pytest.approx(expected, rel=1e-4)
         for name, tensor in expected_weights.items():
