@@ -16,6 +16,7 @@ broken files, the order of the texts, several processes, normalisation and resum
 Similarity is the cosine.
 """
 
+import ast
 import sys
 import warnings
 from collections.abc import Sequence
@@ -171,14 +172,34 @@ class NetworkEncoder(Encoder):
 
 
 def source_digest(kind: type[Encoder]) -> str | None:
-    """Of the files that define a class and those that it derives from, up to `Encoder`; None where one is unknown."""
+    """Of the files that define a class and those that it derives from, up to `Encoder`, and of what these import from
+    their own folder; None where a file is unknown."""
     digests = []
     for each in kind.__mro__[: kind.__mro__.index(Encoder)]:
         file = getattr(sys.modules.get(each.__module__), "__file__", None)
         if file is None or not Path(file).is_file():
             return None
-        digests.append((each.__qualname__, digest_of(Path(file).read_bytes())))
+        digests.append((each.__qualname__, [digest_of(part.read_bytes()) for part in with_imports(Path(file))]))
     return digest_of(digests)
+
+
+def with_imports(file: Path) -> list[Path]:
+    """A Python file and, of the files of its folder or package, those that it imports, directly or through others."""
+    roots = [file.parent]
+    while (roots[-1] / "__init__.py").is_file():
+        roots.append(roots[-1].parent)
+    found = [file]
+    for each in found:
+        names = []
+        for node in ast.walk(ast.parse(each.read_bytes())):
+            if isinstance(node, ast.Import):
+                names += [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names += [node.module or "", *(f"{node.module or ''}.{alias.name}" for alias in node.names)]
+        for module in [root.joinpath(*name.strip(".").split(".")) for root in roots for name in names if name]:
+            places = module.parent / f"{module.name}.py", module / "__init__.py"
+            found += [place for place in places if place.is_file() and place not in found]
+    return found
 
 
 def __getattr__(name: str) -> Any:

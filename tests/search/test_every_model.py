@@ -315,6 +315,12 @@ def test_a_digest_covers_the_source_and_what_a_class_declares(tmp_path):
         file.write_text(MY_ENCODER.replace("mean", source).replace("(Encoder):", f"(Encoder):\n    {declared}"))
         digests.add(load_encoder(f"{file}:Tones").digest)
     assert len(digests) == 4
+    (file.parent / "helper.py").write_text("from deeper import FOUR\n")
+    file.write_text(f"import helper\n{MY_ENCODER}")
+    for content in ("FOUR = 4\n", "FOUR = 2 + 2\n"):  # what its imports import
+        (file.parent / "deeper.py").write_text(content)
+        digests.add(load_encoder(f"{file}:Tones").digest)
+    assert len(digests) == 6
     file.write_text(MY_ENCODER + "    digest = property(lambda self: 'a')\n")
     with pytest.raises(ValueError, match="digest of Tones is a property; make it an attribute"):
         load_encoder(f"{file}:Tones")
