@@ -7,11 +7,16 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+import transformers
 from safetensors.torch import save_file
 
 from hf_vse.embed.adapters.open_clip_models import OpenCLIPEncoder
 from hf_vse.embed.load import load_encoder
 from hf_vse.embed.run import encode_images, encode_texts
+from hf_vse.hub import open_clip_export
+from hf_vse.hub.export import export_model, prepared_by_pillow
+from tests.embed.test_transformers_models import CASES, SIGLIP_TEXT, Case, two_towers
+from tests.hub.test_export import trained_model
 
 pytestmark = pytest.mark.timm
 TEXTS = ["red", "a small blue circle above two green squares", "small green star", "yellow " * 90]
@@ -125,3 +130,111 @@ def test_what_cannot_be_read_is_named(open_clip, weights, tmp_path, monkeypatch,
         with pytest.raises(error, match=message) as refused:
             load_encoder(f"open_clip:{name}")
         assert "\n" not in str(refused.value)
+
+
+def clip(text: dict, vision: dict) -> Case:
+    return Case(two_towers("CLIPConfig", text, vision))
+
+
+GELU, TANH = {"hidden_act": "gelu"}, {"hidden_act": "gelu_pytorch_tanh"}
+EXPORTED = {
+    "clip": (CASES["clip"], {}),
+    "clip with heads": (CASES["clip"], {"projection_type": "linear"}),
+    "clip with gelu": (clip(GELU | {"intermediate_size": 37}, GELU | {"layer_norm_eps": 1e-3}), {}),
+    "clip with gelu by tanh": (clip(TANH | {"layer_norm_eps": 1e-3}, TANH), {}),
+    "clip with the largest token": (clip({"eos_token_id": 2}, {}), {}),
+    "siglip": (CASES["siglip"], {}),
+    "siglip with a wide text tower": (Case(
+        two_towers("SiglipConfig", SIGLIP_TEXT | {"hidden_size": 24, "intermediate_size": 50}), *CASES["siglip"][1:]
+    ), {}),
+}  # fmt: skip
+
+
+@pytest.fixture
+def tiny_tower_of_timm(monkeypatch):
+    """timm has a small image tower of SigLIP, built as its larger ones are."""
+    timm = pytest.importorskip("timm", exc_type=ImportError)
+
+    def vit_tiny_patch8_siglip_32(num_classes, global_pool, **_):
+        sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2, "mlp_ratio": 2}
+        kind = {"class_token": False, "act_layer": "gelu_tanh"}
+        return timm.models.VisionTransformer(**sizes, **kind, num_classes=num_classes, global_pool=global_pool)
+
+    monkeypatch.setitem(
+        timm.models._registry._model_entrypoints, "vit_tiny_patch8_siglip_32", vit_tiny_patch8_siglip_32
+    )
+    monkeypatch.setitem(open_clip_export.TIMM_SIZES, (16, 2, 2, 32), "tiny")
+    monkeypatch.setattr(open_clip_export, "TIMM_TOWERS", ["vit_tiny_patch8_siglip_32"])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("which", EXPORTED)
+def test_exported_models_are_loaded_by_open_clip_alone(which, open_clip, tiny_tower_of_timm, tokenizer, tmp_path):
+    case, options = EXPORTED[which]
+    encoder = trained_model(tmp_path, case, tokenizer, **options)
+    record = export_model(encoder, "open_clip", tmp_path / "back")
+    assert record["largest_difference"] < 1e-5 and not record["left_out"]
+    name = f"local-dir:{tmp_path / 'back'}"
+    model, _, transform = open_clip.create_model_and_transforms(name)
+    read = open_clip.get_tokenizer(name)
+    texts = ["red", "A small BLUE circle  above two green squares!", "small green star", "yellow " * 90]
+    prepared = [" ".join(each.split()) for each in texts]
+    words = encoder.processor(text=prepared, padding="max_length")["input_ids"]
+    assert torch.equal(read(texts), words) and words.shape == (4, 14)
+    pixels = torch.stack([transform(image) for image in images()])
+    encoder = prepared_by_pillow(encoder)
+    torch.testing.assert_close(pixels, encoder.processor(images=images())["pixel_values"], rtol=0, atol=1e-5)
+    found = model.eval().encode_image(pixels, normalize=True), model.encode_text(read(texts), normalize=True)
+    rows = [{"image": image} for image in images()]
+    expected = encode_images(encoder, rows).embeds, encode_texts(encoder, prepared)
+    for side in (0, 1):
+        assert expected[side].std(dim=0).mean() > 0.02
+        torch.testing.assert_close(found[side], expected[side], rtol=0, atol=1e-5)
+    temperature, bias = encoder.model.scaling()
+    torch.testing.assert_close(model.logit_scale.exp(), 1 / temperature.squeeze())
+    assert (model.logit_bias is None) == ("siglip" not in which)
+    assert model.logit_bias is None or model.logit_bias.item() == pytest.approx(bias.item())
+    judged = load_encoder(f"open_clip:{tmp_path / 'back'}", device="cpu")
+    torch.testing.assert_close(encode_images(judged, rows).embeds, expected[0], rtol=0, atol=1e-5)
+
+
+def test_real_networks_are_those_of_open_clip(open_clip):
+    siglip2 = {"vision_config": {"patch_size": 32, "image_size": 256}, "text_config": {"vocab_size": 256000}}
+    for name, config, words in (
+        ("ViT-B-32", transformers.CLIPConfig(), 77),
+        ("ViT-B-32-SigLIP2-256", transformers.SiglipConfig(**siglip2), 64),
+    ):
+        with torch.device("meta"):
+            weights = open_clip_export.open_clip_weights(transformers.AutoModel.from_config(config), words)
+            theirs = open_clip.create_model(name, device="meta").state_dict()
+        assert {key: each.shape for key, each in weights.items()} == {key: each.shape for key, each in theirs.items()}
+    ours, known = open_clip_export.siglip_network(config), open_clip.get_model_config(name)
+    assert ours["vision_cfg"] == known["vision_cfg"] and ours["embed_dim"] == known["embed_dim"]
+    assert ours["text_cfg"].items() >= {k: v for k, v in known["text_cfg"].items() if "token" not in k}.items()
+
+
+def test_towers_of_timm_with_the_gelu_of_siglip_are_all_known(open_clip):
+    import timm
+
+    names = [name for name in timm.list_models("vit_*siglip*") if "_gap_" not in name]
+    sizes = {(width, heads, mlp): size for (width, _, heads, mlp), size in open_clip_export.TIMM_SIZES.items()}
+    with torch.device("meta"):
+        for name in names:
+            tower = timm.create_model(name, depth=1)
+            mlp = tower.blocks[0].mlp
+            by_tanh = {type(each.act).__name__ == "GELUTanh" for each in (mlp, tower.attn_pool.mlp)}
+            assert by_tanh == {name in open_clip_export.TIMM_TOWERS}, name
+            size = sizes[tower.embed_dim, tower.blocks[0].attn.num_heads, mlp.fc1.out_features]
+            patches, pixels = tower.patch_embed.patch_size[0], tower.patch_embed.img_size[0]
+            assert name == f"vit_{size}_patch{patches}_siglip_{pixels}"
+    assert set(open_clip_export.TIMM_TOWERS) <= set(names)
+
+
+def test_a_folder_whose_configuration_asks_for_code_is_refused(open_clip, tmp_path):
+    config = {"model_cfg": TINY | {"text_cfg": {"tokenizer_kwargs": {"trust_remote_code": True}}}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    with pytest.raises(OSError, match="holds no open_clip_model.safetensors: other weights are not read"):
+        load_encoder(f"open_clip:{tmp_path}")
+    (tmp_path / "open_clip_model.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match="asks for trust_remote_code: remove it"):
+        load_encoder(f"open_clip:{tmp_path}")

@@ -7,11 +7,13 @@ from pathlib import Path
 from hf_vse.cli.command import Result, command_parser
 
 DESCRIPTION = """Writes a model in the format of another library, which loads it without hf_vse. A model that started
-as CLIP, SigLIP, ... goes back into its own format, or into that of sentence-transformers; every model can be written
-as two ONNX files. The folder is loaded by its library and compared with the model."""
+as CLIP, SigLIP, ... goes back into its own format, or into that of sentence-transformers; CLIP, and the SigLIP models
+whose image tower timm has too, into that of open_clip; every model can be written as two ONNX files. The folder is
+loaded by its library and compared with the model."""
 EXAMPLES = """
   hf-vse export runs/own_photos --format transformers --output my_clip
   hf-vse export runs/own_photos --format sentence-transformers --output my_clip_st
+  hf-vse export runs/own_photos --format open_clip --output my_open_clip
   hf-vse export runs/quickstart --format onnx --output onnx"""
 
 
@@ -22,7 +24,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--format",
         required=True,
         metavar="FORMAT",
-        help="transformers (or the family: clip, siglip, ...), sentence-transformers, onnx",
+        help="transformers (or the family: clip, siglip, ...), sentence-transformers, open_clip, onnx",
     )
     parser.add_argument("--output", required=True, type=Path, metavar="FOLDER", help="a new or empty folder")
     parser.add_argument("--no_check", action="store_true", help="do not load the result and compare it")

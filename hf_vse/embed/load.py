@@ -5,7 +5,7 @@
 | `vse`                   | folder or Hub id of a model of this package; the installed code is run, not its own  |
 | `transformers`          | folder or Hub id of CLIP, SigLIP, ALIGN, BLIP, ...: see `transformers_models.py`     |
 | `sentence_transformers` | folder or Hub id with a `modules.json`                                               |
-| `open_clip`             | `open_clip:ViT-B-32/laion2b_s34b_b79k`: see `open_clip_models.py`                    |
+| `open_clip`             | `open_clip:ViT-B-32/laion2b_s34b_b79k`, `open_clip:FOLDER`: see `open_clip_models.py` |
 | `onnx`                  | folder with two ONNX files: see `onnx_towers.py`                                     |
 | `python`                | `my_encoder.py:MyEncoder` or `my_package.module:MyEncoder`, a class without arguments |
 
@@ -78,6 +78,8 @@ def model_place(name: str) -> str:
     """The same name for somebody who works in another folder: paths in it are absolute."""
     if name and Path(name).exists():  # an empty path is the folder one works in
         return whole_path(name)
+    if name.startswith(PREFIX) and Path(name.removeprefix(PREFIX)).exists():
+        return PREFIX + whole_path(name.removeprefix(PREFIX))
     match = PYTHON_NAME.fullmatch(name)
     if match is not None and match["place"].endswith(".py"):
         return f"{Path(match['place']).absolute()}:{match['name']}"

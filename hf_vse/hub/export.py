@@ -7,7 +7,7 @@ with the model.
 """
 
 import logging
-from copy import deepcopy
+from copy import copy, deepcopy
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,9 +16,10 @@ import torch
 import transformers
 from PIL import Image
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
+from hf_vse.embed.adapters.open_clip_models import OpenCLIPEncoder
 from hf_vse.embed.adapters.sentence_models import SentenceTransformersEncoder
 from hf_vse.embed.adapters.transformers_models import TransformersEncoder
 from hf_vse.embed.adapters.vse import VSEEncoder
@@ -27,14 +28,15 @@ from hf_vse.embed.run import encode_images, encode_texts
 from hf_vse.embed.weights import check_installed
 from hf_vse.files import check_output_folder, write_json
 from hf_vse.hub.onnx_export import export_onnx
+from hf_vse.hub.open_clip_export import FAMILIES, write_open_clip
 from hf_vse.model.dual_encoder_vse import DUAL_ENCODERS, SCALARS_OF_SOURCE
 from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.model.processing_vse import VSEProcessor
 
 logger = logging.getLogger(__name__)
 
-TRANSFORMERS, SENTENCE, ONNX = "transformers", "sentence-transformers", "onnx"
-LARGEST_DIFFERENCE = 1e-5
+TRANSFORMERS, SENTENCE, OPEN_CLIP, ONNX = "transformers", "sentence-transformers", "open_clip", "onnx"
+LARGEST_DIFFERENCE = 1e-5  # of open_clip ten times as much: other kernels
 # The linear maps that give the vectors of images and sentences; None where something else gives them.
 LAST_LINEAR = {
     "align": (None, "text_projection"),
@@ -48,6 +50,7 @@ LAST_LINEAR = {
 USUAL = ("visual_projection", "text_projection")
 NOT_FOR_SENTENCE_TRANSFORMERS = ("blip", "flava")  # AutoModel is another class, or gives states and no vectors
 NOT_FOR_ONNX = ("siglip2",)  # its positions depend on the sizes of the images of a batch
+OURS = ("auto_map", "processor_class", "_processor_class")
 TEXTS = ["a", "A photo of two dogs.", "three red circles left of a square"]
 
 
@@ -56,20 +59,31 @@ def formats_of(model: VSEModel) -> list[str]:
     if model.dual_encoder is None:
         return [ONNX]
     family = model.dual_encoder.config.model_type
-    others = {SENTENCE: family not in NOT_FOR_SENTENCE_TRANSFORMERS, ONNX: family not in NOT_FOR_ONNX}
+    others = {
+        SENTENCE: family not in NOT_FOR_SENTENCE_TRANSFORMERS,
+        OPEN_CLIP: family in FAMILIES,
+        ONNX: family not in NOT_FOR_ONNX,
+    }
     return [family, *(name for name, possible in others.items() if possible)]
 
 
 def export_model(
-    encoder: VSEEncoder, format: str, folder: str | Path, *, check: bool = True, by_region: bool = False
+    encoder: VSEEncoder,
+    format: str,
+    folder: str | Path,
+    *,
+    check: bool = True,
+    by_region: bool = False,
+    repo_id: str | None = None,
 ) -> dict[str, Any]:
     """Writes a model in another format into a new or empty folder.
 
     Args:
         encoder: the model and its processor; they are not changed.
         format: one of `formats_of`; `transformers` is the family that the model started as.
-        check: load the folder with its library and compare a picture and some sentences.
+        check: load the folder with its library and compare two pictures and some sentences.
         by_region: see `export_onnx`.
+        repo_id: where the folder will be published, which open_clip wants to know; default: your-name/FOLDER.
 
     Returns:
         The record: format, folder, the largest difference of any number of a unit vector (None without the check), and
@@ -88,7 +102,8 @@ def export_model(
         written = export_onnx(encoder.model, encoder.processor, folder, check=check, by_region=by_region)
         found = max(written[side]["largest_difference"] for side in ("image", "text")) if check else None
         return {"format": ONNX, "folder": str(folder), "largest_difference": found, "left_out": []} | written
-    adapter = SentenceTransformersEncoder if format == SENTENCE else TransformersEncoder
+    adapter = {SENTENCE: SentenceTransformersEncoder, OPEN_CLIP: OpenCLIPEncoder}.get(format, TransformersEncoder)
+    largest = 10 * LARGEST_DIFFERENCE if format == OPEN_CLIP else LARGEST_DIFFERENCE
     if check:
         check_installed(adapter, f"--format {format}")
     folder = check_new_folder(folder)
@@ -96,11 +111,18 @@ def export_model(
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}") as unfinished:
         place = Path(unfinished, "model")
-        write_transformers(source, encoder.processor, place)
+        if format == OPEN_CLIP:
+            tokenizer = plain_tokenizer(encoder.processor.tokenizer)
+            write_open_clip(source, encoder.processor, tokenizer, place, repo_id or f"your-name/{folder.name}")
+        else:
+            write_transformers(source, encoder.processor, place)
         if format == SENTENCE:
             write_sentence_transformers(source, encoder.processor, place)
-        found = largest_difference(encoder, adapter.from_pretrained(str(place), "cpu")) if check else None
-        if found is not None and not found <= LARGEST_DIFFERENCE:
+        found = None
+        if check:  # sentence-transformers prepares images with what transformers takes on this machine, as we do
+            ours = encoder if format == SENTENCE else prepared_by_pillow(encoder)
+            found = largest_difference(ours, adapter.from_pretrained(str(place), "cpu"))
+        if found is not None and not found <= largest:
             raise ValueError(
                 f"{encoder.name} as {format} gives vectors that differ by {found:.1e}: use another format"
             )
@@ -161,18 +183,25 @@ def source_of(encoder: VSEEncoder) -> tuple[PreTrainedModel, list[str]]:
 def write_transformers(source: PreTrainedModel, processor: VSEProcessor, folder: Path) -> None:
     """Model, image processor, tokenizer, and the processor that its family has, as transformers loads them."""
     source.save_pretrained(folder)
-    image_processor, tokenizer = deepcopy(processor.image_processor), deepcopy(processor.tokenizer)
-    for held in (vars(image_processor), vars(tokenizer), tokenizer.init_kwargs):
-        for name in ("auto_map", "processor_class", "_processor_class"):  # ours
-            held.pop(name, None)
-    for name in ("max_length", "stride", "truncation_strategy"):  # of its latest use
+    image_processor, tokenizer = deepcopy(processor.image_processor), plain_tokenizer(processor.tokenizer)
+    for name in OURS:
+        vars(image_processor).pop(name, None)
+    image_processor.save_pretrained(folder)
+    family = getattr(transformers, PROCESSOR_MAPPING_NAMES[source.config.model_type])
+    family(image_processor=image_processor, tokenizer=tokenizer).save_pretrained(folder)
+
+
+def plain_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """A copy without what this package and its latest use left in it."""
+    tokenizer = deepcopy(tokenizer)
+    for name in OURS:
+        vars(tokenizer).pop(name, None)
+    for name in (*OURS, "max_length", "stride", "truncation_strategy"):
         tokenizer.init_kwargs.pop(name, None)
     if tokenizer.is_fast:
         tokenizer.backend_tokenizer.no_truncation()
         tokenizer.backend_tokenizer.no_padding()
-    image_processor.save_pretrained(folder)
-    family = getattr(transformers, PROCESSOR_MAPPING_NAMES[source.config.model_type])
-    family(image_processor=image_processor, tokenizer=tokenizer).save_pretrained(folder)
+    return tokenizer
 
 
 def write_sentence_transformers(source: PreTrainedModel, processor: VSEProcessor, folder: Path) -> None:
@@ -212,9 +241,17 @@ def write_sentence_transformers(source: PreTrainedModel, processor: VSEProcessor
     )
 
 
+def prepared_by_pillow(encoder: VSEEncoder) -> VSEEncoder:
+    """The same encoder without torchvision, which rounds some pixels otherwise when it resizes."""
+    processor, settings = copy(encoder.processor), encoder.processor.image_processor.to_dict()
+    kind = getattr(transformers, f"{settings['image_processor_type']}Pil", type(processor.image_processor))
+    processor.image_processor = kind.from_dict(settings)
+    return VSEEncoder(encoder.model, processor, encoder.name)
+
+
 def largest_difference(ours: Encoder, theirs: Encoder) -> float:
-    """Of any number of the unit vectors of a picture and of some sentences."""
+    """Of any number of the unit vectors of two pictures, one of them a square, and of some sentences."""
     side = 2 * (ours.needed_side or 112)
-    rows = [{"image": Image.effect_noise((side, side), 64).convert("RGB")}]
+    rows = [{"image": Image.effect_noise((width, side), 64).convert("RGB")} for width in (side, 2 * side)]
     vectors = [torch.cat([encode_images(each, rows).embeds, encode_texts(each, TEXTS)]) for each in (ours, theirs)]
     return (vectors[0] - vectors[1]).abs().max().item()

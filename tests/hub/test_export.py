@@ -19,21 +19,23 @@ from tests.embed.test_transformers_models import CASES, TEXTS, images, save
 FOLDED = [family for family in DUAL_ENCODERS if None not in LAST_LINEAR.get(family, USUAL)]
 
 
+def trained_model(folder, case, tokenizer, **options) -> VSEEncoder:
+    """A saved model that started as a dual encoder and has other weights, temperature and bias since."""
+    save(folder / "source", case, tokenizer)
+    source = TransformersEncoder.from_pretrained(str(folder / "source"), "cpu")
+    model = VSEModel.from_dual_encoder(source.model, **options)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    model.save_pretrained(folder / "run")
+    processor_of(str(folder / "source")).save_pretrained(folder / "run")
+    return VSEEncoder.from_pretrained(folder / "run", "cpu")
+
+
 @pytest.fixture(scope="module")
 def trained(tokenizer, tmp_path_factory):
-    """A saved model that started as a family and has other weights, temperature and bias since."""
-
     def make(family: str, **options) -> VSEEncoder:
-        folder = tmp_path_factory.mktemp("trained")
-        save(folder / "source", CASES[family], tokenizer)
-        source = TransformersEncoder.from_pretrained(str(folder / "source"), "cpu")
-        model = VSEModel.from_dual_encoder(source.model, **options)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(0.05 * torch.randn_like(parameter))
-        model.save_pretrained(folder / "run")
-        processor_of(str(folder / "source")).save_pretrained(folder / "run")
-        return VSEEncoder.from_pretrained(folder / "run", "cpu")
+        return trained_model(tmp_path_factory.mktemp("trained"), CASES[family], tokenizer, **options)
 
     return make
 
@@ -149,7 +151,7 @@ def test_the_command_refuses_in_one_line(trained, tiny_model, tmp_path, capsys):
     (tmp_path / "full" / "notes.txt").write_text("mine")
     for model, given, place, message in (
         (tiny_model, "clip", "back", "has no format 'clip': give one of onnx"),
-        (clip, "siglip", "back", "has no format 'siglip': give one of clip, sentence-transformers,"),
+        (clip, "siglip", "back", "has no format 'siglip': give one of clip, sentence-transformers, open_clip, onnx"),
         (clip, "clip", "full", "is not empty (notes.txt, ...): give a new or an empty one"),
     ):
         words = ["export", str(model), "--format", given, "--output", str(tmp_path / place), "--quiet"]

@@ -1,7 +1,8 @@
 """Models of open_clip, whose own transform and tokenizer are used (Cherti et al., arXiv 2212.07143).
 
 A name is `ViT-B-32/laion2b_s34b_b79k`, architecture and published weights; `ViT-B-32@file.safetensors`, the weights of
-a file; or `ViT-B-32/laion2b_s34b_b79k@file.safetensors`, a file prepared as those published weights are.
+a file; or `ViT-B-32/laion2b_s34b_b79k@file.safetensors`, a file prepared as those published weights are. It is also a
+folder in the format of open_clip, which `hf-vse export --format open_clip` writes.
 """
 
 from collections.abc import Callable
@@ -16,8 +17,10 @@ from torch import Tensor, nn
 from hf_vse.data.digests import digest_of, weights_digest
 from hf_vse.embed.encoder import Device, NetworkEncoder, Precision
 from hf_vse.embed.weights import check_finite, check_installed, chosen_device, chosen_precision, one_line
+from hf_vse.files import read_json
 
 PREFIX = "open_clip:"
+FOLDER_CONFIG, FOLDER_WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 OF_PRECISION = {torch.float32: "fp32", torch.bfloat16: "pure_bf16", torch.float16: "pure_fp16"}
 
 
@@ -60,6 +63,8 @@ class OpenCLIPEncoder(NetworkEncoder):
         check_installed(cls, name)
         import open_clip
 
+        if (folder := Path(name.removeprefix(PREFIX))).joinpath(FOLDER_CONFIG).is_file():
+            return cls.from_folder(folder, device, dtype)
         architecture, published, file = parts_of(name)
         known_as = published_weights(architecture, published)
         if file is None:
@@ -82,6 +87,24 @@ class OpenCLIPEncoder(NetworkEncoder):
             tokenizer = open_clip.get_tokenizer(architecture)
         check_finite(name, model)
         return cls(model, transform, tokenizer, f"{PREFIX}{name.removeprefix(PREFIX)}")
+
+    @classmethod
+    def from_folder(cls, folder: Path, device: Device, dtype: Precision) -> "OpenCLIPEncoder":
+        """A folder with `open_clip_config.json`, `open_clip_model.safetensors` and the files of its tokenizer."""
+        import open_clip
+
+        config = read_json(folder / FOLDER_CONFIG)
+        if not (folder / FOLDER_WEIGHTS).is_file():
+            raise OSError(f"{folder} holds no {FOLDER_WEIGHTS}: other weights are not read, they may run code")
+        if "trust_remote_code" in str(config):
+            raise ValueError(f"{folder / FOLDER_CONFIG} asks for trust_remote_code: remove it")
+        with one_line(str(folder), "give a folder that open_clip or hf-vse export wrote"):
+            model, _, transform = open_clip.create_model_and_transforms(
+                f"local-dir:{folder}", precision=OF_PRECISION[chosen_precision(dtype)], device=chosen_device(device)
+            )
+            tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
+        check_finite(str(folder), model)
+        return cls(model, transform, tokenizer, f"{PREFIX}{folder}")
 
     @cached_property
     def digest(self) -> str:
