@@ -1,23 +1,25 @@
 """Adapts small pretrained dual encoders, without downloads: what a recipe gains, forgets and costs.
 
     python scripts/benchmarks/adaptation.py source runs/adaptation --family clip      # once for each family
-    python scripts/benchmarks/adaptation.py adapt runs/adaptation --family clip --method heads --size 1000 --seed 0
+    python scripts/benchmarks/adaptation.py adapt runs/adaptation --family clip --method full --size 1000 --seed 0
     python scripts/benchmarks/adaptation.py table runs/adaptation
 
-`source` trains a tiny CLIP or SigLIP on the easy scenes and calls it pretrained. `adapt` fits it to the hard scenes
-with one of the METHODS. Recalls are means of R@1, R@5 and R@10 of both directions on the test splits, which chose
-nothing: hard is the gain, easy is what is forgotten. A run that exists is read.
+`source` trains a tiny CLIP or SigLIP on the easy scenes and calls it pretrained. `adapt` fits it to `--target`, the
+hard scenes or photographs (Flickr8k, `--photographs DIR`, given to `source` too), with one of the METHODS. A number is
+the mean of R@1, R@5 and R@10 of both directions on a test split, which chose nothing: that of the target is the gain,
+that of the easy scenes what is forgotten. `full` also interpolates with the start (WiSE-FT), on the validation splits.
+Flickr8k's validation images are taken in turn for validation and test. A run that exists is read.
 """
 
 import argparse
 import json
 import shutil
-import time
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
+from datasets import DatasetDict
 from measuring import record
 from transformers import (
     CLIPConfig,
@@ -35,6 +37,7 @@ from hf_vse.embed.adapters.vse import VSEEncoder
 from hf_vse.embed.load import load_encoder
 from hf_vse.evaluation.environment import environment
 from hf_vse.evaluation.judge import judge
+from hf_vse.training.interpolation import mean_recall
 from hf_vse.training.recipe import build_recipe
 from hf_vse.training.run import run_recipe
 
@@ -48,22 +51,38 @@ PRETRAINING = EASY | {
 }  # fmt: skip
 FROZEN = {"freeze_image_tower": True, "freeze_text_tower": True}
 FITTING = {"lr_scheduler_type": "cosine", "warmup_steps": 0.1, "mirror_images": False, "crop_min_scale": 1.0}
+CONTROL = {"control_dataset": "scenes", "control_options": {key: EASY[key] for key in EASY if key != "dataset"}}
 METHODS: dict[str, dict[str, Any]] = {
     "heads-linear": FROZEN | {"projection_type": "linear", "learning_rate": 1e-3, "num_train_epochs": 20},
     "heads-residual": FROZEN | {"projection_type": "residual", "learning_rate": 1e-3, "num_train_epochs": 20},
-    "full": {"learning_rate": 1e-4, "num_train_epochs": 10},
+    "full": CONTROL | {"learning_rate": 3e-4, "num_train_epochs": 10},
+    "lora": {"lora_rank": 8, "learning_rate": 2e-3, "num_train_epochs": 10},
 }
 
 
+def photographs(folder: Path, source: Path, size: int) -> dict[str, Any]:
+    """The first images of Flickr8k's training split; half of its validation split becomes the test split."""
+    images = json.loads((source / "dataset_flickr8k.json").read_text())["images"]
+    of_split = {split: [each for each in images if each["split"] == split] for split in ("train", "val")}
+    val = of_split["val"]
+    parts = of_split["train"][:size] + val[::2] + [each | {"split": "test"} for each in val[1::2]]
+    split_file = folder / f"photographs-{size}.json"
+    split_file.write_text(json.dumps({"images": parts}))
+    return {"dataset": "flickr8k", "data_dir": str(source), "split_file": str(split_file)}
+
+
+def splits_of(options: dict[str, Any]) -> DatasetDict:
+    return load_pairs(options["dataset"], **{key: value for key, value in options.items() if key != "dataset"})
+
+
 def captions_of(options: dict[str, Any]) -> list[str]:
-    where = {key: value for key, value in options.items() if key not in ("dataset", "seed")}
-    rows = load_pairs("scenes", **where)["train"].with_format(None)[CAPTIONS]
+    rows = splits_of(options)["train"].with_format(None)[CAPTIONS]
     return [caption for of_image in rows for caption in of_image]
 
 
-def fresh_source(family: str, folder: Path) -> None:
-    """A model with fresh weights in the format of transformers, which knows the words of both sets."""
-    tokenizer = train_word_tokenizer(captions_of(EASY) + captions_of(HARD), min_count=1)
+def fresh_source(family: str, folder: Path, sets: list[dict[str, Any]]) -> None:
+    """A model with fresh weights in the format of transformers, which knows the words of these sets."""
+    tokenizer = train_word_tokenizer([caption for each in sets for caption in captions_of(each)], min_count=1)
     tokenizer.model_max_length = LONGEST
     words = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "vocab_size": len(tokenizer)}
     text = LAYERS | words | {"max_position_embeddings": LONGEST}
@@ -80,9 +99,9 @@ def fresh_source(family: str, folder: Path) -> None:
         part.save_pretrained(folder)
 
 
-def make_source(folder: Path, family: str) -> None:
+def make_source(folder: Path, family: str, sets: list[dict[str, Any]]) -> None:
     fresh = folder / f"{family}-fresh"
-    fresh_source(family, fresh)
+    fresh_source(family, fresh, sets)
     values = PRETRAINING | {"init_from": str(fresh), "output_dir": str(folder / f"{family}-training")}
     run_recipe(build_recipe(values))
     encoder = VSEEncoder.from_pretrained(folder / f"{family}-training", "cpu")
@@ -95,48 +114,49 @@ def make_source(folder: Path, family: str) -> None:
         part.save_pretrained(folder / f"{family}-source")
 
 
-def mean_recall(encoder: Any, options: dict[str, Any]) -> float:
-    where = {key: value for key, value in options.items() if key != "dataset"}
-    metrics = judge(encoder, load_pairs("scenes", **where)["test"], progress=False).record["metrics"]
-    return metrics["rsum"] / 6
+def mean_test_recall(place: Path, options: dict[str, Any]) -> float:
+    encoder = load_encoder(str(place), device="cpu")
+    return mean_recall(judge(encoder, splits_of(options)["test"], progress=False).record["metrics"])
 
 
-def run(folder: Path, family: str, method: str, size: int, seed: int) -> dict[str, Any]:
-    output = folder / f"{family}-{method}-{size}-{seed}"
+def run(folder: Path, family: str, method: str, target: dict[str, Any], size: int, seed: int) -> dict[str, Any]:
+    output = folder / f"{family}-{target['dataset']}-{method}-{size}-{seed}"
     result = output / "adaptation.json"
     if result.is_file():
         return json.loads(result.read_text())
     source = folder / f"{family}-source"
-    values = HARD | FITTING | METHODS[method] | {"num_train": size, "init_from": str(source), "seed": seed}
-    start = time.perf_counter()
-    run_recipe(build_recipe(values | {"output_dir": str(output), "frozen_cache_dir": str(output / "cache")}))
-    seconds = time.perf_counter() - start
-    found = {"family": family, "method": method, "size": size, "seed": seed, "seconds": round(seconds, 1)}
-    for name, place in (("before", source), ("after", output)):
-        encoder = load_encoder(str(place), device="cpu")
-        found[name] = {"hard": mean_recall(encoder, HARD), "easy": mean_recall(encoder, EASY)}
+    values = target | FITTING | METHODS[method] | {"init_from": str(source), "seed": seed}
+    cache = {"frozen_cache_dir": str(output / "cache")} if method.startswith("heads") else {}
+    values |= {"output_dir": str(output)} | cache
+    metrics = run_recipe(build_recipe(values))
+    found = {"family": family, "target": target["dataset"], "method": method, "size": size, "seed": seed}
+    found |= {"seconds": sum(stage["seconds"] for stage in metrics["stages"])}
+    places = {"before": source, "after": output}
+    if "interpolation" in metrics:
+        found["interpolation"] = metrics["interpolation"]
+        places["tuned"] = output / "stages" / metrics["stages"][-1]["name"]
+    for name, place in places.items():
+        found[name] = {"target": mean_test_recall(place, target), "easy": mean_test_recall(place, EASY)}
     shutil.rmtree(output / "stages")
     result.write_text(json.dumps(found))
     return found
 
 
-def table(folder: Path) -> str:
-    runs = [json.loads(path.read_text()) for path in sorted(folder.glob("*/adaptation.json"))]
-    lines = ["| source | method | images | seeds | hard | gain | easy | lost | seconds |", "|---" * 9 + "|"]
-    for key in sorted({(each["family"], each["size"], each["method"]) for each in runs}):
-        same = [each for each in runs if (each["family"], each["size"], each["method"]) == key]
-        mean = {
-            name: fmean(value(each) for each in same)
-            for name, value in {
-                "hard": lambda each: each["after"]["hard"],
-                "gain": lambda each: each["after"]["hard"] - each["before"]["hard"],
-                "easy": lambda each: each["after"]["easy"],
-                "lost": lambda each: each["before"]["easy"] - each["after"]["easy"],
-                "seconds": lambda each: each["seconds"],
-            }.items()
-        }
-        numbers = " | ".join(f"{mean[name]:.1f}" for name in mean)
-        lines.append(f"| {key[0]} | {key[2]} | {key[1]:,} | {len(same)} | {numbers} |")
+def table(runs: list[dict[str, Any]]) -> str:
+    lines = [
+        "| source | target | images | method | seeds | target | gain | easy | lost | seconds |",
+        "|---" * 10 + "|",
+    ]
+    for key in sorted({tuple(each[name] for name in ("family", "target", "size", "method")) for each in runs}):
+        same = [each for each in runs if tuple(each[name] for name in ("family", "target", "size", "method")) == key]
+        for end in [name for name in ("tuned", "after") if name in same[0]]:
+            numbers = [fmean(each[end][name] for each in same) for name in ("target", "easy")]
+            changes = [fmean(each[end][name] - each["before"][name] for each in same) for name in ("target", "easy")]
+            seconds = fmean(each["seconds"] for each in same)
+            method = key[3] + (" + WiSE-FT" if end == "after" and "tuned" in same[0] else "")
+            where = f"| {key[0]} | {key[1]} | {key[2]:,} | {method} | {len(same)} "
+            on_both = f"| {numbers[0]:.1f} | {changes[0]:+.1f} | {numbers[1]:.1f} | {-changes[1]:.1f} "
+            lines.append(where + on_both + f"| {seconds:.0f} |")
     return "\n".join(lines)
 
 
@@ -146,18 +166,25 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--family", choices=("clip", "siglip"), default="clip")
     parser.add_argument("--method", choices=METHODS, default="heads-linear")
-    parser.add_argument("--size", type=int, default=1000)
+    parser.add_argument("--target", choices=("hard", "photographs"), default="hard")
+    parser.add_argument("--photographs", type=Path, help="the folder of Flickr8k, with dataset_flickr8k.json")
+    parser.add_argument("--size", type=int, default=1000, help="training images of the target")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, help="a JSON file for the runs of the table")
     options = parser.parse_args()
+    options.folder.mkdir(parents=True, exist_ok=True)
+    if options.target == "photographs" and options.photographs is None:
+        parser.error("--target photographs needs --photographs DIR")
+    real = [] if options.photographs is None else [photographs(options.folder, options.photographs, options.size)]
     if options.command == "source":
-        make_source(options.folder, options.family)
+        make_source(options.folder, options.family, [EASY, HARD, *real])
     elif options.command == "adapt":
-        print(run(options.folder, options.family, options.method, options.size, options.seed))
+        target = real[0] if options.target == "photographs" else HARD | {"num_train": options.size}
+        print(run(options.folder, options.family, options.method, target, options.size, options.seed))
     else:
-        print(table(options.folder))
+        runs = [json.loads(path.read_text()) for path in sorted(options.folder.glob("*/adaptation.json"))]
+        print(table(runs))
         if options.output is not None:
-            runs = [json.loads(path.read_text()) for path in sorted(options.folder.glob("*/adaptation.json"))]
             record({"runs": runs, "environment": environment()}, options.output)
 
 
