@@ -5,21 +5,23 @@ has learned the scene; and as negatives of each other its images teach the model
 group stays together when images are held out (`hold_out`), and its images are no negatives of each other
 (`pairs.py`). Images whose near-duplicate is a near-duplicate of a third belong to one group with it.
 
-A group is a number in the column `group_id`, null for images without a group.
+A group is a number in the column `group_id`, null for images without a group. In a stream, whose rows are not
+compared, it stands for a value of a column.
 """
 
 import logging
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from hashlib import blake2b
 from itertools import chain
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from datasets import Dataset, DatasetDict, Features, Value
+from datasets import Dataset, DatasetDict, Features, Image, IterableDataset, IterableDatasetDict, Value
 from datasets.table import InMemoryTable
 
-from hf_vse.data.schema import GROUP_ID, IMAGE_FEATURES, IMAGE_ID, text_id
+from hf_vse.data.schema import GROUP_ID, IMAGE, IMAGE_FEATURES, IMAGE_ID, text_id
 
 logger = logging.getLogger(__name__)
 
@@ -90,11 +92,9 @@ def with_groups(
     """
     keys, given = [], []
     for name, split in splits.items():
-        if group_column is not None and group_column not in split.column_names:
-            known = ", ".join(split.column_names)
-            raise ValueError(f"group_column={group_column!r} is not among the columns {known} of {name}: correct it")
+        check_column(group_column, split.column_names, name)
         keys += [(name, image_id) for image_id in plain_column(split, IMAGE_ID)]
-        given += [None if value in (None, "") else repr(value) for value in plain_column(split, group_column)]
+        given += [None if is_none(value) else repr(value) for value in plain_column(split, group_column)]
     links: Iterable[np.ndarray] = [equal_pairs(keys), equal_pairs(given)]
     if vectors is not None:
         found = np.concatenate(vectors)
@@ -107,6 +107,43 @@ def with_groups(
     of_split = {name: ids[end - len(split) : end] for (name, split), end in zip(splits.items(), ends, strict=True)}
     report_groups(of_split)
     return DatasetDict({name: with_group_ids(split, of_split[name]) for name, split in splits.items()})
+
+
+def with_streamed_groups(streams: IterableDatasetDict, group_column: str) -> IterableDatasetDict:
+    """The streamed splits with the groups of a column, which are known before all rows are."""
+    for name, stream in streams.items():
+        check_column(group_column, stream.column_names, name)
+    logger.info(
+        "images of one %s are no negatives of each other; near-duplicates are not looked for in a stream", group_column
+    )
+    return IterableDatasetDict({name: with_group_numbers(each, group_column) for name, each in streams.items()})
+
+
+def with_group_numbers(stream: IterableDataset, group_column: str) -> IterableDataset:
+    features = Features(stream.features | {GROUP_ID: Value("int64")})
+    undecoded = stream.cast_column(IMAGE, Image(decode=False)) if IMAGE in features else stream
+    # cast, because after map(features=...) images would stay undecoded
+    return undecoded.map(group_numbers, batched=True, batch_size=32, input_columns=group_column).cast(features)
+
+
+def group_numbers(values: Sequence[Any]) -> dict[str, list[int | None]]:
+    """For each value of a group column a number from 0 on (63 bits), the same on all machines."""
+    digests = [blake2b(repr(value).encode(errors="surrogatepass"), digest_size=8).digest() for value in values]
+    numbers = [int.from_bytes(digest) >> 1 for digest in digests]
+    return {GROUP_ID: [None if is_none(value) else number for value, number in zip(values, numbers, strict=True)]}
+
+
+def is_none(value: Any) -> bool:
+    """Whether a value of a group column stands for an image without a group."""
+    return value in (None, "")
+
+
+def check_column(group_column: str | None, columns: Sequence[str], split: str) -> None:
+    """Raises ValueError where a split has no such column."""
+    if group_column is not None and group_column not in columns:
+        raise ValueError(
+            f"group_column={group_column!r} is not among the columns {', '.join(columns)} of {split}: correct it"
+        )
 
 
 def plain_column(split: Dataset, name: str | None) -> list[Any]:

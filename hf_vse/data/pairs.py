@@ -138,6 +138,8 @@ class StreamedPairs(TorchIterableDataset):
         rng = np.random.default_rng((self.seed, self.epoch, 0 if worker is None else worker.id))
         for row in self.rows:
             of_pair = {name: row[name] for name in (self.source, IMAGE_ID, CAPTIONS) if name in row}
+            if row.get(GROUP_ID) is not None:
+                of_pair[IMAGE_ID] = row[GROUP_ID]  # no negatives of each other
             of_pair["draw"] = draw = int(rng.integers(2**31))
             if self.pieces_of is not None:
                 whole = row[CAPTIONS][draw % len(row[CAPTIONS])]

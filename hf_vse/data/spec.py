@@ -5,6 +5,7 @@ a gallery and read again, so that all of them see the same images under the same
 images that it was trained on.
 """
 
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -14,12 +15,14 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict, IterableDatasetDict
 
-from hf_vse.data.groups import SIMILAR, unit_features, with_groups
+from hf_vse.data.groups import SIMILAR, unit_features, with_groups, with_streamed_groups
 from hf_vse.data.karpathy import HUB_DATASETS
 from hf_vse.data.plain_yaml import parse_yaml
 from hf_vse.data.schema import IMAGE, IMAGE_FEATURES, data_fingerprint
 from hf_vse.data.sources import DEFAULT_SEED, SOURCES, VALIDATION_SHARE, load_pairs, with_validation
 from hf_vse.files import read_json, read_text
+
+logger = logging.getLogger(__name__)
 
 RECORD_FILE, RECIPE_FILE = "metrics.json", "recipe.yaml"  # what a run leaves beside its model
 OPTIONS = signature(load_pairs).parameters.keys() - {"source", "revision", "cache_dir"}
@@ -144,20 +147,20 @@ class DataSpec:
 
     def with_groups(self, splits: DatasetDict | IterableDatasetDict) -> DatasetDict | IterableDatasetDict:
         """The splits with the groups of their images, where `near_duplicates` or `group_column` asks for any."""
-        streamed, kind = isinstance(splits, IterableDatasetDict), self.near_duplicates
-        images = not streamed and all(IMAGE in split.column_names for split in splits.values())
+        if isinstance(splits, IterableDatasetDict):
+            return self.with_streamed_groups(splits)
+        kind = self.near_duplicates
+        images = all(IMAGE in split.column_names for split in splits.values())
         if kind == "auto":
             kind = "hash" if images and self.source not in NO_DUPLICATES else "none"
         if kind == "hash" and not images:
             raise ValueError(f"near_duplicates=hash looks at all photographs, and {self.source} has none: remove it")
-        features = not streamed and all(IMAGE_FEATURES in split.column_names for split in splits.values())
+        features = all(IMAGE_FEATURES in split.column_names for split in splits.values())
         if kind == "vectors" and not features:
             raise ValueError(
                 f"near_duplicates=vectors compares precomputed features, and {self.source} has none: compute them "
                 "with hf-vse features, or use hash"
             )
-        if streamed and self.group_column is not None:
-            raise ValueError(f"group_column={self.group_column!r} needs all rows at once: use streaming=False")
         if kind == "none":
             return splits if self.group_column is None else with_groups(splits, self.group_column)
         if kind == "vectors":
@@ -165,6 +168,22 @@ class DataSpec:
         from hf_vse.data.image_hashes import NEAR, image_hashes  # imports torch
 
         return with_groups(splits, self.group_column, [image_hashes(split) for split in splits.values()], NEAR)
+
+    def with_streamed_groups(self, streams: IterableDatasetDict) -> IterableDatasetDict:
+        """The streams with the groups of `group_column`."""
+        if self.near_duplicates in ("hash", "vectors"):
+            raise ValueError(
+                f"near_duplicates={self.near_duplicates} compares all images, which a stream does not have at once: "
+                "use streaming=False, or group_column, or near_duplicates=none"
+            )
+        if self.group_column is not None:
+            return with_streamed_groups(streams, self.group_column)
+        if self.near_duplicates == "auto" and self.source not in NO_DUPLICATES:
+            logger.info(
+                "near-duplicates are not looked for in a stream and are negatives of each other: use "
+                "streaming=False, or group_column"
+            )
+        return streams
 
     def load_split(self) -> Dataset:
         """The split that is meant."""

@@ -16,7 +16,7 @@ from hf_vse.data import image_hashes as hashes_module
 from hf_vse.data.features import features_dataset
 from hf_vse.data.groups import connected, equal_pairs, group_counts, hold_out, near_pairs, with_group_ids, with_groups
 from hf_vse.data.image_hashes import LENGTH, NEAR, UNIT, KeptHashes, image_hash, image_hashes
-from hf_vse.data.pairs import PairDataset
+from hf_vse.data.pairs import PairDataset, StreamedPairs
 from hf_vse.data.schema import GROUP_ID, IMAGE_ID
 from hf_vse.data.sources import with_validation
 from hf_vse.data.spec import DataSpec
@@ -24,7 +24,7 @@ from hf_vse.model.losses_vse import contrastive_loss
 from hf_vse.training.build import load_splits
 from hf_vse.training.recipe import build_recipe
 from hf_vse.training.run import run_recipe
-from tests.conftest import make_captions, make_pairs
+from tests.conftest import make_captions, make_feature_pairs, make_pairs
 from tests.data.test_spec import TINY
 
 
@@ -271,18 +271,40 @@ def test_vectors_are_compared_by_their_cosine(regions):
         DataSpec("photos", near_duplicates="vectors").with_groups(DatasetDict({"train": make_pairs(3)}))
 
 
-def test_streams_have_no_groups_and_scenes_are_not_hashed(monkeypatch):
+def test_groups_of_a_stream_are_those_of_its_column(caplog):
+    """Its pairs are equal where those of the same rows that are not streamed are, and different elsewhere."""
+    events = ["a", "A", None, "b", "", "a", None, "b"]
+    split = make_pairs(8).add_column("event", events)
+    whole = DataSpec("photos", group_column="event").with_groups(DatasetDict({"train": split}))["train"]
+    spec = DataSpec("photos", group_column="event", near_duplicates="auto")
+    with caplog.at_level(logging.INFO, logger="hf_vse"):
+        found = spec.with_groups(IterableDatasetDict({"train": split.to_iterable_dataset(num_shards=2)}))["train"]
+    assert "images of one event are no negatives of each other; near-duplicates are not looked for" in caplog.text
+    assert found.features["image"] == Image() and next(iter(found))["event"] == "a"
+    of_captions = {tuple(row["captions"]): row for row in (*StreamedPairs(found), *StreamedPairs(found, seed=3))}
+    rows = [of_captions[tuple(captions)] for captions in split["captions"]]
+    assert isinstance(rows[0]["image"]["bytes"], bytes), "not decoded before the collator"
+    ids, expected = (np.array(each) for each in ([row[IMAGE_ID] for row in rows], PairDataset(whole).image_ids))
+    assert ((ids[:, None] == ids) == (expected[:, None] == expected)).all() and len({*ids}) == 6
+    with pytest.raises(ValueError, match="group_column='vent' is not among the columns image, image_id.* of train"):
+        DataSpec("photos", group_column="vent").with_groups(IterableDatasetDict({"train": found}))
+
+
+def test_streams_are_not_searched_and_scenes_are_not_hashed(caplog):
     stream = IterableDatasetDict({"train": make_pairs(3).to_iterable_dataset()})
-    assert DataSpec("photos", near_duplicates="auto").with_groups(stream) is stream
-    for spec, message in (
-        (
-            DataSpec("photos", near_duplicates="hash"),
-            "near_duplicates=hash looks at all photographs, and photos has none",
-        ),
-        (DataSpec("photos", group_column="event"), "group_column='event' needs all rows at once: use streaming=False"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            spec.with_groups(stream)
+    with caplog.at_level(logging.INFO, logger="hf_vse"):
+        for source, near, said in (("photos", "auto", True), ("coco", "auto", False), ("photos", "none", False)):
+            caplog.clear()
+            assert DataSpec(source, near_duplicates=near).with_groups(stream) is stream
+            assert ("near-duplicates are not looked for in a stream" in caplog.text) is said
+    for near in ("hash", "vectors"):
+        for column in (None, "event"):
+            with pytest.raises(
+                ValueError, match=f"near_duplicates={near} compares all .* use streaming=False, or gro"
+            ):
+                DataSpec("photos", near_duplicates=near, group_column=column).with_groups(stream)
+    with pytest.raises(ValueError, match="near_duplicates=hash looks at all photographs, and photos has none"):
+        DataSpec("photos", near_duplicates="hash").with_groups(DatasetDict({"train": make_feature_pairs(3)}))
     pairs = DatasetDict({"train": make_pairs(3)})
     for source in ("scenes", "coco", "flickr30k", "flickr8k"):
         assert DataSpec(source, near_duplicates="auto").with_groups(pairs) is pairs
