@@ -44,7 +44,8 @@ def recipe_file(name: str) -> Path:
 
 def run(arguments: argparse.Namespace) -> Result | None:
     from hf_vse.training.recipe import help_parser, parse_command_line
-    from hf_vse.training.run import run_recipe, run_summary
+    from hf_vse.training.result import run_summary
+    from hf_vse.training.run import run_recipe
 
     default = recipe_file(QUICKSTART)
     if arguments.fields:

@@ -30,27 +30,21 @@ from transformers import set_seed
 from transformers.integrations import get_available_reporting_integrations, get_reporting_integration_callbacks
 
 from hf_vse.embed.adapters.own_models import load_vse_model
-from hf_vse.embed.adapters.vse import VSEEncoder
 from hf_vse.evaluation.environment import environment
-from hf_vse.evaluation.judge import judge
-from hf_vse.evaluation.record import evaluation_of
-from hf_vse.evaluation.tables import equal_caption_remark, group_remark, recall_table, table_rows
 from hf_vse.files import check_output_folder, inside, read_json, write_json
-from hf_vse.hub.card import objective_record
-from hf_vse.hub.push import leave_card, push_model
+from hf_vse.hub.push import push_model
 from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.model.processing_vse import VSEProcessor
 from hf_vse.training.arguments import VSETrainingArguments
-from hf_vse.training.before_after import compare_with_start, difference_lines
 from hf_vse.training.build import NO_IMAGE_TOWER, build_model, build_processor, check_start, has_features, load_splits
 from hf_vse.training.checkpoints import last_checkpoint
 from hf_vse.training.claim import STAGES, check_claim, claim
 from hf_vse.training.frozen import cache_frozen_towers
-from hf_vse.training.interpolation import choose_weights, interpolation_lines, load_control
+from hf_vse.training.interpolation import choose_weights, load_control
 from hf_vse.training.lora import check_adapters
-from hf_vse.training.pictures import draw_interpolation, draw_pictures, failure_as_warning
 from hf_vse.training.publish import check_hub_strategy
 from hf_vse.training.recipe import Recipe, check_together
+from hf_vse.training.result import report_run
 from hf_vse.training.trainable import freeze
 from hf_vse.training.trainer import VSETrainer, check_objective
 
@@ -320,59 +314,3 @@ def full_disk_as_error(folder: Path) -> Iterator[None]:
             f"the disk of {folder} is full ({' '.join(str(error).split()):.100}): make room and repeat the command, "
             "which goes on from the last checkpoint"
         ) from error
-
-
-def report_run(
-    recipe: Recipe,
-    model: VSEModel,
-    processor: VSEProcessor,
-    splits: dict[str, Any],
-    stages: list[dict[str, Any]],
-    where: dict[str, Any],
-    interpolation: dict[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Evaluates the finished model, writes numbers, pictures and the card."""
-    main = PartialState().is_main_process
-    model.to(PartialState().device)
-    encoder = VSEEncoder(model, processor, Path(os.path.abspath(recipe.output_dir)).name)
-    judged = {
-        name: judge(encoder, splits[name], source=recipe.data.source, split=name, progress=main)
-        for name in ("validation", "test")
-        if name in splits
-    }
-    result = evaluation_of({name: each.record for name, each in judged.items()}, where) | {
-        "dataset": recipe.data.source,
-        "data": recipe.data.to_dict(),
-        "loss_type": model.config.loss_type,
-        **objective_record(model.config.loss_type),
-        "stages": [{key: value for key, value in stage.items() if key != "log"} for stage in stages],
-        "recipe": recipe.public_values,
-    }
-    if interpolation is not None:
-        result["interpolation"] = interpolation
-    if recipe.model.init_from is not None:
-        result["start"] = compare_with_start(recipe.model.init_from, judged, splits, recipe.data.source)
-    if main:
-        write_json(recipe.output_dir / "metrics.json", result)
-        with failure_as_warning("no pictures"):
-            draw_pictures(recipe.output_dir, stages, splits, {name: each.pairs for name, each in judged.items()})
-            draw_interpolation(recipe.output_dir, interpolation)
-        with failure_as_warning("no card"):
-            leave_card(recipe.output_dir)
-    return result
-
-
-def run_summary(output_dir: Path, result: dict[str, Any]) -> str:
-    """The table of recalls and the place of every file, for the terminal."""
-    records = result["metrics"]
-    lines = []
-    if records:
-        start = result.get("start", {}).get("metrics", {})
-        before = {f"{name} before": each["metrics"] for name, each in start.items()}
-        lines = ["", result["loss_type"], recall_table(before | table_rows(records)), ""]
-        for remark_of in (equal_caption_remark, group_remark):
-            lines += [f"{name}: {remark}" for name, each in records.items() if (remark := remark_of(each))]
-        lines += interpolation_lines(result.get("interpolation")) + difference_lines(result)
-    lines += [f"numbers   {output_dir / 'metrics.json'}", f"card      {output_dir / 'README.md'}"]
-    lines += [f"picture   {picture}" for picture in sorted(output_dir.glob("*.png"))]
-    return "\n".join([*lines, f'model     AutoModel.from_pretrained("{output_dir}", trust_remote_code=True)'])

@@ -16,7 +16,7 @@ from hf_vse.evaluation.metrics import RECALL_LEVELS, retrieval_metrics, retrieva
 from hf_vse.evaluation.positions import positive_positions, sorted_positives
 from hf_vse.evaluation.record import evaluation_of
 from hf_vse.evaluation.tables import equal_caption_remark, evaluation_table, recall_table, table_rows
-from hf_vse.training.run import run_summary
+from hf_vse.training.result import run_summary
 from tests.conftest import make_pairs
 
 

@@ -14,7 +14,8 @@ from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.model.processing_vse import VSEProcessor
 from hf_vse.training.interpolation import ALPHAS, choose_alpha, interpolate
 from hf_vse.training.recipe import build_recipe
-from hf_vse.training.run import run_recipe, run_summary
+from hf_vse.training.result import run_summary
+from hf_vse.training.run import run_recipe
 from tests.processes import in_processes
 from tests.training.tiny_runs import quick_runs, same_outcome, tiny_values, write_features
 

@@ -109,8 +109,8 @@ def test_numbers_outlive_pictures_and_card(data, tmp_path, monkeypatch, caplog):
     def fail(*args):
         raise RuntimeError("no font\nto draw with")
 
-    monkeypatch.setattr(run, "draw_pictures", fail)
-    monkeypatch.setattr(run, "leave_card", fail)
+    monkeypatch.setattr("hf_vse.training.result.draw_pictures", fail)
+    monkeypatch.setattr("hf_vse.training.result.leave_card", fail)
     result = run_recipe(tiny_recipe(data, tmp_path / "run", **ONE_STAGE))
     assert read_json(tmp_path / "run" / "metrics.json")["metrics"] == result["metrics"]
     assert "no pictures: no font to draw with" in caplog.text and "no card: no font" in caplog.text

@@ -14,7 +14,8 @@ from hf_vse.files import read_json
 from hf_vse.model.processing_vse import VSEProcessor
 from hf_vse.training import run
 from hf_vse.training.recipe import build_recipe
-from hf_vse.training.run import run_recipe, run_summary
+from hf_vse.training.result import run_summary
+from hf_vse.training.run import run_recipe
 from hf_vse.training.trainer import VSETrainer
 from tests.conftest import make_feature_pairs
 from tests.training.test_trainer import arguments, make_model, weights

@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import load_file
 
 from hf_vse.files import read_json
-from hf_vse.training import run
 from hf_vse.training.recipe import Recipe, build_recipe
 from tests.conftest import make_captions
 
@@ -63,7 +62,7 @@ def quick_runs() -> Iterator[None]:
     gc.collect()
     gc.freeze()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "draw_pictures", lambda *given: [])
+        patch.setattr("hf_vse.training.result.draw_pictures", lambda *given: [])
         yield
     gc.unfreeze()
 
