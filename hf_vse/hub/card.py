@@ -48,6 +48,7 @@ PROJECTION = {
     "linear": "a linear map",
     "mlp": "a linear map and the paper's head Linear(d, 2d), ReLU, Linear(2d, d)",
     "residual": "a linear map and a residual head Linear(d, 2d), ReLU, Linear(2d, d)",
+    "none": "that of the model it started from",
 }
 
 

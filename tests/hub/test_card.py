@@ -4,6 +4,7 @@ import inspect
 import json
 import logging
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from huggingface_hub import ModelCard
@@ -15,7 +16,7 @@ from hf_vse.hub.directory import check_model_directory
 from hf_vse.hub.private import without_paths
 from hf_vse.hub.record import run_of
 from hf_vse.hub.signature import is_ours
-from hf_vse.model.configuration_vse import VSEConfig
+from hf_vse.model.configuration_vse import ProjectionType, VSEConfig
 from hf_vse.model.losses_vse import OBJECTIVES
 from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.model.processing_vse import VSEProcessor
@@ -56,6 +57,16 @@ def test_card_of_every_objective_says_what_it_computes(loss_type):
     assert "precomputed features of 10 numbers" in card.text and "pipeline(" not in card.text
     assert card.data.license == "mit" and card.data.language == "en" and loss_type in card.data.tags
     assert "model-index" not in card.data.to_dict() and "2110.08872" in card.text and is_ours(text)
+
+
+@pytest.mark.parametrize("projection_type", get_args(ProjectionType))
+def test_card_of_a_model_that_started_as_a_dual_encoder(projection_type):
+    source = {"model_type": "clip", "projection_dim": 16, "vision_config": {"hidden_size": 48}, "text_config": {}}
+    started = VSEConfig(dual_encoder_config=source, projection_type=projection_type, projection_dim=16)
+    text = model_card(started, {}, (), repo_id="org/name")
+    words = "that of the model it started from" if projection_type == "none" else "a linear map"
+    assert f"| projection | {words}" in text and "to unit vectors of 16 numbers |" in text
+    assert "hidden size 48" in text
 
 
 def test_card_of_a_run_shows_folds_stages_and_pictures():
