@@ -9,7 +9,9 @@ name, and is what `hf-vse evaluate` writes, for one model or several, and a run 
 - `comparisons`: of every two models `first`, `second` and `metrics`: for each metric what `compare_models` returns and
   `adjusted_p_value`, see `compare_judgements`. Absent where there is one model.
 - `environment`: `versions`, `device`, `threads`, `commit` (None outside a checkout) and the number of `processes`.
-- A run adds its `dataset`, its `data` as a `DataSpec`, `loss_type`, `stages` and `recipe`; one with `init_from` also
+- A run adds its `dataset`, its `data` as a `DataSpec`, `training_data` (how many `images` and `captions` it learned
+  from, and their `equal_captions` and `groups` as in a record; nothing of a stream), `loss_type`, `stages` and
+  `recipe`; one with `init_from` also
   `start`: the `model` that it started from, its records by split as `metrics`, and by split the `comparisons` of the
   result with it, see `compare_models`. One with `control_dataset` adds `interpolation`: the data as `control`, and
   what `training.interpolation.choose_weights` returns.

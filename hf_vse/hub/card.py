@@ -92,7 +92,9 @@ def model_card(
         num_parameters=num_parameters,
         objective=objective,
         symbols=re.findall(r"\w+", objective["formula"]),
-        masks_same_image=recipe.get("mask_same_image", True),
+        masks_same_image=masked("mask_same_image", recipe),
+        masks_equal_captions=masked("mask_equal_captions", recipe),
+        trained_on=record.get("training_data", {}),
         results=results(record),
         equal_captions={name: each["equal_captions"]["captions"] for name, each in equal_captions_of(record).items()},
         measured=measured(record),
@@ -215,6 +217,11 @@ def stages(record: dict[str, Any]) -> list[list[str]]:
         [stage["name"], f"`{stage['loss_type']}`", f"{stage['epochs'] or 0:g}", f"{stage['steps']:,}",
          f"{stage['seconds'] / 60:.1f}"] for stage in record.get("stages", [])
     ]  # fmt: skip
+
+
+def masked(field: str, recipe: dict[str, Any]) -> bool:
+    """Whether a field of the training arguments that is on unless said otherwise was on in all stages."""
+    return all((recipe | stage).get(field, True) for stage in recipe.get("stages") or [{}])
 
 
 def settings(recipe: dict[str, Any]) -> list[list[str]]:

@@ -19,6 +19,7 @@ from hf_vse.training.before_after import compare_with_start, difference_lines
 from hf_vse.training.interpolation import interpolation_lines
 from hf_vse.training.pictures import draw_interpolation, draw_pictures, failure_as_warning
 from hf_vse.training.recipe import Recipe
+from hf_vse.training.training_data import training_data
 
 
 def report_run(
@@ -42,6 +43,7 @@ def report_run(
     result = evaluation_of({name: each.record for name, each in judged.items()}, where) | {
         "dataset": recipe.data.source,
         "data": recipe.data.to_dict(),
+        "training_data": training_data(splits["train"]),
         "loss_type": model.config.loss_type,
         **objective_record(model.config.loss_type),
         "stages": [{key: value for key, value in stage.items() if key != "log"} for stage in stages],

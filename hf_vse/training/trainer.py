@@ -51,6 +51,7 @@ from hf_vse.training.trainable import (
     set_aside,
     unused_parameters,
 )
+from hf_vse.training.training_data import report_equal_captions
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +84,8 @@ class VSETrainer(PublishingTrainer):
         check_hub_strategy(args)
         freeze(model, args)
         pairs = None if train_dataset is None else pairs_of(train_dataset, processing_class, args.seed)
+        if train_dataset is not None:
+            report_equal_captions(train_dataset, args.mask_equal_captions)
         collator = VSECollator(processing_class, args.augmentation, args.word_dropout, args.max_broken_share)
         super().__init__(
             model=model,

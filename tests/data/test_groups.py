@@ -150,12 +150,26 @@ def test_images_of_a_group_are_no_negatives(bursts, cache):
     assert others.sum() == 4 and not moved[others].any() and moved[scenes != 0].all()
 
 
-def test_a_run_reports_its_groups_and_evaluation_finds_them_again(bursts, cache, tmp_path, capsys):
+def test_a_run_reports_its_groups_and_evaluation_finds_them_again(bursts, cache, tmp_path, capsys, caplog):
     folder, run = tmp_path / "bursts", tmp_path / "run"
+    titles = ["A red circle." if row % 2 else f"Number {row}" for row in range(len(bursts))]
+    bursts = bursts.remove_columns("captions").add_column("captions", [[each, f"{each} !"] for each in titles])
     DatasetDict({"train": bursts}).save_to_disk(str(folder))
     recipe = build_recipe(TINY | {"dataset": str(folder), "output_dir": str(run), "validation_share": 0.5, "seed": 3})
-    record = run_recipe(recipe)["metrics"]["validation"]
-    held_out = load_splits(recipe.data)["validation"]
+    with caplog.at_level(logging.INFO, logger="hf_vse"):
+        result = run_recipe(recipe)
+    record, splits = result["metrics"]["validation"], load_splits(recipe.data)
+    held_out, train = splits["validation"], splits["train"]
+    learned = {name: result["training_data"][name] for name in ("images", "captions", "equal_captions")}
+    equal = [number for number in train[IMAGE_ID] if number % 2]
+    counts = {"captions": 2 * len(equal), "images": len(equal), "sentences": 2}
+    assert learned == {"images": len(train), "captions": 2 * len(train), "equal_captions": counts} and len(equal) > 5
+    assert f"{2 * len(equal)} of {2 * len(train)} training captions are word for word captions of" in caplog.text
+    of_group = [scene for scene in train["scene"] if scene != -1]
+    assert result["training_data"]["groups"] == {"groups": len({*of_group}), "images": len(of_group), "largest": 5}
+    card = (run / "README.md").read_text()
+    assert f"{2 * len(equal)} of {2 * len(train)} training captions are" in card
+    assert f"{len(of_group)} of {len(train)} training images are in {len({*of_group})} groups" in card
     scenes = [scene for scene in held_out["scene"] if scene != -1]
     assert record["groups"] == {"groups": len({*scenes}), "images": len(scenes), "largest": 5} and scenes
     assert (run / "near_duplicates.png").is_file()

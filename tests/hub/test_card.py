@@ -109,6 +109,35 @@ def test_card_says_which_captions_are_equal_and_gives_each_split_its_chance():
     assert "equal captions" not in model_card(config(), record, (), repo_id="org/name")  # it changes no recall
 
 
+def test_card_says_what_was_no_negative_in_training():
+    """Equal captions and groups, how many, and only where they were masked in every stage."""
+    counted = {"images": 2000, "captions": 9000, "equal_captions": {"captions": 1234, "images": 99, "sentences": 5}}
+    counted["groups"] = {"groups": 7, "images": 1500, "largest": 21}
+    record = without_paths(coco_record() | {"training_data": counted})
+
+    def card(**recipe) -> str:
+        text = model_card(config(), record | {"recipe": record["recipe"] | recipe}, (), repo_id="org/name")
+        return " ".join(text.split())
+
+    equal = (
+        "1,234 of 9,000 training captions are word for word captions of other images too (5 sentences): pairs of "
+        "equal caption are no negatives of each other."
+    )
+    groups = (
+        "1,500 of 2,000 training images are in 7 groups of near-duplicate or related images (the largest has 21): "
+        "images of a group are no negatives of each other."
+    )
+    assert equal in card() and groups in card()
+    off = [{"name": "base"}, {"name": "contrastive", "mask_equal_captions": False}]
+    for recipe in ({"mask_equal_captions": False}, {"stages": off}):
+        assert "training captions are" not in card(**recipe) and groups in card(**recipe)
+    assert equal in card(mask_same_image=False) and "training images are in" not in card(mask_same_image=False)
+    counted["equal_captions"] = {"captions": 0, "images": 0, "sentences": 0}
+    counted["groups"] = {"groups": 0, "images": 0, "largest": 0}
+    record = without_paths(coco_record() | {"training_data": counted})
+    assert "training captions are" not in card() and "training images are in" not in card()
+
+
 def test_card_shows_the_start_of_a_fine_tuning_before_its_result():
     record = without_paths(coco_record() | {"start": {"model": "org/clip", "metrics": {"test": split(1.5)}}})
     text = model_card(config(), record, (), repo_id="org/name")
