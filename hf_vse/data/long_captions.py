@@ -19,24 +19,32 @@ logger = logging.getLogger(__name__)
 AT_ONCE = 1000
 SENTENCE_END = re.compile(
     r"""[.!?…\u061f\u06d4\u0964\u0965\u1362]['"’”»)\]]*\s+  # Latin, Greek, Arabic, Urdu, Hindi, Amharic, ...
-    | [\u3002\uff01\uff1f\uff61]['"’”\u300d\u300f\uff09]*\s*  # Chinese, Japanese: no space follows
+    | [\u3002\uff01\uff1f\uff61]+['"’”\u300d\u300f\uff09]*\s*  # Chinese, Japanese: no space follows
     | \s*\n\s*""",
     flags=re.VERBOSE,
 )
+AS_FAR_BACK = 40  # characters that tell whether a full stop ends a sentence
 CLAUSE_END = re.compile(r"[,;:\u060c\u061b]\s+|[\uff0c\u3001\uff1b\uff1a]\s*")
-INITIAL = re.compile(r"(?:^|[\s(])[^\W\d_a-z]\.\s*$|\.[^\W\d_]\.\s*$")  # J. Smith, U.S. Navy
+# Before a name, and before a number. A wrong one costs little: two sentences stay together.
+SHORTENED = re.compile(r"(?<![a-zA-Z\u00c0-\u024f])(?:Mrs?|Ms|Mme|Dr|Drs|Prof|St|Sra?|Hr|Fr|vs|cf)\.\s*$")
+SHORTENED_BEFORE_NUMBER = re.compile(
+    r"(?<![a-zA-Z\u00c0-\u024f])(?:nos?|nr|núm|approx|ca|fig|abb|vol|pp|max|min)\.\s*$", re.IGNORECASE
+)
+INITIAL = re.compile(r"(?:^|[\s(\u3000-\u303f\uff01-\uff1f])[^\W\d_a-z]\.\s*$|\.[^\W\d_]\.\s*$")  # J. Smith, U.S. Navy
 
 
 def sentences_of(text: str) -> list[str]:
     """The sentences of a text, which together are the text.
 
-    A full stop before a small letter or after an initial ends none: `approx. three`, `J. Smith`.
+    A full stop before a small letter, after an initial or after a common abbreviation ends none: `approx. three`,
+    `J. Smith`, `Mr. Smith`, `No. 5`.
     """
 
     def ends(match: re.Match) -> bool:
-        following = text[match.end() : match.end() + 1]
-        goes_on = following.islower() or INITIAL.search(text[: match.end()]) is not None
-        return "\n" in match[0] or not goes_on
+        before, following = text[max(0, match.end() - AS_FAR_BACK) : match.end()], text[match.end() : match.end() + 1]
+        shortened = INITIAL.search(before) or SHORTENED.search(before)
+        shortened = shortened or (following.isdigit() and SHORTENED_BEFORE_NUMBER.search(before))
+        return "\n" in match[0] or not (following.islower() or shortened)
 
     return divided(text, [match.end() for match in SENTENCE_END.finditer(text) if ends(match)])
 
