@@ -187,8 +187,8 @@ class VSEConfig(PreTrainedConfig):
         feature_dropout, head_dropout: share of pooled features, and of the head's inner features, set to zero in
             training.
         projection_type: `linear`; `mlp`, the paper's head Linear(d, 2d) - ReLU - Linear(2d, d) on top of it; or
-            `residual`, the head added to what it reads. On a dual encoder also `none`, and `linear` is a square map
-            that starts as the identity.
+            `residual`, the head added to what it reads, which starts as zero. On a dual encoder also `none`, and
+            `linear` is a square map that starts as the identity.
         head_init: how an `mlp` head starts: `xavier` as published, or `identity`, giving what it reads, so that
             training starts from the linear map and fresh heads lose nothing of a base embedding.
         projection_dim: dimension of the common space.

@@ -1,7 +1,7 @@
 """Data, processor and model from a recipe."""
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from itertools import chain, islice
@@ -96,7 +96,7 @@ def dual_encoder_of(name: str) -> str | None:
     return None if kind == "vse" else name
 
 
-def check_start(name: str, changes: Iterable[dict[str, Any]]) -> None:
+def check_start(name: str, changes: Sequence[dict[str, Any]]) -> None:
     """Raises ValueError, before the data are read, for changes that the model to start from does not follow."""
     with loading("init_from", name):
         source = dual_encoder_of(name)
@@ -107,6 +107,20 @@ def check_start(name: str, changes: Iterable[dict[str, Any]]) -> None:
             config = VSEConfig(dual_encoder_config=both, projection_type="none")
     for change in changes:  # the dimension is known when the model is loaded, and no stage may change it
         check_changes(config, {key: value for key, value in change.items() if key != "projection_dim"})
+    check_new_heads(name, config, changes)
+
+
+def check_new_heads(name: str, start: VSEConfig, changes: Sequence[dict[str, Any]]) -> None:
+    """Raises ValueError where a head with random weights would be put on a model without anybody asking for it."""
+    head = start.projection_type
+    for change in changes:
+        before, head = head, change.get("projection_type", head)
+        if head == "mlp" != before and "head_init" not in change and start.head_init == "xavier":
+            raise ValueError(
+                f"projection_type=mlp puts a head of random weights on init_from {name!r}, which then starts near "
+                "chance: give projection_type residual or head_init identity, which start from what the model "
+                "knows, or head_init xavier to start at random"
+            )
 
 
 def training_captions(train: Dataset | IterableDataset) -> Iterable[str]:

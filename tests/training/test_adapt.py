@@ -10,7 +10,8 @@ import torch
 from hf_vse.embed.load import load_encoder
 from hf_vse.embed.run import encode_texts
 from hf_vse.files import read_json
-from hf_vse.training.build import dual_encoder_of
+from hf_vse.model.configuration_vse import VSEConfig
+from hf_vse.training.build import check_new_heads, check_start, dual_encoder_of
 from hf_vse.training.recipe import build_recipe
 from hf_vse.training.run import run_recipe
 from tests.embed.test_transformers_models import CASES, TEXTS, save
@@ -47,6 +48,34 @@ def test_heads_are_fitted_and_stages_for_a_gpu_left_out(siglip, tmp_path, caplog
         run_recipe(recipe_from(siglip, tmp_path / "none", stages=STAGES[1:]))
     with pytest.raises(ValueError, match="stage 'heads': only_on is gpu or left out, got 'cpu'"):
         recipe_from(siglip, tmp_path / "none", stages=[STAGES[0] | {"only_on": "cpu"}])
+
+
+@pytest.mark.parametrize(
+    ("stages", "said"),
+    [
+        ([{"name": "a", "projection_type": "mlp"}], True),
+        ([{"name": "a", "projection_type": "linear"}, {"name": "b", "projection_type": "mlp"}], True),
+        ([{"name": "a", "projection_type": "mlp", "head_init": "identity"}, {"name": "b"}], False),
+        ([{"name": "a", "projection_type": "mlp", "head_init": "xavier"}], False),
+        ([{"name": "a", "projection_type": "residual"}], False),
+    ],
+)
+def test_random_heads_on_a_pretrained_model_have_to_be_asked_for(stages, said, siglip, tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_vse.training.run.load_splits", lambda data: pytest.fail("the data are read"))
+    recipe = recipe_from(siglip, tmp_path / "run", stages=stages)
+    message = "random weights .*siglip', which then starts near chance: give projection_type residual or head_init"
+    with pytest.raises(ValueError if said else pytest.fail.Exception, match=message if said else "the data are read"):
+        run_recipe(recipe)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_head_that_a_model_has_is_no_new_one(tiny_model):
+    check_new_heads("x", VSEConfig(projection_type="mlp"), [{}, {"projection_type": "mlp"}, {"loss_type": "nce"}])
+    check_new_heads("x", VSEConfig(head_init="identity"), [{"projection_type": "mlp"}])
+    with pytest.raises(ValueError, match="a head of random weights on init_from 'x'"):
+        check_new_heads("x", VSEConfig(), [{"projection_type": "mlp"}])
+    with pytest.raises(ValueError, match="a head of random weights on init_from"):
+        check_start(str(tiny_model), [{"projection_type": "mlp"}])
 
 
 def test_model_inside_sentence_transformers_is_a_start(tokenizer, tmp_path):
