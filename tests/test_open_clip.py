@@ -2,21 +2,27 @@
 
 import json
 import logging
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
 import pytest
 import torch
 import transformers
-from safetensors.torch import save_file
+from huggingface_hub import hf_hub_download
+from safetensors.torch import load_file, save_file
 
+from hf_vse.cli.main import main
 from hf_vse.embed.adapters.open_clip_models import OpenCLIPEncoder
 from hf_vse.embed.load import load_encoder
 from hf_vse.embed.run import encode_images, encode_texts
 from hf_vse.hub import open_clip_export
 from hf_vse.hub.export import export_model, prepared_by_pillow
 from tests.embed.test_transformers_models import CASES, SIGLIP_TEXT, Case, two_towers
+from tests.hub.fake_hub import TOKEN, FakeHub
 from tests.hub.test_export import trained_model
+from tests.hub.test_push_format import assert_same, expected_vectors, run_snippet
+from tests.processes import run_fork
 
 pytestmark = pytest.mark.timm
 TEXTS = ["red", "a small blue circle above two green squares", "small green star", "yellow " * 90]
@@ -238,3 +244,23 @@ def test_a_folder_whose_configuration_asks_for_code_is_refused(open_clip, tmp_pa
     (tmp_path / "open_clip_model.safetensors").write_bytes(b"")
     with pytest.raises(ValueError, match="asks for trust_remote_code: remove it"):
         load_encoder(f"open_clip:{tmp_path}")
+
+
+def push_and_load(hub: FakeHub, folder: Path) -> None:
+    hub.take_over(folder / "cache")
+    words = ["push", str(folder / "run"), "org/name", "--format", "open_clip", "--token", TOKEN, "--quiet"]
+    assert main(words) == 0
+    save_file(run_snippet(Path(hf_hub_download("org/name", "README.md")).read_text()), folder / "found")
+
+
+def test_snippet_of_a_pushed_model_computes_its_vectors(open_clip, tokenizer, tmp_path):
+    encoder = trained_model(tmp_path, CASES["clip"], tokenizer)
+    with FakeHub() as hub:
+        run_fork(tmp_path / "log", push_and_load, hub, tmp_path)
+        files = hub.repositories["models/org/name"].files
+    expected = {"open_clip_config.json", "open_clip_model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    assert files.keys() == expected | {"README.md"}
+    assert json.loads(files["open_clip_config.json"])["model_cfg"]["text_cfg"]["hf_tokenizer_name"] == "org/name"
+    assert b"library_name: open_clip" in files["README.md"] and b"trust_remote_code" not in files["README.md"]
+    with torch.no_grad():
+        assert_same(load_file(tmp_path / "found"), expected_vectors(prepared_by_pillow(encoder)), 1e-5)

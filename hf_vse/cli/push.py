@@ -7,10 +7,13 @@ from hf_vse.cli.command import Result, bundled, command_parser
 
 DESCRIPTION = """Publishes a model directory on the Hub: weights (safetensors), its code, processor, and a model card
 generated from the run: recalls, curves, settings, how to load it. With --space also a demo page in the browser.
+With --format the model in the format of another library, as `hf-vse export` writes it, with a card that says how that
+library loads it: users need no code of ours.
 An interrupted push can be repeated. Log in first with `hf auth login`."""
 EXAMPLES = """
   hf-vse push runs/quickstart org/vse-scenes
   hf-vse push DIR org/vse-flickr8k --private --license apache-2.0
+  hf-vse push runs/own_photos org/my-clip --format clip           # also siglip, ..., open_clip, sentence-transformers
   hf-vse push DIR org/vse-flickr8k --space org/try-vse --dataset org/my-photos"""
 
 
@@ -19,6 +22,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("directory", help="output directory of a run, or of `save_pretrained`")
     parser.add_argument("repo_id", help="organisation/name on the Hub")
     parser.add_argument("--private", action="store_true", default=None, help="visible to you alone")
+    parser.add_argument(
+        "--format",
+        metavar="FORMAT",
+        help="transformers (or the family: clip, siglip, ...), sentence-transformers, open_clip, onnx [its own]",
+    )
     parser.add_argument("--license", help="of the weights, such as apache-2.0; goes into the card")
     parser.add_argument(
         "--photographs", action="store_true", help="the retrieval picture too, if it shows photographs"
@@ -31,6 +39,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if (arguments.space is None) != (arguments.dataset is None):
         parser.error("--space and --dataset go together: the page needs photographs to show")
+    if arguments.format is not None and (arguments.space is not None or arguments.photographs):
+        parser.error("--format goes without --space and --photographs: the page loads the model in its own format")
     return arguments
 
 
@@ -42,7 +52,7 @@ def run(arguments: argparse.Namespace) -> Result:
     shown = {"model": arguments.repo_id, "dataset": arguments.dataset}
     if arguments.space is not None:
         check_space(*space, **shown)  # before the model is sent
-    names = ("private", "license", "revision", "create_pr", "token", "photographs")
+    names = ("private", "license", "revision", "create_pr", "token", "photographs", "format")
     url = push_model(arguments.directory, arguments.repo_id, **{name: getattr(arguments, name) for name in names})
     record, text = {"model": url}, f"model   {url}"
     if arguments.space is not None:

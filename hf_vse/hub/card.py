@@ -10,6 +10,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from transformers import PreTrainedConfig
 
 from hf_vse.evaluation.tables import equal_captions_matter
+from hf_vse.hub.exported import ON_HUB, Exported
 from hf_vse.hub.private import is_hub_id
 from hf_vse.hub.signature import written_card
 from hf_vse.model.configuration_vse import FEATURES_MODEL_TYPE, GRU_MODEL_TYPE, VSEConfig
@@ -61,6 +62,7 @@ def model_card(
     num_parameters: int | None = None,
     license: str | None = None,
     tags: Collection[str] = (),
+    exported: Exported | None = None,
 ) -> str:
     """The signed text of a model card.
 
@@ -72,12 +74,13 @@ def model_card(
         num_parameters: of the model.
         license: of the weights; None leaves it out.
         tags: further ones.
+        exported: the format of another library in which it is published.
     """
     title, recipe = repo_id.rpartition("/")[2], record.get("recipe", {})
     objective = objective_facts(config.loss_type, record)
     return written_card(
         "card.md.j2",
-        metadata(config, record, title=title, license=license, tags=tags),
+        metadata(config, record, title=title, license=license, tags=tags, exported=exported),
         title=title,
         repo_id=repo_id,
         config=config,
@@ -85,6 +88,7 @@ def model_card(
         files=sorted(files),
         onnx=[name for name in sorted(files) if name.endswith(".onnx")],
         dataset=record.get("dataset") and dataset_words(record["dataset"]),
+        exported=exported and exported.card_values(),
         reads_pixels=config.vision_config.model_type != FEATURES_MODEL_TYPE,
         towers={"image": tower_words(config.vision_config), "text": tower_words(config.text_config)},
         pooling=POOLING,
@@ -108,19 +112,27 @@ def model_card(
 
 
 def metadata(
-    config: VSEConfig, record: dict[str, Any], *, title: str, license: str | None, tags: Collection[str]
+    config: VSEConfig,
+    record: dict[str, Any],
+    *,
+    title: str,
+    license: str | None,
+    tags: Collection[str],
+    exported: Exported | None,
 ) -> ModelCardData:
     dataset = record.get("dataset", "")
     of_file = OWN.fullmatch(config.loss_type)
     loss = of_file["function"] if of_file else config.loss_type
     own = ["image-text-retrieval", "visual-semantic-embedding", "dual-encoder", loss, "hf_vse"]
     found = eval_results(record)
+    usual = "transformers", "zero-shot-image-classification"
+    library, task = usual if exported is None else ON_HUB.get(exported.format, usual)
     more = {"co2_eq_emissions": record["co2_eq_emissions"]} if "co2_eq_emissions" in record else {}
     return ModelCardData(
         language="en",
         license=license,
-        library_name="transformers",
-        pipeline_tag="zero-shot-image-classification",
+        library_name=library,
+        pipeline_tag=task,
         tags=[*own, *(tag for tag in tags if tag not in own)],
         base_model=base_models(config, record) or None,
         datasets=[dataset] if is_hub_id(dataset) else None,

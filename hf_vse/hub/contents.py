@@ -18,7 +18,8 @@ from jinja2 import UndefinedError
 
 from hf_vse.embed.stored import read_tensor_header
 from hf_vse.hub.card import model_card
-from hf_vse.hub.model_files import MODEL_FILES, code_in, files_in, text_in, weight_files
+from hf_vse.hub.exported import Exported
+from hf_vse.hub.model_files import MODEL_FILES, code_in, files_in, real_file, text_in, weight_files
 from hf_vse.hub.private import check_no_secret, without_paths
 from hf_vse.hub.record import METRICS, RECIPE, read_record
 from hf_vse.hub.signature import is_ours
@@ -77,9 +78,17 @@ def public_contents(directory: Path, run: Path | None, photographs: bool = False
     return {name: content for name, content in contents.items() if content is not None}
 
 
+def exported_contents(folder: Path) -> dict[str, Path | bytes]:
+    """Everything of a folder that `export_model` wrote; see `public_contents`."""
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_symlink() or not path.is_dir()]
+    files = {path.relative_to(folder).as_posix(): real_file(folder, path) for path in paths}
+    contents = {name: public_content(name, path, {}) for name, path in files.items()}
+    return {name: content for name, content in contents.items() if content is not None}
+
+
 def write_card(
     directory: Path, run: Path | None, repo_id: str, *, files: Collection[str] = (), license: str | None = None,
-    tags: Collection[str] = ()
+    tags: Collection[str] = (), exported: Exported | None = None
 ) -> str:  # fmt: skip
     """The text of the card for a saved model.
 
@@ -88,12 +97,14 @@ def write_card(
     """
     config, record = VSEConfig.from_pretrained(directory), {} if run is None else read_record(run)
     files = files or published_files(directory, run)
-    tensors = {name: tensor for path in weight_files(directory) for name, tensor in read_tensor_header(path).items()}
+    weights = weight_files(directory) if exported is None else exported.folder.glob("*.safetensors")
+    tensors = {name: tensor for path in weights for name, tensor in read_tensor_header(path).items()}
     parameters = sum(math.prod(tensor.shape) for name, tensor in tensors.items() if not name.endswith(BUFFERS))
     try:
         return model_card(
-            config, record, files, repo_id=repo_id, num_parameters=parameters, license=license, tags=tags
-        )
+            config, record, files, repo_id=repo_id, num_parameters=parameters, license=license, tags=tags,
+            exported=exported,
+        )  # fmt: skip
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, UndefinedError) as error:
         what = f"{run and run / METRICS} is not what a run writes ({error!r:.80})"
         raise ValueError(f"{what}: remove it, and the model is published without it") from error
@@ -146,14 +157,18 @@ def upload_operations(
     license: str | None = None,
     tags: Collection[str] = (),
     photographs: bool = False,
+    exported: Exported | None = None,
 ) -> list[CommitOperationAdd]:
-    """Everything that is published of a saved model, the card included, as one commit."""
-    contents = public_contents(directory, run, photographs)
+    """Everything that is published of a saved model, the card included, as one commit.
+
+    Of an exported model these are its files and a card for its format; a card beside the model speaks of another one.
+    """
+    contents = public_contents(directory, run, photographs) if exported is None else exported_contents(exported.folder)
     before = ModelCard(card_there, ignore_metadata_errors=True).data if card_there else None
     if before is not None:  # what a person or transformers added to the header stays
         license, tags = license or before.license, [*tags, *(before.tags or [])]
-    own = own_card(run)
-    written = write_card(directory, run, repo_id, files=contents, license=license, tags=tags)
+    own = own_card(run) if exported is None else None
+    written = write_card(directory, run, repo_id, files=contents, license=license, tags=tags, exported=exported)
     if (chosen := choose_card(card_there, own, written)) is not None:
         contents[CARD] = chosen.encode()
     return [CommitOperationAdd(name, content) for name, content in sorted(contents.items())]

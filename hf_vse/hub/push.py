@@ -12,18 +12,21 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from huggingface_hub import CommitInfo, HfApi, ModelCard, hf_hub_download
+from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, ModelCard, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, RevisionNotFoundError
 
 from hf_vse.files import read_text, write_text
-from hf_vse.hub.contents import CARD, own_card, public_contents, upload_operations, write_card
+from hf_vse.hub.contents import CARD, exported_contents, own_card, public_contents, upload_operations, write_card
 from hf_vse.hub.directory import check_model_directory
 from hf_vse.hub.errors import check_repo_id, hub_errors
+from hf_vse.hub.exported import exported_model
 from hf_vse.hub.record import run_of
 from hf_vse.hub.signature import is_ours
 from hf_vse.model.modeling_vse import VSEModel, VSEPreTrainedModel
 
 logger = logging.getLogger(__name__)
+
+OF_MODELS = (".safetensors", ".onnx", ".py", "modules.json")
 
 
 def push_model(
@@ -37,8 +40,9 @@ def push_model(
     license: str | None = None,
     commit_message: str | None = None,
     photographs: bool = False,
+    format: str | None = None,
 ) -> str:
-    """Publishes a model directory and returns its address.
+    """Publishes a model directory, or the model in the format of another library, and returns its address.
 
     Only the files of a model are uploaded: weights as safetensors, the code that the configurations name, and the
     record without local paths and tokens; symbolic links are refused. It is one commit: after an interruption nothing
@@ -53,19 +57,25 @@ def push_model(
         create_pr: open a pull request instead.
         license: of the weights, such as "apache-2.0".
         photographs: publish `retrieval.png` too if it shows photographs of a data set.
+        format: see `export_model`: what it writes is published, with a card for that format, and nothing else.
 
     Raises:
+        ImportError: the library of the format is not installed.
         OSError, ValueError: `directory` holds no complete model, or the Hub refuses; in one line. The directory is
             checked before the first request.
         ConnectionError: the upload did not finish.
     """
     check_repo_id(repo_id)
     path = check_model_directory(directory)
-    own_card(path)
-    write_card(path, path, repo_id, files=public_contents(path, path, photographs))  # raises what would fail later
     where = {"private": private, "token": token, "revision": revision, "create_pr": create_pr}
     shown = {"license": license, "photographs": photographs}
-    done = upload(path, path, repo_id, commit_message=commit_message, **where, **shown)
+    with TemporaryDirectory() as folder:
+        exported = None if format is None else exported_model(path, format, Path(folder, "model"), repo_id)
+        files = public_contents(path, path, photographs) if exported is None else exported_contents(exported.folder)
+        if exported is None:
+            own_card(path)
+        write_card(path, path, repo_id, files=files, exported=exported)  # raises what would fail later
+        done = upload(path, path, repo_id, commit_message=commit_message, **where, **shown, exported=exported)
     return done.pr_url or str(done.repo_url)
 
 
@@ -126,13 +136,25 @@ def upload(
         if revision is not None and not revision.startswith("refs/pr"):
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         there = read_card(repo_id, token=token, revision=revision)
+        operations = upload_operations(saved, run, repo_id, card_there=there, **shown)
+        if shown.get("exported"):
+            check_no_other_model(api.list_repo_files(repo_id, revision=revision), operations, repo_id)
         return api.create_commit(
             repo_id,
-            upload_operations(saved, run, repo_id, card_there=there, **shown),
+            operations,
             commit_message=commit_message or "Upload model",
             commit_description=commit_description,
             revision=revision,
             create_pr=create_pr,
+        )
+
+
+def check_no_other_model(there: list[str], operations: list[CommitOperationAdd], repo_id: str) -> None:
+    """Raises ValueError where files of a model in another format would stay beside those that are uploaded."""
+    sent = {each.path_in_repo for each in operations}
+    if left := sorted(name for name in there if name.endswith(OF_MODELS) and name not in sent):
+        raise ValueError(
+            f"{repo_id} holds a model in another format ({left[0]}): give another repository, or delete it"
         )
 
 

@@ -10,7 +10,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 import hf_vse
-from hf_vse.hub.card import model_card
+from hf_vse.hub.card import PROJECTION, model_card
 from hf_vse.hub.contents import published_files, upload_operations
 from hf_vse.hub.directory import check_model_directory
 from hf_vse.hub.private import without_paths
@@ -143,6 +143,10 @@ def test_card_shows_the_start_of_a_fine_tuning_before_its_result():
     text = model_card(config(), record, (), repo_id="org/name")
     assert text.index("| test, before fine-tuning | 1.5 |") < text.index("| test | 11.0 |")
     assert "before fine-tuning" not in model_card(config(), without_paths(coco_record()), (), repo_id="org/name")
+
+
+def test_card_knows_every_projection():
+    assert PROJECTION.keys() == set(get_args(ProjectionType))
 
 
 def test_card_is_ours_until_a_person_changes_it():

@@ -13,12 +13,15 @@ from hf_vse.embed.adapters.vse import VSEEncoder
 from hf_vse.embed.load import load_encoder
 from hf_vse.embed.run import encode_images, encode_texts
 from hf_vse.hub import onnx_export
+from hf_vse.hub.card import model_card
 from hf_vse.hub.export import export_model
+from hf_vse.hub.exported import Exported
 from hf_vse.hub.onnx_export import export_onnx
 from hf_vse.model.configuration_vse import VSEConfig
 from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.model.processing_vse import VSEProcessor
 from tests.embed.test_transformers_models import CASES, images, save
+from tests.hub.test_push_format import assert_same, expected_vectors, run_snippet
 
 TEXTS = ["red", "a red circle above two blue squares", "small green star"]
 
@@ -53,6 +56,11 @@ def test_pixels_and_recurrent_text_tower(runtime, tokenizer, tiny_resnet, tmp_pa
     np.testing.assert_allclose(found, expected.image_embeds, atol=1e-5)
     found = run(runtime, tmp_path / "text_encoder.onnx", processor(text=TEXTS, return_tensors="np"))
     np.testing.assert_allclose(found, expected.text_embeds, atol=1e-5)
+
+    card = model_card(config, {}, (), repo_id="org/name", exported=Exported("onnx", tmp_path, processor))
+    assert "library_name: onnx" in card and "snapshot_download" in card
+    found = run_snippet(card.replace('snapshot_download("org/name")', repr(str(tmp_path))))
+    assert_same(found, expected_vectors(VSEEncoder(model, processor, "model")), atol=1e-5)
 
 
 def test_regions_and_transformer_text_tower(runtime, tokenizer, tmp_path):
