@@ -2,15 +2,18 @@
 
 Hardest-negative objectives can collapse at the start or when a backbone is unfrozen. The loss then stays at its value
 for equal similarities (2 m / t for `hardnce`), and nothing crashes. A reliable sign is the mean cosine between
-different items of one modality. It is cheap: with the mean vector c of n unit vectors it is (n |c|^2 - 1) / (n - 1).
-A model can also fail to learn with well spread embeddings: the loss stays at that value and positives score hardly
-above negatives. The loss alone is not enough: if images are very similar, the hardest negative scores like the
-positive even in a model that retrieves well (scenes, `hardnce` after a warm-up: rsum 310 of 600 at 2 m / t, positives
-1.3 standard deviations above negatives; from scratch rsum 59, and 0.3).
+different items of one modality. A model can also fail to learn with well spread embeddings: the loss stays at that
+value and positives score hardly above negatives. The loss alone is not enough: if images are very similar, the hardest
+negative scores like the positive even in a model that retrieves well (scenes, `hardnce` after a warm-up: rsum 310 of
+600 at 2 m / t, positives 1.3 standard deviations above negatives; from scratch rsum 59, and 0.3).
+
+All of it counts only true negatives: where captions are equal, their pairs are masked and the loss is lower.
 """
 
 import logging
 import math
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,8 +21,8 @@ from torch import Tensor
 from transformers import ProgressCallback, TrainerCallback
 
 from hf_vse.evaluation.diagnostics.diagnose import BATCH_ROWS, quick_diagnostics
-from hf_vse.evaluation.diagnostics.geometry import COLLAPSED_COSINE, mean_cosine
-from hf_vse.model.losses_vse import Objective, objective
+from hf_vse.evaluation.diagnostics.geometry import COLLAPSED_COSINE
+from hf_vse.model.losses_vse import Objective, objective, pair_ids, share_an_id
 
 logger = logging.getLogger(__name__)
 
@@ -43,31 +46,52 @@ class CollapseAlarm(TrainerCallback):
         self.collapsed_logs = 0
         self.stuck_since: int | None = None
         self.said_stuck = False
-        self.cosines: tuple[Tensor, Tensor] | None = None
+        self.sample: tuple[Tensor, Tensor] | None = None
 
     @torch.no_grad()
-    def observe(self, image_embeds: Tensor, text_embeds: Tensor, pairs: int, **options: Any) -> None:
-        """Called with every batch; nothing is read from the device before the next log line.
+    def observe(
+        self,
+        image_embeds: Tensor,
+        text_embeds: Tensor,
+        pairs: int,
+        image_ids: Tensor | None = None,
+        text_ids: Tensor | None = None,
+        **options: Any,
+    ) -> None:
+        """Called with every batch; nothing is computed before the next log line.
 
         Args:
             pairs: number of pairs that are compared with each other, over all processes.
-            options: the current ones of `contrastive_loss`.
+            image_ids, text_ids: of the pairs that are no negatives of each other, as in `contrastive_loss`.
+            options: the other current ones of `contrastive_loss`.
         """
         if len(image_embeds) > 1:
             self.pairs, self.options = pairs, options
             self.sample = image_embeds[:BATCH_ROWS].clone(), text_embeds[:BATCH_ROWS].clone()
-            self.cosines = tuple(
-                mean_cosine(embeds.mean(dim=0), len(embeds)) for embeds in (image_embeds, text_embeds)
-            )
+            self.ids = pair_ids(image_ids, text_ids)
 
+    def negatives(self) -> Tensor:
+        """(rows, rows) booleans: which pairs of the sample are negatives of each other."""
+        images, _ = self.sample
+        if self.ids is None:
+            return ~torch.eye(len(images), dtype=torch.bool, device=images.device)
+        ids = self.ids[:BATCH_ROWS].to(images.device)
+        return ~share_an_id(ids, ids)
+
+    @torch.no_grad()
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if self.cosines is None or "loss" not in (logs or {}):
+        if self.sample is None or "loss" not in (logs or {}):
             return
-        images, texts = (cosine.item() for cosine in self.cosines)
-        indifferent = indifferent_loss(self.pairs, **self.options)
+        negatives = self.negatives()
+        if not negatives.any():
+            return
+        images, texts = ((each.float() @ each.float().T)[negatives].mean().item() for each in self.sample)
+        shares = negatives.sum(dim=1) / (len(negatives) - 1)
+        counts = (shares * (self.pairs - 1)).round().long().clamp(min=1).tolist()
+        indifferent = indifferent_loss(self.pairs, counts, **self.options)
         collapsed = min(images, texts) > COLLAPSED_COSINE
         resting = indifferent is not None and logs["loss"] > (1 - STUCK_MARGIN) * indifferent
-        stuck = resting and separation(*self.sample) < STUCK_SEPARATION
+        stuck = resting and separation(*self.sample, negatives) < STUCK_SEPARATION
         self.collapsed_logs = self.collapsed_logs + 1 if collapsed else 0
         self.stuck_since = (self.stuck_since or state.global_step) if stuck else None
         self.said_stuck = self.said_stuck and stuck
@@ -86,20 +110,31 @@ class CollapseAlarm(TrainerCallback):
             )  # fmt: skip
 
 
-def separation(image_embeds: Tensor, text_embeds: Tensor) -> float:
-    """Mean positive score minus mean negative score, in standard deviations of the negatives; inputs (rows, dim)."""
+def separation(image_embeds: Tensor, text_embeds: Tensor, negatives: Tensor) -> float:
+    """Mean positive score minus mean negative score, in standard deviations of the negatives; inputs (rows, dim).
+
+    Args:
+        negatives: (rows, rows) booleans, which pairs of rows are negatives of each other.
+    """
     scores = image_embeds.float() @ text_embeds.float().T
-    others = scores[~torch.eye(len(scores), dtype=torch.bool, device=scores.device)]
+    others = scores[negatives]
     spread = others.std().clamp(min=1e-5)  # well above the rounding noise of equal scores
     return ((scores.diagonal().mean() - others.mean()) / spread).item()
 
 
-def indifferent_loss(pairs: int, loss_type: str, **settings: Any) -> float | None:
-    """The loss of `pairs` pairs with equal similarities; None if it depends on their value, as with `siglip`."""
+def indifferent_loss(pairs: int, negatives: Sequence[int], loss_type: str, **settings: Any) -> float | None:
+    """The loss of `pairs` pairs with equal similarities; None if it depends on their value, as with `siglip`.
+
+    Args:
+        negatives: how many negatives each of some of the pairs has.
+    """
     chosen = objective(loss_type)
     settings = {name: torch.as_tensor(value).detach().cpu() for name, value in settings.items()}
-    scores = torch.tensor([[0.0], [0.5]]).expand(2, pairs)
-    one, other = chosen.rows(scores, torch.zeros(2, dtype=torch.int64), None, settings)
+    total = torch.zeros(2)
+    for count, rows in Counter(negatives).items():
+        scores = torch.tensor([[0.0], [0.5]]).expand(2, 1 + count)
+        total += rows * chosen.rows(scores, torch.zeros(2, dtype=torch.int64), None, settings).float()
+    one, other = total / len(negatives)
     return chosen.reduce(one.expand(pairs), one.expand(pairs)).item() if one.isclose(other, rtol=1e-3) else None
 
 

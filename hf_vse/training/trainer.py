@@ -200,7 +200,7 @@ class VSETrainer(PublishingTrainer):
             "logit_bias": bias,
         }
         pairs = len(images) * (1 if execution.negatives == "local" else self.accelerator.num_processes)
-        self.alarm.observe(images.detach(), texts.detach(), pairs, **options)
+        self.alarm.observe(images.detach(), texts.detach(), pairs, **ids, **options)
         self.diagnostics.observe(images.detach(), texts.detach())
         return execute_loss(images.to(dtype), texts.to(dtype), execution=execution, **ids, **options)
 

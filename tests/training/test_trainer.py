@@ -1,6 +1,7 @@
 import copy
 import logging
 import math
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
@@ -21,7 +22,7 @@ from hf_vse.training.arguments import VSETrainingArguments
 from hf_vse.training.callbacks import BatchDiagnostics, CollapseAlarm, indifferent_loss, separation
 from hf_vse.training.trainable import unused_parameters
 from hf_vse.training.trainer import VSETrainer, first_batch
-from tests.conftest import make_feature_pairs, make_pairs
+from tests.conftest import WORDS, make_feature_pairs, make_pairs
 from tests.faults.killing import SOAK
 
 DIM = 16
@@ -301,19 +302,88 @@ def test_separation_counts_standard_deviations():
     others = [(images[i] @ texts[j]).item() for i in range(8) for j in range(8) if i != j]
     own = sum((images[i] @ texts[i]).item() for i in range(8)) / 8
     expected = (own - sum(others) / 56) / torch.tensor(others).std().item()
-    assert separation(images, texts) == pytest.approx(expected, rel=1e-4) and expected < 0.7
-    assert abs(separation(images[:1].expand(4, 4), texts[:1].expand(4, 4))) < 0.7  # all alike
+    different = ~torch.eye(8, dtype=torch.bool)
+    assert separation(images, texts, different) == pytest.approx(expected, rel=1e-4) and expected < 0.7
+    assert abs(separation(images[:1].expand(4, 4), texts[:1].expand(4, 4), different[:4, :4])) < 0.7  # all alike
+    chosen = [(0, 1), (3, 2), (5, 7)]
+    negatives = torch.zeros(8, 8, dtype=torch.bool)
+    negatives[tuple(zip(*chosen, strict=True))] = True
+    others = torch.stack([images[i] @ texts[j] for i, j in chosen])
+    assert separation(images, texts, negatives) == pytest.approx(((own - others.mean()) / others.std()).item())
 
 
 def test_loss_that_the_alarm_compares_with_is_the_dense_one_of_equal_similarities():
     alike = torch.ones(6, 1)
     settings = {"temperature": 0.07, "margin": 0.3, "logit_bias": 0.0}
     for loss_type in OBJECTIVES:
-        found = indifferent_loss(6, loss_type=loss_type, **settings)
+        found = indifferent_loss(6, [5] * 6, loss_type=loss_type, **settings)
         if loss_type == "siglip":
             assert found is None
         else:
             assert found == pytest.approx(contrastive_loss(alike, alike, loss_type=loss_type, **settings).item())
+
+
+@pytest.mark.parametrize("loss_type", [name for name in OBJECTIVES if name != "siglip"])
+@pytest.mark.parametrize("equal", ["ten captions for half", "two captions for all", "one caption for half"])
+def test_the_alarm_counts_true_negatives_alone(loss_type, equal, caplog):
+    """Loss and scores of a model that tells nothing apart, against the dense loss with the same masks."""
+    rows = torch.arange(64)
+    ten, two, one = (
+        torch.where(rows % 2 == 0, rows // 2 % 10, 100 + rows),
+        rows % 2,
+        torch.where(rows < 32, -1, rows),
+    )
+    ids = {"ten captions for half": ten, "two captions for all": two, "one caption for half": one}[equal]
+    options = {"loss_type": loss_type, "temperature": 0.1, "margin": 0.2, "logit_bias": 0.0}
+    alike = torch.eye(8)[:1].expand(64, 8)
+    expected = contrastive_loss(alike, alike, text_ids=ids, **options).item()
+    plain = contrastive_loss(alike, alike, **options).item()
+    assert expected <= plain and (loss_type != "hinge_sum" or expected < 0.99 * plain), "the masks matter"
+    alarm = CollapseAlarm(5)
+    generator = torch.Generator().manual_seed(0)
+    images, texts = torch.nn.functional.normalize(torch.randn(2, 64, 16, generator=generator), dim=-1)
+    alarm.observe(images, texts, 64, text_ids=ids, **options)
+    [said] = alarms(alarm, [expected] * 40, caplog)
+    assert (
+        f"has not learned for 200 steps: the loss is {expected:.3g} (with equal similarities it is {expected:.3g})"
+        in said
+    )
+    alarm.observe(alike, alike, 64, text_ids=ids, **options)
+    [said] = alarms(alarm, [expected] * 5, caplog)
+    assert "has collapsed: mean cosine 1.000 between images and 1.000 between texts" in said
+    # each sentence in its place, the same for equal ones, and images in theirs: nothing to say, whatever the loss
+    texts = torch.nn.functional.normalize(torch.randn(64, 16, generator=generator), dim=1)[
+        ids.unique(return_inverse=True)[1]
+    ]
+    alarm = CollapseAlarm(5)
+    alarm.observe(texts, texts, 64, text_ids=ids, **options)
+    assert alarms(alarm, [expected] * 60, caplog) == []
+    alarm.observe(alike, alike, 64, text_ids=torch.zeros(64, dtype=torch.int64), **options)
+    assert alarms(alarm, [0.0] * 60, caplog) == [], "there are no negatives"
+
+
+def test_the_alarm_of_a_run_knows_equal_captions(tokenizer, tmp_path, caplog):
+    """Half of the images share ten captions; a model that tells nothing apart has the loss that the alarm names."""
+    data = make_feature_pairs(64, captions=1)
+    shared = [
+        [f"red {WORDS[row // 2 % 10]}"] if row % 2 else [f"{' '.join(WORDS[: 1 + row % 9])} {row}"]
+        for row in range(64)
+    ]
+    data = data.remove_columns("captions").add_column("captions", shared)
+    model = make_model(tokenizer, loss_type="hinge_sum")
+    with torch.no_grad():
+        model.visual_projection.weight.zero_()
+        model.visual_projection.bias.fill_(1.0)
+        model.text_model.embedding.weight.zero_()
+    options = {"collapse_patience": 2, "learning_rate": 0.0, "max_steps": 2, "per_device_train_batch_size": 64}
+    with caplog.at_level(logging.WARNING):
+        trainer = make_trainer(tmp_path, tokenizer, data, model, **options)
+        trainer.train()
+    [loss] = {round(each, 2) for each in losses(trainer)}
+    counts = Counter(text for [text] in shared)
+    negatives = sum(count * (64 - count) for count in counts.values())
+    assert loss == pytest.approx(2 * 0.2 * negatives, rel=1e-3) and loss < 0.99 * 2 * 0.2 * 64 * 63
+    assert f"the loss is {loss:.3g} (with equal similarities it is {loss:.3g})" in caplog.text
 
 
 @pytest.mark.parametrize("warmup", [0, 1])
