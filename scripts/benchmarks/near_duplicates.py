@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
-from statistics import mean
+from statistics import mean, stdev
 
 import numpy as np
 import PIL.Image
@@ -153,10 +153,11 @@ def measure_training(photographs: list[Picture], captions: list[list[str]], seed
         splits = DataSpec("imagefolder", {"data_dir": str(folder / "data")}, near_duplicates="hash").load()
         groups = {each: group_counts(plain_column(splits[each], GROUP_ID)) for each in splits}
         runs = {kind: [train(folder, kind, seed, epochs) for seed in range(seeds)] for kind in ("none", "hash")}
-    inflation = {
-        kind: round(mean(each["validation"]["rsum"] - each["test"]["rsum"] for each in of_kind), 1)
-        for kind, of_kind in runs.items()
-    }
+    inflation = {}
+    for kind, of_kind in runs.items():
+        differences = [each["validation"]["rsum"] - each["test"]["rsum"] for each in of_kind]
+        spread = round(stdev(differences), 1) if seeds > 1 else None
+        inflation[kind] = {"mean": round(mean(differences), 1), "std": spread}
     return {"recipe": RECIPE | {"num_train_epochs": epochs}, "photographs": len(photographs), "groups": groups,
             "seeds": list(range(seeds)), "runs": runs, "rsum_validation_minus_test": inflation}  # fmt: skip
 
