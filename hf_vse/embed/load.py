@@ -5,7 +5,7 @@
 | `vse`                   | folder or Hub id of a model of this package; the installed code is run, not its own  |
 | `transformers`          | folder or Hub id of CLIP, SigLIP, ALIGN, BLIP, ...: see `transformers_models.py`     |
 | `sentence_transformers` | folder or Hub id with a `modules.json`                                               |
-| `open_clip`             | `open_clip:ViT-B-32/laion2b_s34b_b79k`, `open_clip:FOLDER`: see `open_clip_models.py` |
+| `open_clip`             | `open_clip:ViT-B-32/laion2b_s34b_b79k`, or a folder: see `open_clip_models.py`   |
 | `onnx`                  | folder with two ONNX files: see `onnx_towers.py`                                     |
 | `python`                | `my_encoder.py:MyEncoder` or `my_package.module:MyEncoder`, a class without arguments |
 
@@ -26,7 +26,7 @@ from transformers import CONFIG_NAME
 from hf_vse.data.digests import digest_of
 from hf_vse.data.spec import whole_path
 from hf_vse.embed.adapters.onnx_towers import ONNXEncoder, onnx_files
-from hf_vse.embed.adapters.open_clip_models import PREFIX, OpenCLIPEncoder
+from hf_vse.embed.adapters.open_clip_models import FOLDER_CONFIG, PREFIX, OpenCLIPEncoder
 from hf_vse.embed.adapters.sentence_models import SentenceTransformersEncoder
 from hf_vse.embed.adapters.transformers_models import TransformersEncoder
 from hf_vse.embed.adapters.vse import VSEEncoder
@@ -91,9 +91,9 @@ def kind_of(name: str, trust_remote_code: bool = False) -> Kind:
     """Decides by the name, and by the files of the folder or of the repository on the Hub."""
     if not name.strip() or "\0" in name:
         raise ValueError(f"{name!r} names no model; {UNDERSTOOD}")
-    if name.startswith(PREFIX):
-        return "open_clip"
     folder = Path(name)
+    if name.startswith(PREFIX) or ((folder / FOLDER_CONFIG).is_file() and not (folder / CONFIG_NAME).is_file()):
+        return "open_clip"
     if PYTHON_NAME.fullmatch(name) and not folder.exists():
         return "python"
     try:

@@ -8,7 +8,7 @@ import torch
 import transformers
 
 from hf_vse import errors
-from hf_vse.embed.load import LOADERS, Kind, kind_of, load_encoder
+from hf_vse.embed.load import LOADERS, Kind, kind_of, load_encoder, model_place
 from hf_vse.embed.run import encode_texts
 from hf_vse.evaluation.evaluator import embed_pairs
 from hf_vse.model.modeling_vse import VSEModel
@@ -135,3 +135,12 @@ def test_code_of_the_hub_needs_consent(tmp_path):
     (tmp_path / "code.py").write_text("raise SystemExit('run')")
     assert "is a model of type 'strange_clip'" in refusal(lambda: load_encoder(str(tmp_path)))
     assert kind_of(str(tmp_path), trust_remote_code=True) == "transformers"
+
+
+def test_a_folder_of_open_clip_is_known_by_its_file(tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "open_clip_config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    assert kind_of("mine") == kind_of("open_clip:mine") == "open_clip"
+    assert model_place("open_clip:mine") == f"open_clip:{tmp_path / 'mine'}"
+    assert model_place("open_clip:ViT-B-32/openai") == "open_clip:ViT-B-32/openai"
