@@ -57,7 +57,7 @@ def draw_interpolation(output_dir: Path, found: dict[str, Any] | None) -> None:
 
 def draw_groups(train: Dataset | IterableDataset, path: Path) -> list[Path]:
     """Plots some images of the largest groups of the training split, a line each; nothing where there is none."""
-    if not {GROUP_ID, IMAGE} <= {*(train.column_names or [])}:
+    if isinstance(train, IterableDataset) or not {GROUP_ID, IMAGE} <= {*train.column_names}:
         return []
     rows: dict[int, list[int]] = {}
     for row, group in enumerate(plain_column(train, GROUP_ID)):

@@ -22,6 +22,7 @@ from hf_vse.data.sources import with_validation
 from hf_vse.data.spec import DataSpec
 from hf_vse.model.losses_vse import contrastive_loss
 from hf_vse.training.build import load_splits
+from hf_vse.training.pictures import draw_groups
 from hf_vse.training.recipe import build_recipe
 from hf_vse.training.run import run_recipe
 from tests.conftest import make_captions, make_feature_pairs, make_pairs
@@ -285,7 +286,7 @@ def test_vectors_are_compared_by_their_cosine(regions):
         DataSpec("photos", near_duplicates="vectors").with_groups(DatasetDict({"train": make_pairs(3)}))
 
 
-def test_groups_of_a_stream_are_those_of_its_column(caplog):
+def test_groups_of_a_stream_are_those_of_its_column(caplog, tmp_path):
     """Its pairs are equal where those of the same rows that are not streamed are, and different elsewhere."""
     events = ["a", "A", None, "b", "", "a", None, "b"]
     split = make_pairs(8).add_column("event", events)
@@ -300,6 +301,7 @@ def test_groups_of_a_stream_are_those_of_its_column(caplog):
     assert isinstance(rows[0]["image"]["bytes"], bytes), "not decoded before the collator"
     ids, expected = (np.array(each) for each in ([row[IMAGE_ID] for row in rows], PairDataset(whole).image_ids))
     assert ((ids[:, None] == ids) == (expected[:, None] == expected)).all() and len({*ids}) == 6
+    assert draw_groups(found, tmp_path / "groups.png") == [], "nothing is read for a picture"
     with pytest.raises(ValueError, match="group_column='vent' is not among the columns image, image_id.* of train"):
         DataSpec("photos", group_column="vent").with_groups(IterableDatasetDict({"train": found}))
 
