@@ -231,6 +231,7 @@ class VSEConfig(PreTrainedConfig):
             self.text_config = both.text_config
             self.vision_pooling = self.text_pooling = "pooler"
             self.vision_hidden_size = None
+            self.sub_configs = {"dual_encoder_config": AutoConfig}  # which holds the other two
         words = {
             name: get_args(kind) for name, kind in VSEConfig.__annotations__.items() if get_origin(kind) is Literal
         }
@@ -246,8 +247,8 @@ class VSEConfig(PreTrainedConfig):
 
     def to_dict(self) -> dict[str, Any]:
         values = super().to_dict()
-        if self.dual_encoder_config is not None:  # holds them
-            del values["vision_config"], values["text_config"]
+        if self.dual_encoder_config is not None:
+            del values["vision_config"], values["text_config"], values["sub_configs"]
         return values
 
 

@@ -7,61 +7,51 @@ contrastive heads are read and not the cross-attention).
 """
 
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 import transformers
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 
 SCALARS_OF_SOURCE = ("logit_scale", "logit_bias", "temperature")
+INPUTS = (
+    "pixel_values", "pixel_attention_mask", "spatial_shapes", "input_ids", "attention_mask", "token_type_ids",
+    "output_hidden_states", "output_attentions",
+)  # fmt: skip
 PARTS = {"vision": ("vision", "visual", "image"), "text": ("text",)}  # how the names of a tower's modules begin
 
 
-def projected_image(model: PreTrainedModel, **inputs: Tensor) -> BaseModelOutputWithPooling:
-    return model.get_image_features(**inputs)
-
-
-def projected_text(model: PreTrainedModel, **inputs: Tensor) -> BaseModelOutputWithPooling:
-    return model.get_text_features(**inputs)
-
-
-def flava_image(model: PreTrainedModel, **inputs: Tensor) -> BaseModelOutputWithPooling:
-    return first_of_projected(projected_image(model, **inputs))
-
-
-def flava_text(model: PreTrainedModel, **inputs: Tensor) -> BaseModelOutputWithPooling:
-    return first_of_projected(projected_text(model, **inputs))
-
-
-def first_of_projected(output: BaseModelOutputWithPooling) -> BaseModelOutputWithPooling:
-    return BaseModelOutputWithPooling(output.last_hidden_state, output.pooler_output[:, 0])
-
-
-def blip_image(model: PreTrainedModel, **inputs: Tensor) -> BaseModelOutputWithPooling:
-    states = model.vision_model(**inputs).last_hidden_state
-    return BaseModelOutputWithPooling(states, model.vision_proj(states[:, 0]))
-
-
-def blip_text(model: PreTrainedModel, **inputs: Tensor) -> BaseModelOutputWithPooling:
-    states = model.text_encoder(**inputs).last_hidden_state
-    return BaseModelOutputWithPooling(states, model.text_proj(states[:, 0]))
+def with_pooled(tower: ModelOutput, vectors: Tensor) -> BaseModelOutputWithPooling:
+    """What a tower gave, with these vectors as its `pooler_output`."""
+    recorded = {name: tower.get(name) for name in ("hidden_states", "attentions")}
+    return BaseModelOutputWithPooling(tower.last_hidden_state, vectors, **recorded)
 
 
 class DualEncoder(NamedTuple):
     """How to build a family, and how to ask it for its vectors.
 
     Attributes:
-        image, text: model and its inputs -> states of the tower, and as `pooler_output` the vectors (batch, dim).
+        image, text: names of a tower and of the projection of its first state; without them the model is asked for its
+            features.
         attention: the implementation to use, where not every one gives the same vectors.
+        every_position: the features are of every position, and the first counts.
     """
 
     model_class: str = "AutoModel"
-    image: Callable[..., BaseModelOutputWithPooling] = projected_image
-    text: Callable[..., BaseModelOutputWithPooling] = projected_text
+    image: tuple[str, str] | None = None
+    text: tuple[str, str] | None = None
     attention: str | None = None
+    every_position: bool = False
+
+    def output(self, side: str, model: PreTrainedModel, **inputs: Tensor | bool) -> BaseModelOutputWithPooling:
+        """States of a tower, `image` or `text`, and as `pooler_output` its vectors in the common space."""
+        if names := getattr(self, side):
+            output = getattr(model, names[0])(**inputs)
+            return with_pooled(output, getattr(model, names[1])(output.last_hidden_state[:, 0]))
+        output = getattr(model, f"get_{side}_features")(**inputs)
+        return with_pooled(output, output.pooler_output[:, 0]) if self.every_position else output
 
 
 # By `model_type` of the configuration.
@@ -77,8 +67,8 @@ DUAL_ENCODERS = {
     "siglip": DualEncoder(),  # also SigLIP 2 of a fixed size
     "siglip2": DualEncoder(),
     "tipsv2": DualEncoder(),
-    "blip": DualEncoder("BlipForImageTextRetrieval", blip_image, blip_text),
-    "flava": DualEncoder(image=flava_image, text=flava_text),
+    "blip": DualEncoder("BlipForImageTextRetrieval", ("vision_model", "vision_proj"), ("text_encoder", "text_proj")),
+    "flava": DualEncoder(every_position=True),
     "vision-text-dual-encoder": DualEncoder(),
 }
 
@@ -87,7 +77,8 @@ def build_dual_encoder(config: PreTrainedConfig) -> PreTrainedModel:
     """A dual encoder with fresh weights; its temperature and bias are buffers, because `VSEModel` trains its own."""
     family = DUAL_ENCODERS[config.model_type]
     if family.model_class == "AutoModel":
-        options = {"attn_implementation": family.attention, "dtype": torch.get_default_dtype()}
+        options = {"attn_implementation": family.attention} if family.attention else {}
+        options |= {"dtype": torch.get_default_dtype()}
         model = AutoModel.from_config(config, trust_remote_code=False, **options)
     else:
         model = getattr(transformers, family.model_class)(config)
@@ -98,14 +89,17 @@ def build_dual_encoder(config: PreTrainedConfig) -> PreTrainedModel:
     return model
 
 
-def image_output(model: PreTrainedModel, **inputs: Tensor | None) -> BaseModelOutputWithPooling:
-    """States and, as `pooler_output`, the vectors of images, as the family of the model has them."""
-    return DUAL_ENCODERS[model.config.model_type].image(model, **{k: v for k, v in inputs.items() if v is not None})
+def tower_output(model: nn.Module, side: str, **inputs: Tensor | bool | None) -> ModelOutput:
+    """What a tower gives, or a dual encoder for its side `image` or `text`; inputs that are None are left out.
 
-
-def text_output(model: PreTrainedModel, **inputs: Tensor | None) -> BaseModelOutputWithPooling:
-    """The same for sentences."""
-    return DUAL_ENCODERS[model.config.model_type].text(model, **{k: v for k, v in inputs.items() if v is not None})
+    Raises:
+        TypeError: an input that no tower has, which transformers would swallow.
+    """
+    if strange := inputs.keys() - set(INPUTS):
+        raise TypeError(f"unknown argument {min(strange)!r}; a tower takes {', '.join(INPUTS)}")
+    inputs = {name: value for name, value in inputs.items() if value is not None}
+    family = DUAL_ENCODERS.get(model.config.model_type) if isinstance(model, PreTrainedModel) else None
+    return model(**inputs) if family is None else family.output(side, model, **inputs)
 
 
 def scale_and_bias(model: PreTrainedModel) -> tuple[float | None, float | None]:
@@ -122,7 +116,8 @@ def scale_and_bias(model: PreTrainedModel) -> tuple[float | None, float | None]:
 def fields_of_source(model: PreTrainedModel) -> dict[str, Any]:
     """The fields of a `VSEConfig` whose model starts as this one."""
     scale, bias = scale_and_bias(model)
-    vectors = text_output(model, input_ids=torch.zeros(1, 2, dtype=torch.long, device=model.device)).pooler_output
+    words = torch.zeros(1, 2, dtype=torch.long, device=model.device)
+    vectors = tower_output(model, "text", input_ids=words).pooler_output
     fields = {"dual_encoder_config": model.config, "projection_dim": vectors.shape[-1]}
     fields |= {"projection_type": "none", "text_norm": "l2"}
     fields |= {} if scale is None else {"temperature": 1 / scale}

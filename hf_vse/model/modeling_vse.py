@@ -20,7 +20,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutpu
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_vse import FEATURES_MODEL_TYPE, GRU_MODEL_TYPE, NO_ZERO_SHOT_PIPELINE, VSEConfig, check_changes
-from .dual_encoder_vse import build_dual_encoder, fields_of_source, image_output, modules_of_towers, text_output
+from .dual_encoder_vse import build_dual_encoder, fields_of_source, modules_of_towers, tower_output, with_pooled
 from .losses_vse import OBJECTIVES, contrastive_loss
 from .pooling_vse import Pooling
 from .projection_vse import IdentityLinear, MirroredLinear, PooledFeatures, ProjectionHead, ZeroLinear
@@ -47,6 +47,7 @@ class VSEOutput(ModelOutput):
         text_embeds: (texts, projection_dim).
         temperature: scalar, the divisor of the similarities; carries a gradient where it is learned.
         logit_bias: scalar, likewise.
+        vision_model_output, text_model_output: the states of the towers, where recording was asked for.
     """
 
     loss: Tensor | None = None
@@ -56,6 +57,8 @@ class VSEOutput(ModelOutput):
     text_embeds: Tensor | None = None
     temperature: Tensor | None = None
     logit_bias: Tensor | None = None
+    vision_model_output: BaseModelOutputWithPooling | None = None
+    text_model_output: BaseModelOutputWithPooling | None = None
 
 
 class VSEPreTrainedModel(PreTrainedModel):
@@ -122,16 +125,16 @@ class VSEModel(VSEPreTrainedModel):
         self.text_input = PooledFeatures(config.text_norm, 1.0, config.feature_dropout)
         self.visual_head, self.text_head = nn.Identity(), nn.Identity()
         if config.projection_type in ("mlp", "residual"):
-            options = {
-                "dropout": config.head_dropout,
-                "residual": config.projection_type == "residual",
-                "starts_as_identity": config.head_init == "identity",
-            }
-            self.visual_head, self.text_head = ProjectionHead(dim, **options), ProjectionHead(dim, **options)
+            settings = config.head_dropout, config.projection_type == "residual", config.head_init == "identity"
+            self.visual_head, self.text_head = ProjectionHead(dim, *settings), ProjectionHead(dim, *settings)
         # An objective in a file is not needed to embed; it has no parameters.
         learned = OBJECTIVES[config.loss_type].learned if config.loss_type in OBJECTIVES else ()
         self.logit_scale = nn.Parameter(torch.empty(1)) if "temperature" in learned else None
         self.logit_bias = nn.Parameter(torch.empty(1)) if "logit_bias" in learned else None
+        text = set(chain.from_iterable(tower.modules() for tower in self.tower_modules()["text"]))
+        tables = {name: each for name, each in self.named_modules() if isinstance(each, nn.Embedding) and each in text}
+        words = config.text_config.vocab_size
+        self.word_embedding = next((name for name, each in tables.items() if each.num_embeddings == words), None)
         self.post_init()
 
     def build_towers(self, config: VSEConfig) -> None:
@@ -163,10 +166,9 @@ class VSEModel(VSEPreTrainedModel):
         towers = [AutoModel.from_pretrained(tower) if isinstance(tower, str) else tower for tower in (image, text)]
         configs = [tower.config if isinstance(tower, PreTrainedModel) else tower for tower in towers]
         model = cls(VSEConfig(vision_config=configs[0], text_config=configs[1], **config_kwargs))
-        if isinstance(towers[0], PreTrainedModel):
-            model.vision_model = towers[0]
-        if isinstance(towers[1], PreTrainedModel):
-            model.text_model = towers[1]
+        for name, tower in zip(("vision_model", "text_model"), towers, strict=True):
+            if isinstance(tower, PreTrainedModel):
+                setattr(model, name, tower)
         return model
 
     @classmethod
@@ -217,9 +219,11 @@ class VSEModel(VSEPreTrainedModel):
             self.__class__ = sharded
 
     def get_input_embeddings(self) -> nn.Module:
-        modules = chain.from_iterable(tower.modules() for tower in self.tower_modules()["text"])
-        words = self.config.text_config.vocab_size
-        return next(each for each in modules if isinstance(each, nn.Embedding) and each.num_embeddings == words)
+        return self.get_submodule(self.word_embedding)
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        self.set_submodule(self.word_embedding, value)
+        self.config.text_config.vocab_size = value.num_embeddings
 
     @can_return_tuple
     def get_image_features(
@@ -227,8 +231,7 @@ class VSEModel(VSEPreTrainedModel):
         pixel_values: Tensor | None = None,
         image_features: Tensor | None = None,
         image_mask: Tensor | None = None,
-        pixel_attention_mask: Tensor | None = None,
-        spatial_shapes: Tensor | None = None,
+        **options: Tensor | bool | None,
     ) -> BaseModelOutputWithPooling:
         """Embeds images.
 
@@ -237,25 +240,24 @@ class VSEModel(VSEPreTrainedModel):
             image_features: (batch, dim) or (batch, regions, dim), instead of photographs: the input of a model of
                 precomputed features, or what `pool_images` gave for each photograph.
             image_mask: (batch, regions), 1 where a region counts.
-            pixel_attention_mask, spatial_shapes: (batch, patches) and (batch, 2), of images in their own aspect ratio.
+            options: `pixel_attention_mask` (batch, patches) and `spatial_shapes` (batch, 2), of images in their own
+                aspect ratio; `output_hidden_states`, `output_attentions` of the tower.
 
         Returns:
             `pooler_output` (batch, projection_dim), unit vectors; `last_hidden_state`, the states of the tower.
         """
-        states, pooled = self.pool_images(
-            pixel_values, image_features, image_mask, pixel_attention_mask, spatial_shapes
-        )
-        embeds = self.visual_head(self.visual_projection(self.visual_input(pooled)))
-        return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=F.normalize(embeds.float(), dim=-1))
+        output = self.pool_images(pixel_values, image_features, image_mask, **options)
+        embeds = self.visual_head(self.visual_projection(self.visual_input(output.pooler_output)))
+        output.pooler_output = F.normalize(embeds.float(), dim=-1)
+        return output
 
     def pool_images(
         self,
         pixel_values: Tensor | None = None,
         image_features: Tensor | None = None,
         image_mask: Tensor | None = None,
-        pixel_attention_mask: Tensor | None = None,
-        spatial_shapes: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
+        **options: Tensor | bool | None,
+    ) -> BaseModelOutputWithPooling:
         """States of the image tower and their pooled vector (batch, hidden), which a frozen tower computes only once.
 
         Fed back as `image_features`, the vector takes the place of the photograph.
@@ -264,14 +266,13 @@ class VSEModel(VSEPreTrainedModel):
             tower = PrecomputedFeatures()(image_features.to(self.dtype))
         elif pixel_values is None:
             raise ValueError(f"no image: {FEATURES_INSTEAD}")
-        elif self.dual_encoder is None:
-            tower = self.vision_model(pixel_values.to(self.dtype))
         else:
-            patches = {"pixel_attention_mask": pixel_attention_mask, "spatial_shapes": spatial_shapes}
-            tower = image_output(self.dual_encoder, pixel_values=pixel_values.to(self.dtype), **patches)
+            pixels = pixel_values.to(self.dtype)
+            tower = tower_output(self.dual_encoder or self.vision_model, "image", pixel_values=pixels, **options)
         # Convolutional towers pool to (batch, hidden, 1, 1).
         own = None if tower.pooler_output is None else tower.pooler_output.flatten(1)
-        return tower.last_hidden_state, self.vision_pooling(state_sequence(tower.last_hidden_state), image_mask, own)
+        pooled = self.vision_pooling(state_sequence(tower.last_hidden_state), image_mask, own)
+        return with_pooled(tower, pooled)
 
     @can_return_tuple
     def get_text_features(
@@ -280,44 +281,43 @@ class VSEModel(VSEPreTrainedModel):
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         text_features: Tensor | None = None,
+        **options: bool | None,
     ) -> BaseModelOutputWithPooling:
         """Embeds sentences.
 
         Args:
             input_ids, attention_mask, token_type_ids: (batch, words), as the processor gives them.
             text_features: (batch, hidden), instead of them: what `pool_texts` gave for each sentence.
+            options: `output_hidden_states`, `output_attentions` of the tower.
 
         Returns:
             `pooler_output` (batch, projection_dim), unit vectors; `last_hidden_state` (batch, words, hidden).
         """
         if text_features is None:
-            states, pooled = self.pool_texts(input_ids, attention_mask, token_type_ids)
+            output = self.pool_texts(input_ids, attention_mask, token_type_ids=token_type_ids, **options)
         else:
-            states, pooled = text_features[:, None, :], text_features.to(self.dtype)
-        embeds = self.text_head(self.text_projection(self.text_input(pooled)))
-        return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=F.normalize(embeds.float(), dim=-1))
+            output = PrecomputedFeatures()(text_features.to(self.dtype))
+        embeds = self.text_head(self.text_projection(self.text_input(output.pooler_output)))
+        output.pooler_output = F.normalize(embeds.float(), dim=-1)
+        return output
 
     def pool_texts(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Tensor | bool | None
+    ) -> BaseModelOutputWithPooling:
         """States of the text tower and their pooled vector (batch, hidden), which may come back as `text_features`."""
-        optional = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
-        if self.dual_encoder is None:
-            tower = self.text_model(input_ids=input_ids, attention_mask=attention_mask, **optional)
-        else:
-            tower = text_output(self.dual_encoder, input_ids=input_ids, attention_mask=attention_mask, **optional)
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask} | options
+        tower = tower_output(self.dual_encoder or self.text_model, "text", **inputs)
         pooled = self.text_pooling(tower.last_hidden_state, attention_mask, tower.get("pooler_output"))
-        return tower.last_hidden_state, pooled
+        return with_pooled(tower, pooled)
 
     def scaling(self) -> tuple[Tensor, Tensor]:
         """Temperature and bias of the logits, learned or fixed: two scalars in float32."""
-        device = self.device
         if self.logit_scale is None:
-            temperature = torch.tensor(float(self.config.temperature), device=device)
+            temperature = torch.tensor(float(self.config.temperature), device=self.device)
         else:
             temperature = 1 / self.logit_scale.float().clamp(max=MAX_LOGIT_SCALE).exp().squeeze()
         if self.logit_bias is None:
-            bias = torch.tensor(0.0, device=device)
+            bias = torch.tensor(0.0, device=self.device)
         else:
             bias = self.logit_bias.float().squeeze().clone()  # FSDP frees what a view would still point to
         return temperature, bias
@@ -344,6 +344,8 @@ class VSEModel(VSEPreTrainedModel):
         text_ids: Tensor | None = None,
         return_loss: bool = False,
         return_logits: bool = True,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
     ) -> VSEOutput:
         """Embeds images, sentences or both, and compares them.
 
@@ -356,17 +358,19 @@ class VSEModel(VSEPreTrainedModel):
             text_ids: (texts,) integers; pairs of equal caption are no negatives either.
             return_loss: compute `config.loss_type`; row i of the images must belong to row i of the texts.
             return_logits: False leaves out the (images, texts) matrices.
+            output_hidden_states, output_attentions: of both towers.
         """
         temperature, bias = self.scaling()
-        image_embeds = text_embeds = logits = loss = None
+        recorded = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
+        options = recorded | {"return_dict": True}
+        images = texts = image_embeds = text_embeds = logits = loss = None
         if pixel_values is not None or image_features is not None:
-            image_embeds = self.get_image_features(
-                pixel_values, image_features, image_mask, pixel_attention_mask, spatial_shapes
-            ).pooler_output
+            patches = {"pixel_attention_mask": pixel_attention_mask, "spatial_shapes": spatial_shapes}
+            images = self.get_image_features(pixel_values, image_features, image_mask, **patches, **options)
+            image_embeds = images.pooler_output
         if input_ids is not None or text_features is not None:
-            text_embeds = self.get_text_features(
-                input_ids, attention_mask, token_type_ids, text_features
-            ).pooler_output
+            texts = self.get_text_features(input_ids, attention_mask, token_type_ids, text_features, **options)
+            text_embeds = texts.pooler_output
         both = image_embeds is not None and text_embeds is not None
         if both and return_logits:
             with torch.autocast(bias.device.type, enabled=False):
@@ -374,16 +378,9 @@ class VSEModel(VSEPreTrainedModel):
         if return_loss:
             if not both:
                 raise ValueError(f"return_loss=True needs both sides: give input_ids and {FEATURES_INSTEAD}")
-            loss = contrastive_loss(
-                image_embeds,
-                text_embeds,
-                loss_type=self.config.loss_type,
-                temperature=temperature,
-                margin=self.config.margin,
-                logit_bias=bias,
-                image_ids=image_ids,
-                text_ids=text_ids,
-            )
+            settings = {"loss_type": self.config.loss_type, "margin": self.config.margin}
+            settings |= {"temperature": temperature, "logit_bias": bias}
+            loss = contrastive_loss(image_embeds, text_embeds, image_ids=image_ids, text_ids=text_ids, **settings)
         return VSEOutput(
             loss=loss,
             logits_per_image=None if logits is None else logits.T,
@@ -392,6 +389,8 @@ class VSEModel(VSEPreTrainedModel):
             text_embeds=text_embeds,
             temperature=temperature,
             logit_bias=bias,
+            vision_model_output=images if any(recorded.values()) else None,
+            text_model_output=texts if any(recorded.values()) else None,
         )
 
 

@@ -38,7 +38,7 @@ class GRUTextTower(nn.Module):
         self.forward_layers = nn.ModuleList(_recurrent_layers(sizes))
         self.backward_layers = nn.ModuleList(_recurrent_layers(sizes) if config.bidirectional else [])
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> BaseModelOutputWithPooling:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **_) -> BaseModelOutputWithPooling:
         """(batch, words) ids and mask -> states (batch, words, hidden) and final state (batch, hidden)."""
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         lengths = mask.sum(dim=1)

@@ -63,8 +63,8 @@ def vectors_by_transformers(folder, family: str):
     padding = {"padding": "max_length", "padding_side": "right"} if reading.to_full_length else {"padding": True}
     tokens = dict(tokenizer(texts, truncation=True, return_tensors="pt", **padding))
     names = ("input_ids", "attention_mask") if reading.mask else ("input_ids",)
-    pooled = how.image(model, **pixels).pooler_output, how.text(model, **{name: tokens[name] for name in names})
-    return normalize(pooled[0], dim=-1), normalize(pooled[1].pooler_output, dim=-1)
+    outputs = how.output("image", model, **pixels), how.output("text", model, **{name: tokens[name] for name in names})
+    return tuple(normalize(output.pooler_output, dim=-1) for output in outputs)
 
 
 @pytest.mark.parametrize("family", DUAL_ENCODERS)

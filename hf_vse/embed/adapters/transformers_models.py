@@ -150,11 +150,11 @@ class TransformersEncoder(NetworkEncoder):
 
     @torch.no_grad()
     def encode_images(self, images: Mapping[str, Tensor]) -> Tensor:
-        return vectors(self.family.image(self.model, **self.moved(images)))
+        return vectors(self.family.output("image", self.model, **self.moved(images)))
 
     @torch.no_grad()
     def encode_texts(self, texts: list[str]) -> Tensor:
-        return vectors(self.family.text(self.model, **self.moved(self.reader(texts))))
+        return vectors(self.family.output("text", self.model, **self.moved(self.reader(texts))))
 
 
 def preparation_of(name: str, trust_remote_code: bool = False) -> tuple[BaseImageProcessor, PreTrainedTokenizerBase]:
