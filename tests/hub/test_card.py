@@ -136,6 +136,10 @@ def test_card_says_what_was_no_negative_in_training():
     counted["groups"] = {"groups": 0, "images": 0, "largest": 0}
     record = without_paths(coco_record() | {"training_data": counted})
     assert "training captions are" not in card() and "training images are in" not in card()
+    assert "Pairs of equal caption" not in card()
+    record = without_paths(coco_record() | {"training_data": {}})
+    assert "Pairs of equal caption are no negatives of each other; in the stream" in card()
+    assert "Pairs of equal caption" not in card(mask_equal_captions=False)
 
 
 def test_card_shows_the_start_of_a_fine_tuning_before_its_result():
