@@ -286,6 +286,19 @@ def visitors_sentence() -> str:
     )
 
 
+def near_duplicates_sentence() -> str:
+    training = load("near_duplicates")["training"]
+    found = {
+        kind: f"{each['mean']:+.1f} ± {each['std']}" for kind, each in training["rsum_validation_minus_test"].items()
+    }
+    return (
+        "How much validation deceives where bursts are torn apart: rsum on held-out images minus rsum on other "
+        f"photographs is {found['none']} without groups and {found['hash']} with them ({training['photographs']:,} "
+        f"photographs of Flickr8k, half of them as bursts of four; {len(training['seeds'])} seeds of a small model; "
+        "`scripts/benchmarks/near_duplicates.py`)."
+    )
+
+
 def cost_table() -> str:
     result = load("scaling_cost")
     sizes = list(result["costs"][0]["hours_of_a_pass"])
@@ -321,4 +334,5 @@ TABLES = {
     "search": search_table,
     "compression": compression_table,
     "visitors": visitors_sentence,
+    "near_duplicates": near_duplicates_sentence,
 }
