@@ -114,7 +114,7 @@ class DataSpec:
         Raises:
             ValueError: what the run left is damaged.
         """
-        known = recorded(Path(model))
+        known = recorded(Path(model)) or cls()
         given = {name: value for name, value in given.items() if value is not None}
         if source is not None and not is_same(source, known.source):
             others = {"fingerprint": None, "near_duplicates": "none", "group_column": None}
@@ -208,8 +208,8 @@ def is_same(source: str, other: str) -> bool:
     return source == other or (not own and os.path.exists(source) and whole_path(source) == whole_path(other))
 
 
-def recorded(folder: Path) -> DataSpec:
-    """The data in the record of a finished run, or of an older or unfinished one in its recipe.
+def recorded(folder: Path) -> DataSpec | None:
+    """The data in the record of a finished run, or of an older or unfinished one in its recipe; None without either.
 
     Raises:
         ValueError: one of the files is damaged.
@@ -227,7 +227,7 @@ def recorded(folder: Path) -> DataSpec:
         older = {"near_duplicates": "none"} if values else {}  # of a finished run
         spec = DataSpec.of_recipe(older | written, str(recipe))
     else:
-        return DataSpec()
+        return None
     for name in ("metrics", "validation"):
         values = values.get(name) if isinstance(values.get(name), dict) else {}
     fingerprint = values.get("fingerprint")

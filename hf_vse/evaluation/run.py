@@ -12,7 +12,7 @@ from accelerate import PartialState
 from datasets import Dataset, DatasetDict
 
 from hf_vse.data.schema import CAPTIONS, IMAGE, data_fingerprint, flatten_captions
-from hf_vse.data.spec import DataSpec
+from hf_vse.data.spec import DataSpec, recorded
 from hf_vse.embed.encoder import Encoder
 from hf_vse.embed.load import load_encoder
 from hf_vse.evaluation.by_field import check_fields_asked, recalls_by_field
@@ -147,15 +147,18 @@ def open_data(
 ) -> dict[str, tuple[DataSpec, DatasetDict]]:
     """For each model its data and their splits; none for embeddings that come with their own captions.
 
+    A model without a record of its training, a pretrained one, is judged on what the first with a record held out.
+
     Raises:
         ValueError: the models are to be judged on different images.
     """
     opened: dict[str, DatasetDict] = {}
     found = {}
+    trained = [name for name in models if recorded(Path(name)) is not None]
     for name in models:
         if holds_embeddings(name) and dataset is None:
             continue
-        spec = DataSpec.of_model(name, dataset, split, **given)
+        spec = DataSpec.of_model(name if name in trained else next(iter(trained), name), dataset, split, **given)
         key = repr(spec if split == "validation" else replace(spec, seed=0, validation_share=0))
         if key not in opened:
             opened[key] = spec.load()

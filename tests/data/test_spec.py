@@ -23,6 +23,7 @@ from hf_vse.training.build import load_splits
 from hf_vse.training.recipe import Recipe, build_recipe
 from hf_vse.training.run import run_recipe
 from tests.conftest import make_pairs
+from tests.embed.test_transformers_models import CASES, save
 
 DECIDES = {"validation_share": 0.3, "seed": 7}
 TINY = {
@@ -230,3 +231,15 @@ def test_models_that_held_out_other_images_are_not_compared(model, tmp_path, cap
     assert main([*words, "--quiet"]) == 1
     assert "would be judged on different images of 'validation'" in capsys.readouterr().err
     assert not (tmp_path / "m.json").exists()
+
+
+def test_a_pretrained_model_is_judged_on_what_a_run_held_out(model, trained, tokenizer, tmp_path):
+    """It has no record of its own; the split is that of the run, in either order."""
+    pretrained = str(save(tmp_path / "clip", CASES["clip"], tokenizer))
+    for names in ([pretrained, str(model)], [str(model), pretrained]):
+        words = ["evaluate", *names, "--split", "validation", "--output", str(tmp_path / "m.json"), "--quiet"]
+        assert main(words) == 0
+        found = json.loads((tmp_path / "m.json").read_text())["metrics"].values()
+        expected = fingerprint(trained["validation"][IMAGE_ID][:], trained["validation"][CAPTIONS][:])
+        assert [each["fingerprint"] for each in found] == [expected] * 2
+        (tmp_path / "m.json").unlink()
