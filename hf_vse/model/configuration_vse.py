@@ -11,7 +11,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from .dual_encoder_vse import DUAL_ENCODERS
-from .losses_vse import OBJECTIVES, OWN
+from .losses_vse import OBJECTIVES, OWN, SETTINGS
 
 PoolingType = Literal["mean", "max", "last", "cls", "gpo", "pooler"]
 ProjectionType = Literal["linear", "mlp", "residual", "none"]
@@ -58,6 +58,9 @@ NUMBERS = {
     "temperature": Number("must be positive", "the paper uses 0.1", lambda value: value > 0),
     "margin": Number("must not be negative", "the paper uses 0.2", lambda value: value >= 0),
     "logit_bias_init": Number("must be a finite number", "SigLIP uses -10"),
+    "image_weight": Number("is a share from 0 to 1", "0.5 weighs both directions alike", lambda v: 0 <= v <= 1),
+    "positive_margin": Number("lies between -2 and 2", "cosines differ by 2 at most", lambda v: -2 <= v <= 2),
+    "hardness": Number("must lie from 0 to 100", "0 weighs all negatives alike", lambda v: 0 <= v <= 100),
 }
 GRU_NUMBERS = {"vocab_size": SIZE, "word_dim": SIZE, "hidden_size": SIZE, "num_layers": LAYERS, "dropout": SHARE}
 
@@ -197,6 +200,9 @@ class VSEConfig(PreTrainedConfig):
         temperature: divisor of the similarities; the initial value where the objective learns it.
         margin: of a hinge or a hardest-negative objective, in units of cosine similarity.
         logit_bias_init: initial bias, where the objective has one.
+        image_weight: share of image-to-text in the loss, from 0 to 1; the rest is text-to-image (ConVIRT uses 0.75).
+        positive_margin: of nce and clip, subtracted from the positive's similarity (additive margin); may be negative.
+        hardness: of nce and clip, how much negatives count by their similarity (arXiv 2010.04592); 0 all alike.
     """
 
     model_type = "vse"
@@ -220,6 +226,9 @@ class VSEConfig(PreTrainedConfig):
     temperature: float | int = 0.1
     margin: float | int = 0.2
     logit_bias_init: float | int = -10.0
+    image_weight: float | int = 0.5
+    positive_margin: float | int = 0.0
+    hardness: float | int = 0.0
 
     def __post_init__(self, **kwargs):
         if self.dual_encoder_config is None:
@@ -243,7 +252,20 @@ class VSEConfig(PreTrainedConfig):
         if self.projection_type == "none" and self.dual_encoder_config is None:
             raise ValueError("projection_type 'none' needs a dual_encoder_config; towers have 'linear'")
         check_numbers(self, NUMBERS)
+        for name in ("positive_margin", "hardness"):
+            users = [each for each, chosen in OBJECTIVES.items() if name in chosen.settings]
+            if getattr(self, name) and self.loss_type in OBJECTIVES and self.loss_type not in users:
+                raise ValueError(
+                    f"{name} {getattr(self, name)} does nothing with loss_type {self.loss_type!r}: set it to 0, or "
+                    f"choose one of {', '.join(users)}"
+                )
         super().__post_init__(**kwargs)
+
+    @property
+    def objective_settings(self) -> dict[str, Any]:
+        """What `contrastive_loss` takes of the fields; a model may have learned another temperature."""
+        names = ("loss_type", "image_weight", *(SETTINGS.keys() & NUMBERS.keys()))
+        return {name: getattr(self, name) for name in names}
 
     def to_dict(self) -> dict[str, Any]:
         values = super().to_dict()

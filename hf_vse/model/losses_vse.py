@@ -20,7 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Scalar = float | Tensor
-SETTINGS = ("temperature", "margin", "logit_bias")
+# What a row loss may use, and the value where nobody gives one.
+SETTINGS: dict[str, Scalar] = {
+    "temperature": 0.1, "margin": 0.2, "logit_bias": 0.0, "positive_margin": 0.0, "hardness": 0.0
+}  # fmt: skip
 # The name of a row loss of one's own: a file, a function, and the beginning of the file's SHA-256 digest.
 OWN = re.compile(r"(?P<file>.+\.py):(?P<function>\w+)(?:@(?P<digest>[0-9a-f]{12}))?")
 
@@ -41,14 +44,36 @@ def hardest_negative(scores: Tensor, positives: Tensor, excluded: Tensor | None)
     return negative_scores(scores, positives, excluded).max(dim=1).values
 
 
-def nce(scores: Tensor, positives: Tensor, excluded: Tensor | None, *, temperature: Scalar) -> Tensor:
+@torch.no_grad()
+def log_weights(logits: Tensor, hardness: Scalar) -> Tensor:
+    """Logarithms of the weights N e^{b x_j} / sum_k e^{b x_k} of each query's N negatives, b the hardness: (Q, C).
+
+    They are held fixed. https://arxiv.org/abs/2010.04592 has them in its objective, without false negatives.
+    """
+    absent = logits.isneginf()
+    shares = (hardness * logits).log_softmax(dim=1)
+    return (shares + (~absent).sum(dim=1, keepdim=True).log()).masked_fill(absent, 0.0)
+
+
+def nce(
+    scores: Tensor,
+    positives: Tensor,
+    excluded: Tensor | None,
+    *,
+    temperature: Scalar,
+    positive_margin: Scalar = 0.0,
+    hardness: Scalar = 0.0,
+) -> Tensor:
     """-log( e^{p/t} / sum_j e^{s_j/t} )
 
     All candidates of the batch are contrasted with the positive.
     """
     logits = scores / temperature
-    candidates = logits if excluded is None else logits.masked_fill(excluded, float("-inf"))
-    return candidates.logsumexp(dim=1) - positive_scores(logits, positives)
+    own = positive_scores(logits, positives) - positive_margin / temperature
+    negatives = negative_scores(logits, positives, excluded)
+    if hardness > 0:
+        negatives = negatives + log_weights(negatives, hardness)
+    return negatives.scatter(1, positives[:, None], own[:, None]).logsumexp(dim=1) - own
 
 
 def hardnce(
@@ -127,7 +152,7 @@ class Objective(NamedTuple):
         """Those of `SETTINGS` that the row loss uses: its keyword arguments, or all where it takes any."""
         parameters = inspect.signature(self.row_loss).parameters.values()
         if any(each.kind is each.VAR_KEYWORD for each in parameters):
-            return SETTINGS
+            return tuple(SETTINGS)
         return tuple(each.name for each in parameters if each.kind is each.KEYWORD_ONLY and each.name in SETTINGS)
 
     def rows(
@@ -137,14 +162,17 @@ class Objective(NamedTuple):
         with torch.autocast(scores.device.type, enabled=False):
             return self.row_loss(scores, positives, excluded, **{name: settings[name] for name in self.settings})
 
-    def reduce(self, image_rows: Tensor, text_rows: Tensor, total_rows: int | None = None) -> Tensor:
+    def reduce(
+        self, image_rows: Tensor, text_rows: Tensor, total_rows: int | None = None, image_weight: float = 0.5
+    ) -> Tensor:
         """The batch loss from the row losses of the two directions.
 
         Args:
             image_rows, text_rows: (Q,) each; image-to-text and text-to-image.
             total_rows: what a mean divides by, where these are only some of the rows; default Q.
+            image_weight: w, image-to-text counts 2 w times and text-to-image 2 (1 - w) times.
         """
-        loss = image_rows.sum() + text_rows.sum()
+        loss = 2 * (image_weight * image_rows.sum() + (1 - image_weight) * text_rows.sum())
         if self.reduction == "mean":
             loss = loss / (len(image_rows) if total_rows is None else total_rows)
         return loss / 2 if self.directions == "average" else loss
@@ -193,6 +221,13 @@ def objective(loss_type: str) -> Objective:
     )
 
 
+def all_settings(given: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    """All `SETTINGS`, with the values given. Raises TypeError for any other name."""
+    if unknown := given.keys() - SETTINGS.keys():
+        raise TypeError(f"{', '.join(unknown)} is no setting of an objective; there are {', '.join(SETTINGS)}")
+    return SETTINGS | given
+
+
 def similarity(queries: Tensor, candidates: Tensor) -> Tensor:
     """Dot products in float32 even under autocast: (Q, dim), (C, dim) -> (Q, C)."""
     with torch.autocast(queries.device.type, enabled=False):
@@ -216,23 +251,23 @@ def contrastive_loss(
     text_embeds: Tensor,
     *,
     loss_type: str = "nce",
-    temperature: Scalar = 0.1,
-    margin: Scalar = 0.2,
-    logit_bias: Scalar = 0.0,
     image_ids: Tensor | None = None,
     text_ids: Tensor | None = None,
+    image_weight: float = 0.5,
+    **settings: Scalar,
 ) -> Tensor:
     """The objective on one batch of pairs, computed densely: the reference for every faster way.
 
     Args:
         image_embeds, text_embeds: (batch, dim) unit vectors; row i of one belongs to row i of the other.
         loss_type: one of `OBJECTIVES`.
-        temperature: divisor of the similarities.
-        margin: in units of cosine similarity.
-        logit_bias: added to the scaled similarities.
         image_ids: (batch,) integers; pairs with equal ids show one image and are no negatives of each other.
         text_ids: (batch,) integers, equal where the captions are, which then are no negatives of each other. Either
             may be (batch, kinds): one equal id of a kind is enough.
+        image_weight: share of image-to-text in the loss, from 0 to 1; the rest is text-to-image.
+        settings: those of `SETTINGS` that the objective uses: `temperature`, divisor of the similarities; `margin`, in
+            units of cosine similarity; `logit_bias`, added to the scaled similarities; `positive_margin`, subtracted
+            from the positive's similarity; `hardness`, see `log_weights`.
 
     Returns:
         A scalar, float32.
@@ -245,10 +280,10 @@ def contrastive_loss(
             f"image_embeds and text_embeds must both be (batch, dim), got {tuple(image_embeds.shape)} and "
             f"{tuple(text_embeds.shape)}; give one caption for each image of the batch"
         )
-    chosen, settings = objective(loss_type), {"temperature": temperature, "margin": margin, "logit_bias": logit_bias}
+    chosen, settings = objective(loss_type), all_settings(settings)
     scores = similarity(image_embeds, text_embeds)
     positives = torch.arange(len(scores), device=scores.device)
     ids = pair_ids(image_ids, text_ids)
     excluded = None if ids is None else share_an_id(ids, ids).fill_diagonal_(False)
     image_rows, text_rows = (chosen.rows(each, positives, excluded, settings) for each in (scores, scores.T))
-    return chosen.reduce(image_rows, text_rows)
+    return chosen.reduce(image_rows, text_rows, image_weight=image_weight)

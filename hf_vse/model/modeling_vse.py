@@ -378,8 +378,7 @@ class VSEModel(VSEPreTrainedModel):
         if return_loss:
             if not both:
                 raise ValueError(f"return_loss=True needs both sides: give input_ids and {FEATURES_INSTEAD}")
-            settings = {"loss_type": self.config.loss_type, "margin": self.config.margin}
-            settings |= {"temperature": temperature, "logit_bias": bias}
+            settings = self.config.objective_settings | {"temperature": temperature, "logit_bias": bias}
             loss = contrastive_loss(image_embeds, text_embeds, image_ids=image_ids, text_ids=text_ids, **settings)
         return VSEOutput(
             loss=loss,

@@ -31,7 +31,7 @@ def chunked_rows(
         queries: (Q, dim); candidates: (C, dim).
         positives: (Q,) the place of each query's positive among the candidates.
         query_ids, candidate_ids: (Q, kinds), (C, kinds) integers; candidates that share an id are no negatives.
-        settings: temperature, margin and bias, by name.
+        settings: `SETTINGS` by name.
         chunk_size: queries compared at once; None compares all, and keeps what the backward pass needs.
 
     Returns:

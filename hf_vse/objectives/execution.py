@@ -94,7 +94,7 @@ def execute_loss(
 
     Args:
         image_embeds, text_embeds: (local, dim) unit vectors of this process.
-        options: `temperature`, `margin`, `logit_bias`, `image_ids`, `text_ids`, as in `contrastive_loss`.
+        options: `image_ids`, `text_ids`, `image_weight` and settings, as in `contrastive_loss`.
 
     Returns:
         A scalar. With negatives of all processes, the mean over the processes is the loss of the whole batch, and the

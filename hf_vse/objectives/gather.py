@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from hf_vse.model.losses_vse import objective, pair_ids
+from hf_vse.model.losses_vse import Scalar, all_settings, objective, pair_ids
 from hf_vse.objectives.chunked import chunked_rows
 from hf_vse.objectives.exchange import Negatives, gathered_parts, row_counts, shares_negatives, world_size
 
@@ -47,16 +47,16 @@ def gathered_contrastive_loss(
     text_ids: Tensor | None = None,
     negatives: Negatives = "gather",
     chunk_size: int | None = None,
-    **options: float | Tensor,
+    image_weight: float = 0.5,
+    **settings: Scalar,
 ) -> Tensor:
     """The local part of `contrastive_loss` over the pairs of all processes.
 
     Args:
         image_embeds, text_embeds: (local, dim) unit vectors of this process; the number may differ between processes.
-        image_ids, text_ids: (local,) integers, as in `contrastive_loss`.
+        image_ids, text_ids, image_weight, settings: as in `contrastive_loss`.
         negatives: `local` compares with the candidates of this process alone.
         chunk_size: queries compared at once; default all of this process.
-        options: `temperature`, `margin`, `logit_bias`, as in `contrastive_loss`.
 
     Returns:
         A scalar. Its mean over the processes is the loss of the whole batch, and its gradients, averaged over the
@@ -72,9 +72,9 @@ def gathered_contrastive_loss(
         all_images, all_texts = gather_rows(image_embeds, counts), gather_rows(text_embeds, counts)
         all_ids = None if ids is None else gather_rows(ids, counts)
     positives = torch.arange(first, first + len(image_embeds), device=image_embeds.device)
-    chosen, settings = objective(loss_type), {"temperature": 0.1, "margin": 0.2, "logit_bias": 0.0} | options
+    chosen, settings = objective(loss_type), all_settings(settings)
     image_rows, text_rows = (
         chunked_rows(chosen, queries, candidates, positives, ids, all_ids, settings=settings, chunk_size=chunk_size)
         for queries, candidates in ((image_embeds, all_texts), (text_embeds, all_images))
     )
-    return len(counts) * chosen.reduce(image_rows, text_rows, total_rows=sum(counts))
+    return len(counts) * chosen.reduce(image_rows, text_rows, total_rows=sum(counts), image_weight=image_weight)

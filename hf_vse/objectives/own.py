@@ -7,7 +7,7 @@
         '''
         ...  # (Q,)
 
-`hf_vse.model.losses_vse` describes the arguments and the symbols. Of the settings temperature, margin and logit_bias,
+`hf_vse.model.losses_vse` describes the arguments and the symbols. Of `SETTINGS` (temperature, margin, logit_bias, ...)
 a function names those that it uses. A configuration stores the name of the file, the function and the beginning of
 the file's SHA-256 digest, so a changed file is another objective. Only `load_objective` executes a file, and it is
 called only with names that the user has written. A name in a stored configuration executes nothing.
@@ -28,7 +28,7 @@ from torch import Tensor
 from hf_vse.model.losses_vse import OBJECTIVES, OWN, SETTINGS, Objective
 
 KNOWN_AS = "a function in a file that is not part of the model"
-TRIAL = {"temperature": 0.1, "margin": 0.2, "logit_bias": 0.5}
+TRIAL = {"temperature": 0.1, "margin": 0.2, "logit_bias": 0.5, "positive_margin": 0.1, "hardness": 1.0}
 ARGUMENTS = "(scores, positives, excluded, *, temperature, margin, ...)"
 
 

@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hf_vse.model import losses_vse
-from hf_vse.model.losses_vse import Objective, Scalar, objective, pair_ids
+from hf_vse.model.losses_vse import Objective, Scalar, all_settings, objective, pair_ids
 from hf_vse.objectives.exchange import Negatives, exchange_of
 from hf_vse.objectives.reductions import ReductionName
 from hf_vse.objectives.statistics import ReductionPlan, Tiles, TorchTiles, negative_statistics
 
-Settings = Mapping[str, Scalar]  # temperature, margin and logit_bias
+Settings = Mapping[str, Scalar]  # `losses_vse.SETTINGS`
 
 
 class Stream(NamedTuple):
@@ -53,7 +53,7 @@ def violations(positive: Tensor, settings: Settings) -> tuple[None, Tensor]:
 
 
 def nce_rows(logsumexp: Tensor, positive: Tensor, settings: Settings) -> Tensor:
-    return F.softplus(logsumexp - positive / settings["temperature"])
+    return F.softplus(logsumexp - (positive - settings["positive_margin"]) / settings["temperature"])
 
 
 def against_hardest(row_loss: Callable[..., Tensor]) -> Callable[[Tensor, Tensor, Settings], Tensor]:
@@ -86,6 +86,25 @@ STREAMS: dict[Callable[..., Tensor], Stream] = {
 }
 
 
+def weighted_logsumexp(
+    images: Tensor, texts: Tensor, plan: ReductionPlan, scale: Tensor, ids: Tensor | None, hardness: Scalar
+) -> tuple[Tensor, Tensor]:
+    """log sum_j w_j e^{x_j} of every query, with the fixed weights of `losses_vse.log_weights`, as log-sum-exps alone.
+
+    With b the hardness, A = log sum e^{(1+b) x} and C = log sum e^{b x}, it is log N + A - C, and its slopes are those
+    of A by (1+b) x: e^{(1+b) x_j - A}. Minus infinity without negatives.
+    """
+    of_weighted = negative_statistics(images, texts, plan, (1 + hardness) * scale, None, ids)
+    with torch.no_grad():
+        of_weights = negative_statistics(images, texts, plan, hardness * scale, None, ids)
+        nothing = images.new_zeros(len(images), 16)  # e^0 of every negative counts them; kernels multiply 16 numbers
+        counts = negative_statistics(nothing, nothing, plan, None, None, ids)
+    return tuple(
+        torch.where(n.isneginf(), n, n + a.detach() - c + (a - a.detach()) / (1 + hardness))
+        for a, c, n in zip(of_weighted, of_weights, counts, strict=True)
+    )
+
+
 def has_stream(loss_type: str) -> bool:
     return objective(loss_type).row_loss in STREAMS
 
@@ -95,20 +114,19 @@ def streamed_contrastive_loss(
     text_embeds: Tensor,
     *,
     loss_type: str = "nce",
-    temperature: Scalar = 0.1,
-    margin: Scalar = 0.2,
-    logit_bias: Scalar = 0.0,
     image_ids: Tensor | None = None,
     text_ids: Tensor | None = None,
     negatives: Negatives = "gather",
     chunk_size: int | None = None,
     tiles: Tiles | None = None,
+    image_weight: float = 0.5,
+    **settings: Scalar,
 ) -> Tensor:
     """`contrastive_loss` without the similarity matrix, on one process or on the pairs of all.
 
     Args:
         image_embeds, text_embeds: (local, dim) unit vectors of this process; processes may hold different numbers.
-        loss_type, temperature, margin, logit_bias, image_ids, text_ids: as in `contrastive_loss`.
+        loss_type, image_ids, text_ids, image_weight, settings: as in `contrastive_loss`.
         negatives: the texts of all processes at once (`gather`), of one process at a time (`ring`), or of this process
             (`local`).
         chunk_size: images compared at once; default: as many as a tile of constant memory takes. The value of the
@@ -122,7 +140,7 @@ def streamed_contrastive_loss(
     Raises:
         ValueError: an unknown `loss_type`, or one whose row loss is not in `STREAMS`.
     """
-    chosen, settings = objective(loss_type), {"temperature": temperature, "margin": margin, "logit_bias": logit_bias}
+    chosen, settings = objective(loss_type), all_settings(settings)
     if not has_stream(loss_type):
         raise ValueError(f"loss_type {loss_type!r} has no stream; use chunked execution, which takes any row loss")
     stream = STREAMS[chosen.row_loss]
@@ -136,7 +154,10 @@ def streamed_contrastive_loss(
             for value in stream.logits(positive, settings)
         )
         ids = pair_ids(image_ids, text_ids)
-        of_images, of_texts = negative_statistics(images, texts, plan, scale, offset, ids)
+        if "hardness" in chosen.settings and settings["hardness"] > 0:
+            of_images, of_texts = weighted_logsumexp(images, texts, plan, scale, ids, settings["hardness"])
+        else:
+            of_images, of_texts = negative_statistics(images, texts, plan, scale, offset, ids)
         image_rows, text_rows = (stream.row_loss(each, positive, settings) for each in (of_images, of_texts))
     counts = exchanged.counts
-    return len(counts) * chosen.reduce(image_rows, text_rows, total_rows=sum(counts))
+    return len(counts) * chosen.reduce(image_rows, text_rows, total_rows=sum(counts), image_weight=image_weight)

@@ -22,7 +22,7 @@ from transformers import ProgressCallback, TrainerCallback
 
 from hf_vse.evaluation.diagnostics.diagnose import BATCH_ROWS, quick_diagnostics
 from hf_vse.evaluation.diagnostics.geometry import COLLAPSED_COSINE
-from hf_vse.model.losses_vse import Objective, objective, pair_ids, share_an_id
+from hf_vse.model.losses_vse import SETTINGS, Objective, objective, pair_ids, share_an_id
 
 logger = logging.getLogger(__name__)
 
@@ -129,7 +129,7 @@ def indifferent_loss(pairs: int, negatives: Sequence[int], loss_type: str, **set
         negatives: how many negatives each of some of the pairs has.
     """
     chosen = objective(loss_type)
-    settings = {name: torch.as_tensor(value).detach().cpu() for name, value in settings.items()}
+    settings = {name: torch.as_tensor(value).detach().cpu() for name, value in (SETTINGS | settings).items()}
     total = torch.zeros(2)
     for count, rows in Counter(negatives).items():
         scores = torch.tensor([[0.0], [0.5]]).expand(2, 1 + count)

@@ -118,6 +118,8 @@ NEEDS: dict[str, Need] = (
         "margin": of_objectives("margin", "margin"),
         "temperature": of_objectives("temperature", "temperature"),
         "logit_bias_init": of_objectives("logit_bias", "bias"),
+        "positive_margin": of_objectives("positive_margin", "margin of the positive"),
+        "hardness": of_objectives("hardness", "hardness"),
         "hard_negative_warmup_loss": Need(
             lambda get: get("hard_negative_warmup_epochs") > 0, "there is no warm-up: give hard_negative_warmup_epochs"
         ),

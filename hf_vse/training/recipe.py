@@ -203,9 +203,11 @@ def check_together(recipe: Recipe, where: str) -> None:
         check_control(recipe, where)
     if own_images(lambda key: recipe.values.get(key)):
         check_frame(recipe.model, where)
+    passed_on: dict[str, Any] = {}
     for stage in recipe.stages:
+        passed_on |= recipe.stage(stage).model.config_options
         try:
-            VSEConfig(**recipe.stage(stage).model.config_options)
+            VSEConfig(**passed_on)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{where}, stage {stage['name']!r}: {' '.join(str(error).split()):.300}") from error
 

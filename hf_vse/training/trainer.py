@@ -193,12 +193,8 @@ class VSETrainer(PublishingTrainer):
     ) -> Tensor:
         """The loss of a batch of embeddings, which alarm and diagnostics look at too."""
         execution, dtype = self.args.execution, getattr(torch, self.args.loss_dtype)
-        options = {
-            "loss_type": self.current_loss_type(),
-            "temperature": temperature,
-            "margin": self.model.config.margin,
-            "logit_bias": bias,
-        }
+        current = {"loss_type": self.current_loss_type(), "temperature": temperature, "logit_bias": bias}
+        options = self.model.config.objective_settings | current
         pairs = len(images) * (1 if execution.negatives == "local" else self.accelerator.num_processes)
         self.alarm.observe(images.detach(), texts.detach(), pairs, **ids, **options)
         self.diagnostics.observe(images.detach(), texts.detach())

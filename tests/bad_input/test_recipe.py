@@ -41,7 +41,7 @@ def kinds(item: Any) -> tuple[Any, ...]:
 
 ALL = {item.name: item for section in SECTIONS.values() for item in fields(section) if item.init}
 NUMBERS = {name: item for name, item in ALL.items() if int in kinds(item) or float in kinds(item)}
-SIGNED = {"logit_bias_init", "local_rank"}  # where a negative number may stand
+SIGNED = {"logit_bias_init", "local_rank", "positive_margin"}  # where a negative number may stand
 NOT_NUMBERS = {"text": "many", "list": [1], "yes": True, "inf": float("inf")}
 NOT_TEXT = {"number": 7, "list": ["a"], "map": {"a": "b"}, "no": False}
 FLAGS = {"text": "perhaps", "number": 1}
@@ -191,6 +191,8 @@ IDLE: dict[str, dict[str, Any]] = {
     "margin": {"loss_type": "nce", "margin": 0.3},
     "temperature": {"loss_type": "hinge_max", "temperature": 0.3},
     "logit_bias_init": {"logit_bias_init": -5.0},
+    "positive_margin": {"loss_type": "siglip", "positive_margin": 0.1},
+    "hardness": {"loss_type": "hardnce", "hardness": 1},
     "hard_negative_warmup_loss": {"hard_negative_warmup_loss": "hinge_sum"},
     "lr_decay_factor": {"lr_decay_factor": 0.5},
     "head_dropout": {"head_dropout": 0.5},
@@ -249,6 +251,10 @@ TOGETHER: dict[str, tuple[dict[str, Any], str]] = {
         "training arguments: .*load_best_model_at_end",
     ),
     "one pair": ({"per_device_train_batch_size": 1}, "a batch of one pair has no negatives"),
+    "hardness of an earlier stage": (
+        {"hardness": 1, "stages": [{"name": "a", "loss_type": "nce"}, {"name": "b", "loss_type": "hinge_sum"}]},
+        "stage 'b': hardness 1 does nothing with loss_type 'hinge_sum': set it to 0, or choose one of nce, clip",
+    ),
     "objective": ({"loss_type": "hardnec"}, "loss_type 'hardnec' is unknown; did you mean"),
     "pooling": ({"text_pooling": "lsat"}, "text_pooling must be one of"),
     "reporter": ({"report_to": "zz"}, "report_to .*zz.* is not supported"),

@@ -59,6 +59,15 @@ def test_card_of_every_objective_says_what_it_computes(loss_type):
     assert "model-index" not in card.data.to_dict() and "2110.08872" in card.text and is_ours(text)
 
 
+def test_card_says_what_the_fields_change_in_the_formula():
+    usual = model_card(config(loss_type="clip"), {}, (), repo_id="org/name")
+    assert "In place of p" not in usual and "hardness" not in usual and "two directions averaged.\n" in usual
+    fields = {"loss_type": "clip", "positive_margin": -0.5, "hardness": 2, "image_weight": 0.75}
+    text = model_card(config(**fields), {}, (), repo_id="org/name")
+    assert "In place of p stands p + 0.5, an additive margin." in text and "the\nhardness b = 2; no gradient" in text
+    assert "directions averaged, of which image-to-text counts 0.75 : 0.25 against text-to-image." in text
+
+
 @pytest.mark.parametrize("projection_type", get_args(ProjectionType))
 def test_card_of_a_model_that_started_as_a_dual_encoder(projection_type):
     source = {"model_type": "clip", "projection_dim": 16, "vision_config": {"hidden_size": 48}, "text_config": {}}

@@ -9,6 +9,15 @@ from hf_vse.model.losses_vse import contrastive_loss, nce
 OPTIONS = {"temperature": 0.2, "margin": 0.3, "logit_bias": -1.0}
 
 
+# Fields of the objective that change nothing by default.
+FRAMES = (
+    ("nce", {"positive_margin": 0.2}),
+    ("nce", {"hardness": 0.7}),
+    ("clip", {"positive_margin": -0.4, "hardness": 2.0, "image_weight": 0.75}),
+    ("hinge_max", {"image_weight": 0.3}),
+)
+
+
 def squared(scores: Tensor, positives: Tensor, excluded: Tensor | None, **settings: float | Tensor) -> Tensor:
     """A row loss that no fast way knows."""
     return nce(scores, positives, excluded, temperature=settings["temperature"]).square()

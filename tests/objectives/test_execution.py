@@ -7,7 +7,7 @@ import torch
 
 from hf_vse.model.losses_vse import OBJECTIVES, Objective
 from hf_vse.objectives.execution import Execution, announce, choose_execution, execute_loss
-from tests.objectives.batches import Batch, assert_same, squared
+from tests.objectives.batches import FRAMES, Batch, assert_same, squared
 
 CPU = torch.device("cpu")
 
@@ -16,10 +16,10 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize("way", ["auto", "dense", "chunked", "streamed"])
 def test_every_way_gives_the_same(way, negatives):
     batch = Batch(13, ids=True)
-    for loss_type in OBJECTIVES:
-        execution = Execution(way, negatives, chunk_size=4)
-        found = batch.loss_and_gradients(execute_loss, execution=execution, loss_type=loss_type)
-        assert_same(found, batch.reference(loss_type=loss_type))
+    for loss_type, frame in (*((name, {}) for name in OBJECTIVES), *FRAMES):
+        execution, options = Execution(way, negatives, chunk_size=4), {"loss_type": loss_type, **frame}
+        found = batch.loss_and_gradients(execute_loss, execution=execution, **options)
+        assert_same(found, batch.reference(**options))
 
 
 def test_choice_depends_on_batch_and_objective(monkeypatch):

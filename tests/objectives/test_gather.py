@@ -10,7 +10,7 @@ import torch.distributed as dist
 from hf_vse.model.losses_vse import OBJECTIVES, Objective, contrastive_loss
 from hf_vse.objectives.gather import gather_rows, gathered_contrastive_loss
 from hf_vse.objectives.streamed import has_stream, streamed_contrastive_loss
-from tests.objectives.batches import Batch, assert_same, squared
+from tests.objectives.batches import FRAMES, Batch, assert_same, squared
 from tests.objectives.equal_captions import EQUAL_PAIRS, check_gradient_by_similarity, gradient_by_similarity
 from tests.processes import in_processes
 
@@ -43,19 +43,23 @@ def check_processes(rank: int, world: int) -> None:
             for ids in (0, 2):
                 for dtype in (torch.float32, torch.bfloat16):
                     check_split(slice(bounds[rank], bounds[rank + 1]), WAYS, loss_type, ids, dtype)
+        for loss_type, frame in FRAMES:
+            check_split(slice(bounds[rank], bounds[rank + 1]), WAYS, loss_type, 2, torch.float32, **frame)
+    loss_type, frame = FRAMES[2]
+    check_split(slice(bounds[rank], bounds[rank + 1]), fused_ways(world), loss_type, 2, torch.float32, **frame)
     for loss_type in ONE_OF_EACH_KERNEL:
         check_split(slice(bounds[rank], bounds[rank + 1]), fused_ways(world), loss_type, 2, torch.float32)
     check_own_negatives(rank, world)
     check_equal_captions(rank, world)
 
 
-def check_split(local: slice, ways: Sequence, loss_type: str, ids: int, dtype: torch.dtype) -> None:
+def check_split(local: slice, ways: Sequence, loss_type: str, ids: int, dtype: torch.dtype, **frame: float) -> None:
     batch = Batch(PAIRS, ids, dtype=dtype)
-    expected = batch.reference(loss_type=loss_type)
+    expected = batch.reference(loss_type=loss_type, **frame)
     for loss, options in ways:
         if loss is streamed_contrastive_loss and not has_stream(loss_type):
             continue
-        found = batch.loss_and_gradients(loss, local, loss_type=loss_type, **options)
+        found = batch.loss_and_gradients(loss, local, loss_type=loss_type, **options, **frame)
         together = torch.cat([tensor.flatten() for tensor in found])
         dist.all_reduce(together)
         parts = (together / dist.get_world_size()).split([tensor.numel() for tensor in found])

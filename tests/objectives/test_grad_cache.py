@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from hf_vse.model.losses_vse import OBJECTIVES, contrastive_loss
 from hf_vse.objectives.execution import Execution, execute_loss
 from hf_vse.objectives.grad_cache import RandomState, cached_loss, mini_batches
+from tests.objectives.batches import FRAMES
 from tests.processes import in_processes
 
 
@@ -45,24 +46,26 @@ def gradients(model) -> list[torch.Tensor]:
     return found
 
 
-def cached(model, parts, loss_type="clip", **options) -> torch.Tensor:
+def cached(model, parts, loss_type="clip", frame: dict[str, float] | None = None, **options) -> torch.Tensor:
     def loss(images, texts, temperature):
-        return contrastive_loss(images, texts, temperature=temperature, loss_type=loss_type)
+        return contrastive_loss(images, texts, temperature=temperature, loss_type=loss_type, **(frame or {}))
 
     value = cached_loss(model, model, parts, loss, torch.Tensor.backward, **options)
     value.backward()
     return value.detach()
 
 
-@pytest.mark.parametrize("loss_type", [each for each in OBJECTIVES if not each.startswith("hinge")])
+@pytest.mark.parametrize(
+    ("loss_type", "frame"), [*((each, {}) for each in OBJECTIVES if not each.startswith("hinge")), *FRAMES[:3]]
+)
 @pytest.mark.parametrize("size", [1, 4, 13])
-def test_cached_gradient_is_that_of_the_whole_batch(loss_type, size):
+def test_cached_gradient_is_that_of_the_whole_batch(loss_type, frame, size):
     model, batch = Encoder(), inputs(13)
     *embeds, temperature = model(batch)
-    whole = contrastive_loss(*embeds, temperature=temperature, loss_type=loss_type)
+    whole = contrastive_loss(*embeds, temperature=temperature, loss_type=loss_type, **frame)
     whole.backward()
     expected = gradients(model)
-    found = cached(model, mini_batches(batch, size), loss_type)
+    found = cached(model, mini_batches(batch, size), loss_type, frame)
     torch.testing.assert_close(found, whole.detach())
     torch.testing.assert_close(gradients(model), expected, rtol=1e-4, atol=1e-6)
 
@@ -174,7 +177,8 @@ def check_data_parallel(rank: int) -> None:
     """13 pairs, 8 and 5 of them on two processes, in mini-batches of 3."""
     reference, batch = Encoder(norm=False), inputs(13)
     *embeds, temperature = reference(batch)
-    contrastive_loss(*embeds, temperature=temperature, loss_type="clip").backward()
+    objective = {"loss_type": "clip", "hardness": 0.5, "image_weight": 0.75}
+    contrastive_loss(*embeds, temperature=temperature, **objective).backward()
     model = DistributedDataParallel(Encoder())
     exchanges = []
 
@@ -188,7 +192,7 @@ def check_data_parallel(rank: int) -> None:
     assert [len(part["image"]) for part in parts] == ([3, 3, 2] if rank == 0 else [2, 2, 1])
 
     def loss(images, texts, temperature):
-        return execute_loss(images, texts, temperature=temperature, loss_type="clip", execution=Execution("streamed"))
+        return execute_loss(images, texts, temperature=temperature, execution=Execution("streamed"), **objective)
 
     cached_loss(model, model, parts, loss, torch.Tensor.backward, model.no_sync).backward()
     assert len(exchanges) == len(set(exchanges)) == 1, "every bucket of gradients is exchanged once"

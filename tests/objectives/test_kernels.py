@@ -16,21 +16,21 @@ from hf_vse.objectives.execution import Execution, choose_execution, execute_los
 from hf_vse.objectives.kernels import why_not_fused
 from hf_vse.objectives.kernels.tiles import TritonTiles, tf32_allowed
 from hf_vse.objectives.streamed import streamed_contrastive_loss
-from tests.objectives.batches import Batch, assert_same
+from tests.objectives.batches import FRAMES, Batch, assert_same
 
 BLOCKS = (16, 32, 16)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("ids", [0, 1, 2])
-@pytest.mark.parametrize("loss_type", OBJECTIVES)
-def test_kernels_equal_dense_loss_and_gradient(loss_type, ids, dtype):
+@pytest.mark.parametrize(("loss_type", "frame"), [*((name, {}) for name in OBJECTIVES), *FRAMES])
+def test_kernels_equal_dense_loss_and_gradient(loss_type, frame, ids, dtype):
     for pairs, dim, chunk_size in ((45, 20, 33), (16, 16, None)):
-        batch = Batch(pairs, ids, dtype=dtype, dim=dim)
+        batch, options = Batch(pairs, ids, dtype=dtype, dim=dim), {"loss_type": loss_type, **frame}
         found = batch.loss_and_gradients(
-            streamed_contrastive_loss, loss_type=loss_type, chunk_size=chunk_size, tiles=TritonTiles(BLOCKS)
+            streamed_contrastive_loss, chunk_size=chunk_size, tiles=TritonTiles(BLOCKS), **options
         )
-        assert_same(found, batch.reference(loss_type=loss_type), dtype)
+        assert_same(found, batch.reference(**options), dtype)
 
 
 @pytest.fixture

@@ -7,27 +7,28 @@ import torch.nn.functional as F
 from hf_vse.model.losses_vse import OBJECTIVES, Objective, contrastive_loss
 from hf_vse.objectives.gather import gathered_contrastive_loss
 from hf_vse.objectives.streamed import STREAMS, streamed_contrastive_loss
-from tests.objectives.batches import OPTIONS, Batch, assert_same, squared
+from tests.objectives.batches import FRAMES, OPTIONS, Batch, assert_same, squared
+
+ALL = (*((name, {}) for name in OBJECTIVES), *FRAMES)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("ids", [0, 1, 2])
-@pytest.mark.parametrize("loss_type", OBJECTIVES)
-def test_stream_equals_dense_loss_and_gradient(loss_type, ids, dtype):
+@pytest.mark.parametrize(("loss_type", "frame"), ALL)
+def test_stream_equals_dense_loss_and_gradient(loss_type, frame, ids, dtype):
     for seed, chunk_size in ((0, 1), (1, 5), (2, 8), (3, None)):
-        batch = Batch(19, ids, seed, dtype)
-        expected = batch.reference(loss_type=loss_type)
-        found = batch.loss_and_gradients(streamed_contrastive_loss, loss_type=loss_type, chunk_size=chunk_size)
-        assert_same(found, expected, dtype)
+        batch, options = Batch(19, ids, seed, dtype), {"loss_type": loss_type, **frame}
+        found = batch.loss_and_gradients(streamed_contrastive_loss, chunk_size=chunk_size, **options)
+        assert_same(found, batch.reference(**options), dtype)
 
 
 @pytest.mark.parametrize("ids", [0, 1, 2])
-@pytest.mark.parametrize("loss_type", OBJECTIVES)
-def test_chunks_equal_dense_loss_and_gradient(loss_type, ids):
+@pytest.mark.parametrize(("loss_type", "frame"), ALL)
+def test_chunks_equal_dense_loss_and_gradient(loss_type, frame, ids):
     for chunk_size in (1, 7, 19):
-        batch = Batch(19, ids)
-        found = batch.loss_and_gradients(gathered_contrastive_loss, loss_type=loss_type, chunk_size=chunk_size)
-        assert_same(found, batch.reference(loss_type=loss_type))
+        batch, options = Batch(19, ids), {"loss_type": loss_type, **frame}
+        found = batch.loss_and_gradients(gathered_contrastive_loss, chunk_size=chunk_size, **options)
+        assert_same(found, batch.reference(**options))
 
 
 def test_chunks_take_a_row_loss_of_ones_own(monkeypatch):
@@ -43,12 +44,12 @@ def test_every_objective_has_a_stream():
     assert set(STREAMS) == {objective.row_loss for objective in OBJECTIVES.values()}
 
 
-@pytest.mark.parametrize("loss_type", OBJECTIVES)
-def test_pair_without_negatives_has_the_dense_loss_and_a_finite_gradient(loss_type):
+@pytest.mark.parametrize(("loss_type", "frame"), ALL)
+def test_pair_without_negatives_has_the_dense_loss_and_a_finite_gradient(loss_type, frame):
     images, texts = (F.normalize(torch.randn(3, 5), dim=1).requires_grad_() for _ in "it")
-    ids = torch.tensor([5, 5, 5])
-    loss = streamed_contrastive_loss(images, texts, loss_type=loss_type, image_ids=ids, **OPTIONS)
-    torch.testing.assert_close(loss, contrastive_loss(images, texts, loss_type=loss_type, image_ids=ids, **OPTIONS))
+    options = {"loss_type": loss_type, "image_ids": torch.tensor([5, 5, 5])} | OPTIONS | frame
+    loss = streamed_contrastive_loss(images, texts, **options)
+    torch.testing.assert_close(loss, contrastive_loss(images, texts, **options))
     loss.backward()
     assert images.grad.isfinite().all() and texts.grad.isfinite().all()
 
