@@ -53,6 +53,16 @@ def unique_batches(rows: np.ndarray, batch_size: int) -> Iterator[list[int]]:
         yield batch + waiting[:missing]
 
 
+def check_batch_size(batch_size: int, num_processes: int, available: int, unique_images: bool) -> None:
+    """Raises ValueError where a global batch needs more images, or pairs, than there are."""
+    if available < batch_size * num_processes:
+        raise ValueError(
+            f"a batch of {batch_size} on {num_processes} process(es) needs {batch_size * num_processes} "
+            f"{'different images' if unique_images else 'pairs'}, the training split has {available}; "
+            f"lower per_device_train_batch_size to at most {available // num_processes}"
+        )
+
+
 class PairBatchSampler:
     """Batches of pairs for all processes; `accelerate` gives batch i to process i modulo `num_processes`.
 
@@ -86,13 +96,7 @@ class PairBatchSampler:
         self.unique_images = unique_images
         self.drop_last = drop_last
         self.counts = dataset.caption_counts
-        available = len(self.counts) if unique_images else len(dataset)
-        if available < self.global_batch:
-            raise ValueError(
-                f"a batch of {batch_size} on {num_processes} process(es) needs {self.global_batch} "
-                f"{'different images' if unique_images else 'pairs'}, the training split has {available}; "
-                f"lower per_device_train_batch_size to at most {available // num_processes}"
-            )
+        check_batch_size(batch_size, num_processes, len(self.counts) if unique_images else len(dataset), unique_images)
 
     @property
     def remainder(self) -> int:

@@ -26,9 +26,12 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import PartialState
+from datasets import Dataset, IterableDataset
 from transformers import set_seed
 from transformers.integrations import get_available_reporting_integrations, get_reporting_integration_callbacks
 
+from hf_vse.data.sampler import check_batch_size
+from hf_vse.data.schema import CAPTIONS
 from hf_vse.embed.adapters.own_models import load_vse_model
 from hf_vse.evaluation.environment import environment
 from hf_vse.files import check_output_folder, inside, read_json, write_json
@@ -84,6 +87,8 @@ def run_recipe(recipe: Recipe) -> dict[str, Any]:
         check_together(replace(recipe, values={"features": "columns of the data"} | recipe.values), "recipe")
     if recipe.control is not None:
         splits["control"] = load_control(recipe.control, splits)
+    for stage in stages:
+        check_batches(stage.args, splits["train"])
     processor = build_processor(recipe.model, splits["train"])
     model, records = None, []
     for stage in stages:
@@ -170,6 +175,15 @@ def check_stage(stage: Stage) -> None:
             f"per_device_train_batch_size={args.per_device_train_batch_size}: a batch of one pair has no negatives "
             "to contrast with: give at least 2"
         )
+
+
+def check_batches(args: VSETrainingArguments, train: Dataset | IterableDataset) -> None:
+    """Raises ValueError, before a tower runs, for batches that need more images or pairs than there are."""
+    if isinstance(train, Dataset):
+        pairs = train.with_format(None).select_columns(CAPTIONS)
+        available = len(train) if args.unique_images else sum(len(row[CAPTIONS]) for row in pairs)
+        processes = PartialState().num_processes
+        check_batch_size(args.per_device_train_batch_size, processes, available, args.unique_images)
 
 
 def publish(args: VSETrainingArguments) -> None:

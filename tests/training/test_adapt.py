@@ -36,6 +36,14 @@ def siglip(tokenizer, tmp_path_factory):
     return save(tmp_path_factory.mktemp("source") / "siglip", CASES["siglip"], tokenizer)
 
 
+@pytest.mark.parametrize(("changed", "most"), [({}, 16), ({"unique_images": False}, 80)])
+def test_a_batch_larger_than_the_data_is_refused_before_a_tower_runs(siglip, tmp_path, changed, most):
+    recipe = recipe_from(siglip, tmp_path / "run", per_device_train_batch_size=most + 1, **changed)
+    with pytest.raises(ValueError, match=f"lower per_device_train_batch_size to at most {most}"):
+        run_recipe(recipe)
+    assert not list(tmp_path.iterdir())
+
+
 def test_heads_are_fitted_and_stages_for_a_gpu_left_out(siglip, tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         result = run_recipe(recipe_from(siglip, tmp_path / "run"))
