@@ -61,6 +61,7 @@ NUMBERS = {
     "image_weight": Number("is a share from 0 to 1", "0.5 weighs both directions alike", lambda v: 0 <= v <= 1),
     "positive_margin": Number("lies between -2 and 2", "cosines differ by 2 at most", lambda v: -2 <= v <= 2),
     "hardness": Number("must lie from 0 to 100", "0 weighs all negatives alike", lambda v: 0 <= v <= 100),
+    "negatives_kept": Number("must be a whole number from 0 on", "0 keeps all", lambda v: v >= 0, whole=True),
 }
 GRU_NUMBERS = {"vocab_size": SIZE, "word_dim": SIZE, "hidden_size": SIZE, "num_layers": LAYERS, "dropout": SHARE}
 
@@ -203,6 +204,7 @@ class VSEConfig(PreTrainedConfig):
         image_weight: share of image-to-text in the loss, from 0 to 1; the rest is text-to-image (ConVIRT uses 0.75).
         positive_margin: of nce and clip, subtracted from the positive's similarity (additive margin); may be negative.
         hardness: of nce and clip, how much negatives count by their similarity (arXiv 2010.04592); 0 all alike.
+        negatives_kept: of nce and clip, so many of the hardest negatives of an image or sentence count; 0 keeps all.
     """
 
     model_type = "vse"
@@ -229,6 +231,7 @@ class VSEConfig(PreTrainedConfig):
     image_weight: float | int = 0.5
     positive_margin: float | int = 0.0
     hardness: float | int = 0.0
+    negatives_kept: int = 0
 
     def __post_init__(self, **kwargs):
         if self.dual_encoder_config is None:
@@ -252,7 +255,7 @@ class VSEConfig(PreTrainedConfig):
         if self.projection_type == "none" and self.dual_encoder_config is None:
             raise ValueError("projection_type 'none' needs a dual_encoder_config; towers have 'linear'")
         check_numbers(self, NUMBERS)
-        for name in ("positive_margin", "hardness"):
+        for name in ("positive_margin", "hardness", "negatives_kept"):
             users = [each for each, chosen in OBJECTIVES.items() if name in chosen.settings]
             if getattr(self, name) and self.loss_type in OBJECTIVES and self.loss_type not in users:
                 raise ValueError(

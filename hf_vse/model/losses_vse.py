@@ -22,7 +22,7 @@ from torch import Tensor
 Scalar = float | Tensor
 # What a row loss may use, and the value where nobody gives one.
 SETTINGS: dict[str, Scalar] = {
-    "temperature": 0.1, "margin": 0.2, "logit_bias": 0.0, "positive_margin": 0.0, "hardness": 0.0
+    "temperature": 0.1, "margin": 0.2, "logit_bias": 0.0, "positive_margin": 0.0, "hardness": 0.0, "negatives_kept": 0
 }  # fmt: skip
 # The name of a row loss of one's own: a file, a function, and the beginning of the file's SHA-256 digest.
 OWN = re.compile(r"(?P<file>.+\.py):(?P<function>\w+)(?:@(?P<digest>[0-9a-f]{12}))?")
@@ -63,6 +63,7 @@ def nce(
     temperature: Scalar,
     positive_margin: Scalar = 0.0,
     hardness: Scalar = 0.0,
+    negatives_kept: Scalar = 0,
 ) -> Tensor:
     """-log( e^{p/t} / sum_j e^{s_j/t} )
 
@@ -71,9 +72,11 @@ def nce(
     logits = scores / temperature
     own = positive_scores(logits, positives) - positive_margin / temperature
     negatives = negative_scores(logits, positives, excluded)
+    if negatives_kept > 0:
+        negatives = negatives.topk(min(int(negatives_kept), negatives.shape[1]), dim=1).values
     if hardness > 0:
         negatives = negatives + log_weights(negatives, hardness)
-    return negatives.scatter(1, positives[:, None], own[:, None]).logsumexp(dim=1) - own
+    return torch.cat([own[:, None], negatives], dim=1).logsumexp(dim=1) - own
 
 
 def hardnce(
@@ -267,7 +270,8 @@ def contrastive_loss(
         image_weight: share of image-to-text in the loss, from 0 to 1; the rest is text-to-image.
         settings: those of `SETTINGS` that the objective uses: `temperature`, divisor of the similarities; `margin`, in
             units of cosine similarity; `logit_bias`, added to the scaled similarities; `positive_margin`, subtracted
-            from the positive's similarity; `hardness`, see `log_weights`.
+            from the positive's similarity; `hardness`, see `log_weights`; `negatives_kept`, so many of the hardest
+            negatives count, 0 all.
 
     Returns:
         A scalar, float32.

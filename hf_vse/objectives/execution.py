@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from hf_vse.model.losses_vse import contrastive_loss
+from hf_vse.model.losses_vse import Scalar, contrastive_loss
 from hf_vse.objectives.exchange import Negatives, shares_negatives
 from hf_vse.objectives.gather import gathered_contrastive_loss
 from hf_vse.objectives.kernels import fused_tiles, why_not_fused
@@ -47,11 +47,14 @@ class Execution(NamedTuple):
 AUTO = Execution()
 
 
-def choose_execution(execution: Execution, loss_type: str, pairs: int, device: torch.device) -> tuple[str, str]:
+def choose_execution(
+    execution: Execution, loss_type: str, pairs: int, device: torch.device, negatives_kept: Scalar = 0
+) -> tuple[str, str]:
     """The execution, never `auto`, and the reason; the same on all processes.
 
     Args:
         pairs: of this process; it matters only where candidates of other processes are no negatives.
+        negatives_kept: the setting, which no kernel has.
 
     Raises:
         ValueError: the execution asked for is not possible.
@@ -64,7 +67,7 @@ def choose_execution(execution: Execution, loss_type: str, pairs: int, device: t
             f"loss_type {loss_type!r} has no stream; use loss execution chunked or dense"
             + (" and negatives gather" if ring else "")
         )
-    why_not = why_not_fused(device)
+    why_not = "negatives_kept has no kernel" if negatives_kept else why_not_fused(device)
     if name == "fused" and why_not:
         raise ValueError(f"loss execution 'fused' is not possible: {why_not}; use auto or streamed")
     if name != "auto":
@@ -100,7 +103,8 @@ def execute_loss(
         A scalar. With negatives of all processes, the mean over the processes is the loss of the whole batch, and the
         mean of the gradients is the gradient of the whole batch.
     """
-    name, reason = choose_execution(execution, loss_type, len(image_embeds), image_embeds.device)
+    kept = options.get("negatives_kept", 0)
+    name, reason = choose_execution(execution, loss_type, len(image_embeds), image_embeds.device, kept)
     announce(name, reason)
     embeds, options = (image_embeds, text_embeds), {"loss_type": loss_type} | options
     if name in ("streamed", "fused"):

@@ -1,4 +1,4 @@
-"""What a row loss needs to know about all negatives of a query, as one number.
+"""What a row loss needs to know about all negatives of a query, as one number or a few.
 
 Of the logits x of a query's negatives (minus infinity where a candidate is not a negative):
 
@@ -6,6 +6,7 @@ Of the logits x of a query's negatives (minus infinity where a candidate is not 
 |----------------|------------------------|------------------------------------------|-----------------------------|
 | `logsumexp`    | log sum_j e^{x_j}      | `nce`, `clip`                            | e^{x_j - number}            |
 | `hardest`      | max_j x_j              | `hardnce`, `hardnce_smooth`, `hinge_max` | 1 for the maximum           |
+| `hardest_few`  | the k largest x_j      | `nce`, `clip` with `negatives_kept`      | 1 for each of its own       |
 | `hinge_sum`    | sum_j max(0, x_j)      | `hinge_sum`                              | 1 where x_j > 0             |
 | `softplus_sum` | sum_j log(1 + e^{x_j}) | `siglip`                                 | 1 / (1 + e^{-x_j})          |
 
@@ -13,14 +14,11 @@ The numbers of two sets of negatives can be merged into that of both. So the sim
 tile, in any order and on several processes, and one pass serves the queries of both modalities.
 """
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 State = list[Tensor]
-ReductionName = Literal["logsumexp", "hardest", "hinge_sum", "softplus_sum"]
 
 
 def total(one: State, other: State) -> State:
@@ -30,6 +28,8 @@ def total(one: State, other: State) -> State:
 
 class LogSumExp:
     """State: [log sum e^x]."""
+
+    name = "logsumexp"
 
     def reduce(self, logits: Tensor, dim: int, first: int) -> State:
         """The state of a tile: reduces `dim`, along which the candidate indices start at `first`."""
@@ -47,6 +47,7 @@ class LogSumExp:
 class HingeSum:
     """State: [sum of max(0, x), sum of the slopes]."""
 
+    name = "hinge_sum"
     merge = staticmethod(total)
 
     def reduce(self, logits: Tensor, dim: int, first: int) -> State:
@@ -65,6 +66,8 @@ class HingeSum:
 class SoftplusSum(HingeSum):
     """State: [sum of log(1 + e^x), sum of the slopes]."""
 
+    name = "softplus_sum"
+
     def term(self, logits: Tensor) -> Tensor:
         return F.softplus(logits)
 
@@ -75,6 +78,8 @@ class SoftplusSum(HingeSum):
 class Hardest:
     """State: [max x, index of the maximum], -1 without negatives. Its gradient is a gather, not a tile."""
 
+    name = "hardest"
+
     def reduce(self, logits: Tensor, dim: int, first: int) -> State:
         values, places = logits.max(dim)
         return [values, torch.where(values.isneginf(), -1, places + first)]
@@ -84,9 +89,25 @@ class Hardest:
         return [torch.where(better, b, a) for a, b in zip(one, other, strict=True)]
 
 
-REDUCTIONS: dict[str, LogSumExp | HingeSum | Hardest] = {
-    "logsumexp": LogSumExp(),
-    "hardest": Hardest(),
-    "hinge_sum": HingeSum(),
-    "softplus_sum": SoftplusSum(),
-}
+class HardestFew(Hardest):
+    """State: [the k largest x, their indices], (queries, k); minus infinity and -1 where negatives are fewer."""
+
+    name = "hardest_few"
+
+    def __init__(self, kept: int):
+        self.kept = kept
+
+    def reduce(self, logits: Tensor, dim: int, first: int) -> State:
+        logits = logits.movedim(dim, -1)
+        values, places = logits.topk(min(self.kept, logits.shape[-1]))
+        missing = (0, self.kept - values.shape[-1])
+        places = torch.where(values.isneginf(), -1, places + first)
+        return [F.pad(values, missing, value=float("-inf")), F.pad(places, missing, value=-1)]
+
+    def merge(self, one: State, other: State) -> State:
+        both = [torch.cat(pair, dim=-1) for pair in zip(one, other, strict=True)]
+        values, chosen = both[0].topk(self.kept)
+        return [values, both[1].gather(-1, chosen)]
+
+
+Reduction = LogSumExp | HingeSum | Hardest

@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from hf_vse.model.losses_vse import share_an_id
 from hf_vse.objectives.exchange import Alone
-from hf_vse.objectives.reductions import REDUCTIONS, Hardest, State, total
+from hf_vse.objectives.reductions import Hardest, Reduction, State, total
 
 # Elements of a tile. 32 MiB fit near the cache of a CPU, and the C allocator returns blocks of that size to the system
 # while smaller ones fragment its heap. 256 MiB keep a GPU busy.
@@ -66,10 +66,12 @@ class Tiles(Protocol):
     def rows_to_weigh(self, block: Block) -> int:
         """The same in the backward pass."""
 
-    def reduce(self, name: str, block: Block) -> tuple[State, State]:
+    def reduce(self, reduction: Reduction, block: Block) -> tuple[State, State]:
         """States of the queries of a block: those of its rows and those of its columns."""
 
-    def weights(self, name: str, block: Block, states: tuple[State, State], gradients: tuple[Tensor, Tensor]):
+    def weights(
+        self, reduction: Reduction, block: Block, states: tuple[State, State], gradients: tuple[Tensor, Tensor]
+    ):
         """Gradient by every similarity of a block, (a, b), from the gradients by the numbers of rows and columns."""
 
 
@@ -82,16 +84,16 @@ class TorchTiles:
 
     rows_to_weigh = rows_to_reduce
 
-    def reduce(self, name: str, block: Block) -> tuple[State, State]:
-        reduction, logits = REDUCTIONS[name], masked_logits(block)
+    def reduce(self, reduction: Reduction, block: Block) -> tuple[State, State]:
+        logits = masked_logits(block)
         of_rows = reduction.reduce(shifted(logits, block.row_offsets, 1), 1, block.first_column)
         of_columns = reduction.reduce(shifted(logits, block.column_offsets, 0), 0, block.first_row)
         return of_rows, of_columns
 
     def weights(
-        self, name: str, block: Block, states: tuple[State, State], gradients: tuple[Tensor, Tensor]
+        self, reduction: Reduction, block: Block, states: tuple[State, State], gradients: tuple[Tensor, Tensor]
     ) -> Tensor:
-        reduction, logits = REDUCTIONS[name], masked_logits(block)
+        logits = masked_logits(block)
         weights = reduction.slopes(shifted(logits, block.row_offsets, 1), states[0], 1).mul_(gradients[0][:, None])
         of_columns = reduction.slopes(shifted(logits, block.column_offsets, 0), states[1], 0)
         weights = weights.addcmul_(of_columns, gradients[1][None, :]).mul_(block.scale)
@@ -118,34 +120,39 @@ def shifted(logits: Tensor, offsets: Tensor | None, dim: int) -> Tensor:
     return logits + (offsets if offsets.ndim == 0 else offsets.unsqueeze(dim))
 
 
-def reduce_block(tiles: Tiles, name: str, block: Block, chunk_size: int | None) -> tuple[State, State]:
+def reduce_block(tiles: Tiles, reduction: Reduction, block: Block, chunk_size: int | None) -> tuple[State, State]:
     """States of all queries of a block, chunk by chunk."""
     row_state = column_state = None
     for rows, part in block.parts(chunk_size or tiles.rows_to_reduce(block)):
-        of_rows, of_columns = tiles.reduce(name, part)
+        of_rows, of_columns = tiles.reduce(reduction, part)
         if column_state is None:
-            row_state, column_state = [each.new_empty(len(block.rows)) for each in of_rows], of_columns
+            row_state = [each.new_empty(len(block.rows), *each.shape[1:]) for each in of_rows]
+            column_state = of_columns
         else:
-            column_state = REDUCTIONS[name].merge(column_state, of_columns)
+            column_state = reduction.merge(column_state, of_columns)
         for whole, each in zip(row_state, of_rows, strict=True):
             whole[rows] = each
-    if isinstance(REDUCTIONS[name], Hardest):
+    if isinstance(reduction, Hardest):
         row_state[0] = hardest_scores(block.rows, block.columns, row_state[1] - block.first_column)
         column_state[0] = hardest_scores(block.columns, block.rows, column_state[1] - block.first_row)
     return row_state, column_state
 
 
 def hardest_scores(queries: Tensor, candidates: Tensor, winners: Tensor, chunk_size: int = 4096) -> Tensor:
-    """Similarity of each query to its hardest negative, added in float32; minus infinity where there is none."""
-    scores = torch.full_like(queries[:, 0], float("-inf"), dtype=torch.float32)
-    for places in (winners >= 0).nonzero()[:, 0].split(chunk_size):
-        scores[places] = torch.linalg.vecdot(queries[places].float(), candidates[winners[places]].float())
+    """Similarity of each query to its hardest negatives, added in float32; minus infinity where there is none.
+
+    `winners` and the result are (queries,), or (queries, k) for the k hardest.
+    """
+    scores = torch.full(winners.shape, float("-inf"), device=winners.device)
+    for places in (winners >= 0).nonzero().split(chunk_size):
+        query, place = places[:, 0], places.unbind(1)
+        scores[place] = torch.linalg.vecdot(queries[query].float(), candidates[winners[place]].float())
     return scores
 
 
 def gradient_of_block(
     tiles: Tiles,
-    name: str,
+    reduction: Reduction,
     block: Block,
     states: tuple[State, State],
     gradients: tuple[Tensor, Tensor],
@@ -156,7 +163,7 @@ def gradient_of_block(
     of_rows = torch.zeros_like(block.rows, dtype=torch.float32)
     for rows, part in block.parts(chunk_size or tiles.rows_to_weigh(block)):
         part_states = [each[rows] for each in states[0]], states[1]
-        weights = tiles.weights(name, part, part_states, (gradients[0][rows], gradients[1]))
+        weights = tiles.weights(reduction, part, part_states, (gradients[0][rows], gradients[1]))
         of_rows[rows] = product(weights, block.columns)
         if weights.dtype == torch.float32:
             of_columns.addmm_(weights.T, part.rows.float())
@@ -180,7 +187,7 @@ def product(one: Tensor, other: Tensor) -> Tensor:
 def gradient_of_winners(
     block: Block, states: tuple[State, State], gradients: tuple[Tensor, Tensor], chunk_size: int = 4096
 ) -> tuple[Tensor, Tensor]:
-    """The same for `hardest`: only the pair of a query and its hardest negative has a gradient."""
+    """The same for `hardest`: only pairs of a query and its hardest negatives have a gradient."""
     of_rows = torch.zeros_like(block.rows, dtype=torch.float32)
     of_columns = torch.zeros_like(block.columns, dtype=torch.float32)
     pairs = (
@@ -188,18 +195,19 @@ def gradient_of_winners(
         (block.columns, of_columns, states[1][1] - block.first_row, block.rows, of_rows, gradients[1]),
     )
     for queries, of_queries, winners, candidates, of_candidates, weights in pairs:
-        here = ((winners >= 0) & (winners < len(candidates))).nonzero()[:, 0]
+        here = ((winners >= 0) & (winners < len(candidates))).nonzero()
         for places in here.split(chunk_size):
-            chosen, weight = winners[places], weights[places, None]
-            of_queries[places] += weight * candidates[chosen].float()
-            of_candidates.index_add_(0, chosen, weight * queries[places].float())
+            query, place = places[:, 0], places.unbind(1)
+            chosen, weight = winners[place], weights[place][:, None]
+            of_queries.index_add_(0, query, weight * candidates[chosen].float())
+            of_candidates.index_add_(0, chosen, weight * queries[query].float())
     return of_rows, of_columns
 
 
 class ReductionPlan(NamedTuple):
     """How a reduction is executed."""
 
-    name: str
+    reduction: Reduction
     exchange: Alone
     tiles: Tiles
     chunk_size: int | None
@@ -224,12 +232,12 @@ class _NegativeStatistics(torch.autograd.Function):
     @staticmethod
     def forward(ctx, images, texts, scale, offsets, ids, plan: ReductionPlan):
         given = images.to(plan.dtype), texts.to(plan.dtype), scale, offsets, ids
-        merge = REDUCTIONS[plan.name].merge
+        merge = plan.reduction.merge
         row_state: State | None = None
 
         def meet(block: Block) -> State:
             nonlocal row_state
-            seen, column_state = reduce_block(plan.tiles, plan.name, block, plan.chunk_size)
+            seen, column_state = reduce_block(plan.tiles, plan.reduction, block, plan.chunk_size)
             row_state = seen if row_state is None else merge(row_state, seen)
             return column_state
 
@@ -248,10 +256,10 @@ class _NegativeStatistics(torch.autograd.Function):
 
         def meet(block: Block, of_columns: Tensor, *state: Tensor) -> list[Tensor]:
             states, gradients = (row_state, state), (of_image_numbers, of_columns)
-            if isinstance(REDUCTIONS[plan.name], Hardest):
+            if isinstance(plan.reduction, Hardest):
                 of_block = gradient_of_winners(block, states, gradients)
             else:
-                of_block = gradient_of_block(plan.tiles, plan.name, block, states, gradients, plan.chunk_size)
+                of_block = gradient_of_block(plan.tiles, plan.reduction, block, states, gradients, plan.chunk_size)
             of_images.add_(of_block[0])
             return [of_block[1]]
 
@@ -273,7 +281,7 @@ def negative_statistics(
     offsets: Tensor | None = None,
     ids: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The number of `plan.name` for every image about its negative texts, and for every text about its images.
+    """The number of `plan.reduction` for every image about its negative texts, and for every text about its images.
 
     Args:
         images, texts: (local, dim); pair i is row i of both.

@@ -17,7 +17,7 @@ from torch import Tensor
 from hf_vse.model import losses_vse
 from hf_vse.model.losses_vse import Objective, Scalar, all_settings, objective, pair_ids
 from hf_vse.objectives.exchange import Negatives, exchange_of
-from hf_vse.objectives.reductions import ReductionName
+from hf_vse.objectives.reductions import Hardest, HardestFew, HingeSum, LogSumExp, Reduction, SoftplusSum
 from hf_vse.objectives.statistics import ReductionPlan, Tiles, TorchTiles, negative_statistics
 
 Settings = Mapping[str, Scalar]  # `losses_vse.SETTINGS`
@@ -31,7 +31,7 @@ class Stream(NamedTuple):
     row_loss: the number (Q,), positive's scores (Q,) and settings -> (Q,).
     """
 
-    reduction: ReductionName
+    reduction: Reduction
     logits: Callable[[Tensor, Settings], tuple[Scalar | None, Scalar | None]]
     row_loss: Callable[[Tensor, Tensor, Settings], Tensor]
 
@@ -57,12 +57,12 @@ def nce_rows(logsumexp: Tensor, positive: Tensor, settings: Settings) -> Tensor:
 
 
 def against_hardest(row_loss: Callable[..., Tensor]) -> Callable[[Tensor, Tensor, Settings], Tensor]:
-    """The row loss itself, on the positive and the hardest negative alone."""
+    """The row loss itself, on the positive and the hardest negative, (Q,), or negatives, (Q, k), alone."""
 
     def loss(hardest: Tensor, positive: Tensor, settings: Settings) -> Tensor:
-        scores = torch.stack([positive, hardest], dim=1)
-        positives = scores.new_zeros(len(scores), dtype=torch.int64)
-        return Objective(row_loss).rows(scores, positives, None, settings)
+        scores = torch.cat([positive[:, None], hardest.view(len(hardest), -1)], dim=1)
+        positives, absent = scores.new_zeros(len(scores), dtype=torch.int64), scores.isneginf()
+        return Objective(row_loss).rows(scores.masked_fill(absent, 0.0), positives, absent, settings)
 
     return loss
 
@@ -76,11 +76,11 @@ def siglip_rows(total: Tensor, positive: Tensor, settings: Settings) -> Tensor:
 
 
 STREAMS: dict[Callable[..., Tensor], Stream] = {
-    losses_vse.nce: Stream("logsumexp", by_temperature, nce_rows),
-    losses_vse.hinge_sum: Stream("hinge_sum", violations, hinge_sum_rows),
-    losses_vse.siglip: Stream("softplus_sum", by_temperature_and_bias, siglip_rows),
+    losses_vse.nce: Stream(LogSumExp(), by_temperature, nce_rows),
+    losses_vse.hinge_sum: Stream(HingeSum(), violations, hinge_sum_rows),
+    losses_vse.siglip: Stream(SoftplusSum(), by_temperature_and_bias, siglip_rows),
     **{
-        row_loss: Stream("hardest", plain_similarities, against_hardest(row_loss))
+        row_loss: Stream(Hardest(), plain_similarities, against_hardest(row_loss))
         for row_loss in (losses_vse.hardnce, losses_vse.hardnce_smooth, losses_vse.hinge_max)
     },
 }
@@ -143,8 +143,10 @@ def streamed_contrastive_loss(
     chosen, settings = objective(loss_type), all_settings(settings)
     if not has_stream(loss_type):
         raise ValueError(f"loss_type {loss_type!r} has no stream; use chunked execution, which takes any row loss")
-    stream = STREAMS[chosen.row_loss]
+    stream, kept = STREAMS[chosen.row_loss], int(settings["negatives_kept"])
     dtype, exchanged = image_embeds.dtype, exchange_of(negatives, image_embeds)
+    if 0 < kept < sum(exchanged.counts) - 1 and "negatives_kept" in chosen.settings:
+        stream = Stream(HardestFew(kept), plain_similarities, against_hardest(chosen.row_loss))
     plan = ReductionPlan(stream.reduction, exchanged, tiles or TorchTiles(), chunk_size, dtype)
     with torch.autocast(image_embeds.device.type, enabled=False):
         images, texts = image_embeds.float(), text_embeds.float()  # so that gradients add up in float32
@@ -154,7 +156,7 @@ def streamed_contrastive_loss(
             for value in stream.logits(positive, settings)
         )
         ids = pair_ids(image_ids, text_ids)
-        if "hardness" in chosen.settings and settings["hardness"] > 0:
+        if stream.row_loss is nce_rows and settings["hardness"] > 0:
             of_images, of_texts = weighted_logsumexp(images, texts, plan, scale, ids, settings["hardness"])
         else:
             of_images, of_texts = negative_statistics(images, texts, plan, scale, offset, ids)

@@ -89,6 +89,7 @@ LIMITS: dict[str, Limit] = (
     | limits(Limit(-2, 2), "positive_margin")
     | limits(Limit(0, 1), "image_weight")
     | limits(Limit(0, 100), "hardness")
+    | limits(Limit(0, MANY), "negatives_kept")
     | limits(Limit(-1000, 1000), "logit_bias_init")
 )
 THREE_NUMBERS = {"image_mean": FINITE, "image_std": Limit(0, 1e30, above=True)}

@@ -45,6 +45,7 @@ CONFIG_FIELDS: dict[str, tuple[str, ...]] = {
     "image_weight": ("zero",),
     "positive_margin": ("zero", "negative"),
     "hardness": ("zero",),
+    "negatives_kept": ("zero", "huge"),
     "text_config.vocab_size": (),
     "text_config.word_dim": (),
     "text_config.hidden_size": (),

@@ -193,6 +193,7 @@ IDLE: dict[str, dict[str, Any]] = {
     "logit_bias_init": {"logit_bias_init": -5.0},
     "positive_margin": {"loss_type": "siglip", "positive_margin": 0.1},
     "hardness": {"loss_type": "hardnce", "hardness": 1},
+    "negatives_kept": {"loss_type": "hinge_max", "negatives_kept": 8},
     "hard_negative_warmup_loss": {"hard_negative_warmup_loss": "hinge_sum"},
     "lr_decay_factor": {"lr_decay_factor": 0.5},
     "head_dropout": {"head_dropout": 0.5},

@@ -16,19 +16,23 @@ FRAMES = (
         for frame in ({"positive_margin": 0.25}, {"hardness": 0.8}, {"positive_margin": -0.5, "hardness": 3})
     ),
     ("clip", {"positive_margin": 0.1, "hardness": 1, "image_weight": 0.75}),
+    ("nce", {"negatives_kept": 2}),
+    ("nce", {"negatives_kept": 3, "hardness": 0.5}),
     ("hinge_max", {"image_weight": 0.0}),
     ("siglip", {"image_weight": 1}),
 )
 
 
 def naive_row(
-    loss_type: str, scores: list, positive: int, negatives: list[int], positive_margin: float = 0, hardness: float = 0
+    loss_type: str, scores: list, positive: int, negatives: list[int], positive_margin=0, hardness=0, negatives_kept=0
 ):
     """One anchor, written with scalars; `scores` are 0-d float64 tensors."""
     p = scores[positive]
     zero = torch.zeros((), dtype=torch.float64)
     if loss_type in ("nce", "clip"):
         own = ((p - positive_margin) / TEMPERATURE).exp()
+        if negatives_kept:
+            negatives = sorted(negatives, key=lambda j: scores[j].item())[-negatives_kept:]
         total = own
         hard = {j: math.exp(hardness * scores[j].item() / TEMPERATURE) for j in negatives}
         for j in negatives:
@@ -188,3 +192,11 @@ def test_hardness_goes_from_all_negatives_to_the_hardest_alone():
         images, texts, loss_type="hardnce_smooth", **(options() | {"margin": TEMPERATURE * math.log(8)})
     )
     torch.testing.assert_close(contrastive_loss(images, texts, hardness=99, **options()), hardest, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("kept", [1, 8, 500])
+def test_negatives_kept_go_from_the_hardest_alone_to_all(kept):
+    images, texts = embeddings(9)
+    settings = options() | {"loss_type": "hardnce_smooth", "margin": 0} if kept == 1 else options()
+    found = contrastive_loss(images, texts, negatives_kept=kept, **options())
+    torch.testing.assert_close(found, contrastive_loss(images, texts, **settings))

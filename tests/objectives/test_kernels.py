@@ -23,7 +23,7 @@ BLOCKS = (16, 32, 16)
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("ids", [0, 1, 2])
-@pytest.mark.parametrize(("loss_type", "frame"), [*((name, {}) for name in OBJECTIVES), *FRAMES])
+@pytest.mark.parametrize(("loss_type", "frame"), [*((name, {}) for name in OBJECTIVES), *FRAMES[:4]])
 def test_kernels_equal_dense_loss_and_gradient(loss_type, frame, ids, dtype):
     for pairs, dim, chunk_size in ((45, 20, 33), (16, 16, None)):
         batch, options = Batch(pairs, ids, dtype=dtype, dim=dim), {"loss_type": loss_type, **frame}
@@ -73,6 +73,17 @@ def test_fused_execution_is_taken_where_the_kernels_run(monkeypatch):
     with pytest.raises(ValueError, match="'fused' is not possible: the embeddings are on cpu.*use auto or streamed"):
         choose_execution(Execution("fused"), "nce", 10_000, device)
     why_not_fused.cache_clear()
+
+
+def test_setting_without_a_kernel_is_streamed():
+    device = torch.device("cpu")
+    assert choose_execution(Execution(), "nce", 10_000, device, 3) == (
+        "streamed", "not fused: negatives_kept has no kernel"
+    )  # fmt: skip
+    with pytest.raises(
+        ValueError, match="'fused' is not possible: negatives_kept has no kernel; use auto or streamed"
+    ):
+        execute_loss(torch.eye(4), torch.eye(4), execution=Execution("fused"), negatives_kept=3)
 
 
 def test_kernels_compile_for_ampere_and_hopper():

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hf_vse.objectives.reductions import State
+from hf_vse.objectives.reductions import Reduction, State
 from hf_vse.objectives.statistics import Block
 
 CODES = {"logsumexp": 0, "hardest": 1, "hinge_sum": 2, "softplus_sum": 3}
@@ -181,7 +181,8 @@ class TritonTiles:
         """As many weights as make the products that follow large: some hundredths of the matrix, then linear."""
         return min(4096, max(256, len(block.columns) // 16 // 256 * 256))
 
-    def reduce(self, name: str, block: Block) -> tuple[State, State]:
+    def reduce(self, reduction: Reduction, block: Block) -> tuple[State, State]:
+        name = reduction.name
         options = self.options(name, block, REDUCE_TILES)
         row_blocks, column_blocks = count_blocks(block, options)
         of_rows = empty_states(name, column_blocks, block.rows)
@@ -191,9 +192,9 @@ class TritonTiles:
         return merged(name, of_rows, block.first_column), merged(name, of_columns, block.first_row)
 
     def weights(
-        self, name: str, block: Block, states: tuple[State, State], gradients: tuple[Tensor, Tensor]
+        self, reduction: Reduction, block: Block, states: tuple[State, State], gradients: tuple[Tensor, Tensor]
     ) -> Tensor:
-        options = self.options(name, block, WEIGHT_TILES)
+        options = self.options(reduction.name, block, WEIGHT_TILES)
         numbers = (state[0].masked_fill(state[0].isneginf(), 0.0) for state in states)
         of_queries = [each.contiguous() for each in (*numbers, *gradients)]
         weights = block.rows.new_empty(len(block.rows), len(block.columns))
