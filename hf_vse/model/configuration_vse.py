@@ -61,6 +61,7 @@ NUMBERS = {
     "image_weight": Number("is a share from 0 to 1", "0.5 weighs both directions alike", lambda v: 0 <= v <= 1),
     "positive_margin": Number("lies between -2 and 2", "cosines differ by 2 at most", lambda v: -2 <= v <= 2),
     "hardness": Number("must lie from 0 to 100", "0 weighs all negatives alike", lambda v: 0 <= v <= 100),
+    "false_negative_gap": Number("lies between -2 and 2", "2 leaves none out", lambda v: -2 <= v <= 2),
     "negatives_kept": Number("must be a whole number from 0 on", "0 keeps all", lambda v: v >= 0, whole=True),
 }
 GRU_NUMBERS = {"vocab_size": SIZE, "word_dim": SIZE, "hidden_size": SIZE, "num_layers": LAYERS, "dropout": SHARE}
@@ -205,6 +206,8 @@ class VSEConfig(PreTrainedConfig):
         positive_margin: of nce and clip, subtracted from the positive's similarity (additive margin); may be negative.
         hardness: of nce and clip, how much negatives count by their similarity (arXiv 2010.04592); 0 all alike.
         negatives_kept: of nce and clip, so many of the hardest negatives of an image or sentence count; 0 keeps all.
+        false_negative_gap: of nce and clip, negatives are left out that exceed the positive's similarity by more, as
+            they may be true; 0 leaves out all above the positive (semi-hard), 2 none.
     """
 
     model_type = "vse"
@@ -232,6 +235,7 @@ class VSEConfig(PreTrainedConfig):
     positive_margin: float | int = 0.0
     hardness: float | int = 0.0
     negatives_kept: int = 0
+    false_negative_gap: float | int = 2.0
 
     def __post_init__(self, **kwargs):
         if self.dual_encoder_config is None:
@@ -255,12 +259,12 @@ class VSEConfig(PreTrainedConfig):
         if self.projection_type == "none" and self.dual_encoder_config is None:
             raise ValueError("projection_type 'none' needs a dual_encoder_config; towers have 'linear'")
         check_numbers(self, NUMBERS)
-        for name in ("positive_margin", "hardness", "negatives_kept"):
-            users = [each for each, chosen in OBJECTIVES.items() if name in chosen.settings]
-            if getattr(self, name) and self.loss_type in OBJECTIVES and self.loss_type not in users:
+        for name in ("positive_margin", "hardness", "negatives_kept", "false_negative_gap"):
+            users, idle = [each for each, chosen in OBJECTIVES.items() if name in chosen.settings], SETTINGS[name]
+            if getattr(self, name) != idle and self.loss_type in OBJECTIVES and self.loss_type not in users:
                 raise ValueError(
-                    f"{name} {getattr(self, name)} does nothing with loss_type {self.loss_type!r}: set it to 0, or "
-                    f"choose one of {', '.join(users)}"
+                    f"{name} {getattr(self, name)} does nothing with loss_type {self.loss_type!r}: set it to "
+                    f"{idle:g}, or choose one of {', '.join(users)}"
                 )
         super().__post_init__(**kwargs)
 

@@ -22,7 +22,8 @@ from torch import Tensor
 Scalar = float | Tensor
 # What a row loss may use, and the value where nobody gives one.
 SETTINGS: dict[str, Scalar] = {
-    "temperature": 0.1, "margin": 0.2, "logit_bias": 0.0, "positive_margin": 0.0, "hardness": 0.0, "negatives_kept": 0
+    "temperature": 0.1, "margin": 0.2, "logit_bias": 0.0, "positive_margin": 0.0, "hardness": 0.0, "negatives_kept": 0,
+    "false_negative_gap": 2.0,
 }  # fmt: skip
 # The name of a row loss of one's own: a file, a function, and the beginning of the file's SHA-256 digest.
 OWN = re.compile(r"(?P<file>.+\.py):(?P<function>\w+)(?:@(?P<digest>[0-9a-f]{12}))?")
@@ -64,6 +65,7 @@ def nce(
     positive_margin: Scalar = 0.0,
     hardness: Scalar = 0.0,
     negatives_kept: Scalar = 0,
+    false_negative_gap: Scalar = 2.0,
 ) -> Tensor:
     """-log( e^{p/t} / sum_j e^{s_j/t} )
 
@@ -72,6 +74,9 @@ def nce(
     logits = scores / temperature
     own = positive_scores(logits, positives) - positive_margin / temperature
     negatives = negative_scores(logits, positives, excluded)
+    if false_negative_gap < 2:  # cosines differ by 2 at most
+        gaps = (scores - positive_scores(scores, positives)[:, None]).detach()
+        negatives = negatives.masked_fill(gaps > false_negative_gap, float("-inf"))
     if negatives_kept > 0:
         negatives = negatives.topk(min(int(negatives_kept), negatives.shape[1]), dim=1).values
     if hardness > 0:
@@ -271,7 +276,8 @@ def contrastive_loss(
         settings: those of `SETTINGS` that the objective uses: `temperature`, divisor of the similarities; `margin`, in
             units of cosine similarity; `logit_bias`, added to the scaled similarities; `positive_margin`, subtracted
             from the positive's similarity; `hardness`, see `log_weights`; `negatives_kept`, so many of the hardest
-            negatives count, 0 all.
+            negatives count, 0 all; `false_negative_gap`, negatives do not count whose similarity exceeds that of the
+            positive by more.
 
     Returns:
         A scalar, float32.

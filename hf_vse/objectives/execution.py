@@ -12,17 +12,18 @@ for a row loss without a stream. The log names the choice and the reason.
 """
 
 import logging
+from collections.abc import Mapping
 from functools import cache
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from hf_vse.model.losses_vse import Scalar, contrastive_loss
+from hf_vse.model.losses_vse import SETTINGS, contrastive_loss, objective
 from hf_vse.objectives.exchange import Negatives, shares_negatives
 from hf_vse.objectives.gather import gathered_contrastive_loss
 from hf_vse.objectives.kernels import fused_tiles, why_not_fused
-from hf_vse.objectives.streamed import has_stream, streamed_contrastive_loss
+from hf_vse.objectives.streamed import has_stream, streamed_contrastive_loss, without_kernel
 
 logger = logging.getLogger(__name__)
 
@@ -48,13 +49,13 @@ AUTO = Execution()
 
 
 def choose_execution(
-    execution: Execution, loss_type: str, pairs: int, device: torch.device, negatives_kept: Scalar = 0
+    execution: Execution, loss_type: str, pairs: int, device: torch.device, settings: Mapping[str, Any] = SETTINGS
 ) -> tuple[str, str]:
     """The execution, never `auto`, and the reason; the same on all processes.
 
     Args:
         pairs: of this process; it matters only where candidates of other processes are no negatives.
-        negatives_kept: the setting, which no kernel has.
+        settings: of the objective; kernels do not have all.
 
     Raises:
         ValueError: the execution asked for is not possible.
@@ -67,7 +68,8 @@ def choose_execution(
             f"loss_type {loss_type!r} has no stream; use loss execution chunked or dense"
             + (" and negatives gather" if ring else "")
         )
-    why_not = "negatives_kept has no kernel" if negatives_kept else why_not_fused(device)
+    idle_kernel = without_kernel(objective(loss_type), SETTINGS | settings)
+    why_not = f"{idle_kernel} has no kernel" if idle_kernel else why_not_fused(device)
     if name == "fused" and why_not:
         raise ValueError(f"loss execution 'fused' is not possible: {why_not}; use auto or streamed")
     if name != "auto":
@@ -103,8 +105,7 @@ def execute_loss(
         A scalar. With negatives of all processes, the mean over the processes is the loss of the whole batch, and the
         mean of the gradients is the gradient of the whole batch.
     """
-    kept = options.get("negatives_kept", 0)
-    name, reason = choose_execution(execution, loss_type, len(image_embeds), image_embeds.device, kept)
+    name, reason = choose_execution(execution, loss_type, len(image_embeds), image_embeds.device, options)
     announce(name, reason)
     embeds, options = (image_embeds, text_embeds), {"loss_type": loss_type} | options
     if name in ("streamed", "fused"):

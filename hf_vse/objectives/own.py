@@ -29,7 +29,7 @@ from hf_vse.model.losses_vse import OBJECTIVES, OWN, SETTINGS, Objective
 
 KNOWN_AS = "a function in a file that is not part of the model"
 TRIAL = {"temperature": 0.1, "margin": 0.2, "logit_bias": 0.5}
-TRIAL |= {"positive_margin": 0.1, "hardness": 1.0, "negatives_kept": 2.0}
+TRIAL |= {"positive_margin": 0.1, "hardness": 1.0, "negatives_kept": 2.0, "false_negative_gap": 0.5}
 ARGUMENTS = "(scores, positives, excluded, *, temperature, margin, ...)"
 
 

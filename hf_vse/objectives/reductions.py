@@ -2,13 +2,14 @@
 
 Of the logits x of a query's negatives (minus infinity where a candidate is not a negative):
 
-| reduction      | number                 | objectives                               | slope, d number / d x_j     |
-|----------------|------------------------|------------------------------------------|-----------------------------|
-| `logsumexp`    | log sum_j e^{x_j}      | `nce`, `clip`                            | e^{x_j - number}            |
-| `hardest`      | max_j x_j              | `hardnce`, `hardnce_smooth`, `hinge_max` | 1 for the maximum           |
-| `hardest_few`  | the k largest x_j      | `nce`, `clip` with `negatives_kept`      | 1 for each of its own       |
-| `hinge_sum`    | sum_j max(0, x_j)      | `hinge_sum`                              | 1 where x_j > 0             |
-| `softplus_sum` | sum_j log(1 + e^{x_j}) | `siglip`                                 | 1 / (1 + e^{-x_j})          |
+| reduction           | number                     | objectives                               | slope by x_j          |
+|---------------------|----------------------------|------------------------------------------|-----------------------|
+| `logsumexp`         | log sum_j e^{x_j}          | `nce`, `clip`                            | e^{x_j - number}      |
+| `hardest`           | max_j x_j                  | `hardnce`, `hardnce_smooth`, `hinge_max` | 1 for the maximum     |
+| `hardest_few`       | the k largest x_j          | `nce`, `clip` with `negatives_kept`      | 1 for each of its own |
+| `guarded_logsumexp` | log sum_{x_j <= 0} e^{x_j} | `nce`, `clip` with `false_negative_gap`  | e^{x_j - number} or 0 |
+| `hinge_sum`         | sum_j max(0, x_j)          | `hinge_sum`                              | 1 where x_j > 0       |
+| `softplus_sum`      | sum_j log(1 + e^{x_j})     | `siglip`                                 | 1 / (1 + e^{-x_j})    |
 
 The numbers of two sets of negatives can be merged into that of both. So the similarity matrix is computed tile by
 tile, in any order and on several processes, and one pass serves the queries of both modalities.
@@ -44,6 +45,23 @@ class LogSumExp:
         return (logits - finite.unsqueeze(dim)).exp_()
 
 
+def without_positive(logits: Tensor) -> Tensor:
+    """Minus infinity for logits above zero: of x - o, with o the greatest that a true negative may have."""
+    return logits.masked_fill(logits > 0, float("-inf"))
+
+
+class GuardedLogSumExp(LogSumExp):
+    """State: [log sum e^x over x <= 0]."""
+
+    name = "guarded_logsumexp"
+
+    def reduce(self, logits: Tensor, dim: int, first: int) -> State:
+        return super().reduce(without_positive(logits), dim, first)
+
+    def slopes(self, logits: Tensor, state: State, dim: int) -> Tensor:
+        return super().slopes(without_positive(logits), state, dim)
+
+
 class HingeSum:
     """State: [sum of max(0, x), sum of the slopes]."""
 
@@ -75,6 +93,18 @@ class SoftplusSum(HingeSum):
         return logits.sigmoid()
 
 
+class GuardedCount(HingeSum):
+    """State: [how many x <= 0, nothing]. It has no gradient."""
+
+    name = "guarded_count"
+
+    def term(self, logits: Tensor) -> Tensor:
+        return without_positive(logits).isfinite().float()
+
+    def slope(self, logits: Tensor) -> Tensor:
+        return torch.zeros_like(logits)
+
+
 class Hardest:
     """State: [max x, index of the maximum], -1 without negatives. Its gradient is a gather, not a tile."""
 
@@ -94,11 +124,11 @@ class HardestFew(Hardest):
 
     name = "hardest_few"
 
-    def __init__(self, kept: int):
-        self.kept = kept
+    def __init__(self, kept: int, guarded: bool = False):
+        self.kept, self.guarded = kept, guarded
 
     def reduce(self, logits: Tensor, dim: int, first: int) -> State:
-        logits = logits.movedim(dim, -1)
+        logits = (without_positive(logits) if self.guarded else logits).movedim(dim, -1)
         values, places = logits.topk(min(self.kept, logits.shape[-1]))
         missing = (0, self.kept - values.shape[-1])
         places = torch.where(values.isneginf(), -1, places + first)

@@ -17,7 +17,16 @@ from torch import Tensor
 from hf_vse.model import losses_vse
 from hf_vse.model.losses_vse import Objective, Scalar, all_settings, objective, pair_ids
 from hf_vse.objectives.exchange import Negatives, exchange_of
-from hf_vse.objectives.reductions import Hardest, HardestFew, HingeSum, LogSumExp, Reduction, SoftplusSum
+from hf_vse.objectives.reductions import (
+    GuardedCount,
+    GuardedLogSumExp,
+    Hardest,
+    HardestFew,
+    HingeSum,
+    LogSumExp,
+    Reduction,
+    SoftplusSum,
+)
 from hf_vse.objectives.statistics import ReductionPlan, Tiles, TorchTiles, negative_statistics
 
 Settings = Mapping[str, Scalar]  # `losses_vse.SETTINGS`
@@ -86,19 +95,76 @@ STREAMS: dict[Callable[..., Tensor], Stream] = {
 }
 
 
+def without_kernel(chosen: Objective, settings: Settings) -> str | None:
+    """The first of the settings in use that no kernel computes."""
+    in_use = {
+        "negatives_kept": settings["negatives_kept"] > 0,
+        "false_negative_gap": settings["false_negative_gap"] < 2,
+    }
+    return next((name for name, used in in_use.items() if used and name in chosen.settings), None)
+
+
+def greatest_true(positive: Tensor, settings: Settings) -> Tensor:
+    """The highest similarity that a true negative may have, without a gradient."""
+    return (positive + settings["false_negative_gap"]).detach()
+
+
+def guarded_similarities(positive: Tensor, settings: Settings) -> tuple[None, Tensor]:
+    return None, -greatest_true(positive, settings)
+
+
+def guarded_by_temperature(positive: Tensor, settings: Settings) -> tuple[Scalar, Tensor]:
+    scale, _ = by_temperature(positive, settings)
+    return scale, -(greatest_true(positive, settings) * scale).detach()
+
+
+def guarded_nce_rows(logsumexp: Tensor, positive: Tensor, settings: Settings) -> Tensor:
+    _, offset = guarded_by_temperature(positive, settings)
+    return nce_rows(logsumexp - offset, positive, settings)
+
+
+def stream_of(chosen: Objective, settings: Settings, candidates: int) -> Stream:
+    """How an objective with these settings is streamed over so many candidates."""
+    if without_kernel(chosen, settings) is None:
+        return STREAMS[chosen.row_loss]
+    kept, guarded = int(settings["negatives_kept"]), settings["false_negative_gap"] < 2
+    if 0 < kept < candidates - 1:
+        logits = guarded_similarities if guarded else plain_similarities
+        return Stream(HardestFew(kept, guarded), logits, against_hardest(chosen.row_loss))
+    if guarded:
+        return Stream(GuardedLogSumExp(), guarded_by_temperature, guarded_nce_rows)
+    return STREAMS[chosen.row_loss]
+
+
 def weighted_logsumexp(
-    images: Tensor, texts: Tensor, plan: ReductionPlan, scale: Tensor, ids: Tensor | None, hardness: Scalar
+    images: Tensor,
+    texts: Tensor,
+    plan: ReductionPlan,
+    scale: Tensor,
+    offset: Tensor | None,
+    ids: Tensor | None,
+    hardness: Scalar,
 ) -> tuple[Tensor, Tensor]:
     """log sum_j w_j e^{x_j} of every query, with the fixed weights of `losses_vse.log_weights`, as log-sum-exps alone.
 
     With b the hardness, A = log sum e^{(1+b) x} and C = log sum e^{b x}, it is log N + A - C, and its slopes are those
     of A by (1+b) x: e^{(1+b) x_j - A}. Minus infinity without negatives.
     """
-    of_weighted = negative_statistics(images, texts, plan, (1 + hardness) * scale, None, ids)
+
+    def logsumexps(factor: Scalar) -> tuple[Tensor, Tensor]:
+        return negative_statistics(
+            images, texts, plan, factor * scale, offset if offset is None else factor * offset, ids
+        )
+
+    of_weighted = logsumexps(1 + hardness)
     with torch.no_grad():
-        of_weights = negative_statistics(images, texts, plan, hardness * scale, None, ids)
-        nothing = images.new_zeros(len(images), 16)  # e^0 of every negative counts them; kernels multiply 16 numbers
-        counts = negative_statistics(nothing, nothing, plan, None, None, ids)
+        of_weights = logsumexps(hardness)
+        if offset is None:
+            nothing = images.new_zeros(len(images), 16)  # e^0 counts; 16 numbers suit the kernels
+            counts = negative_statistics(nothing, nothing, plan, None, None, ids)
+        else:
+            counting = plan._replace(reduction=GuardedCount())
+            counts = [each.log() for each in negative_statistics(images, texts, counting, scale, offset, ids)]
     return tuple(
         torch.where(n.isneginf(), n, n + a.detach() - c + (a - a.detach()) / (1 + hardness))
         for a, c, n in zip(of_weighted, of_weights, counts, strict=True)
@@ -143,10 +209,8 @@ def streamed_contrastive_loss(
     chosen, settings = objective(loss_type), all_settings(settings)
     if not has_stream(loss_type):
         raise ValueError(f"loss_type {loss_type!r} has no stream; use chunked execution, which takes any row loss")
-    stream, kept = STREAMS[chosen.row_loss], int(settings["negatives_kept"])
     dtype, exchanged = image_embeds.dtype, exchange_of(negatives, image_embeds)
-    if 0 < kept < sum(exchanged.counts) - 1 and "negatives_kept" in chosen.settings:
-        stream = Stream(HardestFew(kept), plain_similarities, against_hardest(chosen.row_loss))
+    stream = stream_of(chosen, settings, sum(exchanged.counts))
     plan = ReductionPlan(stream.reduction, exchanged, tiles or TorchTiles(), chunk_size, dtype)
     with torch.autocast(image_embeds.device.type, enabled=False):
         images, texts = image_embeds.float(), text_embeds.float()  # so that gradients add up in float32
@@ -156,8 +220,8 @@ def streamed_contrastive_loss(
             for value in stream.logits(positive, settings)
         )
         ids = pair_ids(image_ids, text_ids)
-        if stream.row_loss is nce_rows and settings["hardness"] > 0:
-            of_images, of_texts = weighted_logsumexp(images, texts, plan, scale, ids, settings["hardness"])
+        if isinstance(stream.reduction, LogSumExp) and settings["hardness"] > 0:
+            of_images, of_texts = weighted_logsumexp(images, texts, plan, scale, offset, ids, settings["hardness"])
         else:
             of_images, of_texts = negative_statistics(images, texts, plan, scale, offset, ids)
         image_rows, text_rows = (stream.row_loss(each, positive, settings) for each in (of_images, of_texts))

@@ -120,6 +120,7 @@ NEEDS: dict[str, Need] = (
         "logit_bias_init": of_objectives("logit_bias", "bias"),
         "positive_margin": of_objectives("positive_margin", "margin of the positive"),
         "hardness": of_objectives("hardness", "hardness"),
+        "false_negative_gap": of_objectives("false_negative_gap", "gap to false negatives"),
         "negatives_kept": of_objectives("negatives_kept", "number of negatives to keep"),
         "hard_negative_warmup_loss": Need(
             lambda get: get("hard_negative_warmup_epochs") > 0, "there is no warm-up: give hard_negative_warmup_epochs"

@@ -86,7 +86,7 @@ LIMITS: dict[str, Limit] = (
     | limits(Limit(16, 1024), "image_size")
     | limits(Limit(0, 100, above=True), "temperature", "vision_power")
     | limits(Limit(0, 2), "margin")  # cosines differ by 2 at most
-    | limits(Limit(-2, 2), "positive_margin")
+    | limits(Limit(-2, 2), "positive_margin", "false_negative_gap")
     | limits(Limit(0, 1), "image_weight")
     | limits(Limit(0, 100), "hardness")
     | limits(Limit(0, MANY), "negatives_kept")

@@ -159,7 +159,7 @@ def check_stage(stage: Stage) -> None:
     """Raises ValueError, before any work, for settings that a stage would refuse later."""
     args = stage.args
     if stage.model.loss_type is not None:
-        check_objective(stage.model.loss_type, args, stage.model.negatives_kept or 0)
+        check_objective(stage.model.loss_type, args, stage.model.config_options)
     check_hub_strategy(args)
     if args.frozen_cache_dir is not None and (args.freeze_image_tower or args.freeze_text_tower):
         check_output_folder("frozen_cache_dir", args.frozen_cache_dir)

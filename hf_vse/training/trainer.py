@@ -80,7 +80,7 @@ class VSETrainer(PublishingTrainer):
         processing_class: VSEProcessor | None = None,
         **kwargs: Any,
     ):
-        check_objective(model.config.loss_type, args, model.config.negatives_kept)
+        check_objective(model.config.loss_type, args, model.config.objective_settings)
         check_hub_strategy(args)
         freeze(model, args)
         pairs = None if train_dataset is None else pairs_of(train_dataset, processing_class, args.seed)
@@ -343,11 +343,11 @@ def first_batch(pairs: PairDataset | StreamedPairs, collate: Callable[[list], di
     raise BrokenImageError("none of the training images can be read; see the warnings above")
 
 
-def check_objective(loss_type: str, args: VSETrainingArguments, negatives_kept: int = 0) -> None:
+def check_objective(loss_type: str, args: VSETrainingArguments, settings: dict[str, Any]) -> None:
     """Raises ValueError for an objective that is unknown or not loaded, that cannot be computed as `args` ask, or that
     needs no warm-up and has one."""
     chosen = objective(loss_type)
-    choose_execution(args.execution, loss_type, args.per_device_train_batch_size, args.device, negatives_kept)
+    choose_execution(args.execution, loss_type, args.per_device_train_batch_size, args.device, settings)
     if args.hard_negative_warmup_epochs and not chosen.may_collapse:
         known = ", ".join(name for name, each in OBJECTIVES.items() if each.may_collapse)
         raise ValueError(

@@ -46,6 +46,7 @@ CONFIG_FIELDS: dict[str, tuple[str, ...]] = {
     "positive_margin": ("zero", "negative"),
     "hardness": ("zero",),
     "negatives_kept": ("zero", "huge"),
+    "false_negative_gap": ("zero", "negative"),
     "text_config.vocab_size": (),
     "text_config.word_dim": (),
     "text_config.hidden_size": (),

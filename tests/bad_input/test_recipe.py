@@ -41,7 +41,8 @@ def kinds(item: Any) -> tuple[Any, ...]:
 
 ALL = {item.name: item for section in SECTIONS.values() for item in fields(section) if item.init}
 NUMBERS = {name: item for name, item in ALL.items() if int in kinds(item) or float in kinds(item)}
-SIGNED = {"logit_bias_init", "local_rank", "positive_margin"}  # where a negative number may stand
+# Where a negative number may stand.
+SIGNED = {"logit_bias_init", "local_rank", "positive_margin", "false_negative_gap"}
 NOT_NUMBERS = {"text": "many", "list": [1], "yes": True, "inf": float("inf")}
 NOT_TEXT = {"number": 7, "list": ["a"], "map": {"a": "b"}, "no": False}
 FLAGS = {"text": "perhaps", "number": 1}
@@ -193,6 +194,7 @@ IDLE: dict[str, dict[str, Any]] = {
     "logit_bias_init": {"logit_bias_init": -5.0},
     "positive_margin": {"loss_type": "siglip", "positive_margin": 0.1},
     "hardness": {"loss_type": "hardnce", "hardness": 1},
+    "false_negative_gap": {"loss_type": "hardnce_smooth", "false_negative_gap": 0},
     "negatives_kept": {"loss_type": "hinge_max", "negatives_kept": 8},
     "hard_negative_warmup_loss": {"hard_negative_warmup_loss": "hinge_sum"},
     "lr_decay_factor": {"lr_decay_factor": 0.5},

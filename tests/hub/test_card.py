@@ -63,8 +63,10 @@ def test_card_says_what_the_fields_change_in_the_formula():
     usual = model_card(config(loss_type="clip"), {}, (), repo_id="org/name")
     assert "In place of p" not in usual and "hardness" not in usual and "two directions averaged.\n" in usual
     fields = {"loss_type": "clip", "positive_margin": -0.5, "hardness": 2, "image_weight": 0.75, "negatives_kept": 9}
+    fields |= {"false_negative_gap": 0.05}
     text = model_card(config(**fields), {}, (), repo_id="org/name")
     assert "In place of p stands p + 0.5, an additive margin." in text and "the\nhardness b = 2; no gradient" in text
+    assert "Candidates with s_j > p + 0.05 are no negatives: they may be true." in text
     assert "Of its negatives the 9 hardest count." in text and "N negatives that count is weighted" in text
     assert "directions averaged, of which image-to-text counts 0.75 : 0.25 against text-to-image." in text
 

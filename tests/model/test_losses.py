@@ -17,6 +17,8 @@ FRAMES = (
     ),
     ("clip", {"positive_margin": 0.1, "hardness": 1, "image_weight": 0.75}),
     ("nce", {"negatives_kept": 2}),
+    ("nce", {"false_negative_gap": 0.0}),
+    ("clip", {"false_negative_gap": -0.2, "hardness": 0.5, "negatives_kept": 3}),
     ("nce", {"negatives_kept": 3, "hardness": 0.5}),
     ("hinge_max", {"image_weight": 0.0}),
     ("siglip", {"image_weight": 1}),
@@ -24,13 +26,21 @@ FRAMES = (
 
 
 def naive_row(
-    loss_type: str, scores: list, positive: int, negatives: list[int], positive_margin=0, hardness=0, negatives_kept=0
+    loss_type: str,
+    scores: list,
+    positive: int,
+    negatives: list[int],
+    positive_margin: float = 0,
+    hardness: float = 0,
+    negatives_kept: int = 0,
+    false_negative_gap: float = 2,
 ):
     """One anchor, written with scalars; `scores` are 0-d float64 tensors."""
     p = scores[positive]
     zero = torch.zeros((), dtype=torch.float64)
     if loss_type in ("nce", "clip"):
         own = ((p - positive_margin) / TEMPERATURE).exp()
+        negatives = [j for j in negatives if scores[j] <= p + false_negative_gap]
         if negatives_kept:
             negatives = sorted(negatives, key=lambda j: scores[j].item())[-negatives_kept:]
         total = own
@@ -157,7 +167,7 @@ def test_low_temperature_does_not_overflow_in_half_precision():
 def test_settings_are_those_that_change_the_loss(loss_type):
     images, texts = embeddings()
     loss = contrastive_loss(images, texts, loss_type=loss_type, **options())
-    for name, value in (SETTINGS | options()).items():
+    for name, value in ({name: 0 for name in SETTINGS} | options()).items():
         changed = contrastive_loss(images, texts, loss_type=loss_type, **(options() | {name: value + 0.1}))
         assert (changed != loss) == (name in OBJECTIVES[loss_type].settings), name
 

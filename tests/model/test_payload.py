@@ -13,7 +13,7 @@ from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.model.processing_vse import VSEProcessor
 
 PAYLOAD = sorted(Path(model.__file__).parent.glob("*_vse.py"))
-LONGEST = 1640  # lines in all, which whoever trusts remote code has to read
+LONGEST = 1650  # lines in all, which whoever trusts remote code has to read
 # Ways to other files, programs and machines. Models and processors are loaded and saved by transformers.
 FORBIDDEN = {"os", "sys", "io", "subprocess", "shutil", "socket", "urllib", "http", "tempfile", "ctypes", "importlib"}
 BUILTINS = {"open", "eval", "exec", "compile", "__import__"}

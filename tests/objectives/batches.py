@@ -16,6 +16,9 @@ FRAMES = (
     ("clip", {"positive_margin": -0.4, "hardness": 2.0, "image_weight": 0.75}),
     ("hinge_max", {"image_weight": 0.3}),
     ("nce", {"negatives_kept": 3}),
+    ("nce", {"false_negative_gap": 0.1}),
+    ("clip", {"false_negative_gap": -0.1, "hardness": 1.5}),
+    ("clip", {"false_negative_gap": 0.3, "negatives_kept": 4}),
     ("nce", {"negatives_kept": 10**9, "hardness": 0.5}),
     ("clip", {"negatives_kept": 5, "hardness": 1.0, "positive_margin": 0.1}),
 )

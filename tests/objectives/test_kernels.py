@@ -75,15 +75,13 @@ def test_fused_execution_is_taken_where_the_kernels_run(monkeypatch):
     why_not_fused.cache_clear()
 
 
-def test_setting_without_a_kernel_is_streamed():
-    device = torch.device("cpu")
-    assert choose_execution(Execution(), "nce", 10_000, device, 3) == (
-        "streamed", "not fused: negatives_kept has no kernel"
-    )  # fmt: skip
-    with pytest.raises(
-        ValueError, match="'fused' is not possible: negatives_kept has no kernel; use auto or streamed"
-    ):
-        execute_loss(torch.eye(4), torch.eye(4), execution=Execution("fused"), negatives_kept=3)
+@pytest.mark.parametrize("setting", [{"negatives_kept": 3}, {"false_negative_gap": 0.1}])
+def test_setting_without_a_kernel_is_streamed(setting):
+    device, (name,) = torch.device("cpu"), setting
+    assert choose_execution(Execution(), "nce", 10_000, device, setting)[1] == f"not fused: {name} has no kernel"
+    assert choose_execution(Execution(), "siglip", 10_000, device, setting)[0] == "fused", "siglip does not use it"
+    with pytest.raises(ValueError, match=f"{name} has no kernel; use auto or streamed"):
+        execute_loss(torch.eye(4), torch.eye(4), execution=Execution("fused"), **setting)
 
 
 def test_kernels_compile_for_ampere_and_hopper():
