@@ -15,12 +15,12 @@ import argparse
 import json
 import shutil
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import torch
 from datasets import DatasetDict
 from measuring import record
+from tables import adaptation_rows
 from transformers import (
     CLIPConfig,
     CLIPImageProcessorPil,
@@ -41,6 +41,7 @@ from hf_vse.training.interpolation import mean_recall
 from hf_vse.training.recipe import build_recipe
 from hf_vse.training.run import run_recipe
 
+COMMAND = "adaptation.py adapt FOLDER --family FAMILY --target TARGET --method METHOD --size SIZE --seed SEED"
 SIDE, PATCH, LONGEST = 64, 8, 32
 LAYERS = {"hidden_size": 96, "intermediate_size": 384, "num_hidden_layers": 3, "num_attention_heads": 4}
 EASY = {"dataset": "scenes", "difficulty": "easy", "num_train": 4000, "num_eval": 500, "image_size": SIDE}
@@ -56,6 +57,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "heads-linear": FROZEN | {"projection_type": "linear", "learning_rate": 1e-3, "num_train_epochs": 20},
     "heads-residual": FROZEN | {"projection_type": "residual", "learning_rate": 1e-3, "num_train_epochs": 20},
     "full": CONTROL | {"learning_rate": 3e-4, "num_train_epochs": 10},
+    "full-low": CONTROL | {"learning_rate": 1e-4, "num_train_epochs": 10},
     "lora": {"lora_rank": 8, "learning_rate": 2e-3, "num_train_epochs": 10},
 }
 
@@ -142,24 +144,6 @@ def run(folder: Path, family: str, method: str, target: dict[str, Any], size: in
     return found
 
 
-def table(runs: list[dict[str, Any]]) -> str:
-    lines = [
-        "| source | target | images | method | seeds | target | gain | easy | lost | seconds |",
-        "|---" * 10 + "|",
-    ]
-    for key in sorted({tuple(each[name] for name in ("family", "target", "size", "method")) for each in runs}):
-        same = [each for each in runs if tuple(each[name] for name in ("family", "target", "size", "method")) == key]
-        for end in [name for name in ("tuned", "after") if name in same[0]]:
-            numbers = [fmean(each[end][name] for each in same) for name in ("target", "easy")]
-            changes = [fmean(each[end][name] - each["before"][name] for each in same) for name in ("target", "easy")]
-            seconds = fmean(each["seconds"] for each in same)
-            method = key[3] + (" + WiSE-FT" if end == "after" and "tuned" in same[0] else "")
-            where = f"| {key[0]} | {key[1]} | {key[2]:,} | {method} | {len(same)} "
-            on_both = f"| {numbers[0]:.1f} | {changes[0]:+.1f} | {numbers[1]:.1f} | {-changes[1]:.1f} "
-            lines.append(where + on_both + f"| {seconds:.0f} |")
-    return "\n".join(lines)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=("source", "adapt", "table"))
@@ -183,9 +167,9 @@ def main() -> None:
         print(run(options.folder, options.family, options.method, target, options.size, options.seed))
     else:
         runs = [json.loads(path.read_text()) for path in sorted(options.folder.glob("*/adaptation.json"))]
-        print(table(runs))
+        print(adaptation_rows(runs))
         if options.output is not None:
-            record({"runs": runs, "environment": environment()}, options.output)
+            record({"command": COMMAND, "runs": runs, "environment": environment()}, options.output)
 
 
 if __name__ == "__main__":

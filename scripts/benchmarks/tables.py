@@ -299,6 +299,40 @@ def near_duplicates_sentence() -> str:
     )
 
 
+ADAPTED = {
+    "heads-linear": "linear map on frozen vectors",
+    "heads-residual": "residual head on frozen vectors",
+    "lora": "LoRA, rank 8",
+    "full-low": "all weights, a third of the rate",
+    "full": "all weights",
+}
+
+
+def adaptation_rows(runs: list[dict]) -> str:
+    """A line for each source and for each way to adapt it, means and spreads over seeds."""
+
+    def both(same: list[dict], end: str) -> list[str]:
+        values = {name: [run[end][name] for run in same] for name in ("target", "easy")}
+        return [mean_and_spread(of, 1) if len(set(of)) > 1 else f"{of[0]:.1f}" for of in values.values()]
+
+    lines = ["| source | target | what is trained | images | target | easy | seconds | seeds |", "|---" * 8 + "|"]
+    for family, target in sorted({(run["family"], run["target"]) for run in runs}):
+        here = [run for run in runs if (run["family"], run["target"]) == (family, target)]
+        lines.append(f"| {' | '.join([family, target, 'nothing', '', *both(here, 'before'), '', ''])} |")
+        for method, size in [(method, size) for method in ADAPTED for size in sorted({run["size"] for run in here})]:
+            same = [run for run in here if (run["method"], run["size"]) == (method, size)]
+            for end in [name for name in ("tuned", "after") if same and name in same[0]]:
+                what = ADAPTED[method] + (", WiSE-FT" if end == "after" and "tuned" in same[0] else "")
+                seconds = f"{mean(run['seconds'] for run in same):.0f}"
+                cells = [family, target, what, f"{size:,}", *both(same, end), seconds, str(len(same))]
+                lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def adaptation_table() -> str:
+    return adaptation_rows(load("adaptation")["runs"])
+
+
 def cost_table() -> str:
     result = load("scaling_cost")
     sizes = list(result["costs"][0]["hours_of_a_pass"])
@@ -335,4 +369,5 @@ TABLES = {
     "compression": compression_table,
     "visitors": visitors_sentence,
     "near_duplicates": near_duplicates_sentence,
+    "adaptation": adaptation_table,
 }
