@@ -92,7 +92,7 @@ def kind_of(name: str, trust_remote_code: bool = False) -> Kind:
     if not name.strip() or "\0" in name:
         raise ValueError(f"{name!r} names no model; {UNDERSTOOD}")
     folder = Path(name)
-    if name.startswith(PREFIX) or ((folder / FOLDER_CONFIG).is_file() and not (folder / CONFIG_NAME).is_file()):
+    if name.startswith(PREFIX):
         return "open_clip"
     if PYTHON_NAME.fullmatch(name) and not folder.exists():
         return "python"
@@ -100,6 +100,8 @@ def kind_of(name: str, trust_remote_code: bool = False) -> Kind:
         check_name(name.partition("@")[0])
     except OSError as error:
         raise ValueError(f"{error}; {UNDERSTOOD}") from error
+    if (folder / FOLDER_CONFIG).is_file() and not (folder / CONFIG_NAME).is_file():
+        return "open_clip"
     if onnx_files(Path(name.partition("@")[0])) and (
         not folder.is_dir() or not (folder / "model.safetensors").is_file()
     ):

@@ -234,7 +234,7 @@ CASES = [
         "modeling_vse.py", "from .nowhere import x\nclass VSEModel: pass\n")), "nowhere"),
     Case("push/fewer words than the tokenizer", push(changed("text_config.vocab_size", 4)), "vocab_size|weights"),
     Case("push/token in the card", push(written("README.md", f"log in with {TOKEN}")), "access token"),
-    Case("push/token in the code", push(lambda model: (model / "modeling_vse.py").open("a").write(f"# {TOKEN}")),
+    Case("push/token in the code", push(lambda model: (model / "modeling_vse.py").open("a").write(f"# {TOKEN}\n")),
          "access token"),
     Case("push/token in the configuration", push(changed("vision_config.hub_token", "secret")), "hub_token"),
     Case("push/card without a header", push(written("README.md", "---\n[: {\n---\n")), "header"),
