@@ -5,7 +5,7 @@
 | `vse`                   | folder or Hub id of a model of this package; the installed code is run, not its own  |
 | `transformers`          | folder or Hub id of CLIP, SigLIP, ALIGN, BLIP, ...: see `transformers_models.py`     |
 | `sentence_transformers` | folder or Hub id with a `modules.json`                                               |
-| `open_clip`             | `open_clip:ViT-B-32/laion2b_s34b_b79k`, or a folder: see `open_clip_models.py`   |
+| `open_clip`             | `open_clip:ViT-B-32/laion2b_s34b_b79k`, or a folder: see `open_clip_models.py`       |
 | `onnx`                  | folder with two ONNX files: see `onnx_towers.py`                                     |
 | `python`                | `my_encoder.py:MyEncoder` or `my_package.module:MyEncoder`, a class without arguments |
 

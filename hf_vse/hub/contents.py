@@ -78,6 +78,13 @@ def public_contents(directory: Path, run: Path | None, photographs: bool = False
     return {name: content for name, content in contents.items() if content is not None}
 
 
+def contents_of(
+    directory: Path, run: Path | None, photographs: bool = False, exported: Exported | None = None
+) -> dict[str, Path | bytes]:
+    """What is published of a model, beside its card: its own files, or those of an exported model and nothing else."""
+    return public_contents(directory, run, photographs) if exported is None else exported_contents(exported.folder)
+
+
 def exported_contents(folder: Path) -> dict[str, Path | bytes]:
     """Everything of a folder that `export_model` wrote; see `public_contents`."""
     paths = [path for path in sorted(folder.rglob("*")) if path.is_symlink() or not path.is_dir()]
@@ -163,7 +170,7 @@ def upload_operations(
 
     Of an exported model these are its files and a card for its format; a card beside the model speaks of another one.
     """
-    contents = public_contents(directory, run, photographs) if exported is None else exported_contents(exported.folder)
+    contents = contents_of(directory, run, photographs, exported)
     before = ModelCard(card_there, ignore_metadata_errors=True).data if card_there else None
     if before is not None:  # what a person or transformers added to the header stays
         license, tags = license or before.license, [*tags, *(before.tags or [])]

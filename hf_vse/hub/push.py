@@ -16,7 +16,7 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, ModelCard, hf
 from huggingface_hub.errors import EntryNotFoundError, RevisionNotFoundError
 
 from hf_vse.files import read_text, write_text
-from hf_vse.hub.contents import CARD, exported_contents, own_card, public_contents, upload_operations, write_card
+from hf_vse.hub.contents import CARD, contents_of, own_card, upload_operations, write_card
 from hf_vse.hub.directory import check_model_directory
 from hf_vse.hub.errors import check_repo_id, hub_errors
 from hf_vse.hub.exported import exported_model
@@ -71,9 +71,9 @@ def push_model(
     shown = {"license": license, "photographs": photographs}
     with TemporaryDirectory() as folder:
         exported = None if format is None else exported_model(path, format, Path(folder, "model"), repo_id)
-        files = public_contents(path, path, photographs) if exported is None else exported_contents(exported.folder)
         if exported is None:
             own_card(path)
+        files = contents_of(path, path, photographs, exported)
         write_card(path, path, repo_id, files=files, exported=exported)  # raises what would fail later
         done = upload(path, path, repo_id, commit_message=commit_message, **where, **shown, exported=exported)
     return done.pr_url or str(done.repo_url)

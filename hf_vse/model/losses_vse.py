@@ -72,6 +72,9 @@ def nce(
     All candidates of the batch are contrasted with the positive.
     """
     logits = scores / temperature
+    if false_negative_gap >= 2 and not (positive_margin or hardness or negatives_kept):  # the same, copying less
+        candidates = logits if excluded is None else logits.masked_fill(excluded, float("-inf"))
+        return candidates.logsumexp(dim=1) - positive_scores(logits, positives)
     own = positive_scores(logits, positives) - positive_margin / temperature
     negatives = negative_scores(logits, positives, excluded)
     if false_negative_gap < 2:  # cosines differ by 2 at most

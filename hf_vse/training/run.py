@@ -180,8 +180,7 @@ def check_stage(stage: Stage) -> None:
 def check_batches(args: VSETrainingArguments, train: Dataset | IterableDataset) -> None:
     """Raises ValueError, before a tower runs, for batches that need more images or pairs than there are."""
     if isinstance(train, Dataset):
-        pairs = train.with_format(None).select_columns(CAPTIONS)
-        available = len(train) if args.unique_images else sum(len(row[CAPTIONS]) for row in pairs)
+        available = len(train) if args.unique_images else sum(map(len, train.with_format(None)[CAPTIONS]))
         processes = PartialState().num_processes
         check_batch_size(args.per_device_train_batch_size, processes, available, args.unique_images)
 

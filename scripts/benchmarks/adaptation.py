@@ -31,6 +31,7 @@ from transformers import (
 )
 
 from hf_vse import load_pairs
+from hf_vse.data.plain_yaml import parse_yaml
 from hf_vse.data.schema import CAPTIONS
 from hf_vse.data.tokenization import train_word_tokenizer
 from hf_vse.embed.adapters.vse import VSEEncoder
@@ -42,6 +43,7 @@ from hf_vse.training.recipe import build_recipe
 from hf_vse.training.run import run_recipe
 
 COMMAND = "adaptation.py adapt FOLDER --family FAMILY --target TARGET --method METHOD --size SIZE --seed SEED"
+RECIPE = parse_yaml((Path(__file__).parents[1] / "recipes" / "own_photos.yaml").read_text(), "own_photos.yaml")
 SIDE, PATCH, LONGEST = 64, 8, 32
 LAYERS = {"hidden_size": 96, "intermediate_size": 384, "num_hidden_layers": 3, "num_attention_heads": 4}
 EASY = {"dataset": "scenes", "difficulty": "easy", "num_train": 4000, "num_eval": 500, "image_size": SIDE}
@@ -53,8 +55,9 @@ PRETRAINING = EASY | {
 FROZEN = {"freeze_image_tower": True, "freeze_text_tower": True}
 FITTING = {"lr_scheduler_type": "cosine", "warmup_steps": 0.1, "mirror_images": False, "crop_min_scale": 1.0}
 CONTROL = {"control_dataset": "scenes", "control_options": {key: EASY[key] for key in EASY if key != "dataset"}}
+OF_IMAGES = ("dataset", "init_from", "output_dir", "validation_share")  # the scenes have a validation split
 METHODS: dict[str, dict[str, Any]] = {
-    "heads-linear": FROZEN | {"projection_type": "linear", "learning_rate": 1e-3, "num_train_epochs": 20},
+    "own_photos": {key: value for key, value in RECIPE.items() if key not in OF_IMAGES},
     "heads-residual": FROZEN | {"projection_type": "residual", "learning_rate": 1e-3, "num_train_epochs": 20},
     "full": CONTROL | {"learning_rate": 3e-4, "num_train_epochs": 10},
     "full-low": CONTROL | {"learning_rate": 1e-4, "num_train_epochs": 10},
@@ -114,6 +117,9 @@ def make_source(folder: Path, family: str, sets: list[dict[str, Any]]) -> None:
             source.logit_bias.copy_(model.logit_bias.view_as(source.logit_bias))
     for part in (source, encoder.processor.image_processor, encoder.processor.tokenizer):
         part.save_pretrained(folder / f"{family}-source")
+    pairs = {each["dataset"] + " " + each.get("difficulty", ""): len(splits_of(each)["train"]) for each in sets}
+    made = {"family": family, "images_whose_words_it_knows": pairs, "recipe": PRETRAINING}
+    (folder / f"{family}-source.json").write_text(json.dumps(made | {"environment": environment()}))
 
 
 def mean_test_recall(place: Path, options: dict[str, Any]) -> float:
@@ -128,11 +134,11 @@ def run(folder: Path, family: str, method: str, target: dict[str, Any], size: in
         return json.loads(result.read_text())
     source = folder / f"{family}-source"
     values = target | FITTING | METHODS[method] | {"init_from": str(source), "seed": seed}
-    cache = {"frozen_cache_dir": str(output / "cache")} if method.startswith("heads") else {}
+    cache = {"frozen_cache_dir": str(output / "cache")} if method in ("own_photos", "heads-residual") else {}
     values |= {"output_dir": str(output)} | cache
     metrics = run_recipe(build_recipe(values))
     found = {"family": family, "target": target["dataset"], "method": method, "size": size, "seed": seed}
-    found |= {"seconds": sum(stage["seconds"] for stage in metrics["stages"])}
+    found |= {"seconds": sum(stage["seconds"] for stage in metrics["stages"]), "environment": metrics["environment"]}
     places = {"before": source, "after": output}
     if "interpolation" in metrics:
         found["interpolation"] = metrics["interpolation"]
@@ -149,7 +155,7 @@ def main() -> None:
     parser.add_argument("command", choices=("source", "adapt", "table"))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--family", choices=("clip", "siglip"), default="clip")
-    parser.add_argument("--method", choices=METHODS, default="heads-linear")
+    parser.add_argument("--method", choices=METHODS, default="own_photos")
     parser.add_argument("--target", choices=("hard", "photographs"), default="hard")
     parser.add_argument("--photographs", type=Path, help="the folder of Flickr8k, with dataset_flickr8k.json")
     parser.add_argument("--size", type=int, default=1000, help="training images of the target")
@@ -169,7 +175,8 @@ def main() -> None:
         runs = [json.loads(path.read_text()) for path in sorted(options.folder.glob("*/adaptation.json"))]
         print(adaptation_rows(runs))
         if options.output is not None:
-            record({"command": COMMAND, "runs": runs, "environment": environment()}, options.output)
+            sources = [json.loads(path.read_text()) for path in sorted(options.folder.glob("*-source.json"))]
+            record({"command": COMMAND, "sources": sources, "runs": runs}, options.output)
 
 
 if __name__ == "__main__":

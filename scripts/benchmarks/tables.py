@@ -300,7 +300,7 @@ def near_duplicates_sentence() -> str:
 
 
 ADAPTED = {
-    "heads-linear": "linear map on frozen vectors",
+    "own_photos": "linear map on frozen vectors (`own_photos` on a CPU)",
     "heads-residual": "residual head on frozen vectors",
     "lora": "LoRA, rank 8",
     "full-low": "all weights, a third of the rate",
