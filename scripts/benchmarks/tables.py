@@ -336,8 +336,8 @@ def adaptation_section() -> str:
     full = mean(run["tuned"]["target"] - run["before"]["target"] for run in of["full"])
     seconds = [f"{run['seconds']:.0f}" for name in ("own_photos", "full") for run in of[name] if run["seed"] == 0]
     return (
-        f"{adaptation_rows(runs)}\n\nOn 1,000 images the linear map reaches {100 * heads / full:.0f} % of the gain of all "
-        f"weights. Seed 0 of both, one after the other on an idle thread, took {' and '.join(seconds)} seconds."
+        f"{adaptation_rows(runs)}\n\nOn 1,000 images the linear map reaches {100 * heads / full:.0f} % of the gain of "
+        f"all weights. Seed 0 of both, one after the other on an idle thread, took {' and '.join(seconds)} seconds."
     )
 
 
