@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.killing import slow
 from tests.processes import run_fork
 
 BENCHMARKS = Path(__file__).parents[1] / "scripts" / "benchmarks"
@@ -57,6 +58,7 @@ def test_loss_step_times_and_weighs_every_contender(run):
     assert peaks.keys() == {names[0], names[2]} and all(peak > 0 for peak in peaks.values())
 
 
+@slow
 def test_train_step_measures_plain_and_cached(run):
     arguments = ("--towers", "resnet50", "--batch_size", "2", "--mini_batch", "1", "--warmup", "0", "--rounds", "1")
     result = run("train_step", *arguments)
@@ -64,6 +66,7 @@ def test_train_step_measures_plain_and_cached(run):
     assert all(20 < row["gflop_of_a_pair"] < 30 and row["images_per_second"] > 0 for row in result["steps"])
 
 
+@slow
 def test_diagnostics_cost_compares_steps_with_and_without(run):
     result = run("diagnostics_cost", "--rounds", "1", "--every", "2")
     assert result["every"] == 2 and result["ratio_measured"] > 0

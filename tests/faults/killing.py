@@ -23,7 +23,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
+import pytest
+
 SOAK = bool(os.environ.get("HF_VSE_SOAK"))  # every point, as `make soak` does it
+slow = pytest.mark.skipif(not SOAK, reason="slow (make soak)")
 POINTS = 10  # tried otherwise, evenly spread, the first and the last among them
 CHANGES = {"os.rename": 1, "os.remove": 0, "os.mkdir": 0, "os.rmdir": 0, "os.truncate": 0, "os.link": 1}
 LOG = "points.log"

@@ -21,6 +21,7 @@ from hf_vse.model.configuration_vse import VSEConfig
 from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.model.processing_vse import VSEProcessor
 from tests.embed.test_transformers_models import CASES, images, save
+from tests.faults.killing import slow
 from tests.hub.test_push_format import assert_same, expected_vectors, run_snippet
 
 TEXTS = ["red", "a red circle above two blue squares", "small green star"]
@@ -94,7 +95,7 @@ def test_missing_packages_are_named(tokenizer, tmp_path, monkeypatch):
         export_onnx(None, None, tmp_path)
 
 
-@pytest.mark.parametrize("family", ["clip", "siglip"])
+@pytest.mark.parametrize("family", ["clip", pytest.param("siglip", marks=slow)])
 def test_dual_encoders(family, runtime, tokenizer, tmp_path):
     """SigLIP reads sentences of one length and no mask."""
     save(tmp_path / "source", CASES[family], tokenizer)

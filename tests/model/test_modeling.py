@@ -10,6 +10,7 @@ from hf_vse.model.configuration_vse import VSEConfig
 from hf_vse.model.losses_vse import contrastive_loss
 from hf_vse.model.modeling_vse import MAX_LOGIT_SCALE, PooledFeatures, ProjectionHead, VSEModel
 from tests.conftest import assert_same_vectors
+from tests.faults.killing import slow
 
 TINY = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 VIT = {"model_type": "vit", "image_size": 32, "patch_size": 8} | TINY
@@ -249,6 +250,7 @@ def test_bf16_autocast_and_bf16_weights_give_float32_unit_vectors(tmp_path):
         assert torch.cosine_similarity(output.text_embeds, exact.text_embeds).min() > 0.99
 
 
+@slow
 def test_compiled_model_equals_eager():
     model = build(FEATURES, GRU | {"bidirectional": True}, projection_type="mlp")
     inputs = text_inputs() | {"image_features": torch.randn(3, 10)}

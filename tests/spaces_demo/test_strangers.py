@@ -16,6 +16,7 @@ import PIL.Image
 import pytest
 
 from hf_vse.cli.main import main
+from tests.faults.killing import slow
 from tests.processes import start_fork
 from tests.spaces_demo.conftest import API, META, WITH_PHOTOGRAPH, Server, ask, good_answer, png, wait_until
 
@@ -221,6 +222,7 @@ def test_who_does_not_read_answers_has_to_wait(web):
     assert web.post(f"{API}/cancel", json=cancel).status_code == 200
 
 
+@slow
 def test_memory_does_not_grow_with_visitors(server, web):
     """Gradio keeps 0.15 MB of each new one: 18 MB of these 120. The bound is far below that and far above noise."""
     for number in range(40):  # until as many sessions are kept as ever will be

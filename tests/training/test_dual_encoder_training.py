@@ -19,7 +19,7 @@ from hf_vse.training.frozen import cache_frozen_towers
 from hf_vse.training.run import run_recipe
 from tests.conftest import assert_same_vectors, make_pairs
 from tests.embed.test_transformers_models import CASES, images, save
-from tests.faults.killing import SOAK
+from tests.faults.killing import slow
 from tests.training.dual_encoders import start, trained, trainer_of
 from tests.training.test_adapt import recipe_from
 from tests.training.test_trainer import arguments, losses
@@ -53,7 +53,7 @@ def test_every_family_trains_the_same_with_less_memory(family, source, tmp_path)
         assert_same(cached, plain, rtol=1e-4, atol=1e-6)
 
 
-COMPILED = pytest.param({"torch_compile_backend": "aot_eager"}, marks=pytest.mark.skipif(not SOAK, reason="slow"))
+COMPILED = pytest.param({"torch_compile_backend": "aot_eager"}, marks=slow)
 
 
 @pytest.mark.parametrize("options", [{"bf16": True}, COMPILED], ids=str)

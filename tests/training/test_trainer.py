@@ -23,7 +23,7 @@ from hf_vse.training.callbacks import BatchDiagnostics, CollapseAlarm, indiffere
 from hf_vse.training.trainable import unused_parameters
 from hf_vse.training.trainer import VSETrainer, first_batch
 from tests.conftest import WORDS, make_feature_pairs, make_pairs
-from tests.faults.killing import SOAK
+from tests.faults.killing import slow
 
 DIM = 16
 
@@ -61,7 +61,10 @@ def weights(model) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
 
-@pytest.mark.parametrize("loss_type", ["nce", "hardnce_smooth", "hinge_sum", "clip", "siglip"])
+@pytest.mark.parametrize(
+    "loss_type",
+    ["nce", "siglip", *(pytest.param(name, marks=slow) for name in ("hardnce_smooth", "hinge_sum", "clip"))],
+)
 def test_training_lowers_the_loss_and_raises_recall(loss_type, tokenizer, tmp_path):
     data = make_feature_pairs(24)
     model = make_model(tokenizer, loss_type=loss_type)
@@ -484,13 +487,19 @@ def test_stream_is_trained_on(tokenizer, tmp_path):
     assert trainer.state.global_step == 12 and losses(trainer)[-1] < losses(trainer)[0]
 
 
-def test_workers_and_bf16_and_compile_train(tokenizer, tmp_path):
-    plain = make_trainer(tmp_path, tokenizer, max_steps=3)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"dataloader_num_workers": 1},
+        {"bf16": True},
+        pytest.param({"torch_compile_backend": "aot_eager"}, marks=slow),
+    ],
+)
+def test_workers_and_bf16_and_compile_train(options, tokenizer, tmp_path):
+    plain, trainer = (make_trainer(tmp_path, tokenizer, max_steps=3, **each) for each in ({}, options))
     plain.train()
-    for options in ({"dataloader_num_workers": 1}, {"bf16": True}, {"torch_compile_backend": "aot_eager"}):
-        trainer = make_trainer(tmp_path, tokenizer, max_steps=3, **options)
-        trainer.train()
-        assert losses(trainer) == pytest.approx(losses(plain), rel=0.05 if "bf16" in options else 1e-4)
+    trainer.train()
+    assert losses(trainer) == pytest.approx(losses(plain), rel=0.05 if "bf16" in options else 1e-4)
 
 
 def test_too_many_broken_images_stop_the_run(tokenizer, tiny_resnet, tmp_path):
@@ -589,7 +598,7 @@ def test_parameters_are_looked_at_where_the_model_is(tokenizer, tmp_path, monkey
     make_trainer(tmp_path, tokenizer)
 
 
-@pytest.mark.skipif(not SOAK, reason="compiles for a minute (make soak)")
+@slow
 def test_compiled_training_with_the_kernels_and_tf32(tokenizer, tmp_path, monkeypatch):
     pytest.importorskip("triton")
     monkeypatch.setattr(torch.backends, "fp32_precision", "tf32")  # what --tf32 and --torch_compile set on a GPU

@@ -19,7 +19,7 @@ from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.model.processing_vse import VSEProcessor
 from hf_vse.training.frozen import cache_frozen_towers
 from tests.conftest import make_captions, make_pairs
-from tests.faults.killing import SOAK
+from tests.faults.killing import slow
 from tests.training.test_trainer import arguments, losses, make_model, make_trainer
 
 IMAGES, DIM = 400, 256
@@ -108,7 +108,7 @@ def start_method(request):
     multiprocessing.set_start_method(before, force=True)
 
 
-@pytest.mark.skipif(not SOAK, reason="starts processes for a minute (make soak)")
+@slow
 @pytest.mark.parametrize("start_method", ["forkserver", "spawn"], indirect=True)
 def test_training_and_evaluation_with_workers_that_are_started_anew(start_method, tokenizer, tiny_resnet, tmp_path):
     data = make_pairs(8, size=16, captions=1)
