@@ -1,52 +1,66 @@
-"""Trains the grid of the README: objective x head x same-image treatment x warm-up, three seeds each.
+"""Trains a grid of runs around one recipe, see `hf_vse/training/grid.py` for the file that describes it.
 
-    python scripts/reproduce_table.py --data_dir DIR                     # all 108 runs; run again to resume
-    python scripts/reproduce_table.py --data_dir DIR --only nce hardnce --seeds 0 1 2 3 4
+    python scripts/reproduce_table.py scripts/recipes/grids/fields.yaml --data_dir DIR       # again to resume
+    python scripts/reproduce_table.py scripts/recipes/grids/paper.yaml --data_dir DIR --only 'nce-*' base --seeds 0 1
 
-Writes OUTPUT/grid.json (every run, and mean and standard deviation of every cell), OUTPUT/grid.md and OUTPUT/grid.png.
-DIR holds the captions file and the features file of the recipe.
+Fields of a recipe (`--data_dir DIR`, `--num_train_epochs 2`) hold for all cells. Writes grid.json (every run, and mean
+and standard deviation of every cell), grid.md and grid.png into OUTPUT, runs/GRID by default.
 """
 
 import argparse
 import json
+from dataclasses import replace
+from fnmatch import fnmatch
 from pathlib import Path
 
 from hf_vse.errors import one_line_errors
 from hf_vse.plots import plot_grid
-from hf_vse.training.grid import LOSSES, all_cells, grid_table, run_grid, summarise
-from hf_vse.training.recipe import read_recipe
-
-RECIPE = Path(__file__).parent / "recipes" / "flickr8k_features_grid.yaml"
+from hf_vse.training.grid import grid_table, read_grid, run_grid, summarise
+from hf_vse.training.recipe import parse_fields, read_recipe
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data_dir", required=True, help="folder with the captions and the features")
-    parser.add_argument("--recipe", type=Path, default=RECIPE, help=f"base recipe of all runs [{RECIPE.name}]")
-    parser.add_argument("--output_dir", type=Path, default=Path("runs/grid"), help="folder for runs and results")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="[0 1 2]")
-    parser.add_argument("--only", nargs="+", choices=LOSSES, default=LOSSES, help="objectives to run [all]")
-    parser.add_argument("--epochs", type=float, help="passes over the captions [as in the recipe]")
-    parser.add_argument("--workers", type=int, default=2, help="parallel runs, which share the cores [2]")
-    return parser.parse_args()
+def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("grid", type=Path, help="YAML file")
+    parser.add_argument("--output_dir", type=Path, help="folder for runs and results [runs/GRID]")
+    parser.add_argument("--seeds", type=int, nargs="+", help="[those of the grid]")
+    parser.add_argument("--only", nargs="+", metavar="CELL", help="cells to run, or patterns such as 'nce-*' [all]")
+    parser.add_argument("--workers", type=int, default=1, help="parallel runs, which share the cores [1]")
+    return parser.parse_known_args()
 
 
 def main() -> None:
-    arguments = parse_arguments()
-    overrides = {"data_dir": arguments.data_dir}
-    overrides |= {} if arguments.epochs is None else {"num_train_epochs": arguments.epochs}
-    cells = [cell for cell in all_cells() if cell.loss_type in arguments.only]
-    runs = run_grid(
-        cells, arguments.seeds, arguments.recipe, arguments.output_dir / "cells", overrides, arguments.workers
-    )
+    arguments, others = parse_arguments()
+    fields = parse_fields(others)
+    grid = read_grid(arguments.grid, **fields)
+    cells = {
+        name: changes
+        for name, changes in grid.cells.items()
+        if arguments.only is None or any(fnmatch(name, pattern) for pattern in arguments.only)
+    }
+    if not cells:
+        raise SystemExit(f"error: --only {' '.join(arguments.only)}: there are {', '.join(grid.cells)}")
+    base = grid.base if grid.base in cells else None
+    grid = replace(grid, cells=cells, seeds=tuple(arguments.seeds or grid.seeds), base=base)
+    output = arguments.output_dir or Path("runs") / arguments.grid.stem
+    runs = run_grid(grid, output / "cells", arguments.workers)
     summary = summarise(runs)
-    recipe = read_recipe(arguments.recipe, **overrides).values | {"data_dir": "DIR"}
-    result = {"recipe": recipe, "environment": runs[0].pop("environment"), "summary": summary}
-    result["runs"] = [{key: value for key, value in run.items() if key != "environment"} for run in runs]
-    (arguments.output_dir / "grid.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
-    (arguments.output_dir / "grid.md").write_text(grid_table(summary) + "\n", encoding="utf-8")
-    plot_grid(runs, arguments.output_dir / "grid.png")
-    print(f"\n{grid_table(summary)}\n\nnumbers and plot   {arguments.output_dir}/grid.json, grid.png")
+    environment = [run.pop("environment") for run in runs][0]
+    place = {"data_dir": "DIR"} if "data_dir" in fields else {}
+    result = {
+        "grid": arguments.grid.name,
+        "recipe": read_recipe(grid.recipe, **fields).values | place,
+        "cells": {name: changes | place for name, changes in cells.items()},
+        "environment": environment,
+        "summary": summary,
+        "runs": runs,
+    }
+    (output / "grid.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
+    (output / "grid.md").write_text(grid_table(summary, base) + "\n", encoding="utf-8")
+    plot_grid(runs, output / "grid.png", base)
+    print(f"\n{grid_table(summary, base)}\n\nnumbers and plot   {output}/grid.json, grid.png")
 
 
 if __name__ == "__main__":

@@ -110,37 +110,36 @@ def plot_interpolation(
     return save(figure, path)
 
 
-def plot_grid(runs: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
-    """The runs of an experiment grid: one panel for each head and treatment of same-image captions, a row for each
-    objective, a point for each run and a bar for their mean.
+def plot_grid(runs: Sequence[Mapping[str, Any]], path: str | Path, base: str | None = None) -> Path:
+    """The runs of a grid: a row for each cell, a point for each run, and a bar for their mean.
 
     Args:
-        runs: entries with "cell", a name like `nce-mlp-masked-cold`, and "metrics" with "rsum".
+        runs: entries with "cell" and "metrics" with "rsum".
         path: the PNG file to write.
+        base: the cell that others are compared with: a line marks its mean.
 
     Raises:
         ValueError: if there is no run.
     """
     if not runs:
         raise ValueError("runs is empty: give the runs of hf_vse.training.grid.run_grid")
-    parts = [(*run["cell"].split("-"), run["metrics"]["rsum"]) for run in runs]
-    panels = list(dict.fromkeys((head, treatment) for _, head, treatment, _, _ in parts))
-    rows = list(dict.fromkeys((loss, start) for loss, _, _, start, _ in parts))[::-1]
-    figure = new_figure(2.2 + 2.5 * len(panels), 1.0 + 0.34 * len(rows))
-    for axes, panel in zip(
-        figure.subplots(1, len(panels), squeeze=False, sharex=True, sharey=True)[0], panels, strict=True
-    ):
-        for place, row in enumerate(rows):
-            values = [
-                rsum
-                for loss, head, treatment, start, rsum in parts
-                if ((loss, start), (head, treatment)) == (row, panel)
-            ]
-            colour = PALETTE[row[1] == "warm"]
-            axes.barh(place, sum(values) / max(1, len(values)), 0.72, color=colour, alpha=0.35)
-            axes.plot(values, [place] * len(values), "o", color=colour, markersize=3.5)
-        tidy(axes, ", ".join(panel), "rsum")
-        axes.grid(axis="y", visible=False)
-        axes.grid(axis="x", color="#E6E6E6", linewidth=0.8)
-        axes.set_yticks(range(len(rows)), [f"{loss}{' after nce' if start == 'warm' else ''}" for loss, start in rows])
+    of_cell: dict[str, list[float]] = {}
+    for run in runs:
+        of_cell.setdefault(run["cell"], []).append(run["metrics"]["rsum"])
+    figure = new_figure(6.4, 1.0 + 0.22 * len(of_cell))
+    axes = figure.subplots()
+    for place, (cell, values) in enumerate(of_cell.items()):
+        colour = BEST_COLOUR if cell == base else PALETTE[0]
+        axes.barh(place, sum(values) / len(values), 0.72, color=colour, alpha=0.35)
+        axes.plot(values, [place] * len(values), "o", color=colour, markersize=3.5)
+    if base in of_cell:
+        axes.axvline(sum(of_cell[base]) / len(of_cell[base]), color=BEST_COLOUR, linewidth=1.2, linestyle=":")
+        lowest, highest = (pick(map(pick, of_cell.values())) for pick in (min, max))
+        axes.set_xlim(lowest - 0.5 * (highest - lowest) - 1, highest + 0.1 * (highest - lowest) + 1)
+    tidy(axes, "", "rsum")
+    axes.invert_yaxis()
+    axes.margins(y=0.01)
+    axes.grid(axis="y", visible=False)
+    axes.grid(axis="x", color="#E6E6E6", linewidth=0.8)
+    axes.set_yticks(range(len(of_cell)), list(of_cell))
     return save(figure, path)

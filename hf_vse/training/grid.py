@@ -1,16 +1,29 @@
-"""The paper's question as a controlled experiment: objective x head x treatment of same-image captions x warm-up.
+"""Many runs around one recipe: what does each field change?
 
-Every cell of the grid is the same recipe with four settings changed, trained with several seeds. Finished runs are
-kept, so the same command continues an interrupted grid. The recall of the last epoch is reported: no checkpoint is
-selected on the reported split.
+A grid is a YAML file:
+
+    recipe: ../flickr8k_features_best.yaml   # the base, a path from the folder of the grid
+    seeds: [0, 1, 2]
+    fields: {eval_strategy: "no"}            # of all cells, the base too
+    cells:                                   # one field at a time; `base`, without a change, comes first
+      hardness 0.5: {hardness: 0.5}
+
+Instead of `cells`, `factors` is a list of maps from a name to fields: a cell is one choice of each, `nce-mlp` for
+example, `leave_out` has patterns of names that are no cells, and `base` names the cell that others are compared with.
+`split` is the split whose recall is reported, validation by default.
+
+Every cell is trained with every seed, in a folder named after the cell, the seed and a digest of all settings. So the
+same command continues an interrupted grid, and a run with other settings is never taken for one of its own.
 """
 
 import contextlib
+import hashlib
 import multiprocessing
 import os
 import shutil
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatch
 from itertools import product
 from pathlib import Path
 from statistics import mean, stdev
@@ -21,127 +34,155 @@ from tqdm.auto import tqdm
 
 from hf_vse.evaluation.record import read_evaluation
 from hf_vse.plots import RECALLS
-from hf_vse.training.recipe import read_recipe
+from hf_vse.training.recipe import Recipe, check_stage_name, read_file, read_recipe
 from hf_vse.training.run import run_recipe
 
-LOSSES = ("hinge_sum", "hinge_max", "nce", "hardnce", "hardnce_smooth")
-WARMUP_LOSS = "nce"
+BASE = "base"
+KEYS = ("recipe", "seeds", "fields", "cells", "factors", "leave_out", "base", "split")
 KEPT = (*RECALLS, "rsum")
+Fields = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One setting of the four factors.
+class Grid:
+    """Cells around a recipe.
 
     Args:
-        loss_type: the objective.
-        head: `linear` or `mlp`.
-        same_image: captions of one image and equal captions are masked, and batches hold no image twice; False
-            for neither.
-        warmup: the first epoch is trained with `nce`.
+        recipe: path of the base.
+        cells: name -> fields that differ from the base.
+        seeds: every cell is trained with each.
+        base: the cell that others are compared with, None for no comparison.
+        split: the split whose recall is reported.
     """
 
-    loss_type: str
-    head: str
-    same_image: bool
-    warmup: bool
+    recipe: Path
+    cells: dict[str, Fields]
+    seeds: tuple[int, ...] = (0, 1, 2)
+    base: str | None = None
+    split: str = "validation"
 
-    @property
-    def name(self) -> str:
-        treatment = "masked" if self.same_image else "unmasked"
-        return "-".join((self.loss_type, self.head, treatment, "warm" if self.warmup else "cold"))
+    def run_of(self, cell: str, seed: int, folder: Path) -> Recipe:
+        """The recipe of one run; the digest in its `output_dir` is of everything but the place."""
+        recipe = read_recipe(self.recipe, **self.cells[cell], seed=seed)
+        settings = replace(recipe, values={key: recipe.values[key] for key in recipe.values.keys() - {"output_dir"}})
+        digest = hashlib.sha256(settings.to_yaml().encode()).hexdigest()[:8]
+        return replace(recipe, values=recipe.values | {"output_dir": str(folder / f"{cell}-{seed}-{digest}")})
 
-    @property
-    def overrides(self) -> dict[str, Any]:
-        return {
-            "loss_type": self.loss_type,
-            "projection_type": self.head,
-            "unique_images": self.same_image,
-            "mask_same_image": self.same_image,
-            "mask_equal_captions": self.same_image,
-            "hard_negative_warmup_epochs": 1 if self.warmup else 0,
+
+def read_grid(path: str | Path, **fields: Any) -> Grid:
+    """Reads a grid file; keyword arguments are fields of all cells that win over it.
+
+    Raises:
+        ValueError, OSError: the file, the recipe or a cell cannot be used.
+    """
+    path = Path(path)
+    values = read_file(path)
+    if unknown := values.keys() - set(KEYS):
+        raise ValueError(f"grid {path}: unknown key {min(map(str, unknown))!r:.60}; there are {', '.join(KEYS)}")
+    if not isinstance(values.get("recipe"), str):
+        raise ValueError(f"grid {path}: recipe is the path of the base recipe, got {values.get('recipe')!r:.60}")
+    if ("cells" in values) == ("factors" in values):
+        raise ValueError(f"grid {path}: give either cells or factors")
+    seeds = values.get("seeds", Grid.seeds)
+    numbers = isinstance(seeds, list | tuple) and len(seeds) and all(type(seed) is int for seed in seeds)
+    if not numbers or len(set(seeds)) < len(seeds):
+        raise ValueError(f"grid {path}: seeds is a list of different numbers, got {seeds!r:.60}")
+    cells = {BASE: None} | values["cells"] if "cells" in values else product_of(values["factors"])
+    for pattern in values.get("leave_out", ()):
+        cells = {name: changes for name, changes in cells.items() if not fnmatch(name, pattern)}
+    for name, changes in cells.items():
+        check_stage_name(name, f"grid {path}")
+        if not isinstance(changes, dict | None):
+            raise ValueError(f"grid {path}, cell {name}: fields are a map, got {changes!r:.60}")
+        cells[name] = (values.get("fields") or {}) | (changes or {}) | fields
+    base = values.get("base", BASE if "cells" in values else None)
+    if base is not None and base not in cells:
+        raise ValueError(f"grid {path}: base {base!r:.60} is none of its {len(cells)} cells")
+    grid = Grid(path.parent / values["recipe"], cells, tuple(seeds), base, values.get("split", Grid.split))
+    for name in cells:
+        try:
+            grid.run_of(name, 0, Path())
+        except ValueError as error:
+            raise ValueError(f"grid {path}, cell {name}: {error}") from error
+    return grid
+
+
+def product_of(factors: Sequence[Mapping[str, Fields]]) -> dict[str, Fields]:
+    """One cell for each choice of every factor, named after the choices."""
+    cells: dict[str, Fields] = {}
+    for choice in product(*(factor.items() for factor in factors)):
+        cells["-".join(name for name, _ in choice)] = {
+            key: value for _, fields in choice for key, value in fields.items()
         }
+    return cells
 
 
-def all_cells() -> list[Cell]:
-    """Every combination but `nce` after a warm-up with itself."""
-    cells = [Cell(*values) for values in product(LOSSES, ("linear", "mlp"), (True, False), (False, True))]
-    return [cell for cell in cells if not (cell.warmup and cell.loss_type == WARMUP_LOSS)]
-
-
-def run_cell(task: tuple[Cell, int, Path, Path, dict[str, Any], int]) -> dict[str, Any]:
+def run_cell(task: tuple[Grid, str, int, Path, int]) -> dict[str, Any]:
     """Trains one cell with one seed, or reads its numbers if it was trained before."""
-    cell, seed, recipe_path, folder, overrides, threads = task
-    output = folder / f"{cell.name}-{seed}"
-    metrics = output / "metrics.json"
-    if not metrics.is_file():
+    grid, cell, seed, folder, threads = task
+    recipe = grid.run_of(cell, seed, folder)
+    output = recipe.output_dir
+    if not (output / "metrics.json").is_file():
         torch.set_num_threads(threads)
         output.mkdir(parents=True, exist_ok=True)
-        recipe = read_recipe(recipe_path, **overrides, **cell.overrides, seed=seed, output_dir=str(output))
-        with open(output / "train.log", "w") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+        with open(output / "train.log", "a") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
             run_recipe(recipe)
         shutil.rmtree(output / "stages")
         (output / "model.safetensors").unlink()
-    result = read_evaluation(metrics)
-    recalls = result["metrics"]["validation"]["metrics"]
+    result = read_evaluation(output / "metrics.json")
+    if grid.split not in result["metrics"]:
+        raise ValueError(f"{output} was not measured on {grid.split!r:.60}: it has {', '.join(result['metrics'])}")
+    judged = result["metrics"][grid.split]
     return {
-        "cell": cell.name,
+        "cell": cell,
         "seed": seed,
-        "seconds": result["stages"][0]["seconds"],
-        "metrics": {name: round(recalls[name], 2) for name in KEPT},
-        "fingerprint": result["metrics"]["validation"]["fingerprint"],
+        "seconds": sum(stage["seconds"] for stage in result["stages"]),
+        "metrics": {name: round(judged["metrics"][name], 2) for name in KEPT},
+        "fingerprint": judged["fingerprint"],
         "environment": result["environment"],
     }
 
 
-def run_grid(
-    cells: Iterable[Cell],
-    seeds: Iterable[int],
-    recipe_path: Path,
-    folder: Path,
-    overrides: Mapping[str, Any],
-    workers: int = 1,
-) -> list[dict[str, Any]]:
+def run_grid(grid: Grid, folder: Path, workers: int = 1) -> list[dict[str, Any]]:
     """Trains all cells with all seeds, one seed after the other: an unfinished grid has whole seeds.
 
+    The first run is alone, so that what all of them share, such as the outputs of frozen towers, is computed once.
+
     Args:
-        recipe_path: what the cells have in common.
         folder: where the runs are kept.
-        overrides: of the recipe, such as `data_dir`.
         workers: runs at a time; on a CPU one for each core is fastest.
     """
-    read_recipe(recipe_path, **overrides)  # refuses a typo before the work begins
     threads = max(1, (os.cpu_count() or 1) // workers)
-    tasks = [(cell, seed, recipe_path, folder, dict(overrides), threads) for seed, cell in product(seeds, list(cells))]
+    tasks = [(grid, cell, seed, folder, threads) for seed, cell in product(grid.seeds, grid.cells)]
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        runs = list(tqdm(pool.imap(run_cell, tasks), "runs of the grid", total=len(tasks)))
-    return runs
+        first = pool.apply(run_cell, tasks[:1])
+        others = pool.imap(run_cell, tasks[1:])
+        return [first, *tqdm(others, "runs of the grid", total=len(tasks), initial=1)]
 
 
 def summarise(runs: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """For each cell, by name: mean recalls over the seeds, and mean and standard deviation of `rsum`."""
-    of_cell: dict[str, list[Mapping[str, float]]] = {}
+    """For each cell, by name: means over the seeds of recalls and seconds, and the standard deviation of `rsum`."""
+    of_cell: dict[str, list[Mapping[str, Any]]] = {}
     for run in runs:
-        of_cell.setdefault(run["cell"], []).append(run["metrics"])
+        of_cell.setdefault(run["cell"], []).append(run)
     return {
         name: {
-            "seeds": len(metrics),
-            "rsum_std": stdev(each["rsum"] for each in metrics) if len(metrics) > 1 else 0.0,
-            **{key: mean(each[key] for each in metrics) for key in KEPT},
+            "seeds": len(found),
+            "seconds": mean(run["seconds"] for run in found),
+            "rsum_std": stdev(run["metrics"]["rsum"] for run in found) if len(found) > 1 else 0.0,
+            **{key: mean(run["metrics"][key] for run in found) for key in KEPT},
         }
-        for name, metrics in of_cell.items()
+        for name, found in of_cell.items()
     }
 
 
-def grid_table(summary: Mapping[str, Mapping[str, Any]]) -> str:
-    """Markdown: a line for each objective with and without warm-up, a column for each head and treatment, `rsum`."""
-    columns = list(product(("linear", "mlp"), (True, False)))
-    titles = [f"{head}, {'masked' if same_image else 'neither'}" for head, same_image in columns]
-    lines = ["| rsum | " + " | ".join(titles) + " |", "|---" * (len(columns) + 1) + "|"]
-    for loss_type, warmup in product(LOSSES, (False, True)):
-        found = [summary.get(Cell(loss_type, *column, warmup).name) for column in columns]
-        if any(found):
-            numbers = [f"{each['rsum']:.1f} ± {each['rsum_std']:.1f}" if each else "" for each in found]
-            title = f"`{loss_type}`" + (f" after an epoch of `{WARMUP_LOSS}`" if warmup else "")
-            lines.append(f"| {title} | " + " | ".join(numbers) + " |")
+def grid_table(summary: Mapping[str, Mapping[str, Any]], base: str | None = None) -> str:
+    """Markdown: a line for each cell with `rsum`, its difference from that of the base, and seconds of training."""
+    of_base = None if base is None else f" | from {base}"
+    lines = [f"| | rsum{of_base or ''} | seconds |", f"|---|---{'' if base is None else '|---'}|---|"]
+    for name, found in summary.items():
+        parts = [name, f"{found['rsum']:.1f} ± {found['rsum_std']:.1f}", f"{found['seconds']:.0f}"]
+        if base is not None:
+            parts.insert(2, "" if name == base else f"{found['rsum'] - summary[base]['rsum']:+.1f}")
+        lines.append(f"| {' | '.join(parts)} |")
     return "\n".join(lines)

@@ -278,13 +278,9 @@ The same command again continues an interrupted run. Every other field of transf
     return parser
 
 
-def parse_command_line(argv: Sequence[str], default: Path) -> Recipe:
-    """The recipe of a command line: `[RECIPE] [--field value ...]`; a field without a value is true."""
-    if {"-h", "--help"} & set(argv):
-        help_parser(default).print_help()
-        raise SystemExit
+def parse_fields(argv: Sequence[str]) -> dict[str, Any]:
+    """The values of `--field value ...`; a field without a value is true."""
     words = list(argv)
-    path = words.pop(0) if words and not words[0].startswith("--") else default
     known = known_keys()
     given: dict[str, Any] = {}
     while words:
@@ -296,4 +292,13 @@ def parse_command_line(argv: Sequence[str], default: Path) -> Recipe:
         key = key.removeprefix("--")
         is_text = key in known and known[key].type in (str, str | None) and value != "null"
         given[key] = value if is_text else parse_yaml(value, f"command line: --{key:.60} {value!r:.60}")
-    return read_recipe(path, **given)
+    return given
+
+
+def parse_command_line(argv: Sequence[str], default: Path) -> Recipe:
+    """The recipe of a command line: `[RECIPE] [--field value ...]`."""
+    if {"-h", "--help"} & set(argv):
+        help_parser(default).print_help()
+        raise SystemExit
+    named = bool(argv) and not argv[0].startswith("--")
+    return read_recipe(argv[0] if named else default, **parse_fields(argv[named:]))

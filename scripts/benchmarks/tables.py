@@ -7,7 +7,7 @@ from statistics import mean, median, stdev
 from hf_vse.evaluation.record import read_evaluation
 from hf_vse.evaluation.tables import recall_table, table_rows
 from hf_vse.plots import RECALLS
-from hf_vse.training.grid import grid_table
+from hf_vse.training.grid import summarise
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -75,7 +75,18 @@ def mean_metrics(results: list[dict]) -> dict[str, float]:
 
 
 def grid_section() -> str:
-    return grid_table(load("grid")["summary"])
+    """The cells of `recipes/grids/paper.yaml`: a line for each objective and start, a column for the rest."""
+    summary = summarise(load("grid")["runs"])
+    columns = {"linear-masked": "linear, masked", "linear-unmasked": "linear, neither"}
+    columns |= {"mlp-masked": "mlp, masked", "mlp-unmasked": "mlp, neither"}
+    lines = [f"| rsum | {' | '.join(columns.values())} |", "|---" * (len(columns) + 1) + "|"]
+    rows = dict.fromkeys((name.split("-")[0], name.split("-")[3]) for name in summary)
+    for loss, start in rows:
+        cells = [summary[f"{loss}-{column}-{start}"] for column in columns]
+        numbers = [f"{cell['rsum']:.1f} ± {cell['rsum_std']:.1f}" for cell in cells]
+        title = f"`{loss}`" + (" after an epoch of `nce`" if start == "warm" else "")
+        lines.append(f"| {title} | {' | '.join(numbers)} |")
+    return "\n".join(lines)
 
 
 def speed_table() -> str:

@@ -16,7 +16,8 @@ from hf_vse.training.limits import TOWERS
 from hf_vse.training.recipe import build_recipe, parse_command_line, read_recipe
 from hf_vse.training.settings import CONFIG_FIELDS, NO_KEYS, known_keys
 
-RECIPES = sorted((Path(__file__).parents[2] / "scripts" / "recipes").rglob("*.yaml"))
+FILES = sorted((Path(__file__).parents[2] / "scripts" / "recipes").rglob("*.yaml"))
+RECIPES = [path for path in FILES if path.parent.name != "grids"]
 DEFAULT = Path(__file__).parents[2] / "scripts" / "recipes" / "quickstart.yaml"
 
 
