@@ -21,6 +21,7 @@ def chunked_rows(
     positives: Tensor,
     query_ids: Tensor | None = None,
     candidate_ids: Tensor | None = None,
+    own: Tensor | None = None,
     *,
     settings: Mapping[str, Scalar],
     chunk_size: int | None = None,
@@ -29,30 +30,32 @@ def chunked_rows(
 
     Args:
         queries: (Q, dim); candidates: (C, dim).
-        positives: (Q,) the place of each query's positive among the candidates.
+        positives: (Q, P) the places of each query's positives among the candidates; a row loss for each.
         query_ids, candidate_ids: (Q, kinds), (C, kinds) integers; candidates that share an id are no negatives.
+        own: (Q, P) what the positives score instead of their similarities.
         settings: `SETTINGS` by name.
-        chunk_size: queries compared at once; None compares all, and keeps what the backward pass needs.
+        chunk_size: row losses computed at once; None computes all, and keeps what the backward pass needs.
 
     Returns:
-        (Q,) float32.
+        (Q * P,) float32.
     """
+    each = positives.shape[1]
 
-    def rows(queries, candidates, positives, query_ids):
-        excluded = None
+    def rows(queries, candidates, positives, query_ids, own):
+        scores, excluded, places = similarity(queries, candidates), None, positives.reshape(-1, 1)
         if query_ids is not None:
-            excluded = share_an_id(query_ids, candidate_ids).scatter(1, positives[:, None], False)
-        return objective.rows(similarity(queries, candidates), positives, excluded, settings)
+            excluded = share_an_id(query_ids, candidate_ids).repeat_interleave(each, dim=0).scatter(1, places, False)
+        scores = scores if each == 1 else scores.repeat_interleave(each, dim=0)
+        scores = scores if own is None else scores.scatter(1, places, own.reshape(-1, 1))
+        return objective.rows(scores, places[:, 0], excluded, settings)
 
-    if chunk_size is None or chunk_size >= len(queries):
-        return rows(queries, candidates, positives, query_ids)
+    size = None if chunk_size is None else max(1, chunk_size // each)
+    if size is None or size >= len(queries):
+        return rows(queries, candidates, positives, query_ids, own)
     losses = []
-    for start in range(0, len(queries), chunk_size):
-        part = slice(start, start + chunk_size)
-        ids = None if query_ids is None else query_ids[part]
-        losses.append(
-            checkpoint(
-                rows, queries[part], candidates, positives[part], ids, use_reentrant=False, preserve_rng_state=False
-            )
-        )
+    for start in range(0, len(queries), size):
+        part = slice(start, start + size)
+        ids, of_part = (None if given is None else given[part] for given in (query_ids, own))
+        inputs = queries[part], candidates, positives[part], ids, of_part
+        losses.append(checkpoint(rows, *inputs, use_reentrant=False, preserve_rng_state=False))
     return torch.cat(losses)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from hf_vse.model.losses_vse import SETTINGS, contrastive_loss, objective
+from hf_vse.objectives.captions import Positives
 from hf_vse.objectives.exchange import Negatives, shares_negatives
 from hf_vse.objectives.gather import gathered_contrastive_loss
 from hf_vse.objectives.kernels import fused_tiles, why_not_fused
@@ -93,26 +94,30 @@ def execute_loss(
     *,
     execution: Execution = AUTO,
     loss_type: str = "nce",
+    positives: Positives = "one",
     **options: float | Tensor | None,
 ) -> Tensor:
     """`contrastive_loss` on the pairs of all processes, computed as `execution` says.
 
     Args:
-        image_embeds, text_embeds: (local, dim) unit vectors of this process.
+        image_embeds, text_embeds: (local, dim) unit vectors of this process; texts (local, K, dim) where images have K
+            captions, see `captions`.
+        positives: which of K captions are positives.
         options: `image_ids`, `text_ids`, `image_weight` and settings, as in `contrastive_loss`.
 
     Returns:
         A scalar. With negatives of all processes, the mean over the processes is the loss of the whole batch, and the
         mean of the gradients is the gradient of the whole batch.
     """
-    name, reason = choose_execution(execution, loss_type, len(image_embeds), image_embeds.device, options)
+    pairs = text_embeds.shape[:-1].numel()
+    name, reason = choose_execution(execution, loss_type, pairs, image_embeds.device, options)
     announce(name, reason)
     embeds, options = (image_embeds, text_embeds), {"loss_type": loss_type} | options
+    if name == "dense" and text_embeds.ndim == 2 and not shares_negatives(execution.negatives):
+        return contrastive_loss(*embeds, **options)
+    options = options | {"positives": positives, "negatives": execution.negatives}
     if name in ("streamed", "fused"):
         tiles = fused_tiles() if name == "fused" else None
-        negatives, chunk_size = execution.negatives, execution.chunk_size
-        return streamed_contrastive_loss(*embeds, negatives=negatives, chunk_size=chunk_size, tiles=tiles, **options)
+        return streamed_contrastive_loss(*embeds, chunk_size=execution.chunk_size, tiles=tiles, **options)
     chunk_size = None if name == "dense" else execution.chunk_size or DEFAULT_CHUNK
-    if name == "dense" and not shares_negatives(execution.negatives):
-        return contrastive_loss(*embeds, **options)
-    return gathered_contrastive_loss(*embeds, negatives=execution.negatives, chunk_size=chunk_size, **options)
+    return gathered_contrastive_loss(*embeds, chunk_size=chunk_size, **options)

@@ -6,11 +6,14 @@ Data-parallel training averages gradients over processes; with the scale below, 
 process on the whole batch.
 """
 
+from functools import partial
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from hf_vse.model.losses_vse import Scalar, all_settings, objective, pair_ids
+from hf_vse.model.losses_vse import Scalar, all_settings, objective
+from hf_vse.objectives.captions import Positives, caption_count, captioned, check_captioned, mean_of_captions
 from hf_vse.objectives.chunked import chunked_rows
 from hf_vse.objectives.exchange import Negatives, gathered_parts, row_counts, shares_negatives, world_size
 
@@ -45,6 +48,7 @@ def gathered_contrastive_loss(
     loss_type: str = "nce",
     image_ids: Tensor | None = None,
     text_ids: Tensor | None = None,
+    positives: Positives = "one",
     negatives: Negatives = "gather",
     chunk_size: int | None = None,
     image_weight: float = 0.5,
@@ -54,7 +58,10 @@ def gathered_contrastive_loss(
 
     Args:
         image_embeds, text_embeds: (local, dim) unit vectors of this process; the number may differ between processes.
-        image_ids, text_ids, image_weight, settings: as in `contrastive_loss`.
+            Texts are (local, K, dim) where images have K captions.
+        image_ids, text_ids, image_weight, settings: as in `contrastive_loss`; `text_ids` with K captions (local, K) or
+            (local, K, kinds).
+        positives: which of K captions are positives, see `captions`.
         negatives: `local` compares with the candidates of this process alone.
         chunk_size: queries compared at once; default all of this process.
 
@@ -62,19 +69,27 @@ def gathered_contrastive_loss(
         A scalar. Its mean over the processes is the loss of the whole batch, and its gradients, averaged over the
         processes as in data-parallel training, are those of the whole batch.
     """
-    counts = row_counts(image_embeds) if shares_negatives(negatives) else [len(image_embeds)]
-    image_embeds, text_embeds = image_embeds.float(), text_embeds.float()  # so that gradients add up in float32
-    ids = pair_ids(image_ids, text_ids)
-    all_images, all_texts, all_ids = image_embeds, text_embeds, ids
-    first = 0
-    if len(counts) > 1:
-        first = sum(counts[: dist.get_rank()])
-        all_images, all_texts = gather_rows(image_embeds, counts), gather_rows(text_embeds, counts)
-        all_ids = None if ids is None else gather_rows(ids, counts)
-    positives = torch.arange(first, first + len(image_embeds), device=image_embeds.device)
     chosen, settings = objective(loss_type), all_settings(settings)
-    image_rows, text_rows = (
-        chunked_rows(chosen, queries, candidates, positives, ids, all_ids, settings=settings, chunk_size=chunk_size)
-        for queries, candidates in ((image_embeds, all_texts), (text_embeds, all_images))
-    )
+    check_captioned(positives, caption_count(text_embeds), loss_type)
+    counts = row_counts(image_embeds) if shares_negatives(negatives) else [len(image_embeds)]
+    first = sum(counts[: dist.get_rank()]) if len(counts) > 1 else 0
+    batch = captioned(image_embeds, text_embeds, positives, settings, image_ids, text_ids, first)
+    images, texts, captions = batch.images, batch.texts, batch.captions
+    ids_of_images, ids_of_texts = batch.ids
+    places = first + torch.arange(len(images), device=images.device)  # of the images, among those of all processes
+    own_places = captions * places[:, None] + torch.arange(captions, device=images.device)  # of their texts
+
+    def everywhere(local: Tensor | None, of_each: int) -> Tensor | None:
+        """The rows of all processes, `of_each` image so many."""
+        return (
+            local if local is None or len(counts) == 1 else gather_rows(local, [of_each * count for count in counts])
+        )
+
+    rows = partial(chunked_rows, chosen, settings=settings, chunk_size=chunk_size)
+    all_images, all_texts = everywhere(images, 1), everywhere(texts, captions)
+    all_ids = everywhere(ids_of_images, 1), everywhere(ids_of_texts, captions)
+    own = batch.own if positives == "any" else None
+    image_rows = rows(images, all_texts, own_places[:, : batch.own.shape[1]], ids_of_images, all_ids[1], own)
+    text_rows = rows(texts, all_images, places.repeat_interleave(captions)[:, None], ids_of_texts, all_ids[0])
+    image_rows, text_rows = (mean_of_captions(each, len(images)) for each in (image_rows, text_rows))
     return len(counts) * chosen.reduce(image_rows, text_rows, total_rows=sum(counts), image_weight=image_weight)

@@ -4,9 +4,10 @@ No matrix of all images x all texts is ever stored: rows of it are computed, red
 queries and for text queries) and dropped. The backward pass computes them again; that of `hardest` needs no matrix,
 because one negative of each query has a gradient.
 
-With s the similarities, k the scale, o the offset of a pair: logits of image i are k s_ij + o_i, those of text j are
-k s_ij + o_j. Memory: inputs, their gradients, and a few tiles of `chunk_size` x candidates. Arithmetic, for n pairs of
-d dimensions: 2 n^2 d forward; backward 6 n^2 d, or O(n d) for `hardest`.
+With s the similarities, k the scale, o the offset of a query: logits of image i are k s_ij + o_i, those of text j are
+k s_ij + o_j. Images and texts have offsets and ids of their own, and there may be more of one than of the other.
+Memory: inputs, their gradients, and a few tiles of `chunk_size` x candidates. Arithmetic, for n images and m texts of
+d dimensions: 2 n m d forward; backward 6 n m d, or O((n + m) d) for `hardest`.
 """
 
 from collections.abc import Iterator
@@ -213,25 +214,27 @@ class ReductionPlan(NamedTuple):
     chunk_size: int | None
     dtype: torch.dtype  # of the factors of the matrix products, which add up in float32
 
-    def visit(self, meet, images, texts, scale, offsets, ids, merge, *more: Tensor):
+    def visit(self, meet, given, merge, *more: Tensor):
         """Calls `meet` with the images of this process and blocks of texts; `more` has a row for each text."""
-        per_pair = offsets is not None and offsets.ndim == 1
+        images, texts, scale, row_offsets, column_offsets, row_ids, column_ids = given
+        per_text = column_offsets is not None and column_offsets.ndim == 1
+        first_image = self.exchange.first * len(images) // len(texts)  # all images have equally many texts
 
         def step(rows, first: int):
-            columns, column_ids, column_offsets, *travelled = rows
-            shared = column_offsets if per_pair else offsets
-            return meet(
-                Block(images, columns, self.exchange.first, first, scale, offsets, shared, ids, column_ids), *travelled
-            )
+            columns, ids, offsets, *travelled = rows
+            offsets = offsets if per_text else column_offsets
+            block = Block(images, columns, first_image, first, scale, row_offsets, offsets, row_ids, ids)
+            return meet(block, *travelled)
 
         with torch.autocast(images.device.type, enabled=False):
-            return self.exchange.visit(step, [texts, ids, offsets if per_pair else None, *more], merge)
+            return self.exchange.visit(step, [texts, column_ids, column_offsets if per_text else None, *more], merge)
 
 
 class _NegativeStatistics(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, images, texts, scale, offsets, ids, plan: ReductionPlan):
-        given = images.to(plan.dtype), texts.to(plan.dtype), scale, offsets, ids
+    def forward(ctx, images, texts, scale, row_offsets, column_offsets, row_ids, column_ids, plan: ReductionPlan):
+        sides = images.to(plan.dtype), texts.to(plan.dtype)
+        given = (*sides, scale, row_offsets, column_offsets, row_ids, column_ids)
         merge = plan.reduction.merge
         row_state: State | None = None
 
@@ -241,7 +244,7 @@ class _NegativeStatistics(torch.autograd.Function):
             row_state = seen if row_state is None else merge(row_state, seen)
             return column_state
 
-        column_state = plan.visit(meet, *given, merge)
+        column_state = plan.visit(meet, given, merge)
         ctx.plan, ctx.width = plan, len(row_state)
         ctx.save_for_backward(*given, *row_state, *column_state)
         return row_state[0].clone(), column_state[0].clone()
@@ -249,8 +252,8 @@ class _NegativeStatistics(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, of_image_numbers, of_text_numbers):
-        plan, given, saved = ctx.plan, ctx.saved_tensors[:5], ctx.saved_tensors[5:]
-        images, _, scale, offsets, _ = given
+        plan, given, saved = ctx.plan, ctx.saved_tensors[:7], ctx.saved_tensors[7:]
+        images, _, scale, row_offsets, column_offsets, *_ = given
         row_state, column_state = saved[: ctx.width], saved[ctx.width :]
         of_images = torch.zeros_like(images, dtype=torch.float32)
 
@@ -263,14 +266,17 @@ class _NegativeStatistics(torch.autograd.Function):
             of_images.add_(of_block[0])
             return [of_block[1]]
 
-        (of_texts,) = plan.visit(meet, *given, total, of_text_numbers, *column_state)
-        of_scale = of_offsets = None
-        if ctx.needs_input_grad[2]:
-            of_scale = (of_images * images).sum() / scale
-        if ctx.needs_input_grad[3]:
-            of_offsets = of_image_numbers * row_state[1] + of_text_numbers * column_state[1]
-            of_offsets = of_offsets if offsets.ndim else of_offsets.sum()
-        return of_images, of_texts, of_scale, of_offsets, None, None
+        (of_texts,) = plan.visit(meet, given, total, of_text_numbers, *column_state)
+        of_scale = (of_images * images).sum() / scale if ctx.needs_input_grad[2] else None
+        of_offsets = []
+        sides = (row_offsets, of_image_numbers, row_state), (column_offsets, of_text_numbers, column_state)
+        for needed, (offsets, of_numbers, state) in zip(ctx.needs_input_grad[3:5], sides, strict=True):
+            of_each = of_numbers * state[1] if needed else None
+            of_offsets.append(of_each if not needed or offsets.ndim else of_each.sum())
+        return of_images, of_texts, of_scale, *of_offsets, None, None, None
+
+
+Sides = tuple[Tensor | None, Tensor | None]  # of images, of texts
 
 
 def negative_statistics(
@@ -278,19 +284,22 @@ def negative_statistics(
     texts: Tensor,
     plan: ReductionPlan,
     scale: Tensor | None = None,
-    offsets: Tensor | None = None,
-    ids: Tensor | None = None,
+    offsets: Sides = (None, None),
+    ids: Sides = (None, None),
 ) -> tuple[Tensor, Tensor]:
     """The number of `plan.reduction` for every image about its negative texts, and for every text about its images.
 
     Args:
-        images, texts: (local, dim); pair i is row i of both.
+        images, texts: (images, dim), (texts, dim) of this process; without ids, pair i is row i of both. Where
+            processes exchange them, all have equally many texts for each of their images.
         scale: () k, default 1; differentiable, except for `hardest`.
-        offsets: (local,) o, or () for all pairs, only for the sums; default none. Differentiable.
-        ids: (local, kinds) integers; pairs with an equal id of one kind are no negatives of each other.
+        offsets: o of the images, (images,), and of the texts, (texts,); or () for all, only for the sums.
+            Differentiable.
+        ids: (images, kinds) and (texts, kinds) integers; an image and a text with an equal id of one kind are no
+            negatives of each other. Where there are ids, own texts must have one of their image.
 
     Returns:
-        (local,) and (local,) float32, over the negatives of all processes that the exchange brings.
+        (images,) and (texts,) float32, over the negatives of all processes that the exchange brings.
     """
     scale = torch.ones((), device=images.device) if scale is None else scale
-    return _NegativeStatistics.apply(images, texts, scale, offsets, ids, plan)
+    return _NegativeStatistics.apply(images, texts, scale, *offsets, *ids, plan)

@@ -15,7 +15,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hf_vse.model import losses_vse
-from hf_vse.model.losses_vse import Objective, Scalar, all_settings, objective, pair_ids
+from hf_vse.model.losses_vse import Objective, Scalar, all_settings, objective
+from hf_vse.objectives.captions import (
+    Captioned,
+    Positives,
+    caption_count,
+    captioned,
+    check_captioned,
+    mean_of_captions,
+)
 from hf_vse.objectives.exchange import Negatives, exchange_of
 from hf_vse.objectives.reductions import (
     GuardedCount,
@@ -27,7 +35,7 @@ from hf_vse.objectives.reductions import (
     Reduction,
     SoftplusSum,
 )
-from hf_vse.objectives.statistics import ReductionPlan, Tiles, TorchTiles, negative_statistics
+from hf_vse.objectives.statistics import ReductionPlan, Sides, Tiles, TorchTiles, negative_statistics
 
 Settings = Mapping[str, Scalar]  # `losses_vse.SETTINGS`
 
@@ -141,8 +149,8 @@ def weighted_logsumexp(
     texts: Tensor,
     plan: ReductionPlan,
     scale: Tensor,
-    offset: Tensor | None,
-    ids: Tensor | None,
+    offsets: Sides,
+    ids: Sides,
     hardness: Scalar,
 ) -> tuple[Tensor, Tensor]:
     """log sum_j w_j e^{x_j} of every query, with the fixed weights of `losses_vse.log_weights`, as log-sum-exps alone.
@@ -152,19 +160,18 @@ def weighted_logsumexp(
     """
 
     def logsumexps(factor: Scalar) -> tuple[Tensor, Tensor]:
-        return negative_statistics(
-            images, texts, plan, factor * scale, offset if offset is None else factor * offset, ids
-        )
+        of_sides = tuple(None if each is None else factor * each for each in offsets)
+        return negative_statistics(images, texts, plan, factor * scale, of_sides, ids)
 
     of_weighted = logsumexps(1 + hardness)
     with torch.no_grad():
         of_weights = logsumexps(hardness)
-        if offset is None:
-            nothing = images.new_zeros(len(images), 16)  # e^0 counts; 16 numbers suit the kernels
-            counts = negative_statistics(nothing, nothing, plan, None, None, ids)
+        if offsets[0] is None:
+            nothing = (each.new_zeros(len(each), 16) for each in (images, texts))  # e^0 counts; 16 suit the kernels
+            counts = negative_statistics(*nothing, plan, None, offsets, ids)
         else:
             counting = plan._replace(reduction=GuardedCount())
-            counts = [each.log() for each in negative_statistics(images, texts, counting, scale, offset, ids)]
+            counts = [each.log() for each in negative_statistics(images, texts, counting, scale, offsets, ids)]
     return tuple(
         torch.where(n.isneginf(), n, n + a.detach() - c + (a - a.detach()) / (1 + hardness))
         for a, c, n in zip(of_weighted, of_weights, counts, strict=True)
@@ -182,6 +189,7 @@ def streamed_contrastive_loss(
     loss_type: str = "nce",
     image_ids: Tensor | None = None,
     text_ids: Tensor | None = None,
+    positives: Positives = "one",
     negatives: Negatives = "gather",
     chunk_size: int | None = None,
     tiles: Tiles | None = None,
@@ -192,7 +200,10 @@ def streamed_contrastive_loss(
 
     Args:
         image_embeds, text_embeds: (local, dim) unit vectors of this process; processes may hold different numbers.
-        loss_type, image_ids, text_ids, image_weight, settings: as in `contrastive_loss`.
+            Texts are (local, K, dim) where images have K captions.
+        loss_type, image_ids, text_ids, image_weight, settings: as in `contrastive_loss`; `text_ids` with K captions
+            (local, K) or (local, K, kinds).
+        positives: which of K captions are positives, see `captions`.
         negatives: the texts of all processes at once (`gather`), of one process at a time (`ring`), or of this process
             (`local`).
         chunk_size: images compared at once; default: as many as a tile of constant memory takes. The value of the
@@ -209,21 +220,46 @@ def streamed_contrastive_loss(
     chosen, settings = objective(loss_type), all_settings(settings)
     if not has_stream(loss_type):
         raise ValueError(f"loss_type {loss_type!r} has no stream; use chunked execution, which takes any row loss")
-    dtype, exchanged = image_embeds.dtype, exchange_of(negatives, image_embeds)
-    stream = stream_of(chosen, settings, sum(exchanged.counts))
-    plan = ReductionPlan(stream.reduction, exchanged, tiles or TorchTiles(), chunk_size, dtype)
+    check_captioned(positives, caption_count(text_embeds), loss_type)
     with torch.autocast(image_embeds.device.type, enabled=False):
-        images, texts = image_embeds.float(), text_embeds.float()  # so that gradients add up in float32
-        positive = torch.linalg.vecdot(images, texts)
-        scale, offset = (
-            None if value is None else torch.as_tensor(value, dtype=torch.float32, device=positive.device)
-            for value in stream.logits(positive, settings)
-        )
-        ids = pair_ids(image_ids, text_ids)
-        if isinstance(stream.reduction, LogSumExp) and settings["hardness"] > 0:
-            of_images, of_texts = weighted_logsumexp(images, texts, plan, scale, offset, ids, settings["hardness"])
-        else:
-            of_images, of_texts = negative_statistics(images, texts, plan, scale, offset, ids)
-        image_rows, text_rows = (stream.row_loss(each, positive, settings) for each in (of_images, of_texts))
-    counts = exchanged.counts
+        exchanged = exchange_of(negatives, image_embeds)
+        batch = captioned(image_embeds, text_embeds, positives, settings, image_ids, text_ids, exchanged.first)
+        counts = exchanged.counts
+        exchanged = type(exchanged)([count * batch.captions for count in counts])  # of the texts
+        stream = stream_of(chosen, settings, sum(exchanged.counts))
+        plan = ReductionPlan(stream.reduction, exchanged, tiles or TorchTiles(), chunk_size, image_embeds.dtype)
+        of_images, of_texts = numbers_of_negatives(stream, batch, plan, settings)
+        image_rows = stream.row_loss(of_images, batch.own.flatten(), settings)
+        text_rows = stream.row_loss(of_texts, batch.own_of_texts, settings)
+        image_rows, text_rows = (mean_of_captions(each, len(batch.images)) for each in (image_rows, text_rows))
     return len(counts) * chosen.reduce(image_rows, text_rows, total_rows=sum(counts), image_weight=image_weight)
+
+
+def numbers_of_negatives(
+    stream: Stream, batch: Captioned, plan: ReductionPlan, settings: Settings
+) -> tuple[Tensor, Tensor]:
+    """The numbers for every row loss of the images, one after the other, and for every text.
+
+    Negatives of an image are the same for all of its row losses. Where their number depends on the positive's score,
+    images are compared with texts once for each.
+    """
+
+    def logits(positive: Tensor) -> list[Tensor | None]:
+        given = stream.logits(positive, settings)
+        return [
+            None if each is None else torch.as_tensor(each, dtype=torch.float32, device=positive.device)
+            for each in given
+        ]
+
+    (scale, offsets), (_, of_texts) = logits(batch.own), logits(batch.own_of_texts)
+    by_row = offsets is not None and offsets.ndim > 0
+    found = []
+    for offset in offsets.unbind(1) if by_row else [offsets]:
+        given = batch.images, batch.texts, plan, scale, (offset, of_texts), batch.ids
+        if isinstance(stream.reduction, LogSumExp) and settings["hardness"] > 0:
+            found.append(weighted_logsumexp(*given, settings["hardness"]))
+        else:
+            found.append(negative_statistics(*given))
+    if by_row:
+        return torch.stack([of_images for of_images, _ in found], dim=1).flatten(0, 1), found[0][1]
+    return found[0][0].repeat_interleave(batch.own.shape[1], dim=0), found[0][1]

@@ -1,10 +1,13 @@
 """Small batches whose gradients reach one shared weight, and the dense loss of them as the reference."""
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from hf_vse.model.losses_vse import contrastive_loss, nce
+from hf_vse.objectives.gather import gathered_contrastive_loss
 
 OPTIONS = {"temperature": 0.2, "margin": 0.3, "logit_bias": -1.0}
 
@@ -37,15 +40,28 @@ class Batch:
         ids: whether some pairs share an image; with 2, others share a caption.
         seed: of weights and inputs.
         dtype: of the embeddings.
+        captions: of every image.
     """
 
-    def __init__(self, pairs: int, ids: int = False, seed: int = 3, dtype: torch.dtype = torch.float32, dim: int = 4):
+    def __init__(
+        self,
+        pairs: int,
+        ids: int = False,
+        seed: int = 3,
+        dtype: torch.dtype = torch.float32,
+        dim: int = 4,
+        captions: int = 1,
+    ):
         generator = torch.Generator().manual_seed(seed)
         self.weights = torch.randn(2, 6, dim, generator=generator)
         self.inputs = torch.randn(2, pairs, 6, generator=generator)
         names = ("image_ids", "text_ids")[: int(ids)]
         self.ids = {name: torch.randint(0, max(2, pairs // 2), (pairs,), generator=generator) for name in names}
         self.dtype = dtype
+        if captions > 1:
+            self.inputs = self.inputs[0], torch.randn(pairs, captions, 6, generator=generator)
+            shared = torch.randint(0, 3 * pairs, (pairs, captions), generator=generator)
+            self.ids |= {"text_ids": shared} if ids > 1 else {}
 
     def loss_and_gradients(self, loss, rows: slice = slice(None), **options) -> list[Tensor]:
         """Value of `loss` on some rows, and its gradients by the weights, the temperature and the bias."""
@@ -53,7 +69,7 @@ class Batch:
         weights = self.weights.clone().requires_grad_()
         learned = {name: torch.tensor(settings[name], requires_grad=True) for name in ("temperature", "logit_bias")}
         ids = {name: each[rows] for name, each in self.ids.items()}
-        embeds = [F.normalize(self.inputs[side, rows] @ weights[side], dim=1).to(self.dtype) for side in (0, 1)]
+        embeds = [F.normalize(self.inputs[side][rows] @ weights[side], dim=-1).to(self.dtype) for side in (0, 1)]
         value = loss(*embeds, **(ids | settings | learned))
         gradients = torch.autograd.grad(value, (weights, *learned.values()), allow_unused=True)
         return [
@@ -62,7 +78,9 @@ class Batch:
         ]
 
     def reference(self, **options) -> list[Tensor]:
-        found = self.loss_and_gradients(contrastive_loss, **options)
+        """The dense loss of one process."""
+        loss = contrastive_loss if self.inputs[1].ndim == 2 else partial(gathered_contrastive_loss, negatives="local")
+        found = self.loss_and_gradients(loss, **options)
         assert found[0] > 0 and found[1].abs().max() > 0, "nothing to compare"
         return found
 

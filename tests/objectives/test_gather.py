@@ -18,6 +18,14 @@ PAIRS = 11
 SPLITS = {2: ([0, 5, 11], [0, 9, 11]), 3: ([0, 4, 5, 11],)}
 NEGATIVES = {2: "gather", 3: "ring"}  # of the fused way
 ONE_OF_EACH_KERNEL = ("nce", "hinge_sum", "hinge_max", "siglip")
+CAPTIONED = (
+    ("nce", "each", {"hardness": 0.5}),
+    ("clip", "any", {"false_negative_gap": 0.1}),
+    ("hinge_sum", "each", {}),
+    ("hinge_max", "each", {}),
+    ("siglip", "any", {}),
+    ("nce", "centre", {}),
+)
 WAYS = (
     (gathered_contrastive_loss, {}),
     (gathered_contrastive_loss, {"chunk_size": 2}),
@@ -49,12 +57,23 @@ def check_processes(rank: int, world: int) -> None:
     check_split(slice(bounds[rank], bounds[rank + 1]), fused_ways(world), loss_type, 2, torch.float32, **frame)
     for loss_type in ONE_OF_EACH_KERNEL:
         check_split(slice(bounds[rank], bounds[rank + 1]), fused_ways(world), loss_type, 2, torch.float32)
+    check_captions(slice(bounds[rank], bounds[rank + 1]))
     check_own_negatives(rank, world)
     check_equal_captions(rank, world)
 
 
-def check_split(local: slice, ways: Sequence, loss_type: str, ids: int, dtype: torch.dtype, **frame: float) -> None:
-    batch = Batch(PAIRS, ids, dtype=dtype)
+def check_captions(local: slice) -> None:
+    """Three captions of every image."""
+    for loss_type, positives, frame in CAPTIONED:
+        more = {"captions": 3, "positives": positives, **frame}
+        for ids in (0, 2):
+            check_split(local, WAYS, loss_type, ids, torch.float32, **more)
+
+
+def check_split(
+    local: slice, ways: Sequence, loss_type: str, ids: int, dtype: torch.dtype, captions: int = 1, **frame: float | str
+) -> None:
+    batch = Batch(PAIRS, ids, dtype=dtype, captions=captions)
     expected = batch.reference(loss_type=loss_type, **frame)
     for loss, options in ways:
         if loss is streamed_contrastive_loss and not has_stream(loss_type):

@@ -1,0 +1,117 @@
+"""Several captions of an image in one batch, and which of them are its positives.
+
+Image i has K captions, `text_embeds[i]`, (K, dim). They are never negatives of their image. With s_k the similarities
+to the own captions and t the temperature:
+
+| positives | row losses of an image                                         | row losses of its captions |
+|-----------|----------------------------------------------------------------|----------------------------|
+| `each`    | one for each s_k, the other own captions left out; their mean  | one each; their mean       |
+| `any`     | one; the own captions are one candidate, t log sum_k e^{s_k/t} | one each; their mean       |
+| `centre`  | one; the unit mean of the captions is the only text            | one, of that mean          |
+
+So each direction is the mean over the captions of an image, and then, as with one caption, the mean or the sum over
+images. `each` is SupCon's L_out without the positives in its denominator (arXiv 2004.11362), `any` has the positives
+of MIL-NCE (arXiv 1912.06430), but a direction at a time.
+"""
+
+from collections.abc import Mapping
+from typing import Literal, NamedTuple, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hf_vse.model.losses_vse import Scalar, objective, pair_ids
+
+Positives = Literal["one", "each", "any", "centre"]
+
+
+class Captioned(NamedTuple):
+    """Images and texts that are compared, in float32; text j belongs to image `j // captions`, by construction."""
+
+    images: Tensor  # (B, dim)
+    texts: Tensor  # (B * captions, dim)
+    captions: int
+    own: Tensor  # (B, P) positive's scores, one for each row loss of an image
+    own_of_texts: Tensor  # (B * captions,)
+    ids: tuple[Tensor | None, Tensor | None]  # (B, kinds), (B * captions, kinds)
+
+
+def caption_count(text_embeds: Tensor) -> int:
+    """How many captions an image has: 1 of (B, dim), K of (B, K, dim)."""
+    return 1 if text_embeds.ndim == 2 else text_embeds.shape[1]
+
+
+def check_captioned(positives: Positives, captions: int, loss_type: str) -> None:
+    """Raises ValueError where a number of captions and `positives` do not fit, or not the objective."""
+    if positives not in get_args(Positives):
+        raise ValueError(f"positives is one of {', '.join(get_args(Positives))}, got {positives!r}")
+    if positives == "one" and captions > 1:
+        raise ValueError(f"positives one takes one caption of an image, got {captions}: choose each, any or centre")
+    if positives == "any" and "temperature" not in objective(loss_type).settings:
+        raise ValueError(f"positives any needs a temperature, loss_type {loss_type!r} has none: choose each or centre")
+
+
+def captioned(
+    image_embeds: Tensor,
+    text_embeds: Tensor,
+    positives: Positives,
+    settings: Mapping[str, Scalar],
+    image_ids: Tensor | None,
+    text_ids: Tensor | None,
+    first: int,
+) -> Captioned:
+    """A batch as it is compared.
+
+    Args:
+        image_embeds: (B, dim); text_embeds: (B, dim), or (B, K, dim).
+        settings: `SETTINGS` by name.
+        image_ids, text_ids: as in `contrastive_loss`; `text_ids` (B, K) or (B, K, kinds) for K captions. A text with a
+            caption of an image is no negative of it.
+        first: place of the first image among those of all processes.
+    """
+    images, texts = image_embeds.float(), text_embeds.float()  # so that gradients add up in float32
+    if texts.ndim == 2:
+        own, ids = torch.linalg.vecdot(images, texts), pair_ids(image_ids, text_ids)
+        return Captioned(images, texts, 1, own[:, None], own, (ids, ids))
+    if image_ids is None:
+        image_ids = torch.arange(first, first + len(images), device=images.device)
+    of_captions = texts.new_zeros(*texts.shape[:2], 0, dtype=torch.int64) if text_ids is None else text_ids
+    shared = ids_of_captions(image_ids, of_captions.view(*texts.shape[:2], -1), centre=positives == "centre")
+    if positives == "centre":
+        texts = centre(texts)[:, None]
+    own = own_of_texts = torch.linalg.vecdot(images[:, None], texts)
+    if positives == "any":
+        t = settings["temperature"]
+        own = t * (own / t).logsumexp(dim=1, keepdim=True)
+    return Captioned(images, texts.flatten(0, 1), texts.shape[1], own, own_of_texts.flatten(), shared)
+
+
+def centre(text_embeds: Tensor) -> Tensor:
+    """The unit means of the captions of each image: (B, K, dim) -> (B, dim)."""
+    return F.normalize(text_embeds.mean(dim=1), dim=-1)
+
+
+def ids_of_captions(image_ids: Tensor, text_ids: Tensor, centre: bool) -> tuple[Tensor, Tensor]:
+    """The ids of images and of their texts, equal in one place where they are no negatives of each other.
+
+    Args:
+        image_ids: (B,) or (B, kinds); text_ids: (B, K, kinds), of no kinds where captions do not matter.
+        centre: an image has one text, the centre of its K captions.
+
+    Returns:
+        (B, n) and (texts, n).
+    """
+    captions = text_ids.shape[1]
+    images, own = image_ids.reshape(len(image_ids), -1), text_ids.transpose(1, 2)  # (B, kinds, K)
+    if centre:  # every caption of the one with every caption of the other
+        pairs = own[..., None].expand(*own.shape, captions)
+        return tuple(torch.cat([images, each.flatten(1)], dim=1) for each in (pairs, pairs.transpose(2, 3)))
+    of_texts = text_ids.flatten(0, 1).repeat_interleave(captions, dim=1)
+    of_texts = torch.cat([images.repeat_interleave(captions, dim=0), of_texts], dim=1)
+    return torch.cat([images, own.flatten(1)], dim=1), of_texts
+
+
+def mean_of_captions(rows: Tensor, images: int) -> Tensor:
+    """The mean of the row losses of each image, or of its texts: (images * n,) -> (images,)."""
+    return rows if len(rows) == images else rows.view(images, -1).mean(dim=1)
