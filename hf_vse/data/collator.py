@@ -28,6 +28,7 @@ class VSECollator:
         augmentation: augmentation of training images; None processes them as in evaluation.
         word_dropout: share of tokens replaced by the mask token, or by the unknown token if there is no mask token.
         max_broken_share: a larger share of unreadable images stops the run with an error.
+        set_dropout: share of the words of a caption and of the regions of an image that are left out.
     """
 
     def __init__(
@@ -36,10 +37,12 @@ class VSECollator:
         augmentation: Augmentation | None = None,
         word_dropout: float = 0.0,
         max_broken_share: float = MAX_BROKEN_SHARE,
+        set_dropout: float = 0.0,
     ):
         self.processor = processor
         self.augmentation = augmentation
         self.word_dropout = word_dropout
+        self.set_dropout = set_dropout
         self.broken = BrokenImages(max_broken_share)
         self.sentences: dict[str, np.ndarray] = {}
 
@@ -61,7 +64,7 @@ class VSECollator:
         if source == IMAGE:
             kept, batch = self.pixels([item[IMAGE] for item in items], draws)
         else:
-            kept, batch = range(len(items)), dict(VSEFeatureProcessor()([item[IMAGE_FEATURES] for item in items]))
+            kept, batch = range(len(items)), self.features(items, draws)
         draws = [draws[place] for place in kept]
         if CAPTION_FEATURES in items[0]:
             batch["text_features"] = torch.from_numpy(np.stack([items[place][CAPTION_FEATURES] for place in kept]))
@@ -72,6 +75,15 @@ class VSECollator:
         if "caption" in items[0] or CAPTIONS in items[0]:
             batch["text_ids"] = torch.tensor([text_ids_of(items[place]) for place in kept])
         return batch
+
+    def features(self, items: Sequence[Mapping[str, Any]], rngs: list[np.random.Generator]) -> dict[str, torch.Tensor]:
+        """The precomputed features of images, of sets of regions some."""
+        given = [np.asarray(item[IMAGE_FEATURES]) for item in items]
+        if self.set_dropout and given[0].ndim == 2:
+            given = [
+                each[kept_of_set(len(each), self.set_dropout, rng)] for each, rng in zip(given, rngs, strict=True)
+            ]
+        return dict(VSEFeatureProcessor()(given))
 
     def pixels(self, values: list[Any], rngs: list[np.random.Generator]) -> tuple[list[int], dict[str, torch.Tensor]]:
         """Indices of the readable images and their model inputs; decodes in groups to limit memory."""
@@ -117,11 +129,20 @@ class VSECollator:
             self.sentences |= fresh
         return [fresh[caption] if caption in fresh else self.sentences[caption] for caption in captions]
 
+    def some_words(self, token_ids: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """The sentence without some of its words; special tokens and unknown words are kept."""
+        kept = np.isin(token_ids, self.processor.tokenizer.all_special_ids)
+        kept[~kept] = kept_of_set(int((~kept).sum()), self.set_dropout, rng)
+        return token_ids[kept]
+
     def text_inputs(self, captions: list[str], rngs: list[np.random.Generator]) -> dict[str, torch.Tensor]:
         tokenizer = self.processor.tokenizer
         full = tokenizer.model_max_length if self.processor.full_length else None
         side = "right" if full else tokenizer.padding_side
-        tokens = pad_sentences(self.tokenized(captions), tokenizer.pad_token_id, side, full)
+        sentences = self.tokenized(captions)
+        if self.set_dropout:
+            sentences = [self.some_words(words, rng) for words, rng in zip(sentences, rngs, strict=True)]
+        tokens = pad_sentences(sentences, tokenizer.pad_token_id, side, full)
         if self.word_dropout:
             hidden = tokenizer.unk_token_id if tokenizer.mask_token_id is None else tokenizer.mask_token_id
             special = torch.isin(tokens["input_ids"], torch.tensor(tokenizer.all_special_ids))
@@ -131,6 +152,12 @@ class VSECollator:
         if not self.processor.text_mask:
             del tokens["attention_mask"]
         return tokens
+
+
+def kept_of_set(count: int, share: float, rng: np.random.Generator) -> np.ndarray:
+    """Which members of a set stay when a share is left out by chance, at least one: (count,) booleans."""
+    chance = rng.random(count)
+    return (chance >= share) | (chance == chance.max(initial=0.0))
 
 
 def joined(prepared: Sequence[Any]) -> Any:

@@ -159,6 +159,10 @@ class VSETrainingArguments(TrainingArguments):
         metadata={"help": "Points of mean recall (R@1, 5, 10, both directions, in percent) that it may lose."},
     )
     word_dropout: float = field(default=0.0, metadata={"help": "Share of words hidden in training."})
+    set_dropout: float = field(
+        default=0.0,
+        metadata={"help": "Share of the words of a sentence and of the regions of an image left out in training."},
+    )
     crop_min_scale: float = field(
         default=0.08, metadata={"help": "Smallest share of an image that a random crop keeps; 1 for no random crop."}
     )

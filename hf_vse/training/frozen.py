@@ -108,9 +108,10 @@ def frozen_sides(model: VSEModel, args: VSETrainingArguments) -> tuple[bool, boo
     if images and model.config.vision_pooling == "gpo":
         logger.info("the frozen image tower is run in every epoch: vision_pooling 'gpo' learns from all of its states")
         images = False
-    if texts and (model.config.text_pooling == "gpo" or args.word_dropout):
+    if texts and (model.config.text_pooling == "gpo" or args.word_dropout or args.set_dropout):
         logger.info(
-            "the frozen text tower is run in every epoch: text_pooling 'gpo' or word_dropout changes its output"
+            "the frozen text tower is run in every epoch: text_pooling 'gpo', word_dropout or set_dropout changes its "
+            "output"
         )
         texts = False
     return images, texts

@@ -75,7 +75,9 @@ LIMITS: dict[str, Limit] = (
     | limits(Limit(0, 100), "permitted_loss", "temperature_learning_rate")
     | limits(Limit(0, 1, above=True), "layer_decay")
     | limits(Limit(1, 1000), "unfreeze_last_blocks")
-    | limits(Limit(0, 1), "word_dropout", "crop_min_scale", "max_broken_share", "label_smoothing_factor")
+    | limits(
+        Limit(0, 1), "word_dropout", "set_dropout", "crop_min_scale", "max_broken_share", "label_smoothing_factor"
+    )
     | limits(Limit(0, 1, below=True), "feature_dropout", "head_dropout", "validation_share")
     | limits(Limit(0, 1, below=True), "adam_beta1", "adam_beta2")
     | limits(Limit(0, 1, above=True), "lr_decay_factor", "adam_epsilon")

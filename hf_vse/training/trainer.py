@@ -86,7 +86,8 @@ class VSETrainer(PublishingTrainer):
         pairs = None if train_dataset is None else pairs_of(train_dataset, processing_class, args.seed)
         if train_dataset is not None:
             report_equal_captions(train_dataset, args.mask_equal_captions)
-        collator = VSECollator(processing_class, args.augmentation, args.word_dropout, args.max_broken_share)
+        dropout = args.word_dropout, args.max_broken_share, args.set_dropout
+        collator = VSECollator(processing_class, args.augmentation, *dropout)
         super().__init__(
             model=model,
             args=args,

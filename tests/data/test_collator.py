@@ -14,7 +14,7 @@ from hf_vse.data.pairs import Pair, PairDataset
 from hf_vse.data.schema import text_id
 from hf_vse.data.transforms import Augmentation, input_size, random_box
 from hf_vse.model.processing_vse import VSEProcessor
-from tests.conftest import make_feature_pairs, make_pairs
+from tests.conftest import make_captions, make_feature_pairs, make_pairs
 
 
 @pytest.fixture
@@ -93,6 +93,30 @@ def test_word_dropout_hides_words_and_never_special_tokens(processor, items):
     special = torch.isin(plain, torch.tensor(processor.tokenizer.all_special_ids))
     assert torch.equal(dropped[special], plain[special])
     assert (dropped[~special] == processor.tokenizer.unk_token_id).all()
+
+
+def test_set_dropout_leaves_out_a_share_of_words_and_regions_and_never_all(tokenizer):
+    regions = np.arange(60, dtype=np.float32).reshape(20, 3)
+    caption = " ".join(make_captions(0))
+    items = [{"image_features": regions, "caption": caption, "draw": draw} for draw in range(200)]
+    processor = VSEProcessor(tokenizer=tokenizer)
+    whole = VSECollator(processor)(items[:1])
+    special = set(tokenizer.all_special_ids)
+    words = [each for each in whole["input_ids"][0].tolist() if each not in special]
+    assert len(words) > 10
+    for share in (0.25, 1.0):
+        batch = VSECollator(processor, set_dropout=share)(items)
+        kept_regions = batch["image_mask"].sum(dim=1)
+        kept_words = batch["attention_mask"].sum(dim=1) - (len(whole["input_ids"][0]) - len(words))
+        for count, of in ((kept_regions, len(regions)), (kept_words, len(words))):
+            assert count.min() >= 1 and count.float().mean() / of == pytest.approx(max(1 - share, 1 / of), abs=0.03)
+        for row, mask, features in zip(batch["input_ids"], batch["image_mask"], batch["image_features"], strict=True):
+            left = iter(words)
+            assert all(each in left for each in row.tolist() if each not in special)  # in their order
+            assert {tuple(each.tolist()) for each in features[mask.bool()]} <= {tuple(each) for each in regions}
+        alone = VSECollator(processor, set_dropout=share)(items[7:8])
+        assert alone["image_mask"].sum() == kept_regions[7]  # by the draw of the pair alone
+    assert torch.equal(VSECollator(processor, set_dropout=0.0)(items[:1])["input_ids"], whole["input_ids"])
 
 
 def test_broken_image_is_left_out_and_counted(processor, items):

@@ -200,6 +200,7 @@ def test_what_changes_from_epoch_to_epoch_is_not_cached(model, processor, make_a
     model.config.vision_pooling = "gpo"
     assert frozen.frozen_sides(model, make_args()) == (False, False)
     assert frozen.frozen_sides(model, make_args(freeze_text_tower=True, word_dropout=0.1)) == (False, False)
+    assert frozen.frozen_sides(model, make_args(freeze_text_tower=True, set_dropout=0.1)) == (False, False)
     assert frozen.frozen_sides(model, make_args(freeze_text_tower=True)) == (False, True)
     assert frozen.frozen_sides(model, make_args(freeze_image_tower=False)) == (False, False)
 
