@@ -22,7 +22,8 @@ GRU_MODEL_TYPE = "vse_gru_text"
 FEATURES_MODEL_TYPE = "vse_features"
 # Fields that the dual encoder of a `dual_encoder_config` decides.
 OF_DUAL_ENCODER = (
-    "vision_config", "text_config", "vision_pooling", "text_pooling", "vision_hidden_size", "projection_dim",
+    "vision_config", "text_config", "vision_pooling", "text_pooling", "text_layers", "vision_hidden_size",
+    "projection_dim",
 )  # fmt: skip
 # Dual encoders that read sentences of full length without a mask, which the pipeline of transformers does not give.
 NO_ZERO_SHOT_PIPELINE = ("siglip", "siglip2")
@@ -52,6 +53,7 @@ LAYERS = Number(
 NUMBERS = {
     "projection_dim": SIZE,
     "vision_hidden_size": SIZE._replace(optional=True),
+    "text_layers": LAYERS,
     "vision_power": Number("must be positive and at most 10", "1 leaves features as they are", lambda v: 0 < v <= 10),
     "feature_dropout": SHARE,
     "head_dropout": SHARE,
@@ -164,10 +166,8 @@ def tower_config(name: str, value: Any, default: str | None = None) -> PreTraine
 def dual_encoder_config(value: Any) -> PreTrainedConfig:
     config = tower_config("dual_encoder_config", value)
     if config.model_type not in DUAL_ENCODERS:
-        raise ValueError(
-            f"dual_encoder_config: {config.model_type!r} is not a known dual encoder: give one of "
-            f"{', '.join(DUAL_ENCODERS)}"
-        )
+        known = ", ".join(DUAL_ENCODERS)
+        raise ValueError(f"dual_encoder_config: {config.model_type!r} is no known dual encoder: give one of {known}")
     return config
 
 
@@ -184,18 +184,17 @@ class VSEConfig(PreTrainedConfig):
         vision_pooling, text_pooling: how the states of a tower become one vector. `mean` and `max` over positions,
             `last` (last word), `cls` (first position), `gpo` (generalized pooling operator), `pooler` (the tower's own
             pooled output).
+        text_layers: of the text tower so many last layers are pooled, one beside the other.
         vision_hidden_size: size of the image tower's states; only needed where its configuration does not tell.
         vision_norm, text_norm: what pooled vectors are scaled to before the projection: `l2` length one, as the paper
             does with images; `rms` root mean square one, which lets the projection learn faster; `none`.
         vision_power: exponent of the pooled image features, their signs kept; 0.5 tames the few strong ones (signed
             square root, Perronnin et al., ECCV 2010).
-        feature_dropout, head_dropout: share of pooled features, and of the head's inner features, set to zero in
-            training.
+        feature_dropout, head_dropout: share of pooled features, and of the head's inner ones, dropped in training.
         projection_type: `linear`; `mlp`, the paper's head Linear(d, 2d) - ReLU - Linear(2d, d) on top of it; or
             `residual`, the head added to what it reads, which starts as zero. On a dual encoder also `none`, and
             `linear` is a square map that starts as the identity.
-        head_init: how an `mlp` head starts: `xavier` as published, or `identity`, giving what it reads, so that
-            training starts from the linear map and fresh heads lose nothing of a base embedding.
+        head_init: how an `mlp` head starts: `xavier` as published, or `identity`, which loses nothing that it reads.
         projection_dim: dimension of the common space.
         loss_type: the objective: nce, hardnce, hardnce_smooth, hinge_sum, hinge_max, clip or siglip (`losses_vse.py`),
             or a function in a file of your own, my_loss.py:my_row_loss.
@@ -218,6 +217,7 @@ class VSEConfig(PreTrainedConfig):
     dual_encoder_config: dict | PreTrainedConfig | None = None
     vision_pooling: PoolingType = "mean"
     text_pooling: PoolingType = "last"
+    text_layers: int = 1
     vision_hidden_size: int | None = None
     vision_norm: NormType = "l2"
     text_norm: NormType = "none"
@@ -246,11 +246,10 @@ class VSEConfig(PreTrainedConfig):
             self.vision_config = both.image_config if both.model_type == "flava" else both.vision_config
             self.text_config = both.text_config
             self.vision_pooling = self.text_pooling = "pooler"
-            self.vision_hidden_size = None
+            self.text_layers, self.vision_hidden_size = 1, None
             self.sub_configs = {"dual_encoder_config": AutoConfig}  # which holds the other two
-        words = {
-            name: get_args(kind) for name, kind in VSEConfig.__annotations__.items() if get_origin(kind) is Literal
-        }
+        kinds = VSEConfig.__annotations__.items()
+        words = {name: get_args(kind) for name, kind in kinds if get_origin(kind) is Literal}
         if not OWN.fullmatch(str(self.loss_type)):
             words["loss_type"] = tuple(OBJECTIVES)
         for name, choices in words.items():
@@ -259,6 +258,9 @@ class VSEConfig(PreTrainedConfig):
         if self.projection_type == "none" and self.dual_encoder_config is None:
             raise ValueError("projection_type 'none' needs a dual_encoder_config; towers have 'linear'")
         check_numbers(self, NUMBERS)
+        given = 1 + (self.text_pooling != "pooler" and getattr(self.text_config, "num_hidden_layers", 0))
+        if self.text_layers > given:
+            raise ValueError(f"text_layers is at most {given} with this tower and pooling, got {self.text_layers}")
         for name in ("positive_margin", "hardness", "negatives_kept", "false_negative_gap"):
             users, idle = [each for each, chosen in OBJECTIVES.items() if name in chosen.settings], SETTINGS[name]
             if getattr(self, name) != idle and self.loss_type in OBJECTIVES and self.loss_type not in users:

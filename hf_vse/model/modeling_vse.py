@@ -143,7 +143,7 @@ class VSEModel(VSEPreTrainedModel):
         self.vision_model = build_tower(config.vision_config)
         self.text_model = build_tower(config.text_config)
         vision_dim = config.vision_hidden_size or vision_hidden_size(config.vision_config, self.vision_model)
-        text_dim = config.text_config.hidden_size
+        text_dim = config.text_config.hidden_size * config.text_layers
         self.pooled_sizes = {"vision": vision_dim, "text": text_dim}
         self.visual_projection = nn.Linear(vision_dim, dim)
         # The paper's recurrent state is the text embedding itself, where the sizes allow it.
@@ -306,9 +306,10 @@ class VSEModel(VSEPreTrainedModel):
     ) -> BaseModelOutputWithPooling:
         """States of the text tower and their pooled vector (batch, hidden), which may come back as `text_features`."""
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask} | options
+        inputs |= {"output_hidden_states": True} if (layers := self.config.text_layers) > 1 else {}
         tower = tower_output(self.dual_encoder or self.text_model, "text", **inputs)
-        pooled = self.text_pooling(tower.last_hidden_state, attention_mask, tower.get("pooler_output"))
-        return with_pooled(tower, pooled)
+        states = tower.last_hidden_state if layers == 1 else torch.cat(tower.hidden_states[-layers:], dim=-1)
+        return with_pooled(tower, self.text_pooling(states, attention_mask, tower.get("pooler_output")))
 
     def scaling(self) -> tuple[Tensor, Tensor]:
         """Temperature and bias of the logits, learned or fixed: two scalars in float32."""

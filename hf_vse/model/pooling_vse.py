@@ -10,9 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-RANK_ENCODING_DIM = 32
-GPO_HIDDEN_SIZE = 32
-GPO_TEMPERATURE = 0.1
+RANK_ENCODING_DIM, GPO_HIDDEN_SIZE, GPO_TEMPERATURE = 32, 32, 0.1
 
 
 def reverse_valid(states: Tensor, lengths: Tensor) -> Tensor:

@@ -190,6 +190,7 @@ def with_caption_features(
         "reading": processor.reading,
         "configuration": configuration_digest(model.config.text_config),
         "pooling": model.config.text_pooling,
+        "layers": model.config.text_layers,
         "bf16": args.bf16,
     }
 

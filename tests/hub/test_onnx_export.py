@@ -68,7 +68,8 @@ def test_regions_and_transformer_text_tower(runtime, tokenizer, tmp_path):
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     text = {"model_type": "bert", "vocab_size": len(tokenizer), "max_position_embeddings": 40} | sizes
     vision = {"model_type": "vse_features", "hidden_size": 10}
-    model = VSEModel(VSEConfig(vision_config=vision, text_config=text, text_pooling="mean", projection_dim=12)).eval()
+    options = {"text_pooling": "mean", "text_layers": 2, "projection_dim": 12}
+    model = VSEModel(VSEConfig(vision_config=vision, text_config=text, **options)).eval()
     processor = VSEProcessor(tokenizer=tokenizer)
     export_onnx(model, processor, tmp_path, check=False, by_region=True)
     features = [np.random.default_rng(regions).normal(size=(regions, 10)) for regions in (4, 1)]

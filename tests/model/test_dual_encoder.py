@@ -137,7 +137,7 @@ def test_configuration_holds_each_part_once(start):
     assert "vision_config" not in values and values["dual_encoder_config"]["model_type"] == "clip"
     again = VSEConfig.from_dict(values)
     assert again.vision_config.to_dict() == model.config.dual_encoder_config.vision_config.to_dict()
-    with pytest.raises(ValueError, match="'bert' is not a known dual encoder"):
+    with pytest.raises(ValueError, match="'bert' is no known dual encoder"):
         VSEConfig(dual_encoder_config={"model_type": "bert"})
     with pytest.raises(ValueError, match="projection_type 'none' needs a dual_encoder_config"):
         VSEConfig(projection_type="none")

@@ -47,6 +47,7 @@ TOWERS = {
     "convnext-gpo": (CONVNEXT, GRU | {"bidirectional": True}, {"vision_pooling": "gpo", "text_pooling": "gpo"}),
     "features-mlp": (FEATURES, GRU, {"projection_type": "mlp"}),
     "features-bert-cls": (FEATURES, BERT, {"text_pooling": "cls"}),
+    "features-bert-layers": (FEATURES, BERT, {"text_pooling": "mean", "text_layers": 2}),
 }
 
 
@@ -65,6 +66,28 @@ def test_towers_embed_to_unit_vectors_and_survive_saving(name, tiny_resnet, tmp_
     again = saved_and_loaded(model, tmp_path)(**inputs)
     assert_same_vectors(again.image_embeds.detach(), output.image_embeds.detach())
     assert_same_vectors(again.text_embeds.detach(), output.text_embeds.detach())
+
+
+@pytest.mark.parametrize("pooling", ["mean", "max", "cls"])
+def test_layers_of_the_text_tower_are_pooled_one_beside_the_other(pooling):
+    model, inputs = build(FEATURES, BERT, text_pooling=pooling, text_layers=3), text_inputs()
+    layers = model.text_model(**inputs, output_hidden_states=True).hidden_states
+    expected = []
+    for sentence, length in enumerate((6, 3, 1)):
+        words = [layer[sentence, :length] for layer in layers[-3:]]
+        pooled = {"mean": [each.mean(0) for each in words], "max": [each.amax(0) for each in words]}
+        expected.append(torch.cat(pooled.get(pooling, [each[0] for each in words])))
+    torch.testing.assert_close(model.pool_texts(**inputs).pooler_output, torch.stack(expected))
+    output = model.get_text_features(**inputs)
+    features = model.get_text_features(text_features=torch.stack(expected))
+    torch.testing.assert_close(output.pooler_output, features.pooler_output)
+    torch.testing.assert_close(output.last_hidden_state, layers[-1])
+
+
+@pytest.mark.parametrize(("text", "pooling", "most"), [(GRU, "last", 1), (BERT, "pooler", 1), (BERT, "mean", 3)])
+def test_more_text_layers_than_there_are_are_refused(text, pooling, most):
+    with pytest.raises(ValueError, match=f"text_layers is at most {most} .*got {most + 1}"):
+        build(FEATURES, text, text_pooling=pooling, text_layers=most + 1)
 
 
 @pytest.mark.parametrize("loss_type", ["nce", "hardnce_smooth", "clip", "siglip"])

@@ -31,12 +31,12 @@ def processor(tokenizer):
 
 
 @pytest.fixture
-def model(tokenizer, tiny_resnet):
+def model(tokenizer, tiny_resnet, request):
     text = BertConfig(
         vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
     )
-    config = VSEConfig(vision_config=tiny_resnet, text_config=text, text_pooling="mean", projection_dim=8)
-    return VSEModel(config).eval()
+    options = {"text_pooling": "mean", "text_layers": getattr(request, "param", 1), "projection_dim": 8}
+    return VSEModel(VSEConfig(vision_config=tiny_resnet, text_config=text, **options)).eval()
 
 
 @pytest.fixture
@@ -91,6 +91,7 @@ def test_recall_on_the_cache_equals_recall_with_the_towers(model, processor, mak
     assert metrics == pytest.approx(evaluate_retrieval(model, processor, split, progress=False))
 
 
+@pytest.mark.parametrize("model", [1, 2], indirect=True, ids=["one layer", "two layers"])
 def test_features_of_a_caption_follow_it_through_selections(model, processor, make_args):
     splits = {"train": make_pairs(12, captions=3)}
     args = make_args(freeze_image_tower=False, freeze_text_tower=True)
