@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from hf_vse.model.losses_vse import Objective, Scalar, share_an_id, similarity
+from hf_vse.objectives.past import Candidates
 
 
 def chunked_rows(
@@ -25,6 +26,7 @@ def chunked_rows(
     *,
     settings: Mapping[str, Scalar],
     chunk_size: int | None = None,
+    past: Candidates | None = None,
 ) -> Tensor:
     """The row loss of every query.
 
@@ -35,6 +37,7 @@ def chunked_rows(
         own: (Q, P) what the positives score instead of their similarities.
         settings: `SETTINGS` by name.
         chunk_size: row losses computed at once; None computes all, and keeps what the backward pass needs.
+        past: further candidates, see `past.py`.
 
     Returns:
         (Q * P,) float32.
@@ -44,7 +47,12 @@ def chunked_rows(
     def rows(queries, candidates, positives, query_ids, own):
         scores, excluded, places = similarity(queries, candidates), None, positives.reshape(-1, 1)
         if query_ids is not None:
-            excluded = share_an_id(query_ids, candidate_ids).repeat_interleave(each, dim=0).scatter(1, places, False)
+            excluded = share_an_id(query_ids, candidate_ids)
+        if past is not None:
+            scores = torch.cat([scores, similarity(queries, past.embeds)], dim=1)
+            excluded = torch.cat([excluded, share_an_id(query_ids, past.ids)], dim=1)
+        if excluded is not None:
+            excluded = excluded.repeat_interleave(each, dim=0).scatter(1, places, False)
         scores = scores if each == 1 else scores.repeat_interleave(each, dim=0)
         scores = scores if own is None else scores.scatter(1, places, own.reshape(-1, 1))
         return objective.rows(scores, places[:, 0], excluded, settings)

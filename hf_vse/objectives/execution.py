@@ -24,6 +24,7 @@ from hf_vse.objectives.captions import Positives
 from hf_vse.objectives.exchange import Negatives, shares_negatives
 from hf_vse.objectives.gather import gathered_contrastive_loss
 from hf_vse.objectives.kernels import fused_tiles, why_not_fused
+from hf_vse.objectives.past import Past
 from hf_vse.objectives.streamed import has_stream, streamed_contrastive_loss, without_kernel
 
 logger = logging.getLogger(__name__)
@@ -50,13 +51,19 @@ AUTO = Execution()
 
 
 def choose_execution(
-    execution: Execution, loss_type: str, pairs: int, device: torch.device, settings: Mapping[str, Any] = SETTINGS
+    execution: Execution,
+    loss_type: str,
+    pairs: int,
+    device: torch.device,
+    settings: Mapping[str, Any] = SETTINGS,
+    past: int = 0,
 ) -> tuple[str, str]:
     """The execution, never `auto`, and the reason; the same on all processes.
 
     Args:
         pairs: of this process; it matters only where candidates of other processes are no negatives.
         settings: of the objective; kernels do not have all.
+        past: candidates of earlier steps.
 
     Raises:
         ValueError: the execution asked for is not possible.
@@ -75,7 +82,7 @@ def choose_execution(
         raise ValueError(f"loss execution 'fused' is not possible: {why_not}; use auto or streamed")
     if name != "auto":
         return name, "it was asked for"
-    if pairs**2 <= SMALL_MATRIX and not shares_negatives(execution.negatives):
+    if pairs * (pairs + past) <= SMALL_MATRIX and not shares_negatives(execution.negatives):
         return "dense", "the batch is small"
     if not has_stream(loss_type):
         return "chunked", f"{loss_type} has no stream"
@@ -95,6 +102,7 @@ def execute_loss(
     execution: Execution = AUTO,
     loss_type: str = "nce",
     positives: Positives = "one",
+    past: Past | None = None,
     **options: float | Tensor | None,
 ) -> Tensor:
     """`contrastive_loss` on the pairs of all processes, computed as `execution` says.
@@ -103,19 +111,22 @@ def execute_loss(
         image_embeds, text_embeds: (local, dim) unit vectors of this process; texts (local, K, dim) where images have K
             captions, see `captions`.
         positives: which of K captions are positives.
+        past: further candidates, see `past.py`.
         options: `image_ids`, `text_ids`, `image_weight` and settings, as in `contrastive_loss`.
 
     Returns:
         A scalar. With negatives of all processes, the mean over the processes is the loss of the whole batch, and the
         mean of the gradients is the gradient of the whole batch.
     """
-    pairs = text_embeds.shape[:-1].numel()
-    name, reason = choose_execution(execution, loss_type, pairs, image_embeds.device, options)
+    if past is not None and options.get("image_ids") is None:
+        raise ValueError("past candidates need image_ids: without them an image would be a negative of itself")
+    pairs, length = text_embeds.shape[:-1].numel(), 0 if past is None else len(past.texts.ids)
+    name, reason = choose_execution(execution, loss_type, pairs, image_embeds.device, options, length)
     announce(name, reason)
     embeds, options = (image_embeds, text_embeds), {"loss_type": loss_type} | options
-    if name == "dense" and text_embeds.ndim == 2 and not shares_negatives(execution.negatives):
+    if name == "dense" and text_embeds.ndim == 2 and past is None and not shares_negatives(execution.negatives):
         return contrastive_loss(*embeds, **options)
-    options = options | {"positives": positives, "negatives": execution.negatives}
+    options = options | {"positives": positives, "negatives": execution.negatives, "past": past}
     if name in ("streamed", "fused"):
         tiles = fused_tiles() if name == "fused" else None
         return streamed_contrastive_loss(*embeds, chunk_size=execution.chunk_size, tiles=tiles, **options)

@@ -16,6 +16,7 @@ from hf_vse.model.losses_vse import Scalar, all_settings, objective
 from hf_vse.objectives.captions import Positives, caption_count, captioned, check_captioned, mean_of_captions
 from hf_vse.objectives.chunked import chunked_rows
 from hf_vse.objectives.exchange import Negatives, gathered_parts, row_counts, shares_negatives, world_size
+from hf_vse.objectives.past import Past
 
 
 class _GatherRows(torch.autograd.Function):
@@ -52,6 +53,7 @@ def gathered_contrastive_loss(
     negatives: Negatives = "gather",
     chunk_size: int | None = None,
     image_weight: float = 0.5,
+    past: Past | None = None,
     **settings: Scalar,
 ) -> Tensor:
     """The local part of `contrastive_loss` over the pairs of all processes.
@@ -64,6 +66,7 @@ def gathered_contrastive_loss(
         positives: which of K captions are positives, see `captions`.
         negatives: `local` compares with the candidates of this process alone.
         chunk_size: queries compared at once; default all of this process.
+        past: further candidates; then pairs need ids.
 
     Returns:
         A scalar. Its mean over the processes is the loss of the whole batch, and its gradients, averaged over the
@@ -89,7 +92,10 @@ def gathered_contrastive_loss(
     all_images, all_texts = everywhere(images, 1), everywhere(texts, captions)
     all_ids = everywhere(ids_of_images, 1), everywhere(ids_of_texts, captions)
     own = batch.own if positives == "any" else None
-    image_rows = rows(images, all_texts, own_places[:, : batch.own.shape[1]], ids_of_images, all_ids[1], own)
-    text_rows = rows(texts, all_images, places.repeat_interleave(captions)[:, None], ids_of_texts, all_ids[0])
+    past_images, past_texts = (None, None) if past is None else past
+    of_images = own_places[:, : batch.own.shape[1]], ids_of_images, all_ids[1], own
+    of_texts = places.repeat_interleave(captions)[:, None], ids_of_texts, all_ids[0]
+    image_rows = rows(images, all_texts, *of_images, past=past_texts)
+    text_rows = rows(texts, all_images, *of_texts, past=past_images)
     image_rows, text_rows = (mean_of_captions(each, len(images)) for each in (image_rows, text_rows))
     return len(counts) * chosen.reduce(image_rows, text_rows, total_rows=sum(counts), image_weight=image_weight)

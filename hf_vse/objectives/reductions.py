@@ -137,7 +137,7 @@ class HardestFew(Hardest):
     def merge(self, one: State, other: State) -> State:
         both = [torch.cat(pair, dim=-1) for pair in zip(one, other, strict=True)]
         values, chosen = both[0].topk(self.kept)
-        return [values, both[1].gather(-1, chosen)]
+        return [values, *(places.gather(-1, chosen) for places in both[1:])]
 
 
 Reduction = LogSumExp | HingeSum | Hardest

@@ -25,6 +25,7 @@ from hf_vse.objectives.captions import (
     mean_of_captions,
 )
 from hf_vse.objectives.exchange import Negatives, exchange_of
+from hf_vse.objectives.past import Past, with_past
 from hf_vse.objectives.reductions import (
     GuardedCount,
     GuardedLogSumExp,
@@ -144,6 +145,23 @@ def stream_of(chosen: Objective, settings: Settings, candidates: int) -> Stream:
     return STREAMS[chosen.row_loss]
 
 
+def numbers_of(
+    images: Tensor,
+    texts: Tensor,
+    plan: ReductionPlan,
+    scale: Tensor | None,
+    offsets: Sides,
+    ids: Sides,
+    past: Past | None,
+) -> tuple[Tensor, Tensor]:
+    """`negative_statistics` over the batch and over past candidates."""
+    found = negative_statistics(images, texts, plan, scale, offsets, ids)
+    if past is None:
+        return found
+    sides = zip(found, (images, texts), ids, (past.texts, past.images), offsets, strict=True)
+    return tuple(with_past(*side, plan.reduction, scale, plan.chunk_size) for side in sides)
+
+
 def weighted_logsumexp(
     images: Tensor,
     texts: Tensor,
@@ -151,6 +169,7 @@ def weighted_logsumexp(
     scale: Tensor,
     offsets: Sides,
     ids: Sides,
+    past: Past | None,
     hardness: Scalar,
 ) -> tuple[Tensor, Tensor]:
     """log sum_j w_j e^{x_j} of every query, with the fixed weights of `losses_vse.log_weights`, as log-sum-exps alone.
@@ -161,17 +180,17 @@ def weighted_logsumexp(
 
     def logsumexps(factor: Scalar) -> tuple[Tensor, Tensor]:
         of_sides = tuple(None if each is None else factor * each for each in offsets)
-        return negative_statistics(images, texts, plan, factor * scale, of_sides, ids)
+        return numbers_of(images, texts, plan, factor * scale, of_sides, ids, past)
 
     of_weighted = logsumexps(1 + hardness)
     with torch.no_grad():
         of_weights = logsumexps(hardness)
         if offsets[0] is None:
             nothing = (each.new_zeros(len(each), 16) for each in (images, texts))  # e^0 counts; 16 suit the kernels
-            counts = negative_statistics(*nothing, plan, None, offsets, ids)
+            counts = numbers_of(*nothing, plan, None, offsets, ids, past and past.without_vectors(16))
         else:
             counting = plan._replace(reduction=GuardedCount())
-            counts = [each.log() for each in negative_statistics(images, texts, counting, scale, offsets, ids)]
+            counts = [each.log() for each in numbers_of(images, texts, counting, scale, offsets, ids, past)]
     return tuple(
         torch.where(n.isneginf(), n, n + a.detach() - c + (a - a.detach()) / (1 + hardness))
         for a, c, n in zip(of_weighted, of_weights, counts, strict=True)
@@ -194,6 +213,7 @@ def streamed_contrastive_loss(
     chunk_size: int | None = None,
     tiles: Tiles | None = None,
     image_weight: float = 0.5,
+    past: Past | None = None,
     **settings: Scalar,
 ) -> Tensor:
     """`contrastive_loss` without the similarity matrix, on one process or on the pairs of all.
@@ -209,6 +229,7 @@ def streamed_contrastive_loss(
         chunk_size: images compared at once; default: as many as a tile of constant memory takes. The value of the
             loss does not depend on it.
         tiles: what computes the tiles; default plain torch.
+        past: further candidates, always compared by plain torch; then pairs need ids.
 
     Returns:
         A scalar, float32. Its mean over the processes is the loss of the whole batch, and its gradients, averaged over
@@ -226,9 +247,10 @@ def streamed_contrastive_loss(
         batch = captioned(image_embeds, text_embeds, positives, settings, image_ids, text_ids, exchanged.first)
         counts = exchanged.counts
         exchanged = type(exchanged)([count * batch.captions for count in counts])  # of the texts
-        stream = stream_of(chosen, settings, sum(exchanged.counts))
+        candidates = sum(exchanged.counts) + (0 if past is None else len(past.texts.ids))
+        stream = stream_of(chosen, settings, candidates)
         plan = ReductionPlan(stream.reduction, exchanged, tiles or TorchTiles(), chunk_size, image_embeds.dtype)
-        of_images, of_texts = numbers_of_negatives(stream, batch, plan, settings)
+        of_images, of_texts = numbers_of_negatives(stream, batch, plan, past, settings)
         image_rows = stream.row_loss(of_images, batch.own.flatten(), settings)
         text_rows = stream.row_loss(of_texts, batch.own_of_texts, settings)
         image_rows, text_rows = (mean_of_captions(each, len(batch.images)) for each in (image_rows, text_rows))
@@ -236,7 +258,7 @@ def streamed_contrastive_loss(
 
 
 def numbers_of_negatives(
-    stream: Stream, batch: Captioned, plan: ReductionPlan, settings: Settings
+    stream: Stream, batch: Captioned, plan: ReductionPlan, past: Past | None, settings: Settings
 ) -> tuple[Tensor, Tensor]:
     """The numbers for every row loss of the images, one after the other, and for every text.
 
@@ -255,11 +277,11 @@ def numbers_of_negatives(
     by_row = offsets is not None and offsets.ndim > 0
     found = []
     for offset in offsets.unbind(1) if by_row else [offsets]:
-        given = batch.images, batch.texts, plan, scale, (offset, of_texts), batch.ids
+        given = batch.images, batch.texts, plan, scale, (offset, of_texts), batch.ids, past
         if isinstance(stream.reduction, LogSumExp) and settings["hardness"] > 0:
             found.append(weighted_logsumexp(*given, settings["hardness"]))
         else:
-            found.append(negative_statistics(*given))
+            found.append(numbers_of(*given))
     if by_row:
         return torch.stack([of_images for of_images, _ in found], dim=1).flatten(0, 1), found[0][1]
     return found[0][0].repeat_interleave(batch.own.shape[1], dim=0), found[0][1]

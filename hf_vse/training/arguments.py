@@ -87,6 +87,17 @@ class VSETrainingArguments(TrainingArguments):
         default=True,
         metadata={"help": "Pairs of equal caption are no negatives of each other; false for results as published."},
     )
+    queue_size: int = field(
+        default=0,
+        metadata={
+            "help": "Contrast with the embeddings of the last so many pairs too (XBM): up to the whole split where "
+            "backbones are frozen; 0 for none."
+        },
+    )
+    queue_start_epochs: float = field(
+        default=0.0,
+        metadata={"help": "Epochs before the queue begins, so that it holds nothing of the first, fast steps."},
+    )
     hard_negative_warmup_epochs: float = field(
         default=0.0, metadata={"help": "Epochs on hard_negative_warmup_loss before a hardest-negative objective."}
     )

@@ -54,6 +54,7 @@ class CollapseAlarm(TrainerCallback):
         image_embeds: Tensor,
         text_embeds: Tensor,
         pairs: int,
+        past: int = 0,
         image_ids: Tensor | None = None,
         text_ids: Tensor | None = None,
         **options: Any,
@@ -62,11 +63,12 @@ class CollapseAlarm(TrainerCallback):
 
         Args:
             pairs: number of pairs that are compared with each other, over all processes.
+            past: number of candidates of earlier steps.
             image_ids, text_ids: of the pairs that are no negatives of each other, as in `contrastive_loss`.
             options: the other current ones of `contrastive_loss`.
         """
         if len(image_embeds) > 1:
-            self.pairs, self.options = pairs, options
+            self.pairs, self.past, self.options = pairs, past, options
             self.sample = image_embeds[:BATCH_ROWS].clone(), text_embeds[:BATCH_ROWS].clone()
             self.ids = pair_ids(image_ids, text_ids)
 
@@ -87,7 +89,7 @@ class CollapseAlarm(TrainerCallback):
             return
         images, texts = ((each.float() @ each.float().T)[negatives].mean().item() for each in self.sample)
         shares = negatives.sum(dim=1) / (len(negatives) - 1)
-        counts = (shares * (self.pairs - 1)).round().long().clamp(min=1).tolist()
+        counts = (shares * (self.pairs + self.past - 1)).round().long().clamp(min=1).tolist()
         indifferent = indifferent_loss(self.pairs, counts, **self.options)
         collapsed = min(images, texts) > COLLAPSED_COSINE
         resting = indifferent is not None and logs["loss"] > (1 - STUCK_MARGIN) * indifferent

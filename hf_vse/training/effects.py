@@ -125,6 +125,7 @@ NEEDS: dict[str, Need] = (
         "hard_negative_warmup_loss": Need(
             lambda get: get("hard_negative_warmup_epochs") > 0, "there is no warm-up: give hard_negative_warmup_epochs"
         ),
+        "queue_start_epochs": Need(lambda get: get("queue_size") > 0, "there is no queue: give queue_size"),
         "lr_decay_factor": Need(
             lambda get: get("lr_decay_epochs") is not None, "the rate does not decay: give lr_decay_epochs"
         ),

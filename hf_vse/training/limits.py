@@ -67,7 +67,15 @@ LIMITS: dict[str, Limit] = (
     | limits(Limit(0, MANY), "diagnostics_steps", "warmup_steps", "eval_delay")
     | limits(Limit(0, MANY, above=True), "logging_steps", "eval_steps", "save_steps")
     | limits(Limit(0, 1e5, above=True), "num_train_epochs", "lr_decay_epochs")
-    | limits(Limit(0, 1e5), "hard_negative_warmup_epochs", "max_grad_norm", "weight_decay", "neftune_noise_alpha")
+    | limits(Limit(0, MANY), "queue_size")
+    | limits(
+        Limit(0, 1e5),
+        "queue_start_epochs",
+        "hard_negative_warmup_epochs",
+        "max_grad_norm",
+        "weight_decay",
+        "neftune_noise_alpha",
+    )
     | limits(Limit(0, 100), "learning_rate", "image_tower_learning_rate", "text_tower_learning_rate")
     | limits(Limit(0, 1, below=True), "ema_decay", "lora_dropout")
     | limits(Limit(0, 1024), "lora_rank")

@@ -46,6 +46,7 @@ from hf_vse.training.frozen import cache_frozen_towers
 from hf_vse.training.interpolation import choose_weights, load_control
 from hf_vse.training.lora import check_adapters
 from hf_vse.training.publish import check_hub_strategy
+from hf_vse.training.queue import check_queue_size
 from hf_vse.training.recipe import Recipe, check_together
 from hf_vse.training.result import report_run
 from hf_vse.training.trainable import freeze
@@ -180,7 +181,9 @@ def check_stage(stage: Stage) -> None:
 def check_batches(args: VSETrainingArguments, train: Dataset | IterableDataset) -> None:
     """Raises ValueError, before a tower runs, for batches that need more images or pairs than there are."""
     if isinstance(train, Dataset):
-        available = len(train) if args.unique_images else sum(map(len, train.with_format(None)[CAPTIONS]))
+        pairs = sum(map(len, train.with_format(None)[CAPTIONS]))
+        available = len(train) if args.unique_images else pairs
+        check_queue_size(args.queue_size, pairs)
         processes = PartialState().num_processes
         check_batch_size(args.per_device_train_batch_size, processes, available, args.unique_images)
 
@@ -281,6 +284,7 @@ def bytes_needed(model: VSEModel, args: VSETrainingArguments) -> int:
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     checkpoint = weights if args.save_only_model else 3 * weights
     checkpoint += weights if args.ema_decay else 0
+    checkpoint += 2 * 4 * args.queue_size * model.config.projection_dim
     kept = 0 if args.save_strategy == "no" else (args.save_total_limit or 1) + 1
     return kept * (checkpoint + BESIDE_WEIGHTS) + 2 * (weights + BESIDE_WEIGHTS)
 

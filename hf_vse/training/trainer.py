@@ -29,6 +29,7 @@ from hf_vse.model.modeling_vse import VSEModel, VSEOutput
 from hf_vse.model.processing_vse import VSEProcessor
 from hf_vse.objectives.execution import choose_execution, execute_loss
 from hf_vse.objectives.grad_cache import cached_loss, mini_batches
+from hf_vse.objectives.past import compared
 from hf_vse.training.arguments import VSETrainingArguments
 from hf_vse.training.averaging import AveragedWeights, check_averaging
 from hf_vse.training.callbacks import BatchDiagnostics, CollapseAlarm, LimitedTemperature, RecallProgress, StepDecay
@@ -43,6 +44,7 @@ from hf_vse.training.lora import (
     save_adapters,
 )
 from hf_vse.training.publish import PublishingTrainer, check_hub_strategy
+from hf_vse.training.queue import PairQueue, check_queue, check_queue_size
 from hf_vse.training.trainable import (
     decayed_names,
     freeze,
@@ -86,6 +88,8 @@ class VSETrainer(PublishingTrainer):
         pairs = None if train_dataset is None else pairs_of(train_dataset, processing_class, args.seed)
         if train_dataset is not None:
             report_equal_captions(train_dataset, args.mask_equal_captions)
+        if isinstance(pairs, PairDataset):
+            check_queue_size(args.queue_size, len(pairs))
         dropout = args.word_dropout, args.max_broken_share, args.set_dropout
         collator = VSECollator(processing_class, args.augmentation, *dropout)
         super().__init__(
@@ -102,6 +106,7 @@ class VSETrainer(PublishingTrainer):
         self.model_accepts_loss_kwargs = False
         self.averaged = AveragedWeights(args.ema_decay)
         self.add_callback(self.averaged)
+        self.queue = PairQueue(args.queue_size, args.queue_start_epochs)
         self.alarm = CollapseAlarm(args.collapse_patience)
         self.add_callback(self.alarm)
         self.add_callback(LimitedTemperature())
@@ -197,9 +202,12 @@ class VSETrainer(PublishingTrainer):
         current = {"loss_type": self.current_loss_type(), "temperature": temperature, "logit_bias": bias}
         options = self.model.config.objective_settings | current
         pairs = len(images) * (1 if execution.negatives == "local" else self.accelerator.num_processes)
-        self.alarm.observe(images.detach(), texts.detach(), pairs, **ids, **options)
+        past = self.queue.past()
+        self.alarm.observe(images.detach(), texts.detach(), pairs, len(self.queue), **ids, **options)
         self.diagnostics.observe(images.detach(), texts.detach())
-        return execute_loss(images.to(dtype), texts.to(dtype), execution=execution, **ids, **options)
+        images, texts = images.to(dtype), texts.to(dtype)
+        self.queue.offer(self.state.epoch or 0, *compared(images.detach(), texts.detach(), "one", options, **ids))
+        return execute_loss(images, texts, execution=execution, past=past, **ids, **options)
 
     def backward_of_part(self, loss: Tensor) -> None:
         """As `training_step` does it for the whole, of which this is a part."""
@@ -270,6 +278,7 @@ class VSETrainer(PublishingTrainer):
         """As upstream, with adapters where `lora_rank` asks for them; it leaves an ordinary model."""
         if self.args.lora_rank:
             self.optimizer = None  # that of an earlier training is of its adapters
+        self.queue.clear()
         with adapters(self.model, self.args):
             return super().train(*args, **kwargs)
 
@@ -297,6 +306,7 @@ class VSETrainer(PublishingTrainer):
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         if self.args.should_save:
             self.averaged.save(self.model, self.checkpoint_folder())
+        self.queue.save(self.checkpoint_folder(), self.args.should_save)
         super()._save_checkpoint(model, trial)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
@@ -305,6 +315,7 @@ class VSETrainer(PublishingTrainer):
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         self.averaged.resume(self.model, Path(resume_from_checkpoint))
+        self.queue.resume(Path(resume_from_checkpoint), self.args.device)
 
 
 def pairs_of(
@@ -348,6 +359,7 @@ def check_objective(loss_type: str, args: VSETrainingArguments, settings: dict[s
     """Raises ValueError for an objective that is unknown or not loaded, that cannot be computed as `args` ask, or that
     needs no warm-up and has one."""
     chosen = objective(loss_type)
+    check_queue(args)
     choose_execution(args.execution, loss_type, args.per_device_train_batch_size, args.device, settings)
     if args.hard_negative_warmup_epochs and not chosen.may_collapse:
         known = ", ".join(name for name, each in OBJECTIVES.items() if each.may_collapse)

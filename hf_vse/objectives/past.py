@@ -1,0 +1,91 @@
+"""Past embeddings as further negatives (cross-batch memory, Wang et al., arXiv 1912.06798).
+
+The images and texts of earlier steps, as they were embedded then, are candidates beside those of the batch: images see
+past texts, texts see past images. They are no queries and get no gradient. A past candidate that shares an id with the
+query is no negative: sooner or later every query meets its own image and captions there.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from hf_vse.model.losses_vse import Scalar, share_an_id, similarity
+from hf_vse.objectives.captions import Positives, captioned
+from hf_vse.objectives.reductions import Hardest, Reduction
+from hf_vse.objectives.statistics import CPU_TILE, GPU_TILE, shifted
+
+NOTHING = -1e30  # a logit that adds nothing; the gradient of a log-sum-exp of minus infinities is not a number
+
+
+class Candidates(NamedTuple):
+    """`embeds` (n, dim), unit vectors without gradient; `ids` (n, kinds) integers."""
+
+    embeds: Tensor
+    ids: Tensor
+
+
+class Past(NamedTuple):
+    """What was embedded in earlier steps, the same on all processes."""
+
+    images: Candidates
+    texts: Candidates
+
+    def without_vectors(self, dim: int) -> "Past":
+        """The same ids, with zeros of this dimension."""
+        return Past(*(Candidates(torch.zeros(len(ids), dim, device=ids.device), ids) for _, ids in self))
+
+
+def compared(
+    image_embeds: Tensor,
+    text_embeds: Tensor,
+    positives: Positives,
+    settings: Mapping[str, Scalar],
+    image_ids: Tensor | None = None,
+    text_ids: Tensor | None = None,
+) -> tuple[Candidates, Candidates]:
+    """The images and texts of a step, as they are candidates of a later one; see `captioned`."""
+    batch = captioned(image_embeds, text_embeds, positives, settings, image_ids, text_ids, 0)
+    embeds = (each.detach().to(image_embeds.dtype) for each in (batch.images, batch.texts))
+    images, texts = map(Candidates, embeds, batch.ids)
+    return images, texts
+
+
+def with_past(
+    number: Tensor,
+    queries: Tensor,
+    ids: Tensor,
+    past: Candidates,
+    offsets: Tensor | None,
+    reduction: Reduction,
+    scale: Tensor | None,
+    chunk_size: int | None,
+) -> Tensor:
+    """The number of a reduction over the negatives of the batch and the past candidates.
+
+    Args:
+        number: that of every query over the batch, (Q,), or (Q, k) for the k hardest.
+        queries: (Q, dim); ids: (Q, kinds).
+        scale, offsets: (), and (Q,) or (), as in `negative_statistics`; differentiable.
+        chunk_size: queries compared at once; their logits are computed again in the backward pass.
+    """
+
+    def of_part(queries: Tensor, ids: Tensor, offsets: Tensor | None) -> Tensor:
+        logits = similarity(queries if scale is None else queries * scale, past.embeds)
+        logits = shifted(logits.masked_fill(share_an_id(ids, past.ids), float("-inf")), offsets, 1)
+        if torch.is_grad_enabled():
+            logits = torch.nn.functional.pad(logits, (0, 1), value=NOTHING)
+        found = reduction.reduce(logits, 1, 0)[0]
+        if isinstance(reduction, Hardest) and offsets is not None:  # its numbers are scores
+            found = shifted(found, -offsets, found.ndim - 1)
+        return found
+
+    tile = CPU_TILE if queries.device.type == "cpu" else GPU_TILE
+    size = chunk_size or max(64, tile // len(past.embeds))
+    of_parts = offsets.split(size) if offsets is not None and offsets.ndim else [offsets] * -(-len(queries) // size)
+    parts = zip(queries.split(size), ids.split(size), of_parts, strict=True)
+    found = [checkpoint(of_part, *part, use_reentrant=False, preserve_rng_state=False) for part in parts]
+    number = reduction.merge([number], [torch.cat(found)])[0]
+    return number.masked_fill(number < NOTHING / 2, float("-inf"))
