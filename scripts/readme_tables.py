@@ -1,6 +1,6 @@
 """Fills the tables in the README from recorded results, so that no number is typed by hand.
 
-    python scripts/readme_tables.py            # writes README.md
+    python scripts/readme_tables.py            # writes README.md, and the table of recipes/methods/README.md
     python scripts/readme_tables.py --check    # fails if it would change
 
 A result is the `metrics.json` of a run, stored in `scripts/benchmarks/results/` without the data path.
@@ -10,9 +10,11 @@ import argparse
 import sys
 from pathlib import Path
 
+from benchmarks.methods import METHODS, methods_table
 from benchmarks.tables import TABLES
 
 README = Path(__file__).parents[1] / "README.md"
+FILES = {README: TABLES, METHODS / "README.md": {"methods": methods_table}}
 
 
 def fill(text: str, name: str, content: str) -> str:
@@ -25,13 +27,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="change nothing; fail if the README is out of date")
     check = parser.parse_args().check
-    old = new = README.read_text(encoding="utf-8")
-    for name, table in TABLES.items():
-        new = fill(new, name, table())
-    if check and new != old:
-        sys.exit("README.md is out of date: run python scripts/readme_tables.py")
-    if not check:
-        README.write_text(new, encoding="utf-8")
+    for path, tables in FILES.items():
+        old = new = path.read_text(encoding="utf-8")
+        for name, table in tables.items():
+            new = fill(new, name, table())
+        if check and new != old:
+            sys.exit(f"{path} is out of date: run python scripts/readme_tables.py")
+        if not check:
+            path.write_text(new, encoding="utf-8")
 
 
 if __name__ == "__main__":

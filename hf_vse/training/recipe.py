@@ -2,7 +2,8 @@
 
 The keys are collected in `settings.py`. Under `stages` stands a list of overrides, trained one after the other, each
 from the weights of the one before: the paper's base stage without heads and its contrastive stage, or a frozen
-backbone and its fine-tuning. An unknown key is an error that names the nearest known one.
+backbone and its fine-tuning. `base` names another recipe, whose values hold where this one gives none. An unknown key
+is an error that names the nearest known one.
 """
 
 import argparse
@@ -247,9 +248,21 @@ def check_frame(model: ModelArguments, where: str) -> None:
         )
 
 
+def with_base(values: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The contents of a recipe file on top of those of its `base`, a file named by the path from this one's folder."""
+    if "base" not in values:
+        return values
+    if not isinstance(values["base"], str):
+        raise ValueError(f"recipe {path}: base is the path of another recipe, got {values['base']!r:.60}")
+    below = read_file(path.parent / values["base"])
+    if "base" in below:
+        raise ValueError(f"recipe {path}: its base {values['base']:.60} has a base too: name {below['base']!r:.60}")
+    return below | {key: value for key, value in values.items() if key != "base"}
+
+
 def read_recipe(path: str | Path, **overrides: Any) -> Recipe:
-    """Reads a recipe file; keyword arguments win over it."""
-    return build_recipe(read_file(path), overrides, where=str(path))
+    """Reads a recipe file; keyword arguments win over it, and it wins over its `base`."""
+    return build_recipe(with_base(read_file(path), Path(path)), overrides, where=str(path))
 
 
 def help_parser(default: Path) -> argparse.ArgumentParser:

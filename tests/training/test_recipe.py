@@ -14,7 +14,9 @@ from hf_vse.model.configuration_vse import VSEConfig
 from hf_vse.training.documented import documented, documented_in
 from hf_vse.training.limits import TOWERS
 from hf_vse.training.recipe import build_recipe, parse_command_line, read_recipe
+from hf_vse.training.run import training_arguments
 from hf_vse.training.settings import CONFIG_FIELDS, NO_KEYS, known_keys
+from hf_vse.training.trainer import check_objective
 
 FILES = sorted((Path(__file__).parents[2] / "scripts" / "recipes").rglob("*.yaml"))
 RECIPES = [path for path in FILES if path.parent.name != "grids"]
@@ -90,6 +92,34 @@ def test_a_typo_is_one_clear_line(text, argv, message, tmp_path):
     with pytest.raises(ValueError, match=message) as caught:
         parse_command_line([write(tmp_path, text), *argv], DEFAULT)
     assert "\n" not in str(caught.value)
+
+
+def test_a_recipe_stands_on_its_base(tmp_path):
+    (tmp_path / "below.yaml").write_text("dataset: flickr8k\nloss_type: nce\ntemperature: 0.05\n")
+    path = write(tmp_path, "base: below.yaml\ntemperature: 0.07\n")
+    assert read_recipe(path, seed=3) == build_recipe(
+        {"dataset": "flickr8k", "loss_type": "nce", "temperature": 0.07, "seed": 3}
+    )
+    (tmp_path / "above.yaml").write_text("base: recipe.yaml\n")
+    with pytest.raises(ValueError, match="its base recipe.yaml has a base too: name 'below.yaml'"):
+        read_recipe(tmp_path / "above.yaml")
+    with pytest.raises(ValueError, match="base is the path of another recipe, got 3"):
+        read_recipe(write(tmp_path, "base: 3"))
+    with pytest.raises(FileNotFoundError, match="nowhere.yaml does not exist; recipes in .*below.yaml"):
+        read_recipe(write(tmp_path, "base: nowhere.yaml"))
+
+
+def test_every_recipe_of_a_method_is_one_of_the_model_it_stands_on():
+    """`test_recipes_of_the_project_are_valid` reads them; here the configuration of every stage is built."""
+    found = [path for path in RECIPES if path.parent.name == "methods"]
+    assert len(found) >= 10
+    for path in found:
+        recipe = read_recipe(path)
+        assert recipe.output_dir == Path("runs/methods") / path.stem
+        for overrides in recipe.stages:
+            stage = recipe.stage(overrides)
+            config = VSEConfig(**stage.model.config_options)
+            check_objective(config.loss_type, training_arguments(stage, path.parent), config.objective_settings)
 
 
 def test_missing_recipe_names_those_there_are():
