@@ -17,6 +17,7 @@ from hf_vse.data.schema import CAPTION_FEATURES, CAPTIONS, IMAGE, IMAGE_FEATURES
 from hf_vse.data.transforms import Augmentation, input_size, needed_side
 from hf_vse.model.processing_vse import VSEFeatureProcessor, VSEProcessor
 
+TEXT_INPUTS = ("input_ids", "attention_mask", "text_features")  # of a model, in a batch
 REMEMBERED_CAPTIONS = 1_000_000  # about 150 MB
 
 
@@ -52,12 +53,13 @@ class VSECollator:
         Args:
             items: each has `image` or `image_features`; `caption`, `captions` (one is chosen) or `caption_features`;
                 and optionally `image_id`, `draw`, the seed of augmentation and word dropout, and `whole_caption`,
-                where `caption` is a piece of it.
+                where `caption` is a piece of it. With several captions for each image they are `texts`, equally many.
 
         Returns:
             `pixel_values` or `image_features` (and `image_mask`), `input_ids` and `attention_mask` or
             `text_features`, `image_ids`, and `text_ids`, which are equal where the captions are, (batch,), or
-            (batch, 2) for pieces and whole captions.
+            (batch, 2) for pieces and whole captions. Of several captions for each image, everything about texts is
+            (batch, captions, ...).
         """
         source = IMAGE_FEATURES if IMAGE_FEATURES in items[0] else IMAGE
         draws = [np.random.default_rng(item.get("draw", 0)) for item in items]
@@ -65,15 +67,24 @@ class VSECollator:
             kept, batch = self.pixels([item[IMAGE] for item in items], draws)
         else:
             kept, batch = range(len(items)), self.features(items, draws)
-        draws = [draws[place] for place in kept]
-        if CAPTION_FEATURES in items[0]:
-            batch["text_features"] = torch.from_numpy(np.stack([items[place][CAPTION_FEATURES] for place in kept]))
-        else:
-            batch |= self.text_inputs([caption_of(items[place]) for place in kept], draws)
         if IMAGE_ID in items[0]:
             batch["image_ids"] = torch.tensor([items[place][IMAGE_ID] for place in kept])
-        if "caption" in items[0] or CAPTIONS in items[0]:
-            batch["text_ids"] = torch.tensor([text_ids_of(items[place]) for place in kept])
+        if "texts" not in items[0]:
+            return batch | self.of_texts([items[place] for place in kept], [draws[place] for place in kept])
+        texts = [text for place in kept for text in items[place]["texts"]]
+        found = self.of_texts(texts, [np.random.default_rng(text["draw"]) for text in texts])
+        return batch | {name: each.unflatten(0, (len(kept), -1)) for name, each in found.items()}
+
+    def of_texts(
+        self, texts: Sequence[Mapping[str, Any]], draws: list[np.random.Generator]
+    ) -> dict[str, torch.Tensor]:
+        """The part of a batch that comes from captions."""
+        if CAPTION_FEATURES in texts[0]:
+            batch = {"text_features": torch.from_numpy(np.stack([text[CAPTION_FEATURES] for text in texts]))}
+        else:
+            batch = self.text_inputs([caption_of(text) for text in texts], draws)
+        if "caption" in texts[0] or CAPTIONS in texts[0]:
+            batch["text_ids"] = torch.tensor([text_ids_of(text) for text in texts])
         return batch
 
     def features(self, items: Sequence[Mapping[str, Any]], rngs: list[np.random.Generator]) -> dict[str, torch.Tensor]:

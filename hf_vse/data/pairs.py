@@ -2,7 +2,7 @@
 
 A pair is indexed by `(row, caption, draw)`, all chosen by the sampler. The integer `draw` seeds everything random
 about a pair, including its crop and its dropped words. So workers are pure functions, and a resumed run sees the same
-data as an uninterrupted one.
+data as an uninterrupted one. An image may also come with several captions; then its item has them as `texts`.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -22,11 +22,16 @@ from hf_vse.data.schema import CAPTION_FEATURES, CAPTIONS, GROUP_ID, IMAGE, IMAG
 
 
 class Pair(NamedTuple):
-    """The index of a pair, and the seed `draw` of everything random about it."""
+    """The index of a pair, or of an image with several captions, and the seed `draw` of everything random about it."""
 
     row: int
-    caption: int
+    caption: int | tuple[int, ...]
     draw: int
+
+
+def seeds_of_texts(draw: int, captions: int) -> list[int]:
+    """The `draw` of each of several captions of an image."""
+    return np.random.default_rng((draw, 2)).integers(2**31, size=captions).tolist()
 
 
 def undecoded_images(dataset: Dataset) -> Dataset:
@@ -90,29 +95,38 @@ class PairDataset(TorchDataset):
 
     def __getitem__(self, pair: Pair) -> dict[str, Any]:
         row, caption, draw = pair
-        whole = self.captions[row][caption]
-        pieces = self.pieces.get(whole, [whole])
-        drawn = drawn_piece(pieces, draw)
-        item = {"caption": pieces[drawn], IMAGE_ID: int(self.image_ids[row]), "draw": int(draw)}
-        if self.pieces:
-            item["whole_caption"] = whole
+        item: dict[str, Any] = {IMAGE_ID: int(self.image_ids[row]), "draw": int(draw)}
         if self.source == IMAGE_FEATURES:
             item[IMAGE_FEATURES] = self.views[draw % len(self.views)][row]
         else:
             item[IMAGE] = self.images[int(row)][IMAGE]
+        if not isinstance(caption, tuple):
+            return item | self.text(row, caption, int(draw))
+        seeds = seeds_of_texts(draw, len(caption))
+        return item | {"texts": [self.text(row, each, seed) for each, seed in zip(caption, seeds, strict=True)]}
+
+    def text(self, row: int, caption: int, draw: int) -> dict[str, Any]:
+        """A caption of an image, or a piece of it."""
+        whole = self.captions[row][caption]
+        pieces = self.pieces.get(whole, [whole])
+        drawn = drawn_piece(pieces, draw)
+        text = {"caption": pieces[drawn], "draw": draw}
+        if self.pieces:
+            text["whole_caption"] = whole
         if self.texts is not None:
             before = len(in_pieces(self.captions[row][:caption], self.pieces))
-            item[CAPTION_FEATURES] = self.texts[row][before + drawn]
-        return item
+            text[CAPTION_FEATURES] = self.texts[row][before + drawn]
+        return text
 
 
 class StreamedPairs(TorchIterableDataset):
-    """Pairs of a streamed split: every image once per epoch with one of its captions, in shuffled stream order.
+    """Pairs of a streamed split: every image once per epoch with some of its captions, in shuffled stream order.
 
     Args:
         dataset: a streamed split as `load_pairs` returns it.
         seed, buffer_size: seed and size of the shuffle buffer.
         pieces_of: the pieces of a caption, see `Pieces`; one of them is drawn at a time.
+        captions_per_image: how many captions; where an image has fewer, it repeats them.
     """
 
     def __init__(
@@ -121,12 +135,14 @@ class StreamedPairs(TorchIterableDataset):
         seed: int = 0,
         buffer_size: int = 1000,
         pieces_of: Callable[[str], list[str]] | None = None,
+        captions_per_image: int = 1,
     ):
         source = IMAGE_FEATURES if IMAGE_FEATURES in (dataset.column_names or []) else IMAGE
         self.source, self.pieces_of = source, pieces_of
         self.rows = dataset.cast_column(IMAGE, Image(decode=False)) if source == IMAGE else dataset
         self.rows = self.rows.shuffle(seed=seed, buffer_size=buffer_size)
         self.seed = seed
+        self.captions_per_image = captions_per_image
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -141,8 +157,18 @@ class StreamedPairs(TorchIterableDataset):
             if row.get(GROUP_ID) is not None:
                 of_pair[IMAGE_ID] = row[GROUP_ID]  # no negatives of each other
             of_pair["draw"] = draw = int(rng.integers(2**31))
-            if self.pieces_of is not None:
-                whole = row[CAPTIONS][draw % len(row[CAPTIONS])]
-                pieces = self.pieces_of(whole)
-                of_pair |= {"caption": pieces[drawn_piece(pieces, draw)], "whole_caption": whole}
-            yield of_pair
+            captions, several = row[CAPTIONS], self.captions_per_image
+            if several == 1:
+                yield of_pair | self.text(captions[draw % len(captions)], draw)
+                continue
+            order = np.random.default_rng((draw, 3)).permutation(len(captions))
+            chosen = [captions[order[place % len(order)]] for place in range(several)]
+            seeds = seeds_of_texts(draw, several)
+            yield of_pair | {"texts": [self.text(each, seed) for each, seed in zip(chosen, seeds, strict=True)]}
+
+    def text(self, whole: str, draw: int) -> dict[str, Any]:
+        """A caption, or a piece of it."""
+        if self.pieces_of is None:
+            return {"caption": whole, "draw": draw}
+        pieces = self.pieces_of(whole)
+        return {"caption": pieces[drawn_piece(pieces, draw)], "draw": draw, "whole_caption": whole}

@@ -3,14 +3,21 @@
 With five captions of one image in a batch, each has four false negatives. So the captions of an image are spread
 evenly over the epoch, and a pair whose image is already in the batch waits for the next batch. Every caption occurs
 once per epoch. The batch here is the global batch; it is split into one part per process.
+
+An image may also come with several of its captions at a time. Then its visits are spread in place of its captions, and
+on the last one it repeats captions where too few are left.
 """
 
+import logging
 from collections import deque
 from collections.abc import Iterator
+from functools import cache
 
 import numpy as np
 
 from hf_vse.data.pairs import Pair, PairDataset
+
+logger = logging.getLogger(__name__)
 
 
 def spread_order(caption_counts: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -53,6 +60,20 @@ def unique_batches(rows: np.ndarray, batch_size: int) -> Iterator[list[int]]:
         yield batch + waiting[:missing]
 
 
+def visits_of(caption_counts: np.ndarray, captions_per_image: int) -> np.ndarray:
+    """How often an image comes in an epoch, so that each of its captions does: (rows,)."""
+    return -(-caption_counts // captions_per_image)
+
+
+@cache
+def report_repeats(captions: int, of: int, captions_per_image: int) -> None:
+    """Says once how many captions come a second time because `captions_per_image` does not divide their number."""
+    logger.info(
+        "%s places of an epoch repeat one of %s captions: images come with %d at a time",
+        f"{captions:,}", f"{of:,}", captions_per_image,
+    )  # fmt: skip
+
+
 def check_batch_size(batch_size: int, num_processes: int, available: int, unique_images: bool) -> None:
     """Raises ValueError where a global batch needs more images, or pairs, than there are."""
     if available < batch_size * num_processes:
@@ -73,6 +94,7 @@ class PairBatchSampler:
         seed: seed of the order and of each pair's `draw`.
         unique_images: no image occurs twice in a global batch; False gives plain random order.
         drop_last: drop the last, smaller batch; False keeps it if every process gets at least two pairs.
+        captions_per_image: captions that come together; a pair is then an image with so many.
 
     Raises:
         ValueError: the global batch needs more pairs (or, with `unique_images`, more images) than there are.
@@ -88,6 +110,7 @@ class PairBatchSampler:
         seed: int = 0,
         unique_images: bool = True,
         drop_last: bool = False,
+        captions_per_image: int = 1,
     ):
         self.dataset = dataset
         self.global_batch = batch_size * num_processes
@@ -95,25 +118,31 @@ class PairBatchSampler:
         self.seed = seed
         self.unique_images = unique_images
         self.drop_last = drop_last
+        self.captions_per_image = captions_per_image
         self.counts = dataset.caption_counts
-        check_batch_size(batch_size, num_processes, len(self.counts) if unique_images else len(dataset), unique_images)
+        self.visits = visits_of(self.counts, captions_per_image)
+        self.pairs = int(self.visits.sum())
+        check_batch_size(batch_size, num_processes, len(self.counts) if unique_images else self.pairs, unique_images)
+        if repeats := self.pairs * captions_per_image - len(dataset):
+            report_repeats(repeats, len(dataset), captions_per_image)
 
     @property
     def remainder(self) -> int:
         """Number of pairs in the last, smaller global batch; 0 if it is dropped."""
-        rest = int(self.counts.sum()) % self.global_batch
+        rest = self.pairs % self.global_batch
         return 0 if self.drop_last or rest < 2 * self.num_processes else rest
 
     def __len__(self) -> int:
-        return (int(self.counts.sum()) // self.global_batch + (self.remainder > 0)) * self.num_processes
+        return (self.pairs // self.global_batch + (self.remainder > 0)) * self.num_processes
 
     def __iter__(self) -> Iterator[list[Pair]]:
         rng = np.random.default_rng((self.seed, self.dataset.epoch))
-        rows, captions = spread_order(self.counts, rng)
+        rows, captions = spread_order(self.visits, rng)
         if not self.unique_images:
             shuffled = rng.permutation(len(rows))
             rows, captions = rows[shuffled], captions[shuffled]
-        draws = rng.integers(2**31, size=len(rows))
+        draws = rng.integers(2**31, size=len(rows)).tolist()
+        chosen = captions.tolist() if self.captions_per_image == 1 else self.several(rows, captions, rng)
         batches = (
             unique_batches(rows, self.global_batch)
             if self.unique_images
@@ -123,4 +152,13 @@ class PairBatchSampler:
             if len(batch) < self.global_batch and not self.remainder:
                 return
             for piece in np.array_split(np.asarray(batch), self.num_processes):
-                yield [Pair(int(rows[i]), int(captions[i]), int(draws[i])) for i in piece]
+                yield [Pair(int(rows[i]), chosen[i], draws[i]) for i in piece]
+
+    def several(self, rows: np.ndarray, visits: np.ndarray, rng: np.random.Generator) -> list[tuple[int, ...]]:
+        """The captions of each visit of an image, which has them in an order of this epoch."""
+        orders = [rng.permutation(count).tolist() for count in self.counts]
+        each = self.captions_per_image
+        return [
+            tuple(orders[row][place % len(orders[row])] for place in range(visit * each, (visit + 1) * each))
+            for row, visit in zip(rows.tolist(), visits.tolist(), strict=True)
+        ]

@@ -92,6 +92,22 @@ def centre(text_embeds: Tensor) -> Tensor:
     return F.normalize(text_embeds.mean(dim=1), dim=-1)
 
 
+def texts_of_each(positives: Positives, captions: int) -> int:
+    """How many texts an image with so many captions is compared as."""
+    return 1 if positives == "centre" else captions
+
+
+def text_of_each(
+    text_embeds: Tensor, positives: Positives, image_ids: Tensor | None = None, text_ids: Tensor | None = None
+) -> tuple[Tensor, dict[str, Tensor | None]]:
+    """A text for each image that stands for its captions, (B, dim), and the ids of these pairs, to look at a batch."""
+    ids = {"image_ids": image_ids, "text_ids": text_ids}
+    if text_embeds.ndim == 2:
+        return text_embeds, ids
+    first = None if text_ids is None else text_ids[:, 0]
+    return centre(text_embeds) if positives == "centre" else text_embeds[:, 0], ids | {"text_ids": first}
+
+
 def ids_of_captions(image_ids: Tensor, text_ids: Tensor, centre: bool) -> tuple[Tensor, Tensor]:
     """The ids of images and of their texts, equal in one place where they are no negatives of each other.
 

@@ -3,7 +3,7 @@
 import logging
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from transformers import TrainingArguments
@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 from hf_vse.data.images import MAX_BROKEN_SHARE
 from hf_vse.data.transforms import Augmentation
 from hf_vse.model.losses_vse import objective
+from hf_vse.objectives.captions import Positives
 from hf_vse.objectives.execution import Execution
 from hf_vse.training.limits import check_limits
 
@@ -25,7 +26,9 @@ class VSETrainingArguments(TrainingArguments):
     `rsum` on the validation split is kept, measured after every epoch.
     """
 
-    per_device_train_batch_size: int = field(default=128, metadata={"help": "Pairs of one process in a batch."})
+    per_device_train_batch_size: int = field(
+        default=128, metadata={"help": "Pairs of one process in a batch; with captions_per_image, images."}
+    )
     per_device_eval_batch_size: int = field(default=128, metadata={"help": "Images or sentences encoded at once."})
     num_train_epochs: float = field(default=30.0, metadata={"help": "Passes over all captions."})
     learning_rate: float = field(default=2e-4, metadata={"help": "Initial learning rate."})
@@ -80,6 +83,21 @@ class VSETrainingArguments(TrainingArguments):
     grad_cache_batch_size: int | None = field(
         default=None,
         metadata={"help": "Embed a batch in mini-batches of at most so many pairs, with the gradient of the whole."},
+    )
+    captions_per_image: int = field(
+        default=1,
+        metadata={
+            "help": "Captions that come with an image in a batch. An epoch then has as many times fewer steps, and "
+            "positives says what they are."
+        },
+    )
+    positives: str = field(
+        default="one",
+        metadata={
+            "help": "What several captions of an image are: positives each, one candidate of which any need fit "
+            "(MIL-NCE), or one text, their centre.",
+            "choices": list(get_args(Positives)),
+        },
     )
     unique_images: bool = field(default=True, metadata={"help": "Batches in which no image occurs twice."})
     mask_same_image: bool = field(default=True, metadata={"help": "Other captions of an image are no negatives."})
@@ -199,10 +217,15 @@ class VSETrainingArguments(TrainingArguments):
         self.accelerator_config = {"even_batches": False, "dispatch_batches": False} | (self.accelerator_config or {})
         objective(self.hard_negative_warmup_loss)
         check_limits(vars(self))
-        for name in ("negatives", "loss_execution", "loss_dtype"):
+        for name in ("negatives", "loss_execution", "loss_dtype", "positives"):
             choices = self.__dataclass_fields__[name].metadata["choices"]
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is one of {', '.join(choices)}, got {getattr(self, name)!r}")
+        if (self.captions_per_image == 1) != (self.positives == "one"):
+            raise ValueError(
+                f"captions_per_image={self.captions_per_image} and positives={self.positives!r} do not fit: one "
+                "caption needs one, several need each, any or centre"
+            )
         super().__post_init__()
 
     def __getstate__(self) -> dict[str, Any]:

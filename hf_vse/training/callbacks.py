@@ -124,20 +124,36 @@ def separation(image_embeds: Tensor, text_embeds: Tensor, negatives: Tensor) -> 
     return ((scores.diagonal().mean() - others.mean()) / spread).item()
 
 
-def indifferent_loss(pairs: int, negatives: Sequence[int], loss_type: str, **settings: Any) -> float | None:
+def indifferent_loss(
+    pairs: int,
+    negatives: Sequence[int],
+    loss_type: str,
+    positives: str = "one",
+    captions: int = 1,
+    image_weight: float = 0.5,
+    **settings: Any,
+) -> float | None:
     """The loss of `pairs` pairs with equal similarities; None if it depends on their value, as with `siglip`.
 
     Args:
         negatives: how many negatives each of some of the pairs has.
+        positives, captions: of several captions for each image, see `objectives/captions.py`.
     """
     chosen = objective(loss_type)
     settings = {name: torch.as_tensor(value).detach().cpu() for name, value in (SETTINGS | settings).items()}
-    total = torch.zeros(2)
-    for count, rows in Counter(negatives).items():
-        scores = torch.tensor([[0.0], [0.5]]).expand(2, 1 + count)
-        total += rows * chosen.rows(scores, torch.zeros(2, dtype=torch.int64), None, settings).float()
-    one, other = total / len(negatives)
-    return chosen.reduce(one.expand(pairs), one.expand(pairs)).item() if one.isclose(other, rtol=1e-3) else None
+    bonus = settings["temperature"] * math.log(captions) if positives == "any" else 0.0
+    texts = 1 if positives == "centre" else captions
+    sides = []
+    for of_each, own in ((texts, bonus), (1, 0.0)):  # candidates of an image, of a text
+        total = torch.zeros(2)
+        for count, rows in Counter(negatives).items():
+            scores = torch.tensor([[0.0], [0.5]]).repeat(1, 1 + count * of_each)
+            scores[:, 0] += own
+            total += rows * chosen.rows(scores, torch.zeros(2, dtype=torch.int64), None, settings).float()
+        sides.append(total / len(negatives))
+    if not all(one.isclose(other, rtol=1e-3) for one, other in sides):
+        return None
+    return chosen.reduce(*(one.expand(pairs) for one, _ in sides), image_weight=image_weight).item()
 
 
 def remedy(chosen: Objective) -> str:

@@ -122,6 +122,12 @@ NEEDS: dict[str, Need] = (
         "hardness": of_objectives("hardness", "hardness"),
         "false_negative_gap": of_objectives("false_negative_gap", "gap to false negatives"),
         "negatives_kept": of_objectives("negatives_kept", "number of negatives to keep"),
+        "captions_per_image": Need(
+            lambda get: get("positives") != "one", "several captions need positives: each, any or centre: give one"
+        ),
+        "positives": Need(
+            lambda get: get("captions_per_image") > 1, "an image comes with one caption: give captions_per_image"
+        ),
         "hard_negative_warmup_loss": Need(
             lambda get: get("hard_negative_warmup_epochs") > 0, "there is no warm-up: give hard_negative_warmup_epochs"
         ),

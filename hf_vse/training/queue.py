@@ -7,10 +7,12 @@ checkpoint holds them too, so a resumed run goes on as if it had not stopped.
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from hf_vse.data.sampler import visits_of
 from hf_vse.objectives.exchange import gathered_parts, row_counts
 from hf_vse.objectives.past import Candidates, Past
 from hf_vse.training.arguments import VSETrainingArguments
@@ -137,8 +139,11 @@ def check_queue(args: VSETrainingArguments) -> None:
         )
 
 
-def check_queue_size(size: int, pairs: int) -> None:
-    """Raises ValueError for a queue that would hold a pair twice."""
+def check_queue_size(args: VSETrainingArguments, caption_counts: np.ndarray) -> None:
+    """Raises ValueError for a queue that would hold a pair twice; with `positives: centre`, an image is one pair."""
+    size = args.queue_size
+    together = args.captions_per_image if args.positives == "centre" else 1
+    pairs = int(visits_of(caption_counts, together).sum())
     if size > pairs:
         raise ValueError(
             f"queue_size={size}: the training split has only {pairs} pairs, and one that is kept twice counts "

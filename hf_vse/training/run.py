@@ -30,7 +30,7 @@ from datasets import Dataset, IterableDataset
 from transformers import set_seed
 from transformers.integrations import get_available_reporting_integrations, get_reporting_integration_callbacks
 
-from hf_vse.data.sampler import check_batch_size
+from hf_vse.data.sampler import check_batch_size, visits_of
 from hf_vse.data.schema import CAPTIONS
 from hf_vse.embed.adapters.own_models import load_vse_model
 from hf_vse.evaluation.environment import environment
@@ -181,9 +181,9 @@ def check_stage(stage: Stage) -> None:
 def check_batches(args: VSETrainingArguments, train: Dataset | IterableDataset) -> None:
     """Raises ValueError, before a tower runs, for batches that need more images or pairs than there are."""
     if isinstance(train, Dataset):
-        pairs = sum(map(len, train.with_format(None)[CAPTIONS]))
-        available = len(train) if args.unique_images else pairs
-        check_queue_size(args.queue_size, pairs)
+        counts = np.array([len(captions) for captions in train.with_format(None)[CAPTIONS]])
+        available = len(train) if args.unique_images else int(visits_of(counts, args.captions_per_image).sum())
+        check_queue_size(args, counts)
         processes = PartialState().num_processes
         check_batch_size(args.per_device_train_batch_size, processes, available, args.unique_images)
 

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from transformers import ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from hf_vse.data.collator import VSECollator
+from hf_vse.data.collator import TEXT_INPUTS, VSECollator
 from hf_vse.data.decoding import BrokenImageError
 from hf_vse.data.long_captions import Pieces, report_long_captions
 from hf_vse.data.pairs import PairDataset, StreamedPairs
@@ -27,6 +27,7 @@ from hf_vse.evaluation.evaluator import evaluate_retrieval
 from hf_vse.model.losses_vse import OBJECTIVES, objective
 from hf_vse.model.modeling_vse import VSEModel, VSEOutput
 from hf_vse.model.processing_vse import VSEProcessor
+from hf_vse.objectives.captions import check_captioned, text_of_each, texts_of_each
 from hf_vse.objectives.execution import choose_execution, execute_loss
 from hf_vse.objectives.grad_cache import cached_loss, mini_batches
 from hf_vse.objectives.past import compared
@@ -85,11 +86,11 @@ class VSETrainer(PublishingTrainer):
         check_objective(model.config.loss_type, args, model.config.objective_settings)
         check_hub_strategy(args)
         freeze(model, args)
-        pairs = None if train_dataset is None else pairs_of(train_dataset, processing_class, args.seed)
+        pairs = None if train_dataset is None else pairs_of(train_dataset, processing_class, args)
         if train_dataset is not None:
             report_equal_captions(train_dataset, args.mask_equal_captions)
         if isinstance(pairs, PairDataset):
-            check_queue_size(args.queue_size, len(pairs))
+            check_queue_size(args, pairs.caption_counts)
         dropout = args.word_dropout, args.max_broken_share, args.set_dropout
         collator = VSECollator(processing_class, args.augmentation, *dropout)
         super().__init__(
@@ -147,6 +148,7 @@ class VSETrainer(PublishingTrainer):
                 seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
                 unique_images=self.args.unique_images,
                 drop_last=self.args.dataloader_drop_last,
+                captions_per_image=self.args.captions_per_image,
             )
             loader = DataLoader(self.train_dataset, batch_sampler=sampler, **options)
         return self.accelerator.prepare(loader)
@@ -179,19 +181,19 @@ class VSETrainer(PublishingTrainer):
         image_ids, text_ids = inputs.pop("image_ids", None), inputs.pop("text_ids", None)
         masked = {"image_ids": image_ids} if self.args.mask_same_image else {}
         masked |= {"text_ids": text_ids} if self.args.mask_equal_captions else {}
-        contrast = partial(self.contrast, masked)
+        contrast, captions = partial(self.contrast, masked), self.args.captions_per_image
         size = self.args.grad_cache_batch_size
         if size is not None and model.training and not return_outputs:
             return cached_loss(
                 model,
-                partial(embed, model),
+                partial(embed, model, captions),
                 mini_batches(inputs, size),
                 contrast,
                 self.backward_of_part,
                 lambda: self.accelerator.no_sync(model),
             )
-        outputs = model(**inputs, return_logits=False)
-        loss = contrast(*embeddings_and_scalars(outputs))
+        outputs = model(**with_texts_in_a_row(inputs, captions), return_logits=False)
+        loss = contrast(*embeddings_and_scalars(outputs, captions))
         return (loss, outputs) if return_outputs else loss
 
     def contrast(
@@ -201,13 +203,17 @@ class VSETrainer(PublishingTrainer):
         execution, dtype = self.args.execution, getattr(torch, self.args.loss_dtype)
         current = {"loss_type": self.current_loss_type(), "temperature": temperature, "logit_bias": bias}
         options = self.model.config.objective_settings | current
+        positives, captions = self.args.positives, self.args.captions_per_image
         pairs = len(images) * (1 if execution.negatives == "local" else self.accelerator.num_processes)
         past = self.queue.past()
-        self.alarm.observe(images.detach(), texts.detach(), pairs, len(self.queue), **ids, **options)
-        self.diagnostics.observe(images.detach(), texts.detach())
+        shown, shown_ids = text_of_each(texts.detach(), positives, **ids)
+        compared_with = pairs, len(self.queue) // texts_of_each(positives, captions)
+        several = {"positives": positives, "captions": captions}
+        self.alarm.observe(images.detach(), shown, *compared_with, **several, **shown_ids, **options)
+        self.diagnostics.observe(images.detach(), shown)
         images, texts = images.to(dtype), texts.to(dtype)
-        self.queue.offer(self.state.epoch or 0, *compared(images.detach(), texts.detach(), "one", options, **ids))
-        return execute_loss(images, texts, execution=execution, past=past, **ids, **options)
+        self.queue.offer(self.state.epoch or 0, *compared(images.detach(), texts.detach(), positives, options, **ids))
+        return execute_loss(images, texts, execution=execution, past=past, positives=positives, **ids, **options)
 
     def backward_of_part(self, loss: Tensor) -> None:
         """As `training_step` does it for the whole, of which this is a part."""
@@ -319,14 +325,14 @@ class VSETrainer(PublishingTrainer):
 
 
 def pairs_of(
-    train: Dataset | IterableDataset, processor: VSEProcessor | None, seed: int
+    train: Dataset | IterableDataset, processor: VSEProcessor | None, args: VSETrainingArguments
 ) -> PairDataset | StreamedPairs:
     """The pairs of a split; captions that are longer than the text tower reads are read in pieces."""
     pieces_of = None if processor is None else Pieces(processor)
     if isinstance(train, IterableDataset):
         if pieces_of is not None:
             logger.info("of captions longer than %d tokens, sentences are drawn in turn", pieces_of.most)
-        return StreamedPairs(train, seed, pieces_of=pieces_of)
+        return StreamedPairs(train, args.seed, pieces_of=pieces_of, captions_per_image=args.captions_per_image)
     captions = train.with_format(None)[CAPTIONS][:]
     pieces = {} if pieces_of is None else pieces_of.of_long(captions)
     if pieces:
@@ -335,12 +341,22 @@ def pairs_of(
     return PairDataset(train, pieces)
 
 
-def embeddings_and_scalars(outputs: VSEOutput) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return outputs.image_embeds, outputs.text_embeds, outputs.temperature, outputs.logit_bias
+def with_texts_in_a_row(inputs: dict[str, Tensor], captions: int) -> dict[str, Tensor]:
+    """Inputs of the model from those of images with several captions each, (images, captions, ...)."""
+    if captions == 1:
+        return inputs
+    return {name: each.flatten(0, 1) if name in TEXT_INPUTS else each for name, each in inputs.items()}
 
 
-def embed(model: torch.nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
-    return embeddings_and_scalars(model(**inputs, return_logits=False))
+def embeddings_and_scalars(outputs: VSEOutput, captions: int = 1) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Images (images, dim), texts (images, dim) or (images, captions, dim), temperature and bias."""
+    texts = outputs.text_embeds if captions == 1 else outputs.text_embeds.unflatten(0, (-1, captions))
+    return outputs.image_embeds, texts, outputs.temperature, outputs.logit_bias
+
+
+def embed(model: torch.nn.Module, captions: int, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
+    outputs = model(**with_texts_in_a_row(inputs, captions), return_logits=False)
+    return embeddings_and_scalars(outputs, captions)
 
 
 def first_batch(pairs: PairDataset | StreamedPairs, collate: Callable[[list], dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -349,7 +365,7 @@ def first_batch(pairs: PairDataset | StreamedPairs, collate: Callable[[list], di
     rows = iter(rows)
     while few := list(islice(rows, 8)):
         try:
-            return collate(few)
+            return collate([item | item.pop("texts", [{}])[0] for item in few])  # of a stream with several captions
         except BrokenImageError:
             continue
     raise BrokenImageError("none of the training images can be read; see the warnings above")
@@ -360,6 +376,8 @@ def check_objective(loss_type: str, args: VSETrainingArguments, settings: dict[s
     needs no warm-up and has one."""
     chosen = objective(loss_type)
     check_queue(args)
+    for each in (loss_type, args.hard_negative_warmup_loss) if args.hard_negative_warmup_epochs else (loss_type,):
+        check_captioned(args.positives, args.captions_per_image, each)
     choose_execution(args.execution, loss_type, args.per_device_train_batch_size, args.device, settings)
     if args.hard_negative_warmup_epochs and not chosen.may_collapse:
         known = ", ".join(name for name, each in OBJECTIVES.items() if each.may_collapse)

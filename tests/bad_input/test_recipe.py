@@ -197,6 +197,8 @@ IDLE: dict[str, dict[str, Any]] = {
     "false_negative_gap": {"loss_type": "hardnce_smooth", "false_negative_gap": 0},
     "negatives_kept": {"loss_type": "hinge_max", "negatives_kept": 8},
     "hard_negative_warmup_loss": {"hard_negative_warmup_loss": "hinge_sum"},
+    "captions_per_image": {"captions_per_image": 5},
+    "positives": {"positives": "any"},
     "lr_decay_factor": {"lr_decay_factor": 0.5},
     "head_dropout": {"head_dropout": 0.5},
     "head_init": {"head_init": "identity"},
