@@ -25,6 +25,7 @@ from hf_vse.objectives.exchange import Negatives, shares_negatives
 from hf_vse.objectives.gather import gathered_contrastive_loss
 from hf_vse.objectives.kernels import fused_tiles, why_not_fused
 from hf_vse.objectives.past import Past
+from hf_vse.objectives.soft_targets import SoftTargets, soft_loss
 from hf_vse.objectives.streamed import has_stream, streamed_contrastive_loss, without_kernel
 
 logger = logging.getLogger(__name__)
@@ -103,6 +104,7 @@ def execute_loss(
     loss_type: str = "nce",
     positives: Positives = "one",
     past: Past | None = None,
+    soft: SoftTargets | None = None,
     **options: float | Tensor | None,
 ) -> Tensor:
     """`contrastive_loss` on the pairs of all processes, computed as `execution` says.
@@ -112,6 +114,7 @@ def execute_loss(
             captions, see `captions`.
         positives: which of K captions are positives.
         past: further candidates, see `past.py`.
+        soft: adds the cross entropy with soft targets, see `soft_targets.py`; in chunks except by `dense`.
         options: `image_ids`, `text_ids`, `image_weight` and settings, as in `contrastive_loss`.
 
     Returns:
@@ -124,11 +127,17 @@ def execute_loss(
     name, reason = choose_execution(execution, loss_type, pairs, image_embeds.device, options, length)
     announce(name, reason)
     embeds, options = (image_embeds, text_embeds), {"loss_type": loss_type} | options
-    if name == "dense" and text_embeds.ndim == 2 and past is None and not shares_negatives(execution.negatives):
-        return contrastive_loss(*embeds, **options)
-    options = options | {"positives": positives, "negatives": execution.negatives, "past": past}
-    if name in ("streamed", "fused"):
-        tiles = fused_tiles() if name == "fused" else None
-        return streamed_contrastive_loss(*embeds, chunk_size=execution.chunk_size, tiles=tiles, **options)
     chunk_size = None if name == "dense" else execution.chunk_size or DEFAULT_CHUNK
-    return gathered_contrastive_loss(*embeds, chunk_size=chunk_size, **options)
+    of_batch = {"positives": positives, "negatives": execution.negatives}
+    if name == "dense" and text_embeds.ndim == 2 and past is None and not shares_negatives(execution.negatives):
+        loss = contrastive_loss(*embeds, **options)
+    elif name in ("dense", "chunked"):
+        loss = gathered_contrastive_loss(*embeds, chunk_size=chunk_size, past=past, **of_batch, **options)
+    else:
+        how = {"chunk_size": execution.chunk_size, "tiles": fused_tiles() if name == "fused" else None}
+        loss = streamed_contrastive_loss(*embeds, past=past, **how, **of_batch, **options)
+    if soft is None:
+        return loss
+    options = {key: value for key, value in options.items() if key not in ("image_ids", "text_ids")}
+    targets = soft_loss(*embeds, soft, chunk_size=chunk_size, **of_batch, **options)
+    return (1 - soft.weight) * loss + soft.weight * targets

@@ -1,0 +1,115 @@
+"""Soft targets: of what a teacher finds alike, a part is not driven apart (distillation, arXiv 1503.02531).
+
+With x the logits s/t of a query's candidates, y what a teacher scores them, T a temperature and w a weight:
+
+    row = (1 - w) * row of the objective - w * sum_j softmax(y / T)_j log softmax(x)_j
+
+in both directions. The score of a teacher is the product of its vectors of the two. Every candidate of the batch gets
+its share, also one that is no negative of the query: soft targets say how alike the two are, a mask only that they
+are not to be told apart. Candidates of earlier steps count in the objective alone.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from hf_vse.model.losses_vse import Scalar, all_settings, objective, similarity
+from hf_vse.objectives.captions import Positives, captioned, mean_of_captions
+from hf_vse.objectives.exchange import Negatives, row_counts, shares_negatives
+from hf_vse.objectives.gather import gather_rows
+
+
+class SoftTargets(NamedTuple):
+    """What a teacher thinks of a batch.
+
+    images: (local, dim) its unit vectors of the images.
+    texts: (local, dim), or (local, K, dim) where images have K captions.
+    weight: w, from 0 to 1.
+    temperature: T.
+    """
+
+    images: Tensor
+    texts: Tensor
+    weight: float
+    temperature: float
+
+
+def soft_loss(
+    image_embeds: Tensor,
+    text_embeds: Tensor,
+    soft: SoftTargets,
+    *,
+    loss_type: str = "nce",
+    positives: Positives = "one",
+    negatives: Negatives = "gather",
+    chunk_size: int | None = None,
+    image_weight: float = 0.5,
+    **settings: Scalar,
+) -> Tensor:
+    """The local part of the cross entropy over the pairs of all processes.
+
+    Args:
+        image_embeds, text_embeds, chunk_size, settings: as in `gathered_contrastive_loss`.
+        loss_type: its temperature, reduction and directions are those of the cross entropy too.
+        positives: `centre` compares the centres of captions, for teacher and student.
+
+    Raises:
+        ValueError: the objective has no temperature, or candidates come one process at a time.
+    """
+    chosen, settings = objective(loss_type), all_settings(settings)
+    check_soft(loss_type, negatives)
+    counts = row_counts(image_embeds) if shares_negatives(negatives) else [len(image_embeds)]
+    ours, theirs = (
+        captioned(images, texts, positives, settings, None, None, 0)
+        for images, texts in ((image_embeds, text_embeds), (soft.images, soft.texts))
+    )
+
+    def everywhere(local: Tensor) -> Tensor:
+        each = len(local) // len(ours.images)
+        return local if len(counts) == 1 else gather_rows(local, [each * count for count in counts])
+
+    images, texts = (ours.images, theirs.images), (ours.texts, theirs.texts)
+    image_rows, text_rows = (
+        cross_entropy_rows(
+            *queries, *map(everywhere, candidates), settings["temperature"], soft.temperature, chunk_size
+        )
+        for queries, candidates in ((images, texts), (texts, images))
+    )
+    image_rows, text_rows = (mean_of_captions(each, len(ours.images)) for each in (image_rows, text_rows))
+    return len(counts) * chosen.reduce(image_rows, text_rows, total_rows=sum(counts), image_weight=image_weight)
+
+
+def cross_entropy_rows(
+    queries: Tensor,
+    their_queries: Tensor,
+    candidates: Tensor,
+    their_candidates: Tensor,
+    temperature: Scalar,
+    their_temperature: float,
+    chunk_size: int | None = None,
+) -> Tensor:
+    """The cross entropy of every query, a few at a time, computed again in the backward pass: (Q,) float32."""
+
+    def rows(queries: Tensor, their_queries: Tensor) -> Tensor:
+        shares = (similarity(their_queries, their_candidates) / their_temperature).softmax(dim=1)
+        return F.cross_entropy(similarity(queries, candidates) / temperature, shares, reduction="none")
+
+    if chunk_size is None or chunk_size >= len(queries):
+        return rows(queries, their_queries)
+    parts = zip(queries.split(chunk_size), their_queries.split(chunk_size), strict=True)
+    return torch.cat([checkpoint(rows, *part, use_reentrant=False, preserve_rng_state=False) for part in parts])
+
+
+def check_soft(loss_type: str, negatives: Negatives | None) -> None:
+    """Raises ValueError where there can be no soft targets."""
+    if negatives == "ring":
+        raise ValueError(
+            "soft_targets are shares of all candidates at once: give negatives: gather, or no soft_targets"
+        )
+    if "temperature" not in objective(loss_type).settings:
+        raise ValueError(
+            f"soft_targets need an objective with a temperature, loss_type {loss_type!r} has none: choose nce or clip"
+        )
