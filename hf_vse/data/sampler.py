@@ -6,6 +6,8 @@ once per epoch. The batch here is the global batch; it is split into one part pe
 
 An image may also come with several of its captions at a time. Then its visits are spread in place of its captions, and
 on the last one it repeats captions where too few are left.
+
+Groups of images (see `neighbours.py`) come one after the other, in random order, so that batches consist of groups.
 """
 
 import logging
@@ -15,16 +17,20 @@ from functools import cache
 
 import numpy as np
 
+from hf_vse.data.neighbours import grouped
 from hf_vse.data.pairs import Pair, PairDataset
 
 logger = logging.getLogger(__name__)
 
 
-def spread_order(caption_counts: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def spread_order(
+    caption_counts: np.ndarray, rng: np.random.Generator, groups: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """All pairs in random order, with the captions of each image spread evenly.
 
     Args:
         caption_counts: (rows,) number of captions per image.
+        groups: (rows,) numbers of groups; images of one group with equally many captions come together every time.
 
     Returns:
         `rows (pairs,)` and `captions (pairs,)`.
@@ -32,7 +38,11 @@ def spread_order(caption_counts: np.ndarray, rng: np.random.Generator) -> tuple[
     rows = np.repeat(np.arange(len(caption_counts)), caption_counts)
     place = np.concatenate([rng.permutation(count) for count in caption_counts])
     captions = np.concatenate([np.arange(count) for count in caption_counts])
-    order = np.argsort((place + rng.random(len(rows))) / caption_counts[rows], kind="stable")
+    if groups is None:
+        when = rng.random(len(rows))
+    else:
+        when = rng.random((caption_counts.max(), groups.max() + 1))[place, groups[rows]]
+    order = np.argsort((place + when) / caption_counts[rows], kind="stable")
     return rows[order], captions[order]
 
 
@@ -95,6 +105,8 @@ class PairBatchSampler:
         unique_images: no image occurs twice in a global batch; False gives plain random order.
         drop_last: drop the last, smaller batch; False keeps it if every process gets at least two pairs.
         captions_per_image: captions that come together; a pair is then an image with so many.
+        near: (images, candidates) places of images for groups of neighbours, see `near_rows`; None for no groups.
+        group_size: images of a group.
 
     Raises:
         ValueError: the global batch needs more pairs (or, with `unique_images`, more images) than there are.
@@ -111,6 +123,8 @@ class PairBatchSampler:
         unique_images: bool = True,
         drop_last: bool = False,
         captions_per_image: int = 1,
+        near: np.ndarray | None = None,
+        group_size: int = 1,
     ):
         self.dataset = dataset
         self.global_batch = batch_size * num_processes
@@ -119,6 +133,7 @@ class PairBatchSampler:
         self.unique_images = unique_images
         self.drop_last = drop_last
         self.captions_per_image = captions_per_image
+        self.near, self.group_size = near, group_size
         self.counts = dataset.caption_counts
         self.visits = visits_of(self.counts, captions_per_image)
         self.pairs = int(self.visits.sum())
@@ -137,7 +152,8 @@ class PairBatchSampler:
 
     def __iter__(self) -> Iterator[list[Pair]]:
         rng = np.random.default_rng((self.seed, self.dataset.epoch))
-        rows, captions = spread_order(self.visits, rng)
+        groups = None if self.near is None else grouped(self.near, self.group_size, rng)
+        rows, captions = spread_order(self.visits, rng, groups)
         if not self.unique_images:
             shuffled = rng.permutation(len(rows))
             rows, captions = rows[shuffled], captions[shuffled]

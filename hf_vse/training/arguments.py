@@ -100,6 +100,19 @@ class VSETrainingArguments(TrainingArguments):
         },
     )
     unique_images: bool = field(default=True, metadata={"help": "Batches in which no image occurs twice."})
+    batch_groups: str = field(
+        default="none",
+        metadata={
+            "help": "Batches of groups: of neighbours, images whose captions are near in the vectors of a frozen text "
+            "tower, which gives hard negatives (B3); or none.",
+            "choices": ["none", "neighbours"],
+        },
+    )
+    group_size: int = field(default=8, metadata={"help": "Images of a group."})
+    group_first_rank: int = field(
+        default=10, metadata={"help": "Nearest rank that joins a group; nearer ones may show the same."}
+    )
+    group_last_rank: int = field(default=60, metadata={"help": "Farthest rank that joins a group."})
     mask_same_image: bool = field(default=True, metadata={"help": "Other captions of an image are no negatives."})
     mask_equal_captions: bool = field(
         default=True,
@@ -217,7 +230,7 @@ class VSETrainingArguments(TrainingArguments):
         self.accelerator_config = {"even_batches": False, "dispatch_batches": False} | (self.accelerator_config or {})
         objective(self.hard_negative_warmup_loss)
         check_limits(vars(self))
-        for name in ("negatives", "loss_execution", "loss_dtype", "positives"):
+        for name in ("negatives", "loss_execution", "loss_dtype", "positives", "batch_groups"):
             choices = self.__dataclass_fields__[name].metadata["choices"]
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is one of {', '.join(choices)}, got {getattr(self, name)!r}")

@@ -95,6 +95,7 @@ _TRAINED = Need(
     "no tower is trained: remove it, or freeze_image_tower or freeze_text_tower",
 )
 _FRESH = Need(lambda get: get("init_from") is None, "the towers are those of init_from: remove one of them")
+_GROUPS = Need(lambda get: get("batch_groups") != "none", "there are no groups: give batch_groups: neighbours")
 _LIMITED = Need(lambda get: get("loss_execution") != "dense", "loss_execution dense compares all at once: remove one")
 
 NEEDS: dict[str, Need] = (
@@ -103,6 +104,7 @@ NEEDS: dict[str, Need] = (
     | dict.fromkeys(_HUB_KEYS, _HUB)
     | dict.fromkeys(("image_tower", "text_tower"), _FRESH)
     | dict.fromkeys(("head_init", "head_dropout"), _HEAD)
+    | dict.fromkeys(("group_size", "group_first_rank", "group_last_rank"), _GROUPS)
     | {
         "vision_config": Need(
             lambda get: get("image_tower") is None and get("init_from") is None and not takes_features(get),
@@ -122,6 +124,10 @@ NEEDS: dict[str, Need] = (
         "hardness": of_objectives("hardness", "hardness"),
         "false_negative_gap": of_objectives("false_negative_gap", "gap to false negatives"),
         "negatives_kept": of_objectives("negatives_kept", "number of negatives to keep"),
+        "batch_groups": Need(
+            lambda get: bool(get("freeze_text_tower") and get("cache_frozen")) or get("batch_groups") == "none",
+            "neighbours are found in the kept vectors of captions: give freeze_text_tower: true, and cache_frozen",
+        ),
         "captions_per_image": Need(
             lambda get: get("positives") != "one", "several captions need positives: each, any or centre: give one"
         ),

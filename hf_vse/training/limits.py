@@ -83,6 +83,8 @@ LIMITS: dict[str, Limit] = (
     | limits(Limit(0, 100), "permitted_loss", "temperature_learning_rate")
     | limits(Limit(0, 1, above=True), "layer_decay")
     | limits(Limit(1, 1000), "unfreeze_last_blocks", "captions_per_image")
+    | limits(Limit(2, 2**20), "group_size")
+    | limits(Limit(1, MANY), "group_first_rank", "group_last_rank")
     | limits(
         Limit(0, 1), "word_dropout", "set_dropout", "crop_min_scale", "max_broken_share", "label_smoothing_factor"
     )

@@ -54,7 +54,7 @@ from hf_vse.training.trainable import (
     set_aside,
     unused_parameters,
 )
-from hf_vse.training.training_data import report_equal_captions
+from hf_vse.training.training_data import groups_of_batches, report_equal_captions
 
 logger = logging.getLogger(__name__)
 
@@ -138,6 +138,7 @@ class VSETrainer(PublishingTrainer):
             "persistent_workers": self.args.dataloader_persistent_workers,
             "prefetch_factor": self.args.dataloader_prefetch_factor,
         }
+        groups = groups_of_batches(self.train_dataset, self.args)
         if isinstance(self.train_dataset, StreamedPairs):
             loader = DataLoader(self.train_dataset, batch_size=self._train_batch_size, drop_last=True, **options)
         else:
@@ -149,6 +150,7 @@ class VSETrainer(PublishingTrainer):
                 unique_images=self.args.unique_images,
                 drop_last=self.args.dataloader_drop_last,
                 captions_per_image=self.args.captions_per_image,
+                **groups,
             )
             loader = DataLoader(self.train_dataset, batch_sampler=sampler, **options)
         return self.accelerator.prepare(loader)

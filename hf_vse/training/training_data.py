@@ -1,4 +1,6 @@
-"""What of the training split is no negative of each other: counted, told in the log, and left in the record."""
+"""What of the training split is no negative of each other: counted, told in the log, and left in the record; and
+which images are neighbours.
+"""
 
 import logging
 from functools import cache
@@ -7,8 +9,11 @@ from typing import Any
 from datasets import Dataset, IterableDataset
 
 from hf_vse.data.groups import group_counts, plain_column
+from hf_vse.data.neighbours import near_rows, vectors_of_images
+from hf_vse.data.pairs import PairDataset, StreamedPairs
 from hf_vse.data.schema import CAPTIONS, GROUP_ID, flatten_captions
 from hf_vse.evaluation.equal_captions import Wording
+from hf_vse.training.arguments import VSETrainingArguments
 
 logger = logging.getLogger(__name__)
 
@@ -45,3 +50,31 @@ def say(captions: int, images: int, sentences: int, of: int, masked: bool) -> No
         "caption are %s", f"{captions:,}", f"{of:,}", f"{sentences:,}",
         "no negatives of each other" if masked else "negatives of each other, as mask_equal_captions is off",
     )  # fmt: skip
+
+
+def groups_of_batches(pairs: PairDataset | StreamedPairs, args: VSETrainingArguments) -> dict[str, Any]:
+    """What the sampler takes for `batch_groups`.
+
+    Raises:
+        ValueError: there are no kept vectors of captions, or groups of this kind cannot be formed.
+    """
+    if args.batch_groups == "none":
+        return {}
+    if isinstance(pairs, StreamedPairs):
+        raise ValueError(
+            "batch_groups: neighbours compares all images, which a stream does not: give streaming: false"
+        )
+    first, last, size = args.group_first_rank, args.group_last_rank, args.group_size
+    if pairs.texts is None or pairs.texts[0].ndim != 2:
+        raise ValueError(
+            "batch_groups: neighbours needs one kept vector of each caption: give freeze_text_tower: true without "
+            "text_pooling gpo, word_dropout and set_dropout, or batch_groups: none"
+        )
+    if not args.unique_images:
+        raise ValueError("batch_groups: neighbours orders images: give unique_images: true, or batch_groups: none")
+    if min(last, len(pairs.captions) - 1) < first + size - 2:
+        raise ValueError(
+            f"group_size={size} needs {size - 1} ranks, but group_first_rank={first} and group_last_rank={last} have "
+            f"fewer among {len(pairs.captions)} images: lower group_size or group_first_rank"
+        )
+    return {"near": near_rows(vectors_of_images(pairs.texts, len(pairs.captions)), first, last), "group_size": size}
