@@ -13,7 +13,16 @@ from torch.nn.utils.rnn import pad_sequence
 
 from hf_vse.data.decoding import BrokenImageError, decode_image, groups_in_flight
 from hf_vse.data.images import MAX_BROKEN_SHARE, BrokenImages
-from hf_vse.data.schema import CAPTION_FEATURES, CAPTIONS, IMAGE, IMAGE_FEATURES, IMAGE_ID, text_id
+from hf_vse.data.schema import (
+    CAPTION_FEATURES,
+    CAPTIONS,
+    IMAGE,
+    IMAGE_FEATURES,
+    IMAGE_ID,
+    TEACHER_CAPTIONS,
+    TEACHER_IMAGES,
+    text_id,
+)
 from hf_vse.data.transforms import Augmentation, input_size, needed_side
 from hf_vse.model.processing_vse import VSEFeatureProcessor, VSEProcessor
 
@@ -69,6 +78,8 @@ class VSECollator:
             kept, batch = range(len(items)), self.features(items, draws)
         if IMAGE_ID in items[0]:
             batch["image_ids"] = torch.tensor([items[place][IMAGE_ID] for place in kept])
+        if TEACHER_IMAGES in items[0]:
+            batch[TEACHER_IMAGES] = torch.from_numpy(np.stack([items[place][TEACHER_IMAGES] for place in kept]))
         if "texts" not in items[0]:
             return batch | self.of_texts([items[place] for place in kept], [draws[place] for place in kept])
         texts = [text for place in kept for text in items[place]["texts"]]
@@ -83,6 +94,8 @@ class VSECollator:
             batch = {"text_features": torch.from_numpy(np.stack([text[CAPTION_FEATURES] for text in texts]))}
         else:
             batch = self.text_inputs([caption_of(text) for text in texts], draws)
+        if TEACHER_CAPTIONS in texts[0]:
+            batch[TEACHER_CAPTIONS] = torch.from_numpy(np.stack([text[TEACHER_CAPTIONS] for text in texts]))
         if "caption" in texts[0] or CAPTIONS in texts[0]:
             batch["text_ids"] = torch.tensor([text_ids_of(text) for text in texts])
         return batch

@@ -18,7 +18,17 @@ from torch.utils.data import get_worker_info
 from hf_vse.data.features import FeatureRows
 from hf_vse.data.groups import plain_column
 from hf_vse.data.long_captions import drawn_piece, in_pieces
-from hf_vse.data.schema import CAPTION_FEATURES, CAPTIONS, GROUP_ID, IMAGE, IMAGE_FEATURES, IMAGE_ID, view_column
+from hf_vse.data.schema import (
+    CAPTION_FEATURES,
+    CAPTIONS,
+    GROUP_ID,
+    IMAGE,
+    IMAGE_FEATURES,
+    IMAGE_ID,
+    TEACHER_CAPTIONS,
+    TEACHER_IMAGES,
+    view_column,
+)
 
 
 class Pair(NamedTuple):
@@ -27,6 +37,11 @@ class Pair(NamedTuple):
     row: int
     caption: int | tuple[int, ...]
     draw: int
+
+
+def side_by_side(vectors: list[np.ndarray]) -> np.ndarray:
+    """Unit vectors of several models as one, whose products are the means of theirs."""
+    return np.concatenate(vectors) / np.sqrt(np.float32(len(vectors)))
 
 
 def seeds_of_texts(draw: int, captions: int) -> list[int]:
@@ -71,6 +86,10 @@ class PairDataset(TorchDataset):
         else:
             self.images = undecoded_images(dataset)
         self.texts = FeatureRows(dataset, CAPTION_FEATURES) if CAPTION_FEATURES in dataset.column_names else None
+        self.teachers = [
+            [FeatureRows(dataset, name) for name in sorted(dataset.column_names) if name.startswith(f"{kind}_")]
+            for kind in (TEACHER_IMAGES, TEACHER_CAPTIONS)
+        ]
         self.pieces = pieces or {}
         for row, captions in enumerate(self.captions if self.texts is not None else ()):
             if len(self.texts[row]) != len(in_pieces(captions, self.pieces)):
@@ -100,6 +119,8 @@ class PairDataset(TorchDataset):
             item[IMAGE_FEATURES] = self.views[draw % len(self.views)][row]
         else:
             item[IMAGE] = self.images[int(row)][IMAGE]
+        if self.teachers[0]:
+            item[TEACHER_IMAGES] = side_by_side([of_teacher[row] for of_teacher in self.teachers[0]])
         if not isinstance(caption, tuple):
             return item | self.text(row, caption, int(draw))
         seeds = seeds_of_texts(draw, len(caption))
@@ -113,6 +134,8 @@ class PairDataset(TorchDataset):
         text = {"caption": pieces[drawn], "draw": draw}
         if self.pieces:
             text["whole_caption"] = whole
+        if self.teachers[1]:
+            text[TEACHER_CAPTIONS] = side_by_side([of_teacher[row][caption] for of_teacher in self.teachers[1]])
         if self.texts is not None:
             before = len(in_pieces(self.captions[row][:caption], self.pieces))
             text[CAPTION_FEATURES] = self.texts[row][before + drawn]

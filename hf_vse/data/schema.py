@@ -8,6 +8,7 @@
 | `group_id`       | int64 or null, may be absent    | the same for images of a group, see `groups.py`        |
 | `captions`       | list of strings                 | all captions of the image, at least one                |
 | `caption_features` | list of `(dim,)`              | a frozen text tower's output for `captions` or their pieces |
+| `teacher_images_D`, `teacher_captions_D` | as features | a teacher's, with digest D: `training/teachers.py` |
 | `caption_ids`    | list of int64                   | id of each caption, in the order of `captions`         |
 
 The correspondence between captions and images is data (`text_to_image`), never the arithmetic `j // 5`.
@@ -32,6 +33,7 @@ GROUP_ID = "group_id"
 CAPTIONS = "captions"
 CAPTION_IDS = "caption_ids"
 CAPTION_FEATURES = "caption_features"
+TEACHER_IMAGES, TEACHER_CAPTIONS = "teacher_images", "teacher_captions"
 TEXT_FEATURES = {IMAGE_ID: Value("int64"), CAPTIONS: List(Value("string")), CAPTION_IDS: List(Value("int64"))}
 
 

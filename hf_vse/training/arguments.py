@@ -129,6 +129,25 @@ class VSETrainingArguments(TrainingArguments):
         default=0.0,
         metadata={"help": "Epochs before the queue begins, so that it holds nothing of the first, fast steps."},
     )
+    soft_targets: str = field(
+        default="none",
+        metadata={
+            "help": "Weigh in the cross entropy with what a teacher scores the pairs of a batch: captions, what the "
+            "frozen text tower finds alike; teacher, the models named as teacher.",
+            "choices": ["none", "captions", "teacher"],
+        },
+    )
+    soft_weight: float = field(default=0.2, metadata={"help": "Share of soft targets in the loss, up to 1."})
+    soft_temperature: float = field(
+        default=0.1, metadata={"help": "Divides the teacher's cosines: small leaves nearly all to the own pair."}
+    )
+    teacher: str | list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Folder or Hub id of a model, or a list of them, [DIR, DIR], whose scores are averaged: any model "
+            "that evaluate reads. Run once over the training split."
+        },
+    )
     hard_negative_warmup_epochs: float = field(
         default=0.0, metadata={"help": "Epochs on hard_negative_warmup_loss before a hardest-negative objective."}
     )
@@ -230,7 +249,8 @@ class VSETrainingArguments(TrainingArguments):
         self.accelerator_config = {"even_batches": False, "dispatch_batches": False} | (self.accelerator_config or {})
         objective(self.hard_negative_warmup_loss)
         check_limits(vars(self))
-        for name in ("negatives", "loss_execution", "loss_dtype", "positives", "batch_groups"):
+        checked = ("negatives", "loss_execution", "loss_dtype", "positives", "batch_groups", "soft_targets")
+        for name in checked:
             choices = self.__dataclass_fields__[name].metadata["choices"]
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is one of {', '.join(choices)}, got {getattr(self, name)!r}")

@@ -88,6 +88,9 @@ _HEAD = Need(
     lambda get: get("projection_type") in ("mlp", "residual") or get("init_from") is not None,
     "there is no head: give projection_type mlp or residual",
 )
+_SOFT = Need(
+    lambda get: get("soft_targets") != "none", "there are no soft targets: give soft_targets captions or teacher"
+)
 _LORA = Need(lambda get: get("lora_rank") > 0, "there are no adapters: give lora_rank")
 _CONTROL = Need(lambda get: get("control_dataset") is not None, "there is no control set: give control_dataset")
 _TRAINED = Need(
@@ -136,6 +139,11 @@ NEEDS: dict[str, Need] = (
         ),
         "hard_negative_warmup_loss": Need(
             lambda get: get("hard_negative_warmup_epochs") > 0, "there is no warm-up: give hard_negative_warmup_epochs"
+        ),
+        "soft_weight": _SOFT,
+        "soft_temperature": _SOFT,
+        "teacher": Need(
+            lambda get: get("soft_targets") == "teacher", "nothing is learned from it: give soft_targets: teacher"
         ),
         "queue_start_epochs": Need(lambda get: get("queue_size") > 0, "there is no queue: give queue_size"),
         "lr_decay_factor": Need(

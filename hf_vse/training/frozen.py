@@ -59,7 +59,7 @@ def cache_frozen_towers(
     images, captions = frozen_sides(model, args)
     if not (images or captions) or isinstance(splits.get("train"), IterableDataset):
         return splits
-    root = Path(args.frozen_cache_dir or Path(datasets.config.HF_CACHE_HOME) / CACHE).expanduser()
+    root = cache_root(args)
     check_shared(root)
     model.to(args.device).eval()
     found = {}
@@ -73,6 +73,10 @@ def cache_frozen_towers(
             split = with_caption_features(model, processor, split, root, args, pieces)
         found[name] = split
     return splits | found
+
+
+def cache_root(args: VSETrainingArguments) -> Path:
+    return Path(args.frozen_cache_dir or Path(datasets.config.HF_CACHE_HOME) / CACHE).expanduser()
 
 
 def check_shared(root: Path) -> None:

@@ -40,6 +40,7 @@ from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.model.processing_vse import VSEProcessor
 from hf_vse.training.arguments import VSETrainingArguments
 from hf_vse.training.build import NO_IMAGE_TOWER, build_model, build_processor, check_start, has_features, load_splits
+from hf_vse.training.check_objective import check_objective
 from hf_vse.training.checkpoints import last_checkpoint
 from hf_vse.training.claim import STAGES, check_claim, claim
 from hf_vse.training.frozen import cache_frozen_towers
@@ -49,8 +50,9 @@ from hf_vse.training.publish import check_hub_strategy
 from hf_vse.training.queue import check_queue_size
 from hf_vse.training.recipe import Recipe, check_together
 from hf_vse.training.result import report_run
+from hf_vse.training.teachers import with_teachers
 from hf_vse.training.trainable import freeze
-from hf_vse.training.trainer import VSETrainer, check_objective
+from hf_vse.training.trainer import VSETrainer
 
 logger = logging.getLogger(__name__)
 
@@ -293,7 +295,7 @@ def train_stage(stage: Stage, model: VSEModel, processor: VSEProcessor, splits: 
     """Trains a model and saves it in the folder of the stage. The file with the record is written last."""
     args, folder = stage.args, stage.folder
     start = time.perf_counter()
-    read = cache_frozen_towers(model, processor, splits, args)
+    read = cache_frozen_towers(model, processor, with_teachers(splits, args), args)
     trainer = VSETrainer(
         model, args, train_dataset=read["train"], eval_dataset=read.get("validation"), processing_class=processor
     )

@@ -24,16 +24,17 @@ from hf_vse.data.sampler import PairBatchSampler
 from hf_vse.data.schema import CAPTIONS
 from hf_vse.embed.batches import to_device
 from hf_vse.evaluation.evaluator import evaluate_retrieval
-from hf_vse.model.losses_vse import OBJECTIVES, objective
 from hf_vse.model.modeling_vse import VSEModel, VSEOutput
 from hf_vse.model.processing_vse import VSEProcessor
-from hf_vse.objectives.captions import check_captioned, text_of_each, texts_of_each
-from hf_vse.objectives.execution import choose_execution, execute_loss
+from hf_vse.objectives.captions import text_of_each, texts_of_each
+from hf_vse.objectives.execution import execute_loss
 from hf_vse.objectives.grad_cache import cached_loss, mini_batches
 from hf_vse.objectives.past import compared
+from hf_vse.objectives.soft_targets import SoftTargets
 from hf_vse.training.arguments import VSETrainingArguments
 from hf_vse.training.averaging import AveragedWeights, check_averaging
 from hf_vse.training.callbacks import BatchDiagnostics, CollapseAlarm, LimitedTemperature, RecallProgress, StepDecay
+from hf_vse.training.check_objective import check_objective
 from hf_vse.training.lora import (
     ADAPTERS,
     adapted_modules,
@@ -45,7 +46,8 @@ from hf_vse.training.lora import (
     save_adapters,
 )
 from hf_vse.training.publish import PublishingTrainer, check_hub_strategy
-from hf_vse.training.queue import PairQueue, check_queue, check_queue_size
+from hf_vse.training.queue import PairQueue, check_queue_size
+from hf_vse.training.teachers import soft_targets_of
 from hf_vse.training.trainable import (
     decayed_names,
     freeze,
@@ -124,7 +126,9 @@ class VSETrainer(PublishingTrainer):
 
         Also by a single process, so that its optimizer has the parameters of theirs and either continues the other.
         """
-        unused = unused_parameters(self.model, to_device(first_batch(pairs, self.data_collator), self.model))
+        batch = first_batch(pairs, self.data_collator)
+        soft_targets_of(batch, self.args)
+        unused = unused_parameters(self.model, to_device(batch, self.model))
         set_aside(self.model, map(self.model.get_parameter, unused))
         if unused:
             logger.info("%d parameters take no part in the loss and stay as they are: %s", len(unused), unused)
@@ -183,7 +187,8 @@ class VSETrainer(PublishingTrainer):
         image_ids, text_ids = inputs.pop("image_ids", None), inputs.pop("text_ids", None)
         masked = {"image_ids": image_ids} if self.args.mask_same_image else {}
         masked |= {"text_ids": text_ids} if self.args.mask_equal_captions else {}
-        contrast, captions = partial(self.contrast, masked), self.args.captions_per_image
+        contrast = partial(self.contrast, masked, soft_targets_of(inputs, self.args))
+        captions = self.args.captions_per_image
         size = self.args.grad_cache_batch_size
         if size is not None and model.training and not return_outputs:
             return cached_loss(
@@ -199,7 +204,13 @@ class VSETrainer(PublishingTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def contrast(
-        self, ids: dict[str, Tensor | None], images: Tensor, texts: Tensor, temperature: Tensor, bias: Tensor
+        self,
+        ids: dict[str, Tensor | None],
+        soft: SoftTargets | None,
+        images: Tensor,
+        texts: Tensor,
+        temperature: Tensor,
+        bias: Tensor,
     ) -> Tensor:
         """The loss of a batch of embeddings, which alarm and diagnostics look at too."""
         execution, dtype = self.args.execution, getattr(torch, self.args.loss_dtype)
@@ -215,7 +226,8 @@ class VSETrainer(PublishingTrainer):
         self.diagnostics.observe(images.detach(), shown)
         images, texts = images.to(dtype), texts.to(dtype)
         self.queue.offer(self.state.epoch or 0, *compared(images.detach(), texts.detach(), positives, options, **ids))
-        return execute_loss(images, texts, execution=execution, past=past, positives=positives, **ids, **options)
+        extra = {"positives": positives, "past": past, "soft": soft}
+        return execute_loss(images, texts, execution=execution, **extra, **ids, **options)
 
     def backward_of_part(self, loss: Tensor) -> None:
         """As `training_step` does it for the whole, of which this is a part."""
@@ -371,19 +383,3 @@ def first_batch(pairs: PairDataset | StreamedPairs, collate: Callable[[list], di
         except BrokenImageError:
             continue
     raise BrokenImageError("none of the training images can be read; see the warnings above")
-
-
-def check_objective(loss_type: str, args: VSETrainingArguments, settings: dict[str, Any]) -> None:
-    """Raises ValueError for an objective that is unknown or not loaded, that cannot be computed as `args` ask, or that
-    needs no warm-up and has one."""
-    chosen = objective(loss_type)
-    check_queue(args)
-    for each in (loss_type, args.hard_negative_warmup_loss) if args.hard_negative_warmup_epochs else (loss_type,):
-        check_captioned(args.positives, args.captions_per_image, each)
-    choose_execution(args.execution, loss_type, args.per_device_train_batch_size, args.device, settings)
-    if args.hard_negative_warmup_epochs and not chosen.may_collapse:
-        known = ", ".join(name for name, each in OBJECTIVES.items() if each.may_collapse)
-        raise ValueError(
-            f"hard_negative_warmup_epochs={args.hard_negative_warmup_epochs} is for {known}; "
-            f"loss_type is {loss_type!r}: leave it at 0"
-        )

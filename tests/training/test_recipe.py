@@ -11,12 +11,12 @@ from transformers import PreTrainedConfig
 
 from hf_vse.data.sources import load_pairs
 from hf_vse.model.configuration_vse import VSEConfig
+from hf_vse.training.check_objective import check_objective
 from hf_vse.training.documented import documented, documented_in
 from hf_vse.training.limits import TOWERS
 from hf_vse.training.recipe import build_recipe, parse_command_line, read_recipe
 from hf_vse.training.run import training_arguments
 from hf_vse.training.settings import CONFIG_FIELDS, NO_KEYS, known_keys
-from hf_vse.training.trainer import check_objective
 
 FILES = sorted((Path(__file__).parents[2] / "scripts" / "recipes").rglob("*.yaml"))
 RECIPES = [path for path in FILES if path.parent.name != "grids"]

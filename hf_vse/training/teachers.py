@@ -1,0 +1,123 @@
+"""Teachers: models whose scores of images and captions are soft targets; see `objectives/soft_targets.py`.
+
+A teacher is run once over the training split; its vectors are kept on disk like the outputs of a frozen tower, found
+again by the digest of the teacher and by the contents. Of several teachers scores are averaged: their unit vectors,
+one beside the other and divided by the root of their number, have the mean of the cosines as their product. A teacher
+sees whole images and whole captions, whatever crops and pieces the student gets.
+"""
+
+import json
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch.nn.functional as F
+from datasets import Dataset, IterableDataset
+from torch import Tensor
+
+from hf_vse.data.digests import item_key
+from hf_vse.data.features import feature_column
+from hf_vse.data.pairs import undecoded_images
+from hf_vse.data.schema import CAPTIONS, TEACHER_CAPTIONS, TEACHER_IMAGES, flatten_captions
+from hf_vse.embed.encoder import Encoder
+from hf_vse.embed.load import kind_of, load_encoder
+from hf_vse.embed.run import check_readable, encode_images, encode_texts
+from hf_vse.embed.store import Store
+from hf_vse.objectives.captions import centre
+from hf_vse.objectives.soft_targets import SoftTargets, check_soft
+from hf_vse.training.arguments import VSETrainingArguments
+from hf_vse.training.frozen import cache_root, check_shared, frozen_outputs, with_columns
+
+
+def teacher_names(args: VSETrainingArguments) -> list[str]:
+    return [args.teacher] if isinstance(args.teacher, str) else args.teacher or []
+
+
+def with_teachers(splits: dict[str, Any], args: VSETrainingArguments) -> dict[str, Any]:
+    """The splits, the one for training with the vectors of the teachers as columns.
+
+    Raises:
+        ValueError, OSError: a teacher cannot be opened, or does not read what the images are.
+    """
+    names, train = teacher_names(args), splits["train"]
+    if not names:
+        return splits
+    if isinstance(train, IterableDataset):
+        raise ValueError("teacher: a stream has no rows to keep its vectors for: give streaming: false")
+    check_shared(cache_root(args))
+    for name in names:
+        train = with_columns(train, teacher_vectors(load_encoder(name, device=args.device), train, args))
+    return splits | {"train": train}
+
+
+def teacher_vectors(encoder: Encoder, split: Dataset, args: VSETrainingArguments) -> pa.Table:
+    """Two columns: a vector for every image, zero where it cannot be read, and a list of them for its captions."""
+    if encoder.digest is None:
+        raise ValueError(
+            f"teacher {encoder.name}: its source is not known, so its vectors cannot be kept: set a digest"
+        )
+    images, captions = undecoded_images(split), split.with_format(None)[CAPTIONS][:]
+    check_readable(encoder, images[0])
+    columns = [f"{kind}_{encoder.digest[:12]}" for kind in (TEACHER_IMAGES, TEACHER_CAPTIONS)]
+    if columns[0] in split.column_names:
+        raise ValueError(f"teacher {encoder.name} is named twice: name every teacher once")
+
+    def encode(rows: range) -> dict[str, pa.Array]:
+        of_rows = captions[rows.start : rows.stop]
+        texts, _ = flatten_captions(of_rows)
+        of_texts = encode_texts(encoder, texts).numpy()
+        batch_size, workers = args.per_device_eval_batch_size, args.dataloader_num_workers
+        found, readable = encode_images(encoder, images.select(rows), batch_size, workers)
+        of_images = found.numpy() if readable.any() else np.zeros((len(rows), of_texts.shape[1]), np.float32)
+        starts = np.cumsum([0] + [len(of_image) for of_image in of_rows]).astype(np.int32)
+        lists = pa.ListArray.from_arrays(pa.array(starts), feature_column(of_texts))
+        return dict(zip(columns, (feature_column(of_images), lists), strict=True))
+
+    contents = (item_key(next(iter(row.values()))) for row in images)
+    keys = [item_key(json.dumps(pair).encode()) for pair in zip(contents, captions, strict=True)]
+    store = Store.of(cache_root(args), "teacher", {"teacher": encoder.digest})
+    return frozen_outputs(store, keys, encode, f"teacher {encoder.name}")
+
+
+def soft_targets_of(inputs: dict[str, Tensor], args: VSETrainingArguments) -> SoftTargets | None:
+    """The soft targets of a batch; takes what only they need out of the inputs of the model.
+
+    `captions`: what the frozen text tower finds alike stands for both sides, the captions for their image too.
+    """
+    teacher = [inputs.pop(name, None) for name in (TEACHER_IMAGES, TEACHER_CAPTIONS)]
+    if args.soft_targets == "none":
+        return None
+    if args.soft_targets == "captions":
+        if "text_features" not in inputs:
+            raise ValueError(
+                "soft_targets captions needs kept outputs of the frozen text tower, which here is run in every step: "
+                "leave out word_dropout and text_pooling gpo, or choose soft_targets teacher"
+            )
+        texts = F.normalize(inputs["text_features"].float(), dim=-1)
+        teacher = [texts if texts.ndim == 2 else centre(texts), texts]
+    if teacher[0] is None:
+        raise ValueError("soft_targets teacher: the training split has no vectors of a teacher, see with_teachers")
+    return SoftTargets(*teacher, args.soft_weight, args.soft_temperature)
+
+
+def check_soft_targets(args: VSETrainingArguments, loss_types: list[str]) -> None:
+    """Raises ValueError for soft targets without a teacher, with none that can be found, or for an objective that has
+    no place for them."""
+    if args.soft_targets == "none":
+        return
+    for loss_type in loss_types:
+        check_soft(loss_type, args.negatives)
+    if args.soft_targets == "captions" and not (args.freeze_text_tower and args.cache_frozen):
+        raise ValueError(
+            "soft_targets captions takes what a frozen text tower finds alike: give freeze_text_tower: true and "
+            "cache_frozen: true, or choose soft_targets teacher"
+        )
+    if args.soft_targets == "teacher" and not teacher_names(args):
+        raise ValueError(
+            "soft_targets teacher needs a teacher: give teacher, a folder or a Hub id, or several in a list"
+        )
+    for name in teacher_names(args):
+        try:
+            kind_of(name)
+        except (ValueError, OSError) as error:
+            raise ValueError(f"teacher {' '.join(str(error).split())}") from error
