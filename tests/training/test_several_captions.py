@@ -2,13 +2,20 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from hf_vse.data.tokenization import train_word_tokenizer
 from hf_vse.model.losses_vse import OBJECTIVES
 from hf_vse.objectives.execution import execute_loss
 from hf_vse.training.callbacks import indifferent_loss
-from tests.conftest import make_feature_pairs
+from tests.conftest import make_captions, make_feature_pairs
 from tests.objectives.test_captions import ALL
+from tests.processes import in_processes
 from tests.training.test_trainer import GradientSpy, arguments, losses, make_model, make_trainer, weights
+
+
+def words():
+    return train_word_tokenizer([caption for index in range(24) for caption in make_captions(index)], min_count=1)
 
 
 def with_captions(positives: str, captions: int = 3) -> dict:
@@ -54,6 +61,29 @@ def test_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(stream, token
     assert losses(whole)[-1] < losses(whole)[0]
     for name, tensor in weights(whole.model).items():
         assert torch.equal(tensor, weights(resumed.model)[name]), name
+
+
+def train_in(folder: str, batch: int, **options) -> dict[str, torch.Tensor]:
+    """Weights after an epoch, with the losses."""
+    trainer = make_trainer(folder, words(), num_train_epochs=1, per_device_train_batch_size=batch, max_grad_norm=1.0,
+                           **with_captions("each", 2), **options)  # fmt: skip
+    trainer.train()
+    return weights(trainer.model) | {"losses": torch.tensor(losses(trainer))}
+
+
+def train_one_of_two(rank: int, folder: str) -> None:
+    found = train_in(f"{folder}/two", 4, grad_cache_batch_size=3, negatives="ring", loss_execution="streamed")
+    save_file(found, f"{folder}/{rank}.safetensors")
+
+
+def test_two_processes_around_the_ring_with_cached_gradients_train_as_one(tmp_path):
+    expected = train_in(str(tmp_path / "one"), 8)
+    assert len(expected["losses"]) == 9
+    in_processes(2, train_one_of_two, str(tmp_path))
+    for rank in range(2):
+        found = load_file(tmp_path / f"{rank}.safetensors")
+        for name, tensor in expected.items():
+            torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
 
 
 def test_an_epoch_has_fewer_steps_and_raises_recall(tokenizer, tmp_path):
