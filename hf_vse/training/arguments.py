@@ -94,8 +94,8 @@ class VSETrainingArguments(TrainingArguments):
     positives: str = field(
         default="one",
         metadata={
-            "help": "What several captions of an image are: positives each, one candidate of which any need fit "
-            "(MIL-NCE), or one text, their centre.",
+            "help": "How captions count: one for an image, or of several each as a positive of its own, any as one "
+            "candidate of which one need fit (MIL-NCE), or their centre as the only text.",
             "choices": list(get_args(Positives)),
         },
     )
