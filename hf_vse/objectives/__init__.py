@@ -3,6 +3,7 @@
 What they mean stands in `hf_vse.model.losses_vse`: the row losses and `OBJECTIVES`, the table of all. For other rooms:
 
 - `execution`: `Execution`, `choose_execution`, `execute_loss`, the loss of a training step;
+- `captions`: `Positives`, what several captions of an image are to it;
 - `grad_cache`: `mini_batches`, `cached_loss`, batches larger than the memory;
 - `own`: `load_objective`, `is_own`, `without_folder`, row losses in a file;
 - `exchange`: `Negatives`, `world_size`;
