@@ -224,6 +224,13 @@ class VSETrainingArguments(TrainingArguments):
         default=0.0,
         metadata={"help": "Share of the words of a sentence and of the regions of an image left out in training."},
     )
+    feature_mix: float = field(
+        default=0.0,
+        metadata={
+            "help": "Train on mixtures of two images, which belong to both sentences, of shares drawn from Beta(a, a) "
+            "(i-Mix): 0.2 mixes little, 1 much; 0 not. For one vector of each image: features, or a frozen tower."
+        },
+    )
     crop_min_scale: float = field(
         default=0.08, metadata={"help": "Smallest share of an image that a random crop keeps; 1 for no random crop."}
     )

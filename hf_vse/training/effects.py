@@ -16,6 +16,7 @@ from hf_vse.objectives.own import without_folder
 from hf_vse.training.settings import CONFIG_FIELDS, DataArguments, OwnModelArguments, defaults_of_keys
 
 Get = Callable[[str], Any]
+PHOTOGRAPHS = ("scenes", "coco", "flickr30k", "flickr8k", "imagefolder")
 WITHOUT_WARMUP = ("constant", "reduce_lr_on_plateau")
 
 # Fields of transformers.TrainingArguments without an effect on this trainer.
@@ -127,6 +128,10 @@ NEEDS: dict[str, Need] = (
         "hardness": of_objectives("hardness", "hardness"),
         "false_negative_gap": of_objectives("false_negative_gap", "gap to false negatives"),
         "negatives_kept": of_objectives("negatives_kept", "number of negatives to keep"),
+        "feature_mix": Need(
+            lambda get: takes_features(get) or get("freeze_image_tower") or get("dataset") not in PHOTOGRAPHS,
+            "one vector of each image is mixed: give features, or freeze_image_tower: true",
+        ),
         "batch_groups": Need(
             lambda get: bool(get("freeze_text_tower") and get("cache_frozen")) or get("batch_groups") == "none",
             "neighbours are found in the kept vectors of captions: give freeze_text_tower: true, and cache_frozen",

@@ -79,6 +79,7 @@ LIMITS: dict[str, Limit] = (
     | limits(Limit(0, 100), "learning_rate", "image_tower_learning_rate", "text_tower_learning_rate")
     | limits(Limit(0, 1, below=True), "ema_decay", "lora_dropout")
     | limits(Limit(0, 1024), "lora_rank")
+    | limits(Limit(0, 100), "feature_mix")
     | limits(Limit(0, 1e5, above=True), "lora_alpha")
     | limits(Limit(0, 100), "permitted_loss", "temperature_learning_rate")
     | limits(Limit(0, 1, above=True), "layer_decay")

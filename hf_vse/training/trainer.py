@@ -45,6 +45,7 @@ from hf_vse.training.lora import (
     merged_state,
     save_adapters,
 )
+from hf_vse.training.mixing import mixed_inputs
 from hf_vse.training.publish import PublishingTrainer, check_hub_strategy
 from hf_vse.training.queue import PairQueue, check_queue_size
 from hf_vse.training.teachers import soft_targets_of
@@ -187,7 +188,9 @@ class VSETrainer(PublishingTrainer):
         image_ids, text_ids = inputs.pop("image_ids", None), inputs.pop("text_ids", None)
         masked = {"image_ids": image_ids} if self.args.mask_same_image else {}
         masked |= {"text_ids": text_ids} if self.args.mask_equal_captions else {}
-        contrast = partial(self.contrast, masked, soft_targets_of(inputs, self.args))
+        soft = soft_targets_of(inputs, self.args)
+        inputs, mixture = mixed_inputs(self.args, self.state.global_step, inputs, model.training)
+        contrast = partial(self.contrast if mixture is None else mixture.loss(self.contrast), masked, soft)
         captions = self.args.captions_per_image
         size = self.args.grad_cache_batch_size
         if size is not None and model.training and not return_outputs:
