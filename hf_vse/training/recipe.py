@@ -208,7 +208,7 @@ def check_together(recipe: Recipe, where: str) -> None:
     for stage in recipe.stages:
         passed_on |= recipe.stage(stage).model.config_options
         try:
-            VSEConfig(**passed_on)
+            VSEConfig(**passed_on | {"text_layers": 1})  # how many there are, the text tower tells when it is loaded
         except (ValueError, TypeError) as error:
             raise ValueError(f"{where}, stage {stage['name']!r}: {' '.join(str(error).split()):.300}") from error
 

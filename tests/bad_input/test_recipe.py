@@ -262,7 +262,6 @@ TOGETHER: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "objective": ({"loss_type": "hardnec"}, "loss_type 'hardnec' is unknown; did you mean"),
     "pooling": ({"text_pooling": "lsat"}, "text_pooling must be one of"),
-    "layers of a recurrence": ({"text_layers": 2}, "text_layers is at most 1 with this tower"),
     "reporter": ({"report_to": "zz"}, "report_to .*zz.* is not supported"),
     "stream without end": ({"streaming": True}, "streaming needs max_steps"),
     "init_from nowhere": ({"init_from": "/nope", "text_config": None}, "init_from '/nope' is not a folder"),
