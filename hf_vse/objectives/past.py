@@ -6,6 +6,7 @@ query is no negative: sooner or later every query meets its own image and captio
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from hf_vse.objectives.captions import Positives, captioned
 from hf_vse.objectives.reductions import Hardest, Reduction
 from hf_vse.objectives.statistics import CPU_TILE, GPU_TILE, shifted
 
+AGAIN = {"use_reentrant": False, "preserve_rng_state": False}
 NOTHING = -1e30  # a logit that adds nothing; the gradient of a log-sum-exp of minus infinities is not a number
 
 
@@ -69,7 +71,7 @@ def with_past(
         number: that of every query over the batch, (Q,), or (Q, k) for the k hardest.
         queries: (Q, dim); ids: (Q, kinds).
         scale, offsets: (), and (Q,) or (), as in `negative_statistics`; differentiable.
-        chunk_size: queries compared at once; their logits are computed again in the backward pass.
+        chunk_size: queries compared at once; of several chunks, logits are computed again in the backward pass.
     """
 
     def of_part(queries: Tensor, ids: Tensor, offsets: Tensor | None) -> Tensor:
@@ -86,6 +88,7 @@ def with_past(
     size = chunk_size or max(64, tile // len(past.embeds))
     of_parts = offsets.split(size) if offsets is not None and offsets.ndim else [offsets] * -(-len(queries) // size)
     parts = zip(queries.split(size), ids.split(size), of_parts, strict=True)
-    found = [checkpoint(of_part, *part, use_reentrant=False, preserve_rng_state=False) for part in parts]
+    run = of_part if len(queries) <= size else partial(checkpoint, of_part, **AGAIN)
+    found = [run(*part) for part in parts]
     number = reduction.merge([number], [torch.cat(found)])[0]
     return number.masked_fill(number < NOTHING / 2, float("-inf"))

@@ -50,7 +50,7 @@ from hf_vse.training.publish import check_hub_strategy
 from hf_vse.training.queue import check_queue_size
 from hf_vse.training.recipe import Recipe, check_together
 from hf_vse.training.result import report_run
-from hf_vse.training.teachers import with_teachers
+from hf_vse.training.teachers import check_teachers, with_teachers
 from hf_vse.training.trainable import freeze
 from hf_vse.training.trainer import VSETrainer
 
@@ -164,6 +164,7 @@ def check_stage(stage: Stage) -> None:
     if stage.model.loss_type is not None:
         check_objective(stage.model.loss_type, args, stage.model.config_options)
     check_hub_strategy(args)
+    check_teachers(args)
     if args.frozen_cache_dir is not None and (args.freeze_image_tower or args.freeze_text_tower):
         check_output_folder("frozen_cache_dir", args.frozen_cache_dir)
     try:

@@ -101,8 +101,7 @@ def soft_targets_of(inputs: dict[str, Tensor], args: VSETrainingArguments) -> So
 
 
 def check_soft_targets(args: VSETrainingArguments, loss_types: list[str]) -> None:
-    """Raises ValueError for soft targets without a teacher, with none that can be found, or for an objective that has
-    no place for them."""
+    """Raises ValueError for soft targets without a teacher, or for an objective that has no place for them."""
     if args.soft_targets == "none":
         return
     for loss_type in loss_types:
@@ -116,6 +115,10 @@ def check_soft_targets(args: VSETrainingArguments, loss_types: list[str]) -> Non
         raise ValueError(
             "soft_targets teacher needs a teacher: give teacher, a folder or a Hub id, or several in a list"
         )
+
+
+def check_teachers(args: VSETrainingArguments) -> None:
+    """Raises ValueError for a teacher that is nothing a model can be."""
     for name in teacher_names(args):
         try:
             kind_of(name)

@@ -137,7 +137,6 @@ def test_captions_are_their_own_teacher(steps, tokenizer, tmp_path):
         ),
         ({"soft_targets": "teacher"}, "soft_targets teacher needs a teacher: give teacher, a folder or a Hub id"),
         ({"soft_targets": "teachers"}, "soft_targets is one of none, captions, teacher, got 'teachers'"),
-        ({"soft_targets": "teacher", "teacher": "no/such/folder"}, "^teacher no/such/folder"),
         ({"soft_weight": 0}, "soft_weight is a number above 0"),
         ({"soft_temperature": 0}, "soft_temperature is a number above 0"),
     ],
@@ -173,5 +172,9 @@ def test_recipe_learns_from_an_earlier_run_and_from_captions(tmp_path):
     for key, given in (("soft_weight", 0.5), ("soft_temperature", 0.2)):
         with pytest.raises(ValueError, match=f"{key} does nothing: there are no soft targets: give soft_targets"):
             build_recipe(tiny_values(data, tmp_path / "none", **{key: given}))
+    with pytest.raises(ValueError, match="^teacher no/such/folder"):
+        run_recipe(
+            build_recipe(tiny_values(data, tmp_path / "none", **plain | taught | {"teacher": "no/such/folder"}))
+        )
     with pytest.raises(ValueError, match="teacher does nothing: nothing is learned from it: give soft_targets: teach"):
         build_recipe(tiny_values(data, tmp_path / "none", teacher="org/model"))
