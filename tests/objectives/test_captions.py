@@ -93,25 +93,23 @@ def test_loss_equals_double_loop_forward_and_gradient(loss_type, frame, positive
             torch.testing.assert_close(one.grad.double(), other.grad, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("ids", [0, 2])
 @pytest.mark.parametrize(("loss_type", "frame", "positives"), ALL)
-def test_chunks_and_streams_equal_the_dense_loss_and_gradient(loss_type, frame, positives, ids):
+def test_chunks_and_streams_equal_the_dense_loss_and_gradient(loss_type, frame, positives):
     """Temperature and bias included."""
-    batch, more = Batch(11, ids, captions=3), {"loss_type": loss_type, "positives": positives, **frame}
+    batch, more = Batch(11, 2, captions=3), {"loss_type": loss_type, "positives": positives, **frame}
     expected = batch.reference(**more)
-    for chunk_size in (1, 7):
-        for loss in (gathered_contrastive_loss, streamed_contrastive_loss):
-            assert_same(batch.loss_and_gradients(loss, chunk_size=chunk_size, **more), expected)
+    for loss, chunk_size in ((gathered_contrastive_loss, 7), (streamed_contrastive_loss, 4)):
+        assert_same(batch.loss_and_gradients(loss, chunk_size=chunk_size, **more), expected)
 
 
-@pytest.mark.parametrize("positives", ["each", "any", "centre"])
-@pytest.mark.parametrize("loss_type", ["nce", "hinge_sum", "hinge_max", "siglip"])
+@pytest.mark.parametrize(
+    ("loss_type", "positives"),
+    [("nce", "each"), ("hinge_sum", "each"), ("hinge_max", "each"), ("siglip", "any"), ("clip", "centre")],
+)
 def test_kernels_equal_the_dense_loss_and_gradient(loss_type, positives):
     pytest.importorskip("triton")
     from hf_vse.objectives.kernels.tiles import TritonTiles
 
-    if positives == "any" and "temperature" not in OBJECTIVES[loss_type].settings:
-        return
     batch, more = Batch(13, 2, captions=3), {"loss_type": loss_type, "positives": positives}
     found = batch.loss_and_gradients(streamed_contrastive_loss, tiles=TritonTiles((16, 16, 16)), chunk_size=9, **more)
     assert_same(found, batch.reference(**more))
