@@ -25,7 +25,7 @@ from hf_vse.objectives.exchange import Negatives, shares_negatives
 from hf_vse.objectives.gather import gathered_contrastive_loss
 from hf_vse.objectives.kernels import fused_tiles, why_not_fused
 from hf_vse.objectives.past import Past
-from hf_vse.objectives.soft_targets import SoftTargets, soft_loss
+from hf_vse.objectives.soft_targets import SoftTargets, distance_loss, soft_loss
 from hf_vse.objectives.streamed import has_stream, streamed_contrastive_loss, without_kernel
 
 logger = logging.getLogger(__name__)
@@ -140,4 +140,7 @@ def execute_loss(
         return loss
     options = {key: value for key, value in options.items() if key not in ("image_ids", "text_ids")}
     targets = soft_loss(*embeds, soft, chunk_size=chunk_size, **of_batch, **options)
-    return (1 - soft.weight) * loss + soft.weight * targets
+    loss = (1 - soft.weight) * loss + soft.weight * targets
+    if soft.distance:
+        loss = loss + soft.distance * distance_loss(*embeds, soft, execution.negatives)
+    return loss

@@ -4,9 +4,10 @@ With x the logits s/t of a query's candidates, y what a teacher scores them, T a
 
     row = (1 - w) * row of the objective - w * sum_j softmax(y / T)_j log softmax(x)_j
 
-in both directions. The score of a teacher is the product of its vectors of the two. Every candidate of the batch gets
-its share, also one that is no negative of the query: soft targets say how alike the two are, a mask only that they
-are not to be told apart. Candidates of earlier steps count in the objective alone.
+in both directions. A feature distance d adds d times the mean of |image - its image|^2 + |text - its text|^2, of unit
+vectors of the student and of the teacher. The score of a teacher is the product of its vectors of the two. Every
+candidate of the batch gets its share, also one that is no negative of the query: soft targets say how alike the two
+are, a mask only that they are not to be told apart. Candidates of earlier steps count in the objective alone.
 """
 
 from typing import NamedTuple
@@ -29,12 +30,31 @@ class SoftTargets(NamedTuple):
     texts: (local, dim), or (local, K, dim) where images have K captions.
     weight: w, from 0 to 1.
     temperature: T.
+    distance: d; then both have vectors of one length.
     """
 
     images: Tensor
     texts: Tensor
     weight: float
     temperature: float
+    distance: float = 0.0
+
+
+def distance_loss(
+    image_embeds: Tensor, text_embeds: Tensor, soft: SoftTargets, negatives: Negatives | None = "gather"
+) -> Tensor:
+    """The local part of the mean squared distance to the teacher's vectors, the sum of both sides."""
+    if image_embeds.shape[-1] != soft.images.shape[-1]:
+        raise ValueError(
+            f"feature_distance needs vectors of one length: the model's have {image_embeds.shape[-1]} dimensions, the "
+            f"teacher's {soft.images.shape[-1]} (of several the sum): give that projection_dim, or no feature_distance"
+        )
+    counts = row_counts(image_embeds) if shares_negatives(negatives) else [len(image_embeds)]
+    images, texts = (
+        (ours.float() - theirs.float()).square().sum(dim=-1)
+        for ours, theirs in ((image_embeds, soft.images), (text_embeds, soft.texts))
+    )
+    return len(counts) * (images + texts.view(len(images), -1).mean(dim=1)).sum() / sum(counts)
 
 
 def soft_loss(

@@ -141,6 +141,13 @@ class VSETrainingArguments(TrainingArguments):
     soft_temperature: float = field(
         default=0.1, metadata={"help": "Divides the teacher's cosines: small leaves nearly all to the own pair."}
     )
+    feature_distance: float = field(
+        default=0.0,
+        metadata={
+            "help": "Adds so many times the squared distance to the teacher's vectors, for a student in its space; "
+            "projection_dim has to be the teacher's."
+        },
+    )
     teacher: str | list[str] | None = field(
         default=None,
         metadata={

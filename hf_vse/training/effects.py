@@ -146,6 +146,9 @@ NEEDS: dict[str, Need] = (
             lambda get: get("hard_negative_warmup_epochs") > 0, "there is no warm-up: give hard_negative_warmup_epochs"
         ),
         "soft_weight": _SOFT,
+        "feature_distance": Need(
+            lambda get: get("soft_targets") == "teacher", "there is no teacher: give soft_targets: teacher"
+        ),
         "soft_temperature": _SOFT,
         "teacher": Need(
             lambda get: get("soft_targets") == "teacher", "nothing is learned from it: give soft_targets: teacher"

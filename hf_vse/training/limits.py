@@ -92,7 +92,9 @@ LIMITS: dict[str, Limit] = (
     | limits(Limit(0, 1, below=True), "feature_dropout", "head_dropout", "validation_share")
     | limits(Limit(0, 1, below=True), "adam_beta1", "adam_beta2")
     | limits(Limit(0, 100, above=True), "soft_temperature")
-    | limits(Limit(0, 1, above=True), "soft_weight", "lr_decay_factor", "adam_epsilon")
+    | limits(Limit(0, MANY), "feature_distance")
+    | limits(Limit(0, 1), "soft_weight")
+    | limits(Limit(0, 1, above=True), "lr_decay_factor", "adam_epsilon")
     | limits(Limit(0, 1024), "dataloader_num_workers", "cached_crops")
     | limits(Limit(1, WIDEST), "projection_dim", "vision_hidden_size")
     | limits(Limit(3, 1e5), "max_length")  # start, a word, end

@@ -97,7 +97,7 @@ def soft_targets_of(inputs: dict[str, Tensor], args: VSETrainingArguments) -> So
         teacher = [texts if texts.ndim == 2 else centre(texts), texts]
     if teacher[0] is None:
         raise ValueError("soft_targets teacher: the training split has no vectors of a teacher, see with_teachers")
-    return SoftTargets(*teacher, args.soft_weight, args.soft_temperature)
+    return SoftTargets(*teacher, args.soft_weight, args.soft_temperature, args.feature_distance)
 
 
 def check_soft_targets(args: VSETrainingArguments, loss_types: list[str]) -> None:
@@ -106,6 +106,10 @@ def check_soft_targets(args: VSETrainingArguments, loss_types: list[str]) -> Non
         return
     for loss_type in loss_types:
         check_soft(loss_type, args.negatives)
+    if not (args.soft_weight or args.feature_distance):
+        raise ValueError(
+            "soft_weight=0 leaves soft_targets without effect: give soft_weight above 0, or no soft_targets"
+        )
     if args.soft_targets == "captions" and not (args.freeze_text_tower and args.cache_frozen):
         raise ValueError(
             "soft_targets captions takes what a frozen text tower finds alike: give freeze_text_tower: true and "

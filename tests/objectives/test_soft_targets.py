@@ -86,6 +86,27 @@ def test_pair_that_is_no_negative_keeps_its_share():
     assert ((closer @ texts.T).softmax(1) - 0.5).abs().sum() < ((images @ texts.T).softmax(1) - 0.5).abs().sum()
 
 
+@pytest.mark.parametrize("captions", [1, 3])
+def test_distance_is_the_mean_over_pairs(captions):
+    images, texts = units(5, 4, seed=1), units(5, captions, 4, seed=2)
+    soft = SoftTargets(units(5, 4, seed=3), units(5, captions, 4, seed=4), 0.0, THEIRS, 0.7)
+    expected = sum(
+        sum((a - b) ** 2 for a, b in zip(images[i].tolist(), soft.images[i].tolist(), strict=True))
+        + sum((a - b) ** 2 for k in range(captions)
+              for a, b in zip(texts[i, k].tolist(), soft.texts[i, k].tolist(), strict=True)) / captions
+        for i in range(5)
+    ) / 5  # fmt: skip
+    given = {"temperature": T}
+    if captions == 1:
+        texts, soft = texts[:, 0], soft._replace(texts=soft.texts[:, 0])
+    else:
+        given["positives"] = "each"
+    found = execute_loss(images, texts, soft=soft, **given) - execute_loss(images, texts, **given)
+    assert found.item() == pytest.approx(0.7 * expected, abs=1e-5)
+    with pytest.raises(ValueError, match="the model's have 4 dimensions, the teacher's 6"):
+        execute_loss(images, texts, soft=soft._replace(images=units(5, 6), texts=units(*texts.shape[:-1], 6)), **given)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -101,7 +122,7 @@ def test_soft_targets_that_cannot_be_are_refused(options, message):
 def check_processes(rank: int, world: int) -> None:
     bounds = [0, 4, 5, PAIRS]
     local = slice(bounds[rank], bounds[rank + 1])
-    soft = SoftTargets(units(PAIRS, 5, seed=3), units(PAIRS, 5, seed=4), WEIGHT, THEIRS)
+    soft = SoftTargets(units(PAIRS, 4, seed=3), units(PAIRS, 4, seed=4), WEIGHT, THEIRS, 0.5)
     part = soft._replace(images=soft.images[local], texts=soft.texts[local])
     for loss_type in ("nce", "siglip"):
         batch, options = Batch(PAIRS, 2), {"loss_type": loss_type}
