@@ -133,7 +133,8 @@ def indifferent_loss(
     image_weight: float = 0.5,
     **settings: Any,
 ) -> float | None:
-    """The loss of `pairs` pairs with equal similarities; None if it depends on their value, as with `siglip`.
+    """The loss of `pairs` pairs with equal similarities; None if it depends on their value, as with `siglip`, or is 0,
+    as where `false_negative_gap` is negative and leaves out all negatives: no loss can rest there.
 
     Args:
         negatives: how many negatives each of some of the pairs has.
@@ -153,7 +154,7 @@ def indifferent_loss(
         sides.append(total / len(negatives))
     if not all(one.isclose(other, rtol=1e-3) for one, other in sides):
         return None
-    return chosen.reduce(*(one.expand(pairs) for one, _ in sides), image_weight=image_weight).item()
+    return chosen.reduce(*(one.expand(pairs) for one, _ in sides), image_weight=image_weight).item() or None
 
 
 def remedy(chosen: Objective) -> str:

@@ -300,6 +300,15 @@ def test_a_model_whose_loss_rests_where_nothing_is_told_apart_raises_the_alarm_o
     assert alarms(watching(SCATTERED[0]), [indifferent] * 60, caplog) == []
 
 
+@pytest.mark.parametrize(("gap", "known"), [(2.0, True), (0.0, True), (-0.1, False)])
+def test_a_gap_that_leaves_out_equal_similarities_gives_no_loss_to_compare_with(gap, known, caplog):
+    found = indifferent_loss(8, [7] * 8, loss_type="nce", temperature=0.1, false_negative_gap=gap)
+    assert found == (pytest.approx(2 * math.log(8)) if known else None)
+    alarm = CollapseAlarm(5)
+    alarm.observe(*SCATTERED, 8, loss_type="nce", temperature=0.1, false_negative_gap=gap)
+    assert len(alarms(alarm, [2 * math.log(8)] * 30, caplog)) == known
+
+
 def test_separation_counts_standard_deviations():
     images, texts = SCATTERED
     others = [(images[i] @ texts[j]).item() for i in range(8) for j in range(8) if i != j]
