@@ -13,6 +13,7 @@ Flickr8k's validation images are taken in turn for validation and test. A run th
 
 import argparse
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,9 @@ def fresh_source(family: str, folder: Path, sets: list[dict[str, Any]]) -> None:
         images = CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size=square)
     else:
         model = SiglipModel(SiglipConfig(text_config=text | {"projection_size": 96}, vision_config=vision))
+        with torch.no_grad():  # as SigLIP starts; from temperature 1 and bias 0 it learns nothing here
+            model.logit_scale.fill_(math.log(10))
+            model.logit_bias.fill_(-10)
         images = SiglipImageProcessorPil(size=square)
     for part in (model, images, tokenizer):
         part.save_pretrained(folder)
