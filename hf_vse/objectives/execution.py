@@ -8,7 +8,9 @@
 | `fused`    | a chunk of 16-bit weights | of `STREAMS`  | the same in Triton kernels                               |
 
 `auto` takes `dense` for small matrices; for larger ones `fused` where the kernels run, else `streamed`; and `chunked`
-for a row loss without a stream. The log names the choice and the reason.
+for a row loss without a stream. Candidates of earlier steps (`past.py`) are compared by plain torch under `streamed`
+and `fused` too; the cross entropy of `soft_targets.py` is computed in chunks under all but `dense`. The log names the
+choice and the reason.
 """
 
 import logging

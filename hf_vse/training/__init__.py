@@ -6,6 +6,7 @@ What the other rooms and scripts use:
 - `run.run_recipe`: data, stages, evaluation and pictures of a recipe; `grid.run_grid` does many.
 - `trainer.VSETrainer` with `arguments.VSETrainingArguments`: training without a recipe.
 - `averaging`, `interpolation`, `before_after`: fine-tuning that does no harm.
+- `queue`, `teachers`: the embeddings of past pairs as negatives; other models whose scores are soft targets.
 - `trainable`, `layers`: which parameters are trained, and at what rates.
 - `build`: processor and model of a recipe; `timm_towers`: image towers of timm.
 
