@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hf_vse.model.losses_vse import OBJECTIVES, Objective, contrastive_loss, share_an_id
-from hf_vse.objectives.execution import Execution, execute_loss
+from hf_vse.objectives.execution import Execution, choose_execution, execute_loss
 from hf_vse.objectives.gather import gathered_contrastive_loss
 from hf_vse.objectives.past import Candidates, Past
 from hf_vse.objectives.streamed import streamed_contrastive_loss
@@ -128,6 +128,11 @@ def test_own_row_loss_sees_past_candidates(monkeypatch):
     dense = batch.loss_and_gradients(execute_loss, execution=Execution("dense"), **options)
     assert dense[0] > batch.reference(loss_type="squared")[0]
     assert_same(batch.loss_and_gradients(execute_loss, execution=Execution("chunked", chunk_size=4), **options), dense)
+
+
+def test_auto_counts_past_candidates_as_a_part_of_the_matrix():
+    chosen = [choose_execution(Execution(), "nce", 256, torch.device("cpu"), past=past)[0] for past in (0, 30000)]
+    assert chosen == ["dense", "streamed"]
 
 
 def test_past_candidates_without_ids_are_refused():
