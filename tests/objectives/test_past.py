@@ -132,7 +132,7 @@ def test_own_row_loss_sees_past_candidates(monkeypatch):
 
 def test_auto_counts_past_candidates_as_a_part_of_the_matrix():
     chosen = [choose_execution(Execution(), "nce", 256, torch.device("cpu"), past=past)[0] for past in (0, 30000)]
-    assert chosen == ["dense", "streamed"]
+    assert chosen[0] == "dense" and chosen[1] in ("streamed", "fused")  # kernels run where they are interpreted
 
 
 def test_past_candidates_without_ids_are_refused():
