@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import ProgressCallback, TrainerCallback
 
 from hf_vse.evaluation.diagnostics.diagnose import BATCH_ROWS, quick_diagnostics
-from hf_vse.evaluation.diagnostics.geometry import COLLAPSED_COSINE
+from hf_vse.evaluation.diagnostics.geometry import is_collapsed
 from hf_vse.model.losses_vse import SETTINGS, Objective, objective, pair_ids, share_an_id
 
 logger = logging.getLogger(__name__)
@@ -34,8 +34,9 @@ STUCK_SEPARATION = 0.7
 class CollapseAlarm(TrainerCallback):
     """Warns once if the model has collapsed, and once if it does not learn.
 
-    Collapsed: the embeddings within both modalities are nearly equal for `patience` log lines. Not learning: for
-    `STUCK_STEPS` steps, the loss is that of equal similarities and positives score hardly above negatives.
+    Collapsed: the embeddings within the modalities are nearly equal for `patience` log lines, see `is_collapsed`. Not
+    learning: for `STUCK_STEPS` steps, the loss is that of equal similarities and positives score hardly above
+    negatives.
 
     Args:
         patience: number of log lines.
@@ -91,7 +92,7 @@ class CollapseAlarm(TrainerCallback):
         shares = negatives.sum(dim=1) / (len(negatives) - 1)
         counts = (shares * (self.pairs + self.past - 1)).round().long().clamp(min=1).tolist()
         indifferent = indifferent_loss(self.pairs, counts, **self.options)
-        collapsed = min(images, texts) > COLLAPSED_COSINE
+        collapsed = is_collapsed(images, texts)
         resting = indifferent is not None and logs["loss"] > (1 - STUCK_MARGIN) * indifferent
         stuck = resting and separation(*self.sample, negatives) < STUCK_SEPARATION
         self.collapsed_logs = self.collapsed_logs + 1 if collapsed else 0
@@ -106,9 +107,10 @@ class CollapseAlarm(TrainerCallback):
             found = f"has not learned for {stuck_for} steps:"
         if found and state.is_world_process_zero:
             of_none = "" if indifferent is None else f" (with equal similarities it is {indifferent:.3g})"
+            warmup = 0 if args is None else args.hard_negative_warmup_epochs
             logger.warning(
                 "step %d: the model %s the loss is %.3g%s. %s",
-                state.global_step, found, logs["loss"], of_none, remedy(objective(self.options["loss_type"])),
+                state.global_step, found, logs["loss"], of_none, remedy(objective(self.options["loss_type"]), warmup),
             )  # fmt: skip
 
 
@@ -157,9 +159,10 @@ def indifferent_loss(
     return chosen.reduce(*(one.expand(pairs) for one, _ in sides), image_weight=image_weight).item() or None
 
 
-def remedy(chosen: Objective) -> str:
-    """Advice for a collapsed model."""
-    first = "Start with hard_negative_warmup_epochs=1, or warm up" if chosen.may_collapse else "Warm up"
+def remedy(chosen: Objective, warmup: float = 0) -> str:
+    """Advice for a collapsed model, which was trained on another objective for `warmup` epochs before."""
+    more = f"Give more than hard_negative_warmup_epochs={warmup:g}, or loss_type nce" if warmup else None
+    first = f"{more or 'Start with hard_negative_warmup_epochs=1'}, or warm up" if chosen.may_collapse else "Warm up"
     return f"{first} the learning rate (warmup_steps=0.1), or lower it."
 
 

@@ -19,7 +19,7 @@ from hf_vse.model.losses_vse import OBJECTIVES, contrastive_loss
 from hf_vse.model.modeling_vse import MAX_LOGIT_SCALE, VSEModel
 from hf_vse.model.processing_vse import VSEProcessor
 from hf_vse.training.arguments import VSETrainingArguments
-from hf_vse.training.callbacks import BatchDiagnostics, CollapseAlarm, indifferent_loss, separation
+from hf_vse.training.callbacks import BatchDiagnostics, CollapseAlarm, indifferent_loss, remedy, separation
 from hf_vse.training.trainable import unused_parameters
 from hf_vse.training.trainer import VSETrainer, first_batch
 from tests.conftest import WORDS, make_feature_pairs, make_pairs
@@ -298,6 +298,26 @@ def test_a_model_whose_loss_rests_where_nothing_is_told_apart_raises_the_alarm_o
     assert len(alarms(watching(), healthy + [indifferent] * 25, caplog)) == 1
     # it retrieves, though the hardest negatives are as near as the pairs are
     assert alarms(watching(SCATTERED[0]), [indifferent] * 60, caplog) == []
+
+
+@pytest.mark.parametrize(("texts_spread", "sounds"), [(0.03, True), (1.0, False)])
+def test_a_collapse_is_told_though_one_modality_is_behind(texts_spread, sounds, caplog):
+    """`hardnce` on the built-in scenes after an epoch of `nce`: cosine 0.975 between images and 0.998 between texts,
+    positives on the way out by a hundredth of the margin, and recall stays below a sixth of that of `nce`."""
+    generator = torch.Generator().manual_seed(0)
+    base = torch.nn.functional.normalize(torch.randn(64, generator=generator), dim=0)
+    noise = torch.randn(2, 96, 64, generator=generator) / 8
+    spreads = torch.tensor([0.16, texts_spread])[:, None, None]
+    sample = torch.nn.functional.normalize(base + spreads * noise, dim=2)
+    cosines = [mean_cosine(each.mean(dim=0), len(each)).item() for each in sample]
+    assert cosines[0] == pytest.approx(0.975, abs=0.005)
+    alarm = CollapseAlarm(5)
+    alarm.observe(*sample, 96, loss_type="hardnce", temperature=0.1, margin=0.2)
+    said = alarms(alarm, [4.02] * 5, caplog)
+    assert len(said) == sounds and all("the model has collapsed: mean cosine 0.97" in each for each in said)
+    assert remedy(OBJECTIVES["hardnce"], 1.0).startswith(
+        "Give more than hard_negative_warmup_epochs=1, or loss_type nce"
+    )
 
 
 @pytest.mark.parametrize(("gap", "known"), [(2.0, True), (0.0, True), (-0.1, False)])

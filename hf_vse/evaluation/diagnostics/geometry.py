@@ -20,10 +20,18 @@ from torch import Tensor
 
 from hf_vse.evaluation.diagnostics.neighbours import TILE, positive_similarities
 
-# Above this mean cosine between different items, in both modalities, the embeddings have collapsed.
 COLLAPSED_COSINE = 0.98
 SHARPNESS = 2  # t of the Gaussian potential
 SAMPLE = 2000
+
+
+def is_collapsed(image_cosine: float, text_cosine: float) -> bool:
+    """Whether embeddings have collapsed, from the mean cosine between different items of each modality.
+
+    The mean of both counts, because one modality collapses before the other: `hardnce` on the built-in scenes rests at
+    0.975 between images and 0.998 between texts.
+    """
+    return (image_cosine + text_cosine) / 2 > COLLAPSED_COSINE
 
 
 def potential(cosines: Tensor) -> Tensor:
@@ -149,5 +157,5 @@ def geometry(
     images, texts = sample_rows(image_embeds, count, seed), sample_rows(text_embeds, count, seed)
     total = potential(images @ images.T) + potential(texts @ texts.T) + 2 * potential(images @ texts.T)
     record["uniformity_both"] = uniformity(total, 2 * count).item()
-    record["collapsed"] = min(record["mean_cosine_image"], record["mean_cosine_text"]) > COLLAPSED_COSINE
+    record["collapsed"] = is_collapsed(record["mean_cosine_image"], record["mean_cosine_text"])
     return record
