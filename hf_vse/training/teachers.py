@@ -46,7 +46,8 @@ def with_teachers(splits: dict[str, Any], args: VSETrainingArguments) -> dict[st
         raise ValueError("teacher: a stream has no rows to keep its vectors for: give streaming: false")
     check_shared(cache_root(args))
     for name in names:
-        train = with_columns(train, teacher_vectors(load_encoder(name, device=args.device), train, args))
+        device = None if kind_of(name) == "python" else args.device  # a class of one's own chooses its device
+        train = with_columns(train, teacher_vectors(load_encoder(name, device=device), train, args))
     return splits | {"train": train}
 
 

@@ -147,6 +147,30 @@ def test_soft_targets_that_cannot_be_are_refused(given, message, tokenizer, tmp_
         make_trainer(tmp_path, tokenizer, **given)
 
 
+def test_teacher_may_be_a_class_of_ones_own(tmp_path):
+    (tmp_path / "own.py").write_text(
+        """import numpy as np
+from hf_vse.embed.encoder import Encoder
+
+class Own(Encoder):
+    reads_features = True
+
+    def encode_images(self, images):
+        return np.asarray([each[:3] for each in images])
+
+    def encode_texts(self, texts):
+        return np.asarray([[len(text), 1.0, 2.0] for text in texts])
+"""
+    )
+    data = make_feature_pairs(4)
+    args = arguments(tmp_path, **options(tmp_path, f"{tmp_path}/own.py:Own"))
+    item = PairDataset(with_teachers({"train": data}, args)["train"])[(2, 1, 0)]
+    expected = normalize(torch.tensor(data["image_features"][2])[:3], dim=0)
+    torch.testing.assert_close(torch.from_numpy(item["teacher_images"]), expected)
+    expected = normalize(torch.tensor([len(data["captions"][2][1]), 1.0, 2.0]), dim=0)
+    torch.testing.assert_close(torch.from_numpy(item["teacher_captions"]), expected)
+
+
 def test_teacher_that_does_not_fit_is_refused(teachers, tokenizer, tiny_resnet, tmp_path):
     with pytest.raises(ValueError, match="is named twice: name every teacher once"):
         with_teachers(
