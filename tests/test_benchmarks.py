@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from hf_vse.data.karpathy import read_split_file
 from tests.faults.killing import slow
 from tests.processes import run_fork
 
@@ -71,3 +72,54 @@ def test_diagnostics_cost_compares_steps_with_and_without(run):
     result = run("diagnostics_cost", "--rounds", "1", "--every", "2")
     assert result["every"] == 2 and result["ratio_measured"] > 0
     assert 1 < result["ratio_by_their_own_time"] and result["milliseconds_of_the_diagnostics"] > 0
+
+
+@pytest.mark.parametrize("fold", ["A", "B"])
+def test_resplit_keeps_what_is_judged_out_of_training_and_rows_in_place(fold, tmp_path, monkeypatch):
+    of_split = {"train": 2500, "val": 10, "test": 5}
+    images = [
+        {"split": split, "filename": f"{split}{number}.jpg", "imgid": number, "sentids": [number],
+         "sentences": [{"raw": f"a picture of {split} {number}"}]}
+        for split, count in of_split.items() for number in range(count)
+    ]  # fmt: skip
+    given = tmp_path / "given"
+    given.mkdir()
+    (given / "dataset_flickr8k.json").write_text(json.dumps({"images": images}))
+    (given / "features.npy").write_bytes(b"x")
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    options = ["--data_dir", str(given), "--fold", fold, "--output_dir", str(tmp_path / "new")]
+    run_program(BENCHMARKS / "resplit.py", *options)
+    entries, rows = read_split_file(tmp_path / "new" / "dataset_flickr8k.json")
+    assert rows == len(images) and (tmp_path / "new" / "features.npy").read_bytes() == b"x"
+    assert all(entry.filename == images[entry.row]["filename"] for entry in entries)
+    judged = {entry.filename for entry in entries if entry.split == "validation"}
+    trained = {entry.filename for entry in entries if entry.split == "train"}
+    official = {f"val{number}.jpg" for number in range(10)}
+    assert len(judged) == 1000 and all(name.startswith("train") for name in judged)
+    assert not judged & trained and not {entry.split for entry in entries} & {"test"}
+    assert trained == {f"train{number}.jpg" for number in range(2500)} - judged | (official if fold == "B" else set())
+
+
+def test_folds_have_no_image_in_common():
+    resplit = runpy.run_path(str(BENCHMARKS / "resplit.py"))["resplit"]
+    images = [{"split": "train", "sentences": ["x"]} for _ in range(2500)]
+    judged = [{row for row, image in enumerate(resplit(images, fold)) if image["split"] == "val"} for fold in "AB"]
+    assert len(judged[0]) == len(judged[1]) == 1000 and not judged[0] & judged[1]
+
+
+def test_models_of_flickr8k_are_collected_by_fold_and_seed(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    collected = runpy.run_path(str(BENCHMARKS / "flickr8k_models.py"))["collected"]
+    for name, rsum in {"some-B-0": 300.0, "some-B-1": 310.0, "some-A-0": 1.0, "some-B-joined-0-1": 320.0}.items():
+        record = {"metrics": {"validation": {"metrics": {"rsum": rsum}, "fingerprint": "x"}}, "environment": {}}
+        if "joined" in name:
+            (tmp_path / f"{name}.json").write_text(json.dumps(record))
+            continue
+        record |= {"stages": [{"seconds": 2.0}, {"seconds": 3.0}], "recipe": {"data_dir": "DIR", "seed": 0}}
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.json").write_text(json.dumps(record))
+    found = collected("some", "B", tmp_path)
+    assert found["rsum"]["mean"] == 305 and found["joined"]["0-1"]["metrics"]["rsum"] == 320
+    assert list(found["seeds"]) == ["0", "1"] and found["seeds"]["0"]["seconds"]["seconds"] == 5
+    assert found["seeds"]["0"]["recipe"] == {"seed": 0}
+    assert "rsum" not in collected("some", "validation", tmp_path)
