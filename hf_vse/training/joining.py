@@ -16,6 +16,7 @@ from hf_vse.data.digests import weights_digest
 from hf_vse.model.modeling_vse import VSEModel
 
 JOINED = ("visual_projection", "text_projection", "visual_head", "text_head")
+PLACE = {"_name_or_path": ""}  # where a model was loaded from, in its configuration
 REMEDY = "join runs of one recipe with freeze_image_tower and freeze_text_tower, which differ in seed alone"
 
 
@@ -38,7 +39,7 @@ def joined_models(models: Sequence[VSEModel], names: Sequence[str]) -> VSEModel:
         weights_digest(*(part for name, part in each.named_children() if name not in JOINED)) for each in models
     ]
     for name, each, digest in zip(names, models, digests, strict=True):
-        if each.config.to_dict() != first.config.to_dict():
+        if each.config.to_dict() | PLACE != first.config.to_dict() | PLACE:
             raise ValueError(f"{name} has another configuration than {names[0]}: {REMEDY}")
         if digest != digests[0] or any(
             not torch.equal(*pair) for pair in zip(scalars(first), scalars(each), strict=True)

@@ -36,8 +36,10 @@ def before_scaling(model, pooled, side):
 )
 def test_the_joint_vector_holds_those_of_the_members(options, tmp_path):
     models = members(**options)
-    joined_models(models, "abc").save_pretrained(tmp_path)
-    model = load_vse_model(tmp_path)
+    for name, each in zip("abc", models, strict=True):
+        each.save_pretrained(tmp_path / name)
+    joined_models([load_vse_model(tmp_path / name) for name in "abc"], "abc").save_pretrained(tmp_path / "joined")
+    model = load_vse_model(tmp_path / "joined")
     ids, features = torch.randint(4, 40, (5, 7)), torch.randn(4, 10)
     with torch.no_grad():
         output = model(input_ids=ids, image_features=features)
