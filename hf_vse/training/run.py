@@ -287,7 +287,7 @@ def bytes_needed(model: VSEModel, args: VSETrainingArguments) -> int:
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     checkpoint = weights if args.save_only_model else 3 * weights
     checkpoint += weights if args.ema_decay else 0
-    checkpoint += 2 * 4 * args.queue_size * model.config.projection_dim
+    checkpoint += 2 * 4 * args.queue_size * model.config.projection_dim if args.queue_size else 0
     kept = 0 if args.save_strategy == "no" else (args.save_total_limit or 1) + 1
     return kept * (checkpoint + BESIDE_WEIGHTS) + 2 * (weights + BESIDE_WEIGHTS)
 

@@ -27,7 +27,7 @@ from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.model.processing_vse import VSEFeatureProcessor, VSEProcessor
 
 BETWEEN_TOWERS_AND_VECTORS = (
-    "vision_pooling", "text_pooling", "text_layers", "vision_norm", "text_norm", "vision_power", "projection_type",
+    "vision_pooling", "text_pooling", "vision_norm", "text_norm", "vision_power", "projection_type",
 )  # fmt: skip
 
 
@@ -97,6 +97,7 @@ class VSEEncoder(NetworkEncoder):
             image_processor_digest(self.processor.image_processor),
             tokenizer_digest(self.processor.tokenizer),
             *self.processor.reading.items(),
+            *([f"{config.text_layers} text layers"] if config.text_layers > 1 else []),  # older models have one
         )
 
     def facts(self) -> dict[str, Any]:
