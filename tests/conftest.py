@@ -1,5 +1,6 @@
 """Small real parts that tests share. Nothing here reaches a network."""
 
+import gc
 import os
 import shutil
 from pathlib import Path
@@ -63,6 +64,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     place = {Path(__file__).parent / name: number for number, name in enumerate(SLOW_FILES)}
     assert all(map(Path.is_file, place)), "SLOW_FILES names a file that is gone"
     items.sort(key=lambda item: place.get(item.path, len(place)))
+
+
+def pytest_collection_finish() -> None:
+    """What was imported is never garbage: a collection that passes over it takes a fifth less of the whole time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
 
 
 def make_captions(index: int, count: int = 5) -> list[str]:

@@ -15,7 +15,7 @@ import pytest
 from hf_vse.cli.main import main
 from tests.faults.killing import SOAK
 
-MANY = 100
+MANY = 60
 COMMAND_ERROR = re.compile(r"^(error: |hf-vse [a-z]+: error: |hf-vse: )")
 
 
@@ -78,9 +78,9 @@ def check(case: Case, parts: Parts, folder: Path, capfd) -> None:
 
 
 def one_clear_line(cases: Sequence[Case]) -> Callable:
-    """The test of a file: each of its cases, see `check`; of many every second one, unless `make soak` runs them."""
+    """The test of a file: each of its cases, see `check`; of many every third one, unless `make soak` runs them."""
     assert len({case.name for case in cases}) == len(cases), "every case has a name of its own"
-    cases = cases if SOAK or len(cases) <= MANY else cases[::2]
+    cases = cases if SOAK or len(cases) <= MANY else cases[::3]
     names = [case.name for case in cases]
 
     @pytest.mark.parametrize("case", cases, ids=names)

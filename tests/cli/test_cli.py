@@ -17,6 +17,7 @@ from hf_vse.cli.main import COMMANDS, main, show
 from hf_vse.data.spec import DataSpec
 from hf_vse.search.gallery import GalleryIndex
 from tests.conftest import make_pairs
+from tests.faults.killing import slow
 
 
 def result(capsys, *argv) -> dict:
@@ -195,6 +196,7 @@ def test_names_that_are_no_unicode_are_printed(capsys):
     assert capsys.readouterr().out == "caf\\udce9.png é\n"
 
 
+@slow
 def test_two_processes_build_the_gallery_of_one(capsys, tiny_model, photographs, tmp_path):
     result(capsys, "index", photographs, tmp_path / "one", "--model", tiny_model)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

@@ -64,6 +64,7 @@ def test_pixels_and_recurrent_text_tower(runtime, tokenizer, tiny_resnet, tmp_pa
     assert_same(found, expected_vectors(VSEEncoder(model, processor, "model")), atol=1e-5)
 
 
+@slow
 def test_regions_and_transformer_text_tower(runtime, tokenizer, tmp_path):
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     text = {"model_type": "bert", "vocab_size": len(tokenizer), "max_position_embeddings": 40} | sizes
@@ -96,7 +97,8 @@ def test_missing_packages_are_named(tokenizer, tmp_path, monkeypatch):
         export_onnx(None, None, tmp_path)
 
 
-@pytest.mark.parametrize("family", ["clip", pytest.param("siglip", marks=slow)])
+@slow
+@pytest.mark.parametrize("family", ["clip", "siglip"])
 def test_dual_encoders(family, runtime, tokenizer, tmp_path):
     """SigLIP reads sentences of one length and no mask."""
     save(tmp_path / "source", CASES[family], tokenizer)

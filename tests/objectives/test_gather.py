@@ -10,6 +10,7 @@ import torch.distributed as dist
 from hf_vse.model.losses_vse import OBJECTIVES, Objective, contrastive_loss
 from hf_vse.objectives.gather import gather_rows, gathered_contrastive_loss
 from hf_vse.objectives.streamed import has_stream, streamed_contrastive_loss
+from tests.faults.killing import slow
 from tests.objectives.batches import FRAMES, Batch, assert_same, squared
 from tests.objectives.equal_captions import EQUAL_PAIRS, check_gradient_by_similarity, gradient_by_similarity
 from tests.processes import in_processes
@@ -106,7 +107,7 @@ def check_equal_captions(rank: int, world: int) -> None:
             check_gradient_by_similarity(loss_type, found / world, local)
 
 
-@pytest.mark.parametrize("world", SPLITS)
+@pytest.mark.parametrize("world", [2, pytest.param(3, marks=slow)])
 def test_processes_equal_one_loss_and_gradient(world):
     in_processes(world, check_processes, world)
 

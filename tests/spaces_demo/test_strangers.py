@@ -263,6 +263,7 @@ def demo(environment: dict[str, str], words: list[str]) -> int:
     return main(["demo", *words])
 
 
+@slow
 def test_the_command_and_its_page_end_together(tmp_path, model_folder, parquet):
     """While an event stream and an upload are open: nobody waits for them, no process and no upload is left."""
     with socket.socket() as probe:

@@ -17,6 +17,7 @@ from hf_vse.training.run import run_recipe
 from hf_vse.training.trainable import freeze
 from tests.conftest import make_pairs
 from tests.embed.test_transformers_models import CASES, TEXTS, images, save
+from tests.faults.killing import slow
 from tests.training.dual_encoders import start, trained, trainer_of
 from tests.training.test_adapt import recipe_from
 from tests.training.test_dual_encoder_training import assert_same
@@ -127,6 +128,7 @@ def test_gradients_of_the_adapters_are_those_written_out(source, tmp_path):
             torch.testing.assert_close(up.grad, 7 / 3 * of_sum @ down.T, rtol=1e-3, atol=1e-5)
 
 
+@slow
 def test_less_memory_changes_nothing(source, tmp_path):
     pytest.importorskip("peft")
     for family in ("clip", "blip"):

@@ -13,6 +13,7 @@ from hf_vse.hub.push import leave_card
 from hf_vse.model.losses_vse import OBJECTIVES
 from hf_vse.training.run import run_recipe
 from hf_vse.training.trainer import VSETrainer
+from tests.faults.killing import slow
 from tests.objectives.test_own import EXAMPLE, same_table_afterwards
 from tests.training.test_trainer import arguments
 from tests.training.tiny_runs import same_outcome, tiny_recipe, write_features
@@ -88,6 +89,7 @@ def test_what_cannot_be_is_refused_before_any_work(changed, message, file, tmp_p
     assert not (tmp_path / "run").exists()
 
 
+@slow
 def test_gradient_cache_and_warmup_train_with_it(file, tmp_path):
     options = {"loss_type": "mine/dcl.py:dcl", "stages": [{"name": "base"}]}
     whole = run_recipe(recipe(tmp_path, **options))

@@ -17,6 +17,7 @@ from hf_vse.training.limits import TOWERS
 from hf_vse.training.recipe import build_recipe, parse_command_line, read_recipe
 from hf_vse.training.run import training_arguments
 from hf_vse.training.settings import CONFIG_FIELDS, NO_KEYS, known_keys
+from tests.faults.killing import slow
 
 FILES = sorted((Path(__file__).parents[2] / "scripts" / "recipes").rglob("*.yaml"))
 RECIPES = [path for path in FILES if path.parent.name != "grids"]
@@ -189,6 +190,7 @@ for values in ({"wobbel": 1}, {"wobble": "much"}):
 '''
 
 
+@slow
 def test_a_field_added_to_the_configuration_is_one_of_recipes():
     done = subprocess.run([sys.executable, "-c", WIDER], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("{'wobble': 2} {'wobble': 3}")

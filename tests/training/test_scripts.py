@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from hf_vse.cli.main import main
 from hf_vse.evaluation.record import read_evaluation
+from tests.faults.killing import slow
 from tests.processes import run_fork, start_fork
 from tests.training.commands import RECIPE, run_script, train_arguments, write_data
 
@@ -19,6 +20,7 @@ def data(tmp_path_factory) -> Path:
     return write_data(tmp_path_factory.mktemp("precomp"))
 
 
+@slow
 def test_killed_and_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(data, tmp_path):
     options = {
         "num_train_epochs": 8, "eval_strategy": "no", "save_strategy": "steps", "save_steps": 20,
