@@ -347,12 +347,13 @@ def adaptation_rows(runs: list[dict]) -> str:
 def adaptation_section() -> str:
     """The table, and what a linear map gains and costs beside all weights; seed 0 of both ran alone, in turn."""
     runs = load("adaptation")["runs"]
-    of = {name: [run for run in runs if (run["method"], run["size"]) == (name, 1000)] for name in ADAPTED}
+    scenes = [run for run in runs if (run["target"], run["size"]) == ("scenes", 1000)]
+    of = {name: [run for run in scenes if run["method"] == name] for name in ADAPTED}
     heads = mean(run["after"]["target"] - run["before"]["target"] for run in of["own_photos"])
     full = mean(run["tuned"]["target"] - run["before"]["target"] for run in of["full"])
     seconds = [f"{run['seconds']:.0f}" for name in ("own_photos", "full") for run in of[name] if run["seed"] == 0]
     return (
-        f"{adaptation_rows(runs)}\n\nOn 1,000 images the linear map reaches {100 * heads / full:.0f} % of the gain of "
+        f"{adaptation_rows(runs)}\n\nOn 1,000 scenes the linear map reaches {100 * heads / full:.0f} % of the gain of "
         f"all weights. Seed 0 of both, one after the other on an idle thread, took {' and '.join(seconds)} seconds."
     )
 
