@@ -15,7 +15,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from transformers.training_args import trainer_log_levels
 
 from hf_vse.data.spec import NEAR_DUPLICATES
-from hf_vse.model.configuration_vse import GRU_MODEL_TYPE, VSEGRUTextConfig
+from hf_vse.model.configuration_vse import GRU_MODEL_TYPE, MOST_LAYERS, VSEGRUTextConfig
 from hf_vse.model.losses_vse import OBJECTIVES
 from hf_vse.objectives.own import is_own
 
@@ -106,6 +106,7 @@ LIMITS: dict[str, Limit] = (
     | limits(Limit(0, 1), "image_weight")
     | limits(Limit(0, 100), "hardness")
     | limits(Limit(0, MANY), "negatives_kept")
+    | limits(Limit(1, MOST_LAYERS), "text_layers")
     | limits(Limit(-1000, 1000), "logit_bias_init")
 )
 THREE_NUMBERS = {"image_mean": FINITE, "image_std": Limit(0, 1e30, above=True)}
