@@ -8,12 +8,12 @@ and standard deviation of every cell), grid.md and grid.png into OUTPUT, runs/GR
 """
 
 import argparse
-import json
 from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 
 from hf_vse.errors import one_line_errors
+from hf_vse.files import write_json, write_text
 from hf_vse.plots import plot_grid
 from hf_vse.training.grid import grid_table, read_grid, run_grid, summarise
 from hf_vse.training.recipe import parse_fields, read_recipe
@@ -57,8 +57,8 @@ def main() -> None:
         "summary": summary,
         "runs": runs,
     }
-    (output / "grid.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
-    (output / "grid.md").write_text(grid_table(summary, base) + "\n", encoding="utf-8")
+    write_json(output / "grid.json", result)
+    write_text(output / "grid.md", grid_table(summary, base) + "\n")
     plot_grid(runs, output / "grid.png", base)
     print(f"\n{grid_table(summary, base)}\n\nnumbers and plot   {output}/grid.json, grid.png")
 

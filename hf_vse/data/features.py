@@ -36,6 +36,11 @@ _CHUNK_BYTES = 2**24
 _PROGRESS_FROM = 2**32  # bytes; smaller arrays take only a few seconds to check
 
 
+def unit_rows(vectors: np.ndarray) -> np.ndarray:
+    """Rows scaled to length 1; one of zeros stays."""
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
+
 def read_array(path: str | Path, key: str = "features") -> np.ndarray:
     """The array of a .npy or .safetensors file, memory-mapped, float16 or float32 (bfloat16 is converted to float32).
 

@@ -21,6 +21,7 @@ import pyarrow as pa
 from datasets import Dataset, DatasetDict, Features, Image, IterableDataset, IterableDatasetDict, Value
 from datasets.table import InMemoryTable
 
+from hf_vse.data.features import unit_rows
 from hf_vse.data.schema import GROUP_ID, IMAGE, IMAGE_FEATURES, IMAGE_ID, text_id
 
 logger = logging.getLogger(__name__)
@@ -158,7 +159,7 @@ def unit_features(split: Dataset) -> np.ndarray:
     for start in range(0, len(rows), BLOCK):
         features = np.asarray(rows[start : start + BLOCK][IMAGE_FEATURES], np.float32)
         features = features.mean(axis=1) if features.ndim == 3 else features
-        found.append(features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12))
+        found.append(unit_rows(features))
     return np.concatenate(found)
 
 

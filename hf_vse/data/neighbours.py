@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from hf_vse.data.features import unit_rows
+
 AT_ONCE = 1024  # rows of the matrix of similarities that are held
 
 
@@ -21,7 +23,7 @@ def near_rows(vectors: np.ndarray, first: int, last: int) -> np.ndarray:
     Returns:
         (rows, last - first + 1) places of rows, the nearest first; fewer where there are not so many rows.
     """
-    units = vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(min=1e-12)
+    units = unit_rows(vectors)
     last = min(last, len(units) - 1)
     found = np.empty((len(units), last - first + 1), dtype=np.int64)
     for start in range(0, len(units), AT_ONCE):
@@ -55,8 +57,4 @@ def grouped(near: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray
 
 def vectors_of_images(features: Sequence[np.ndarray], rows: int) -> np.ndarray:
     """The mean of the unit vectors of each image's captions: (rows, dim)."""
-    found = []
-    for row in range(rows):
-        vectors = np.asarray(features[row], dtype=np.float32)
-        found.append((vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(min=1e-12)).mean(axis=0))
-    return np.stack(found)
+    return np.stack([unit_rows(np.asarray(features[row], dtype=np.float32)).mean(axis=0) for row in range(rows)])

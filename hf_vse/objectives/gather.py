@@ -15,7 +15,7 @@ from torch import Tensor
 from hf_vse.model.losses_vse import Scalar, all_settings, objective
 from hf_vse.objectives.captions import Positives, caption_count, captioned, check_captioned, mean_of_captions
 from hf_vse.objectives.chunked import chunked_rows
-from hf_vse.objectives.exchange import Negatives, gathered_parts, row_counts, shares_negatives, world_size
+from hf_vse.objectives.exchange import Negatives, exchange_of, gathered_parts, row_counts, world_size
 from hf_vse.objectives.past import Past
 
 
@@ -36,8 +36,12 @@ class _GatherRows(torch.autograd.Function):
 
 
 def gather_rows(local: Tensor, counts: list[int] | None = None) -> Tensor:
-    """The rows of all processes in order of rank, differentiable: (local, ...) -> (total, ...)."""
-    if world_size() == 1:
+    """The rows of all processes in order of rank, differentiable: (local, ...) -> (total, ...).
+
+    Args:
+        counts: rows of each process; with those of a single one, of this process alone.
+    """
+    if world_size() == 1 or (counts is not None and len(counts) == 1):
         return local
     return _GatherRows.apply(local, row_counts(local) if counts is None else counts)
 
@@ -74,8 +78,8 @@ def gathered_contrastive_loss(
     """
     chosen, settings = objective(loss_type), all_settings(settings)
     check_captioned(positives, caption_count(text_embeds), loss_type)
-    counts = row_counts(image_embeds) if shares_negatives(negatives) else [len(image_embeds)]
-    first = sum(counts[: dist.get_rank()]) if len(counts) > 1 else 0
+    exchange = exchange_of(negatives, image_embeds)
+    counts, first = exchange.counts, exchange.first
     batch = captioned(image_embeds, text_embeds, positives, settings, image_ids, text_ids, first)
     images, texts, captions = batch.images, batch.texts, batch.captions
     ids_of_images, ids_of_texts = batch.ids
@@ -84,9 +88,7 @@ def gathered_contrastive_loss(
 
     def everywhere(local: Tensor | None, of_each: int) -> Tensor | None:
         """The rows of all processes, `of_each` image so many."""
-        return (
-            local if local is None or len(counts) == 1 else gather_rows(local, [of_each * count for count in counts])
-        )
+        return None if local is None else gather_rows(local, [of_each * count for count in counts])
 
     rows = partial(chunked_rows, chosen, settings=settings, chunk_size=chunk_size)
     all_images, all_texts = everywhere(images, 1), everywhere(texts, captions)

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from hf_vse.model.losses_vse import Scalar, all_settings, objective, similarity
 from hf_vse.objectives.captions import Positives, captioned, mean_of_captions
-from hf_vse.objectives.exchange import Negatives, row_counts, shares_negatives
+from hf_vse.objectives.exchange import Negatives, exchange_of
 from hf_vse.objectives.gather import gather_rows
 
 
@@ -49,7 +49,7 @@ def distance_loss(
             f"feature_distance needs vectors of one length: the model's have {image_embeds.shape[-1]} dimensions, the "
             f"teacher's {soft.images.shape[-1]} (of several the sum): give that projection_dim, or no feature_distance"
         )
-    counts = row_counts(image_embeds) if shares_negatives(negatives) else [len(image_embeds)]
+    counts = exchange_of(negatives, image_embeds).counts
     images, texts = (
         (ours.float() - theirs.float()).square().sum(dim=-1)
         for ours, theirs in ((image_embeds, soft.images), (text_embeds, soft.texts))
@@ -81,7 +81,7 @@ def soft_loss(
     """
     chosen, settings = objective(loss_type), all_settings(settings)
     check_soft(loss_type, negatives)
-    counts = row_counts(image_embeds) if shares_negatives(negatives) else [len(image_embeds)]
+    counts = exchange_of(negatives, image_embeds).counts
     ours, theirs = (
         captioned(images, texts, positives, settings, None, None, 0)
         for images, texts in ((image_embeds, text_embeds), (soft.images, soft.texts))
@@ -89,7 +89,7 @@ def soft_loss(
 
     def everywhere(local: Tensor) -> Tensor:
         each = len(local) // len(ours.images)
-        return local if len(counts) == 1 else gather_rows(local, [each * count for count in counts])
+        return gather_rows(local, [each * count for count in counts])
 
     images, texts = (ours.images, theirs.images), (ours.texts, theirs.texts)
     image_rows, text_rows = (

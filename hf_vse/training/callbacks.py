@@ -23,6 +23,7 @@ from transformers import ProgressCallback, TrainerCallback
 from hf_vse.evaluation.diagnostics.diagnose import BATCH_ROWS, quick_diagnostics
 from hf_vse.evaluation.diagnostics.geometry import is_collapsed
 from hf_vse.model.losses_vse import SETTINGS, Objective, objective, pair_ids, share_an_id
+from hf_vse.objectives.captions import texts_of_each
 
 logger = logging.getLogger(__name__)
 
@@ -145,7 +146,7 @@ def indifferent_loss(
     chosen = objective(loss_type)
     settings = {name: torch.as_tensor(value).detach().cpu() for name, value in (SETTINGS | settings).items()}
     bonus = settings["temperature"] * math.log(captions) if positives == "any" else 0.0
-    texts = 1 if positives == "centre" else captions
+    texts = texts_of_each(positives, captions)
     sides = []
     for of_each, own in ((texts, bonus), (1, 0.0)):  # candidates of an image, of a text
         total = torch.zeros(2)

@@ -6,6 +6,7 @@ from hf_vse.model.losses_vse import OBJECTIVES, objective
 from hf_vse.objectives.captions import check_captioned
 from hf_vse.objectives.execution import choose_execution
 from hf_vse.training.arguments import VSETrainingArguments
+from hf_vse.training.mixing import check_mixing
 from hf_vse.training.queue import check_queue
 from hf_vse.training.teachers import check_soft_targets
 
@@ -15,6 +16,7 @@ def check_objective(loss_type: str, args: VSETrainingArguments, settings: dict[s
     needs no warm-up and has one."""
     chosen = objective(loss_type)
     check_queue(args)
+    check_mixing(args)
     for each in (loss_type, args.hard_negative_warmup_loss) if args.hard_negative_warmup_epochs else (loss_type,):
         check_captioned(args.positives, args.captions_per_image, each)
     check_soft_targets(args, [loss_type, args.hard_negative_warmup_loss])

@@ -42,6 +42,14 @@ class Mixture(NamedTuple):
         return mixed
 
 
+def check_mixing(args: VSETrainingArguments) -> None:
+    """Raises ValueError where something else needs images as they are."""
+    if args.feature_mix and args.queue_size:
+        raise ValueError("feature_mix and queue_size: the queue would hold mixtures as images: set one of them to 0")
+    if args.feature_mix and args.soft_targets != "none":
+        raise ValueError("feature_mix and soft_targets: no teacher scores mixtures: give soft_targets none, or no mix")
+
+
 def mixed_inputs(
     args: VSETrainingArguments, step: int, inputs: dict[str, Any], training: bool = True
 ) -> tuple[dict[str, Any], Mixture | None]:
@@ -50,7 +58,7 @@ def mixed_inputs(
     A step is mixed the same way when it is repeated. All processes have the same share.
 
     Raises:
-        ValueError: the inputs hold no pooled vectors, or something else needs images as they are.
+        ValueError: the inputs hold no pooled vectors.
     """
     if not args.feature_mix or not training:
         return inputs, None
@@ -61,10 +69,6 @@ def mixed_inputs(
             f"feature_mix mixes the one vector that each image has, but these are {there}: give features of one "
             "vector, or freeze_image_tower: true; or feature_mix: 0"
         )
-    if args.queue_size:
-        raise ValueError("feature_mix and queue_size: the queue would hold mixtures as images: set one of them to 0")
-    if args.soft_targets != "none":
-        raise ValueError("feature_mix and soft_targets: no teacher scores mixtures: give soft_targets none, or no mix")
     rng = np.random.default_rng((args.seed, step))
     drawn = rng.beta(args.feature_mix, args.feature_mix)
     partners = torch.from_numpy(rng.permutation(len(features))).to(features.device)

@@ -74,12 +74,14 @@ class PairQueue:
         self.write_latest()
         return Past(*(ring.candidates() for ring in self.rings)) if self.rings else None
 
-    def offer(self, epoch: float, images: Candidates, texts: Candidates) -> None:
+    def is_open(self, epoch: float) -> bool:
+        return self.size > 0 and epoch >= self.start
+
+    def offer(self, images: Candidates, texts: Candidates) -> None:
         """What a step of this process compares."""
-        if self.size and epoch >= self.start:
-            if images.ids is None:
-                raise ValueError("queue_size needs the column image_id in the data: load them with load_pairs")
-            self.latest = [images, texts]
+        if images.ids is None:
+            raise ValueError("queue_size needs the column image_id in the data: load them with load_pairs")
+        self.latest = [images, texts]
 
     def write_latest(self) -> None:
         if not self.latest:

@@ -228,7 +228,8 @@ class VSETrainer(PublishingTrainer):
         self.alarm.observe(images.detach(), shown, *compared_with, **several, **shown_ids, **options)
         self.diagnostics.observe(images.detach(), shown)
         images, texts = images.to(dtype), texts.to(dtype)
-        self.queue.offer(self.state.epoch or 0, *compared(images.detach(), texts.detach(), positives, options, **ids))
+        if self.queue.is_open(self.state.epoch or 0):
+            self.queue.offer(*compared(images.detach(), texts.detach(), positives, options, **ids))
         extra = {"positives": positives, "past": past, "soft": soft}
         return execute_loss(images, texts, execution=execution, **extra, **ids, **options)
 

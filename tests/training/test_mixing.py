@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_vse.training.mixing import Mixture, mixed_inputs
+from hf_vse.training.mixing import Mixture, check_mixing, mixed_inputs
 from hf_vse.training.recipe import build_recipe
 from hf_vse.training.trainer import first_batch
 from tests.training.test_trainer import arguments, make_model, make_trainer
@@ -100,10 +100,9 @@ def test_what_cannot_be_mixed_is_refused(tmp_path):
         with pytest.raises(ValueError, match=f"feature_mix mixes .* {there}: give features of one vector"):
             mixed_inputs(args, 0, inputs)
     with pytest.raises(ValueError, match="the queue would hold mixtures"):
-        mixed_inputs(arguments(tmp_path, feature_mix=0.2, queue_size=8), 0, {"image_features": torch.ones(2, 3)})
+        check_mixing(arguments(tmp_path, feature_mix=0.2, queue_size=8))
     with pytest.raises(ValueError, match="no teacher scores mixtures"):
-        soft = arguments(tmp_path, feature_mix=0.2, soft_targets="captions")
-        mixed_inputs(soft, 0, {"image_features": torch.ones(2, 3)})
+        check_mixing(arguments(tmp_path, feature_mix=0.2, soft_targets="captions"))
     with pytest.raises(ValueError, match="feature_mix does nothing: one vector of each image is mixed: give features"):
         build_recipe({"dataset": "scenes", "feature_mix": 0.2})
     assert build_recipe({"dataset": "precomp", "feature_mix": 0.2})

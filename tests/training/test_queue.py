@@ -99,7 +99,7 @@ def check_processes(rank: int, world: int) -> None:
             seen[number].append(Candidates(embeds, ids))
             own = slice(of_each * sum(counts[:rank]), of_each * sum(counts[: rank + 1]))
             sides.append(Candidates(embeds[own], ids[own]))
-        queue.offer(0.0, *sides)
+        queue.offer(*sides)
         for kept, side, size in zip(queue.past(), seen, (3, 7), strict=True):
             expected = (torch.cat(each)[-size:] for each in zip(*side, strict=True))
             assert torch.equal(as_rows(*kept), as_rows(*expected))
