@@ -7,9 +7,13 @@ With x the logits s/t of a query's candidates, y what a teacher scores them, T a
 in both directions. A feature distance d adds d times the mean of |image - its image|^2 + |text - its text|^2, of unit
 vectors of the student and of the teacher. The score of a teacher is the product of its vectors of the two. Every
 candidate of the batch gets its share, also one that is no negative of the query: soft targets say how alike the two
-are, a mask only that they are not to be told apart. Candidates of earlier steps count in the objective alone.
+are, a mask only that they are not to be told apart. Further candidates, see `past.py`, count in the objective alone.
+Scores may also be given, as a matrix of all images and captions that a step reads a part of; then the score of a
+`centre` is the mean of those of its captions.
 """
 
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -31,6 +35,8 @@ class SoftTargets(NamedTuple):
     weight: w, from 0 to 1.
     temperature: T.
     distance: d; then both have vectors of one length.
+    scores: (all images, all captions) on the CPU, which may be memory-mapped; then a vector has one number, int64: the
+        row or column of the image or caption.
     """
 
     images: Tensor
@@ -38,6 +44,7 @@ class SoftTargets(NamedTuple):
     weight: float
     temperature: float
     distance: float = 0.0
+    scores: Tensor | None = None
 
 
 def distance_loss(
@@ -82,24 +89,46 @@ def soft_loss(
     chosen, settings = objective(loss_type), all_settings(settings)
     check_soft(loss_type, negatives)
     counts = exchange_of(negatives, image_embeds).counts
-    ours, theirs = (
-        captioned(images, texts, positives, settings, None, None, 0)
-        for images, texts in ((image_embeds, text_embeds), (soft.images, soft.texts))
-    )
+    ours = captioned(image_embeds, text_embeds, positives, settings, None, None, 0)
+    their_images, their_texts = of_teacher(soft, positives, settings)
 
     def everywhere(local: Tensor) -> Tensor:
         each = len(local) // len(ours.images)
         return gather_rows(local, [each * count for count in counts])
 
-    images, texts = (ours.images, theirs.images), (ours.texts, theirs.texts)
+    images, texts = (ours.images, their_images), (ours.texts, their_texts)
+    of_images, of_texts = similarity, similarity
+    if soft.scores is not None:
+        of_images, of_texts = partial(looked_up, soft.scores), partial(looked_up, soft.scores.T)
+    temperatures = settings["temperature"], soft.temperature
     image_rows, text_rows = (
-        cross_entropy_rows(
-            *queries, *map(everywhere, candidates), settings["temperature"], soft.temperature, chunk_size
-        )
-        for queries, candidates in ((images, texts), (texts, images))
+        cross_entropy_rows(*queries, *map(everywhere, candidates), score, *temperatures, chunk_size)
+        for queries, candidates, score in ((images, texts, of_images), (texts, images, of_texts))
     )
     image_rows, text_rows = (mean_of_captions(each, len(ours.images)) for each in (image_rows, text_rows))
     return len(counts) * chosen.reduce(image_rows, text_rows, total_rows=sum(counts), image_weight=image_weight)
+
+
+def of_teacher(soft: SoftTargets, positives: Positives, settings: Mapping[str, Scalar]) -> tuple[Tensor, Tensor]:
+    """What a teacher has of each image and of each text that is compared: its vector, or its place in the scores, of a
+    centre the places of all captions."""
+    if soft.scores is None:
+        theirs = captioned(soft.images, soft.texts, positives, settings, None, None, 0)
+        return theirs.images, theirs.texts
+    texts = soft.texts.view(len(soft.images), -1)
+    return soft.images, texts if positives == "centre" else texts.reshape(-1, 1)
+
+
+def looked_up(scores: Tensor, queries: Tensor, candidates: Tensor) -> Tensor:
+    """The mean scores of what has several places, (Q, m) and (C, n) of rows and columns -> (Q, C) float32.
+
+    Raises:
+        ValueError: a score is not a number, or plus infinity.
+    """
+    found = scores[queries.cpu()[:, None, :, None], candidates.cpu()[:, None, :]].float().mean(dim=(2, 3))
+    if not (found < torch.inf).all():
+        raise ValueError("the scores of a teacher are numbers, or minus infinity where none is known; got nan or inf")
+    return found.to(queries.device)
 
 
 def cross_entropy_rows(
@@ -107,14 +136,18 @@ def cross_entropy_rows(
     their_queries: Tensor,
     candidates: Tensor,
     their_candidates: Tensor,
+    score: Callable[[Tensor, Tensor], Tensor],
     temperature: Scalar,
     their_temperature: float,
     chunk_size: int | None = None,
 ) -> Tensor:
-    """The cross entropy of every query, a few at a time, computed again in the backward pass: (Q,) float32."""
+    """The cross entropy of every query, a few at a time, computed again in the backward pass: (Q,) float32.
+
+    `score` gives the teacher's scores of queries and candidates.
+    """
 
     def rows(queries: Tensor, their_queries: Tensor) -> Tensor:
-        shares = (similarity(their_queries, their_candidates) / their_temperature).softmax(dim=1)
+        shares = (score(their_queries, their_candidates) / their_temperature).softmax(dim=1)
         return F.cross_entropy(similarity(queries, candidates) / temperature, shares, reduction="none")
 
     if chunk_size is None or chunk_size >= len(queries):

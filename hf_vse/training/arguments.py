@@ -133,13 +133,14 @@ class VSETrainingArguments(TrainingArguments):
         default="none",
         metadata={
             "help": "Weigh in the cross entropy with what a teacher scores the pairs of a batch: captions, what the "
-            "frozen text tower finds alike; teacher, the models named as teacher.",
-            "choices": ["none", "captions", "teacher"],
+            "frozen text tower finds alike; teacher, the models named as teacher; scores, the file teacher_scores.",
+            "choices": ["none", "captions", "teacher", "scores"],
         },
     )
     soft_weight: float = field(default=0.2, metadata={"help": "Share of soft targets in the loss, up to 1."})
     soft_temperature: float = field(
-        default=0.1, metadata={"help": "Divides the teacher's cosines: small leaves nearly all to the own pair."}
+        default=0.1,
+        metadata={"help": "Divides the teacher's scores: small leaves nearly all to the own pair; 0.1 suits cosines."},
     )
     feature_distance: float = field(
         default=0.0,
@@ -153,6 +154,13 @@ class VSETrainingArguments(TrainingArguments):
         metadata={
             "help": "Folder or Hub id of a model, or a list of them, [DIR, DIR], whose scores are averaged: any model "
             "that evaluate reads. Run once over the training split."
+        },
+    )
+    teacher_scores: str | None = field(
+        default=None,
+        metadata={
+            "help": "Safetensors file with the scores of a teacher, such as a cross-encoder, for the images and "
+            "captions of the training split; hf_vse/training/scores.py describes it."
         },
     )
     hard_negative_warmup_epochs: float = field(

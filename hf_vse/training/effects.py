@@ -90,7 +90,8 @@ _HEAD = Need(
     "there is no head: give projection_type mlp or residual",
 )
 _SOFT = Need(
-    lambda get: get("soft_targets") != "none", "there are no soft targets: give soft_targets captions or teacher"
+    lambda get: get("soft_targets") != "none",
+    "there are no soft targets: give soft_targets captions, teacher or scores",
 )
 _LORA = Need(lambda get: get("lora_rank") > 0, "there are no adapters: give lora_rank")
 _CONTROL = Need(lambda get: get("control_dataset") is not None, "there is no control set: give control_dataset")
@@ -152,6 +153,9 @@ NEEDS: dict[str, Need] = (
         "soft_temperature": _SOFT,
         "teacher": Need(
             lambda get: get("soft_targets") == "teacher", "nothing is learned from it: give soft_targets: teacher"
+        ),
+        "teacher_scores": Need(
+            lambda get: get("soft_targets") == "scores", "nothing is learned from it: give soft_targets: scores"
         ),
         "queue_start_epochs": Need(lambda get: get("queue_size") > 0, "there is no queue: give queue_size"),
         "lr_decay_factor": Need(

@@ -3,7 +3,8 @@
 A teacher is run once over the training split; its vectors are kept on disk like the outputs of a frozen tower, found
 again by the digest of the teacher and by the contents. Of several teachers scores are averaged: their unit vectors,
 one beside the other and divided by the root of their number, have the mean of the cosines as their product. A teacher
-sees whole images and whole captions, whatever crops and pieces the student gets.
+sees whole images and whole captions, whatever crops and pieces the student gets. Or the scores lie in a file, see
+`scores.py`.
 """
 
 import json
@@ -27,6 +28,7 @@ from hf_vse.objectives.captions import centre
 from hf_vse.objectives.soft_targets import SoftTargets, check_soft
 from hf_vse.training.arguments import VSETrainingArguments
 from hf_vse.training.frozen import cache_root, check_shared, frozen_outputs, with_columns
+from hf_vse.training.scores import places_in_scores, read_scores
 
 
 def teacher_names(args: VSETrainingArguments) -> list[str]:
@@ -34,16 +36,20 @@ def teacher_names(args: VSETrainingArguments) -> list[str]:
 
 
 def with_teachers(splits: dict[str, Any], args: VSETrainingArguments) -> dict[str, Any]:
-    """The splits, the one for training with the vectors of the teachers as columns.
+    """The splits, the one for training with the vectors of the teachers as columns, or its places in their scores.
 
     Raises:
         ValueError, OSError: a teacher cannot be opened, or does not read what the images are.
     """
     names, train = teacher_names(args), splits["train"]
-    if not names:
+    if not names and args.soft_targets != "scores":
         return splits
     if isinstance(train, IterableDataset):
-        raise ValueError("teacher: a stream has no rows to keep its vectors for: give streaming: false")
+        raise ValueError("teacher: a stream has no rows to keep its vectors or scores for: give streaming: false")
+    if any(name.startswith(TEACHER_IMAGES) for name in train.column_names):
+        raise ValueError("the training split has a teacher already: give it as load_pairs returns it")
+    if args.soft_targets == "scores":
+        return splits | {"train": with_columns(train, places_in_scores(args.teacher_scores, train))}
     check_shared(cache_root(args))
     for name in names:
         device = None if kind_of(name) == "python" else args.device  # a class of one's own chooses its device
@@ -80,10 +86,18 @@ def teacher_vectors(encoder: Encoder, split: Dataset, args: VSETrainingArguments
     return frozen_outputs(store, keys, encode, f"teacher {encoder.name}")
 
 
-def soft_targets_of(inputs: dict[str, Tensor], args: VSETrainingArguments) -> SoftTargets | None:
+def scores_of_teacher(args: VSETrainingArguments) -> Tensor | None:
+    """The scores of all images and captions in the file, memory-mapped, where `soft_targets` takes them."""
+    return read_scores(args.teacher_scores)["scores"] if args.soft_targets == "scores" else None
+
+
+def soft_targets_of(
+    inputs: dict[str, Tensor], args: VSETrainingArguments, scores: Tensor | None = None
+) -> SoftTargets | None:
     """The soft targets of a batch; takes what only they need out of the inputs of the model.
 
-    `captions`: what the frozen text tower finds alike stands for both sides, the captions for their image too.
+    `captions`: what the frozen text tower finds alike stands for both sides, the captions for their image too;
+    `scores`: those of the file, in which a batch has places.
     """
     teacher = [inputs.pop(name, None) for name in (TEACHER_IMAGES, TEACHER_CAPTIONS)]
     if args.soft_targets == "none":
@@ -97,8 +111,13 @@ def soft_targets_of(inputs: dict[str, Tensor], args: VSETrainingArguments) -> So
         texts = F.normalize(inputs["text_features"].float(), dim=-1)
         teacher = [texts if texts.ndim == 2 else centre(texts), texts]
     if teacher[0] is None:
-        raise ValueError("soft_targets teacher: the training split has no vectors of a teacher, see with_teachers")
-    return SoftTargets(*teacher, args.soft_weight, args.soft_temperature, args.feature_distance)
+        raise ValueError(
+            f"soft_targets {args.soft_targets}: the training split has no vectors of a teacher or places in its "
+            "scores, see with_teachers"
+        )
+    if scores is not None:
+        teacher = [each.long() for each in teacher]
+    return SoftTargets(*teacher, args.soft_weight, args.soft_temperature, args.feature_distance, scores)
 
 
 def check_soft_targets(args: VSETrainingArguments, loss_types: list[str]) -> None:
@@ -116,14 +135,19 @@ def check_soft_targets(args: VSETrainingArguments, loss_types: list[str]) -> Non
             "soft_targets captions takes what a frozen text tower finds alike: give freeze_text_tower: true and "
             "cache_frozen: true, or choose soft_targets teacher"
         )
+    if args.soft_targets == "scores" and args.teacher_scores is None:
+        raise ValueError("soft_targets scores needs teacher_scores: give a safetensors file")
     if args.soft_targets == "teacher" and not teacher_names(args):
         raise ValueError(
             "soft_targets teacher needs a teacher: give teacher, a folder or a Hub id, or several in a list"
         )
+    if args.soft_targets == "scores" and args.feature_distance:
+        raise ValueError("feature_distance needs the vectors of a teacher: give soft_targets: teacher, or 0")
 
 
 def check_teachers(args: VSETrainingArguments) -> None:
-    """Raises ValueError for a teacher that is nothing a model can be."""
+    """Raises ValueError or OSError for a teacher that is nothing a model can be, or a file that holds no scores."""
+    scores_of_teacher(args)
     for name in teacher_names(args):
         try:
             kind_of(name)

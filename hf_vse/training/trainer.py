@@ -48,7 +48,7 @@ from hf_vse.training.lora import (
 from hf_vse.training.mixing import mixed_inputs
 from hf_vse.training.publish import PublishingTrainer, check_hub_strategy
 from hf_vse.training.queue import PairQueue, check_queue_size
-from hf_vse.training.teachers import soft_targets_of
+from hf_vse.training.teachers import scores_of_teacher, soft_targets_of
 from hf_vse.training.trainable import (
     decayed_names,
     freeze,
@@ -111,6 +111,7 @@ class VSETrainer(PublishingTrainer):
         self.averaged = AveragedWeights(args.ema_decay)
         self.add_callback(self.averaged)
         self.queue = PairQueue(args.queue_size, args.queue_start_epochs)
+        self.teacher_scores = scores_of_teacher(args)
         self.alarm = CollapseAlarm(args.collapse_patience)
         self.add_callback(self.alarm)
         self.add_callback(LimitedTemperature())
@@ -128,7 +129,7 @@ class VSETrainer(PublishingTrainer):
         Also by a single process, so that its optimizer has the parameters of theirs and either continues the other.
         """
         batch = first_batch(pairs, self.data_collator)
-        soft_targets_of(batch, self.args)
+        soft_targets_of(batch, self.args, self.teacher_scores)
         unused = unused_parameters(self.model, to_device(batch, self.model))
         set_aside(self.model, map(self.model.get_parameter, unused))
         if unused:
@@ -188,7 +189,7 @@ class VSETrainer(PublishingTrainer):
         image_ids, text_ids = inputs.pop("image_ids", None), inputs.pop("text_ids", None)
         masked = {"image_ids": image_ids} if self.args.mask_same_image else {}
         masked |= {"text_ids": text_ids} if self.args.mask_equal_captions else {}
-        soft = soft_targets_of(inputs, self.args)
+        soft = soft_targets_of(inputs, self.args, self.teacher_scores)
         inputs, mixture = mixed_inputs(self.args, self.state.global_step, inputs, model.training)
         contrast = partial(self.contrast if mixture is None else mixture.loss(self.contrast), masked, soft)
         captions = self.args.captions_per_image

@@ -20,19 +20,37 @@ def units(*shape: int, seed: int = 1) -> Tensor:
     return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
 
 
-def double_loop(images: Tensor, texts: Tensor, soft: SoftTargets) -> Tensor:
-    """The mean of both cross entropies over the pairs; texts (B, K, dim)."""
-    total, captions = torch.zeros((), dtype=torch.float64), texts.shape[1]
-    flat, theirs = texts.flatten(0, 1), soft.texts.double().reshape(len(texts) * captions, -1)
+def double_loop(images: Tensor, texts: Tensor, theirs: Tensor) -> Tensor:
+    """The mean of both cross entropies over the pairs; texts (B, K, dim), the teacher's scores (B, B * K)."""
+    total, captions, flat = torch.zeros((), dtype=torch.float64), texts.shape[1], texts.flatten(0, 1)
     for i, image in enumerate(images):
-        shares = torch.stack([soft.images[i].double() @ each / THEIRS for each in theirs]).exp()
+        shares = torch.stack([theirs[i, j].double() / THEIRS for j in range(len(flat))]).exp()
         logits = torch.stack([image @ each / T for each in flat])
         total = total - sum(shares / shares.sum() * (logits - logits.exp().sum().log()))
     for j, text in enumerate(flat):
-        shares = torch.stack([theirs[j] @ each.double() / THEIRS for each in soft.images]).exp()
+        shares = torch.stack([theirs[i, j].double() / THEIRS for i in range(len(images))]).exp()
         logits = torch.stack([text @ each / T for each in images])
         total = total - sum(shares / shares.sum() * (logits - logits.exp().sum().log())) / captions
     return total / len(images)
+
+
+def products(soft: SoftTargets) -> Tensor:
+    texts = soft.texts.double().reshape(-1, soft.texts.shape[-1])
+    return torch.stack([torch.stack([image @ text for text in texts]) for image in soft.images.double()])
+
+
+def given_scores(captions: int) -> tuple[SoftTargets, Tensor]:
+    """Places of a batch in a table of scores, some of them unknown, and the scores there."""
+    generator = torch.Generator().manual_seed(7)
+    images, texts = torch.randperm(9, generator=generator)[:5], torch.randperm(9 * captions, generator=generator)
+    texts = texts[: 5 * captions]
+    unknown = torch.rand(9, 9 * captions, generator=generator) < 0.3
+    unknown[images.repeat_interleave(captions), texts] = False
+    table = torch.randn(9, 9 * captions, generator=generator).half().masked_fill(unknown, -torch.inf)
+    there = torch.stack([torch.stack([table[row, column] for column in texts]) for row in images]).double()
+    assert there.isneginf().any()
+    places = images[:, None], texts.view(5, captions, 1) if captions > 1 else texts[:, None]
+    return SoftTargets(*places, WEIGHT, THEIRS, scores=table), there
 
 
 def test_soft_targets_are_the_cross_entropy_of_a_double_loop():
@@ -42,7 +60,7 @@ def test_soft_targets_are_the_cross_entropy_of_a_double_loop():
     past = Past(*(Candidates(units(7, 4, seed=seed), torch.full((7, 2), -1)) for seed in (5, 6)))
     for given in ({}, {"past": past}):
         hard = execute_loss(images, texts, execution=Execution("dense"), **options, **given)
-        expected = (1 - WEIGHT) * hard + WEIGHT * double_loop(images.double(), texts.double()[:, None], soft)
+        expected = (1 - WEIGHT) * hard + WEIGHT * double_loop(images.double(), texts.double()[:, None], products(soft))
         gradients = torch.autograd.grad(expected, (images, texts))
         for name, size in WAYS:
             found = execute_loss(
@@ -62,7 +80,7 @@ def test_soft_targets_of_several_captions_are_those_of_a_double_loop(positives):
     if positives == "centre":
         ours = F.normalize(ours.mean(dim=1, keepdim=True), dim=-1)
         theirs = soft._replace(texts=F.normalize(soft.texts.mean(dim=1, keepdim=True), dim=-1))
-    expected = (1 - WEIGHT) * hard + WEIGHT * double_loop(images.double(), ours, theirs)
+    expected = (1 - WEIGHT) * hard + WEIGHT * double_loop(images.double(), ours, products(theirs))
     gradients = torch.autograd.grad(expected, (images, texts))
     for name, size in WAYS:
         execution = Execution(name, chunk_size=size)
@@ -70,6 +88,32 @@ def test_soft_targets_of_several_captions_are_those_of_a_double_loop(positives):
         torch.testing.assert_close(found, expected.float(), rtol=1e-5, atol=1e-5)
         for one, other in zip(torch.autograd.grad(found, (images, texts)), gradients, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("positives", "captions"), [("one", 1), ("each", 3), ("any", 3), ("centre", 3)])
+def test_given_scores_are_those_of_a_double_loop(positives, captions):
+    images, texts = units(5, 4, seed=1).requires_grad_(), units(5, captions, 4, seed=2).requires_grad_()
+    soft, theirs = given_scores(captions)
+    ours, shown = texts.double(), texts if captions > 1 else texts[:, 0]
+    if positives == "centre":
+        ours, theirs = F.normalize(ours.mean(dim=1, keepdim=True), dim=-1), theirs.view(5, 5, 3).mean(dim=2)
+    given = {"positives": positives, "temperature": T, "image_ids": torch.tensor([0, 1, 1, 2, 3])}
+    hard = execute_loss(images, shown, **given)
+    expected = (1 - WEIGHT) * hard + WEIGHT * double_loop(images.double(), ours, theirs)
+    gradients = torch.autograd.grad(expected, (images, texts))
+    for name, size in WAYS:
+        found = execute_loss(images, shown, execution=Execution(name, chunk_size=size), soft=soft, **given)
+        torch.testing.assert_close(found, expected.float(), rtol=1e-5, atol=1e-5)
+        for one, other in zip(torch.autograd.grad(found, (images, texts)), gradients, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf])
+def test_score_that_is_no_number_is_refused(wrong):
+    soft, _ = given_scores(1)
+    soft.scores[soft.images[2], soft.texts[4]] = wrong
+    with pytest.raises(ValueError, match="the scores of a teacher are numbers, or minus infinity"):
+        execute_loss(units(5, 4), units(5, 4), soft=soft)
 
 
 def test_pair_that_is_no_negative_keeps_its_share():
@@ -122,9 +166,11 @@ def test_soft_targets_that_cannot_be_are_refused(options, message):
 def check_processes(rank: int, world: int) -> None:
     bounds = [0, 4, 5, PAIRS]
     local = slice(bounds[rank], bounds[rank + 1])
-    soft = SoftTargets(units(PAIRS, 4, seed=3), units(PAIRS, 4, seed=4), WEIGHT, THEIRS, 0.5)
-    part = soft._replace(images=soft.images[local], texts=soft.texts[local])
-    for loss_type in ("nce", "siglip"):
+    vectors = SoftTargets(units(PAIRS, 4, seed=3), units(PAIRS, 4, seed=4), WEIGHT, THEIRS, 0.5)
+    places = torch.arange(PAIRS).flip(0)[:, None]
+    given = SoftTargets(places, 2 * places, WEIGHT, THEIRS, scores=units(PAIRS, 2 * PAIRS, seed=5))
+    for loss_type, soft in (("nce", vectors), ("siglip", vectors), ("clip", given)):
+        part = soft._replace(images=soft.images[local], texts=soft.texts[local])
         batch, options = Batch(PAIRS, 2), {"loss_type": loss_type}
         execution = Execution("dense", "local")
         expected = batch.loss_and_gradients(execute_loss, execution=execution, soft=soft, **options)

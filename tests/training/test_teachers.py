@@ -136,7 +136,7 @@ def test_captions_are_their_own_teacher(steps, tokenizer, tmp_path):
             "soft_targets captions takes what a frozen text tower finds alike: give freeze",
         ),
         ({"soft_targets": "teacher"}, "soft_targets teacher needs a teacher: give teacher, a folder or a Hub id"),
-        ({"soft_targets": "teachers"}, "soft_targets is one of none, captions, teacher, got 'teachers'"),
+        ({"soft_targets": "teachers"}, "soft_targets is one of none, captions, teacher, scores, got 'teachers'"),
         ({"soft_weight": 1.5}, "soft_weight is a number from 0 to 1"),
         ({"soft_targets": "teacher", "soft_weight": 0, "teacher": "a/b"}, "soft_weight=0 leaves soft_targets without"),
         ({"soft_temperature": 0}, "soft_temperature is a number above 0"),
