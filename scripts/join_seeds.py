@@ -4,7 +4,8 @@
     python scripts/join_seeds.py runs/part-0 runs/part-1 runs/part-2 --output_dir runs/joined
     python scripts/evaluate.py --model runs/joined --dataset flickr8k --data_dir DIR
 
-Both towers must have been frozen. The vectors are as long as those of all runs together.
+Both towers must have been frozen. The vectors are as long as those of all runs together. The field `joined_seeds` of a
+recipe trains the seeds and joins them in one run.
 """
 
 import argparse

@@ -41,7 +41,7 @@ class DataSpec:
         revision: branch or commit of a Hub data set.
         split: the split that is meant; None for all of them.
         validation_share: share of `train` that is held out as `validation` where the source has no such split.
-        seed: decides which images are held out; that of the training run.
+        seed: decides which images are held out; validation_seed or seed of the training run.
         fingerprint: of the held-out images and captions, so that others are refused; None if it is not known.
         near_duplicates: how near-duplicate images are found, one of `NEAR_DUPLICATES`, so that they are held out
             together; see `groups.py`. auto is hash for users' own photographs.
@@ -66,7 +66,8 @@ class DataSpec:
             ValueError: a value that the key cannot have.
         """
         check_scalars({key: values.get(key) for key in ("dataset", "revision", *OPTIONS)}, where)
-        share, seed = values.get("validation_share", VALIDATION_SHARE), values.get("seed", DEFAULT_SEED)
+        share, seed = values.get("validation_share", VALIDATION_SHARE), values.get("validation_seed")
+        seed = values.get("seed", DEFAULT_SEED) if seed is None else seed
         check_held_out(share, seed, where)
         options = {name: values[name] for name in OPTIONS - {"seed"} if values.get(name) is not None}
         share = 0 if options.get("streaming") else share

@@ -14,7 +14,8 @@ name, and is what `hf-vse evaluate` writes, for one model or several, and a run 
   `recipe`; one with `init_from` also
   `start`: the `model` that it started from, its records by split as `metrics`, and by split the `comparisons` of the
   result with it, see `compare_models`. One with `control_dataset` adds `interpolation`: the data as `control`, and
-  what `training.interpolation.choose_weights` returns.
+  what `training.interpolation.choose_weights` returns. One with `joined_seeds` adds `seeds`: by seed and split the
+  `metrics` of that seed alone.
 
 Entries of a record:
 

@@ -107,7 +107,7 @@ def model_card(
         environment={"device": None, "versions": {}} | record.get("environment", {}),
         emissions=record.get("co2_eq_emissions"),
         settings=settings(recipe),
-        stage_settings=stage_settings(recipe) if len(record.get("stages", [])) > 1 else [],
+        stage_settings=stage_settings(recipe) if len(stages(record)) > max(1, len(record.get("seeds", {}))) else [],
     )
 
 
@@ -198,10 +198,13 @@ def equal_captions_of(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def results(record: dict[str, Any]) -> list[list[str]]:
-    """The cells of the table of recalls: the model that a fine-tuning started from, splits, equal captions, chance."""
+    """The cells of the table of recalls: the model that a fine-tuning started from, splits, joined seeds, equal
+    captions, chance."""
     measured, before = record.get("metrics", {}), record.get("start", {}).get("metrics", {})
     rows = {f"{name}, before fine-tuning": each["metrics"] for name, each in before.items()}
     rows |= {name: metrics for name, (_, metrics) in rows_of(record).items()}
+    seeds = record.get("seeds", {}).items()
+    rows |= {f"{name}, seed {seed} alone": each for seed, splits in seeds for name, each in splits.items()}
     equal = equal_captions_of(record)
     rows |= {f"{name}, equal captions": each["metrics_equal_captions"] for name, each in equal.items()}
     chances = {name: each["chance"] for name, each in measured.items() if each.get("chance")}

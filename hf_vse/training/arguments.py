@@ -177,7 +177,10 @@ class VSETrainingArguments(TrainingArguments):
     )
     cached_crops: int = field(
         default=0,
-        metadata={"help": "Random crops of each image kept for a frozen image tower, beside the central one."},
+        metadata={
+            "help": "Random crops of each image kept for a frozen image tower, beside the central one; the same "
+            "for all seeds."
+        },
     )
     frozen_cache_dir: str | None = field(
         default=None, metadata={"help": "Where they are kept; default: hf_vse_frozen in the Hugging Face cache."}
@@ -233,6 +236,13 @@ class VSETrainingArguments(TrainingArguments):
     permitted_loss: float = field(
         default=1.0,
         metadata={"help": "Points of mean recall (R@1, 5, 10, both directions, in percent) that it may lose."},
+    )
+    joined_seeds: int = field(
+        default=1,
+        metadata={
+            "help": "Train so many seeds (seed, seed + 1, ...) of the heads on frozen towers, and join them to one "
+            "model, whose vectors are theirs one beside the other: more recall, longer vectors."
+        },
     )
     word_dropout: float = field(default=0.0, metadata={"help": "Share of words hidden in training."})
     set_dropout: float = field(

@@ -10,6 +10,7 @@ from accelerate import PartialState
 
 from hf_vse.data.plain_yaml import parse_yaml
 from hf_vse.files import check_output_folder, read_text, write_text
+from hf_vse.training.joining import SEEDS
 from hf_vse.training.recipe import SECRETS, Recipe
 
 RECIPE = "recipe.yaml"
@@ -44,7 +45,8 @@ def check_claim(recipe: Recipe) -> None:
 def check_same_recipe(recipe: Recipe, there: Any) -> None:
     """Raises ValueError if the recipe in the folder differs or was not written by a run."""
     path = recipe.output_dir / RECIPE
-    if not isinstance(there, dict) or not (recipe.output_dir / STAGES).is_dir():
+    begun = any((recipe.output_dir / each).is_dir() for each in (STAGES, SEEDS))
+    if not isinstance(there, dict) or not begun:
         raise ValueError(
             f"{path} was not written by a run and would be overwritten: give an empty or new folder as --output_dir"
         )

@@ -83,7 +83,7 @@ def of_objectives(setting: str, word: str) -> Need:
 
 _IMAGES = Need(own_images, "features, init_from or image_tower decide how images are prepared: remove one of them")
 _PIXELS = Need(lambda get: not takes_features(get), "features take the place of images: remove it")
-_HUB_KEYS = ("hub_model_id", "hub_token", "hub_private_repo", "hub_strategy", "hub_revision", "hub_always_push")
+HUB_KEYS = ("hub_model_id", "hub_token", "hub_private_repo", "hub_strategy", "hub_revision", "hub_always_push")
 _HUB = Need(lambda get: bool(get("push_to_hub")), "nothing is pushed: add push_to_hub: true")
 _HEAD = Need(
     lambda get: get("projection_type") in ("mlp", "residual") or get("init_from") is not None,
@@ -106,7 +106,7 @@ _LIMITED = Need(lambda get: get("loss_execution") != "dense", "loss_execution de
 NEEDS: dict[str, Need] = (
     dict.fromkeys(("resize", "crop", "image_mean", "image_std"), _IMAGES)
     | dict.fromkeys(("mirror_images", "crop_min_scale"), _PIXELS)
-    | dict.fromkeys(_HUB_KEYS, _HUB)
+    | dict.fromkeys(HUB_KEYS, _HUB)
     | dict.fromkeys(("image_tower", "text_tower"), _FRESH)
     | dict.fromkeys(("head_init", "head_dropout"), _HEAD)
     | dict.fromkeys(("group_size", "group_first_rank", "group_last_rank"), _GROUPS)
@@ -215,9 +215,10 @@ OF_THE_RUN: dict[str, str] = (
     | {item.name: "towers, tokenizer and image processor are built once" for item in fields(OwnModelArguments)}
     | {"init_from": "a later stage starts from the one before"}
     | dict.fromkeys(("projection_dim", "vision_hidden_size"), "the weights of all stages have one size")
-    | dict.fromkeys(("push_to_hub", *_HUB_KEYS), "one model is pushed")
+    | dict.fromkeys(("push_to_hub", *HUB_KEYS), "one model is pushed")
     | dict.fromkeys(_CONTROL_SET, "the start of the first stage and the end of the last are interpolated")
     | dict.fromkeys(_SET_UP, "devices and processes are set up once")
+    | {"joined_seeds": "what the last stage leaves is joined"}
     | {"output_dir": "each stage has a folder of its name in it"}
 )
 

@@ -46,6 +46,7 @@ logger = logging.getLogger(__name__)
 SHARD = 512  # images
 CAPTIONS_AT_ONCE = 256
 CACHE = "hf_vse_frozen"
+CROP_SEED = 0  # not that of the run: all seeds share the crops that are kept
 
 
 def cache_frozen_towers(
@@ -137,10 +138,10 @@ def with_image_features(
         "pooling": model.config.vision_pooling,
         "augmentation": repr(augmentation) if views > 1 else None,
         "views": views,
-        "seed": args.seed if views > 1 else None,
+        "seed": CROP_SEED if views > 1 else None,
         "bf16": args.bf16,
     }
-    prepare = Views(processor, augmentation, args.seed, views)
+    prepare = Views(processor, augmentation, views)
     needed = needed_side(processor.image_processor) if views == 1 else None  # a crop may take any part
     batch_size = max(1, args.per_device_eval_batch_size // views)
 
@@ -161,19 +162,18 @@ def with_image_features(
 
 
 class Views:
-    """Prepares images: the plain view of all of them, and random crops, which an image and the seed determine."""
+    """Prepares images: the plain view of all of them, and random crops, which an image alone determines."""
 
-    def __init__(self, processor: VSEProcessor, augmentation: Augmentation, seed: int, views: int):
+    def __init__(self, processor: VSEProcessor, augmentation: Augmentation, views: int):
         self.plain = VSECollator(processor)
         self.cropping = VSECollator(processor, augmentation)
-        self.seed = seed
         self.views = views
 
     def __call__(self, images: list[Image]) -> dict[str, torch.Tensor]:
         contents = [crc32(image.tobytes()) for image in images] if self.views > 1 else []
         found = [self.plain.image_inputs(images, [])]
         for view in range(1, self.views):
-            rngs = [np.random.default_rng((self.seed, content, view)) for content in contents]
+            rngs = [np.random.default_rng((CROP_SEED, content, view)) for content in contents]
             found.append(self.cropping.image_inputs(images, rngs))
         return {name: torch.stack([inputs[name] for inputs in found], dim=1) for name in found[0]}
 

@@ -34,6 +34,8 @@ from tqdm.auto import tqdm
 
 from hf_vse.evaluation.record import read_evaluation
 from hf_vse.plots import RECALLS
+from hf_vse.training.claim import STAGES
+from hf_vse.training.joining import SEEDS
 from hf_vse.training.recipe import Recipe, check_stage_name, read_file, read_recipe
 from hf_vse.training.run import run_recipe
 
@@ -127,7 +129,8 @@ def run_cell(task: tuple[Grid, str, int, Path, int]) -> dict[str, Any]:
         output.mkdir(parents=True, exist_ok=True)
         with open(output / "train.log", "a") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
             run_recipe(recipe)
-        shutil.rmtree(output / "stages")
+        for folder in (STAGES, SEEDS):
+            shutil.rmtree(output / folder, ignore_errors=True)
         (output / "model.safetensors").unlink()
     result = read_evaluation(output / "metrics.json")
     if grid.split not in result["metrics"]:

@@ -57,7 +57,7 @@ def limits(limit: Limit, *names: str) -> dict[str, Limit]:
 
 FINITE = Limit(-1e30, 1e30)
 LIMITS: dict[str, Limit] = (
-    limits(Limit(0, 2**32 - 1), "seed", "data_seed")
+    limits(Limit(0, 2**32 - 1), "seed", "data_seed", "validation_seed")
     | limits(Limit(1, 2**20), "per_device_train_batch_size", "per_device_eval_batch_size", "loss_chunk_size")
     | limits(Limit(1, 2**20), "grad_cache_batch_size", "gradient_accumulation_steps")
     | limits(Limit(1, MANY), "num_train", "num_eval", "save_total_limit", "collapse_patience", "min_word_count")
@@ -79,6 +79,7 @@ LIMITS: dict[str, Limit] = (
     | limits(Limit(0, 100), "learning_rate", "image_tower_learning_rate", "text_tower_learning_rate")
     | limits(Limit(0, 1, below=True), "ema_decay", "lora_dropout")
     | limits(Limit(0, 1024), "lora_rank")
+    | limits(Limit(1, 100), "joined_seeds")
     | limits(Limit(0, 100), "feature_mix")
     | limits(Limit(0, 1e5, above=True), "lora_alpha")
     | limits(Limit(0, 100), "permitted_loss", "temperature_learning_rate")

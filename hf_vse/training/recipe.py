@@ -202,6 +202,8 @@ def check_together(recipe: Recipe, where: str) -> None:
     check_effects(recipe.values, recipe.stages, where)
     if recipe.values.get("control_dataset") is not None:
         check_control(recipe, where)
+    if recipe.values.get("joined_seeds", 1) > 1:
+        check_joined(recipe, where)
     if own_images(lambda key: recipe.values.get(key)):
         check_frame(recipe.model, where)
     passed_on: dict[str, Any] = {}
@@ -234,6 +236,22 @@ def check_control(recipe: Recipe, where: str) -> None:
                     f"{where}, stage {stage['name']!r}: {key} gives other weights than the start has, so there is "
                     "nothing between them: write it above `stages`, or leave out control_dataset"
                 )
+
+
+def check_joined(recipe: Recipe, where: str) -> None:
+    """Raises ValueError for keys that do not go together with several seeds."""
+    if recipe.values.get("control_dataset") is not None:
+        raise ValueError(
+            f"{where}: control_dataset chooses the weights of one training, and joined_seeds trains several: "
+            "leave out one of them"
+        )
+    for stage in recipe.stages:
+        if "seed" in stage:
+            raise ValueError(
+                f"{where}, stage {stage['name']!r}: seed would be that of all joined_seeds: write it above `stages`"
+            )
+    last = recipe.values.get("seed", VSETrainingArguments.seed) + recipe.values["joined_seeds"] - 1
+    check_fields({"seed": last}, known_keys(), f"{where}: the last of joined_seeds")
 
 
 def check_frame(model: ModelArguments, where: str) -> None:

@@ -29,9 +29,9 @@ def report_run(
     splits: dict[str, Any],
     stages: list[dict[str, Any]],
     where: dict[str, Any],
-    interpolation: dict[str, Any] | None = None,
+    more: dict[str, Any],
 ) -> dict[str, Any]:
-    """Evaluates the finished model, writes numbers, pictures and the card."""
+    """Evaluates the finished model, writes numbers, pictures and the card; `more` is added to `metrics.json`."""
     main = PartialState().is_main_process
     model.to(PartialState().device)
     encoder = VSEEncoder(model, processor, Path(os.path.abspath(recipe.output_dir)).name)
@@ -48,16 +48,15 @@ def report_run(
         **objective_record(model.config.loss_type),
         "stages": [{key: value for key, value in stage.items() if key != "log"} for stage in stages],
         "recipe": recipe.public_values,
+        **more,
     }
-    if interpolation is not None:
-        result["interpolation"] = interpolation
     if recipe.model.init_from is not None:
         result["start"] = compare_with_start(recipe.model.init_from, judged, splits, recipe.data.source)
     if main:
         write_json(recipe.output_dir / "metrics.json", result)
         with failure_as_warning("no pictures"):
             draw_pictures(recipe.output_dir, stages, splits, {name: each.pairs for name, each in judged.items()})
-            draw_interpolation(recipe.output_dir, interpolation)
+            draw_interpolation(recipe.output_dir, more.get("interpolation"))
         with failure_as_warning("no card"):
             leave_card(recipe.output_dir)
     return result
@@ -70,6 +69,8 @@ def run_summary(output_dir: Path, result: dict[str, Any]) -> str:
     if records:
         start = result.get("start", {}).get("metrics", {})
         before = {f"{name} before": each["metrics"] for name, each in start.items()}
+        for seed, splits in result.get("seeds", {}).items():
+            before |= {f"{name} seed {seed}": metrics for name, metrics in splits.items()}
         lines = ["", result["loss_type"], recall_table(before | table_rows(records)), ""]
         for remark_of in (equal_caption_remark, group_remark):
             lines += [f"{name}: {remark}" for name, each in records.items() if (remark := remark_of(each))]

@@ -8,6 +8,7 @@
         interpolation.png      recall between start and end, with control_dataset; the end itself is in the last stage
         README.md              the model card, for `hf upload` and `hf-vse push`
         stages/NAME/           checkpoints of a stage and, when it is done, its model
+        seeds/SEED/            with joined_seeds, instead of stages: the run of each seed, a folder like this one
 
 The same recipe in the same directory continues where it stopped.
 """
@@ -34,8 +35,10 @@ from hf_vse.data.sampler import check_batch_size, visits_of
 from hf_vse.data.schema import CAPTIONS
 from hf_vse.embed.adapters.own_models import load_vse_model
 from hf_vse.evaluation.environment import environment
+from hf_vse.evaluation.record import read_evaluation
 from hf_vse.files import check_output_folder, inside, read_json, write_json
 from hf_vse.hub.push import push_model
+from hf_vse.hub.record import METRICS
 from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.model.processing_vse import VSEProcessor
 from hf_vse.training.arguments import VSETrainingArguments
@@ -45,6 +48,7 @@ from hf_vse.training.checkpoints import last_checkpoint
 from hf_vse.training.claim import STAGES, check_claim, claim
 from hf_vse.training.frozen import cache_frozen_towers
 from hf_vse.training.interpolation import choose_weights, load_control
+from hf_vse.training.joining import check_untrained, joined_models, recipes_of_seeds
 from hf_vse.training.lora import check_adapters
 from hf_vse.training.publish import check_hub_strategy
 from hf_vse.training.queue import check_queue_size
@@ -93,15 +97,12 @@ def run_recipe(recipe: Recipe) -> dict[str, Any]:
     for stage in stages:
         check_batches(stage.args, splits["train"])
     processor = build_processor(recipe.model, splits["train"])
-    model, records = None, []
-    for stage in stages:
-        model, record = run_stage(stage, model, processor, splits)
-        records.append(record)
-    interpolation = keep_control(stages, model, processor, splits) if recipe.control is not None else None
+    train = run_seeds if common.joined_seeds > 1 else run_stages
+    model, records, more = train(stages, processor, splits)
     if PartialState().is_main_process:
         model.save_pretrained(recipe.output_dir)
         processor.save_pretrained(recipe.output_dir)
-    result = report_run(recipe, model, processor, splits, records, where, interpolation)
+    result = report_run(recipe, model, processor, splits, records, where, more)
     if common.push_to_hub and PartialState().is_main_process:
         publish(common)
     return result
@@ -138,6 +139,55 @@ class Stage:
         if self.place == 0:
             return self.args.seed
         return int(np.random.SeedSequence([self.args.seed, self.place]).generate_state(1)[0])
+
+
+def run_stages(
+    stages: list[Stage], processor: VSEProcessor, splits: dict[str, Any]
+) -> tuple[VSEModel, list[dict[str, Any]], dict[str, Any]]:
+    """Trains one stage after the other. Returns the model, the stages' records, and what else `metrics.json` holds."""
+    model, records = None, []
+    for stage in stages:
+        model, record = run_stage(stage, model, processor, splits)
+        records.append(record)
+    if stages[0].run.control is None:
+        return model, records, {}
+    return model, records, {"interpolation": keep_control(stages, model, processor, splits)}
+
+
+def run_seeds(
+    stages: list[Stage], processor: VSEProcessor, splits: dict[str, Any]
+) -> tuple[VSEModel, list[dict[str, Any]], dict[str, Any]]:
+    """Trains each seed in a folder of its own, where that is not done yet, and joins them. Returns what `run_stages`
+    does; for `metrics.json` the recalls of each seed alone, as `seeds`: by seed, and by split."""
+    runs = recipes_of_seeds(stages[0].run)
+    check_seeds(stages, runs[:2], processor, splits)
+    claim(stages[0].run)
+    for run in runs:
+        if (run.output_dir / METRICS).is_file():
+            logger.info("seed %d was trained before: %s", run.values["seed"], run.output_dir)
+            check_claim(run)
+        else:
+            run_recipe(run)
+    PartialState().wait_for_everyone()
+    names = [str(run.output_dir) for run in runs]
+    model = joined_models([load_vse_model(name, "cpu") for name in names], names)
+    records, seeds = [], {}
+    for run in runs:
+        result, seed = read_evaluation(run.output_dir / METRICS), str(run.values["seed"])
+        seeds[seed] = {split: record["metrics"] for split, record in result["metrics"].items()}
+        records += [stage | {"name": f"seed {seed}, {stage['name']}", "log": []} for stage in result["stages"]]
+    return model, records, {"seeds": seeds}
+
+
+def check_seeds(stages: list[Stage], runs: list[Recipe], processor: VSEProcessor, splits: dict[str, Any]) -> None:
+    """Raises ValueError, before any training, for two seeds that could not be joined after it."""
+    for place in (stage.place for stage in stages):
+        models = []
+        for stage in (Stage(run, place) for run in runs):
+            set_seed(stage.seed)
+            models.append(build_model(stage.model, processor, splits["train"]))
+            freeze(models[-1], stage.args)
+        check_untrained(models, [f"seed {run.values['seed']}" for run in runs])
 
 
 def check_named_parts(recipe: Recipe) -> None:

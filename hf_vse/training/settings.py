@@ -32,6 +32,7 @@ class OwnDataArguments:
 
     dataset: str = setting("scenes", f"One of {', '.join(SOURCES)}, a local path, or a data set of the Hub, org/name.")
     validation_share: float = setting(VALIDATION_SHARE, "Held out for validation where the data have no such split.")
+    validation_seed: int | None = setting(None, "Decides which images are held out; default: seed.")
     near_duplicates: str = setting(
         "auto",
         "How near-duplicate images are found, which are held out together and are no negatives: hash of photographs, "

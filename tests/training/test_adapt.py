@@ -56,6 +56,8 @@ def test_heads_are_fitted_and_stages_for_a_gpu_left_out(siglip, tmp_path, caplog
         run_recipe(recipe_from(siglip, tmp_path / "none", stages=STAGES[1:]))
     with pytest.raises(ValueError, match="stage 'heads': only_on is gpu or left out, got 'cpu'"):
         recipe_from(siglip, tmp_path / "none", stages=[STAGES[0] | {"only_on": "cpu"}])
+    with pytest.raises(ValueError, match="seed 42 holds a whole dual encoder, which cannot be joined"):
+        run_recipe(recipe_from(siglip, tmp_path / "none", joined_seeds=2))
 
 
 @pytest.mark.parametrize(

@@ -180,6 +180,10 @@ def test_crops_are_drawn_once_and_chosen_by_the_draw(model, processor, make_args
     seen = [pairs[Pair(3, 0, draw)]["image_features"] for draw in range(4)]
     assert np.array_equal(seen[0], seen[3]) and not np.allclose(seen[0], seen[1]) and not np.allclose(seen[1], seen[2])
     np.testing.assert_allclose(seen[0], FeatureRows(cached["validation"], "image_features")[3], rtol=1e-5)
+    before = shards(args)
+    args = make_args(cached_crops=2, crop_min_scale=0.3, mirror_images=True, seed=args.seed + 1)
+    cache_frozen_towers(model, processor, splits, args)
+    assert len(before) == 4 and shards(args) == before, "all seeds share the crops"
 
 
 def test_an_image_that_cannot_be_read_is_left_out(model, processor, make_args, caplog):
