@@ -78,9 +78,9 @@ def check(case: Case, parts: Parts, folder: Path, capfd) -> None:
 
 
 def one_clear_line(cases: Sequence[Case]) -> Callable:
-    """The test of a file: each of its cases, see `check`; of many every third one, unless `make soak` runs them."""
+    """The test of a file: each of its cases, see `check`; of many every fifth one, unless `make soak` runs them."""
     assert len({case.name for case in cases}) == len(cases), "every case has a name of its own"
-    cases = cases if SOAK or len(cases) <= MANY else cases[::3]
+    cases = cases if SOAK or len(cases) <= MANY else cases[::5]
     names = [case.name for case in cases]
 
     @pytest.mark.parametrize("case", cases, ids=names)
