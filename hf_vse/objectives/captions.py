@@ -35,6 +35,7 @@ class Captioned(NamedTuple):
     own: Tensor  # (B, P) positive's scores, one for each row loss of an image
     own_of_texts: Tensor  # (B * captions,)
     ids: tuple[Tensor | None, Tensor | None]  # (B, kinds), (B * captions, kinds)
+    own_ids: tuple[Tensor | None, Tensor | None]  # the same, as candidates of their own modality
 
 
 def caption_count(text_embeds: Tensor) -> int:
@@ -60,6 +61,7 @@ def captioned(
     image_ids: Tensor | None,
     text_ids: Tensor | None,
     first: int,
+    same_modality: bool = False,
 ) -> Captioned:
     """A batch as it is compared.
 
@@ -69,22 +71,24 @@ def captioned(
         image_ids, text_ids: as in `contrastive_loss`; `text_ids` (B, K) or (B, K, kinds) for K captions. A text with a
             caption of an image is no negative of it.
         first: place of the first image among those of all processes.
+        same_modality: images are compared with images too, and texts with texts; then there are ids for it.
     """
     images, texts = image_embeds.float(), text_embeds.float()  # so that gradients add up in float32
+    if image_ids is None and (texts.ndim == 3 or same_modality):
+        image_ids = torch.arange(first, first + len(images), device=images.device)
     if texts.ndim == 2:
         own, ids = torch.linalg.vecdot(images, texts), pair_ids(image_ids, text_ids)
-        return Captioned(images, texts, 1, own[:, None], own, (ids, ids))
-    if image_ids is None:
-        image_ids = torch.arange(first, first + len(images), device=images.device)
+        return Captioned(images, texts, 1, own[:, None], own, (ids, ids), (ids, ids))
     of_captions = texts.new_zeros(*texts.shape[:2], 0, dtype=torch.int64) if text_ids is None else text_ids
-    shared = ids_of_captions(image_ids, of_captions.view(*texts.shape[:2], -1), centre=positives == "centre")
+    of_captions = of_captions.view(*texts.shape[:2], -1)
+    shared = ids_of_captions(image_ids, of_captions, positives == "centre", same_modality)
     if positives == "centre":
         texts = centre(texts)[:, None]
     own = own_of_texts = torch.linalg.vecdot(images[:, None], texts)
     if positives == "any":
         t = settings["temperature"]
         own = t * (own / t).logsumexp(dim=1, keepdim=True)
-    return Captioned(images, texts.flatten(0, 1), texts.shape[1], own, own_of_texts.flatten(), shared)
+    return Captioned(images, texts.flatten(0, 1), texts.shape[1], own, own_of_texts.flatten(), *shared)
 
 
 def centre(text_embeds: Tensor) -> Tensor:
@@ -108,24 +112,33 @@ def text_of_each(
     return centre(text_embeds) if positives == "centre" else text_embeds[:, 0], ids | {"text_ids": first}
 
 
-def ids_of_captions(image_ids: Tensor, text_ids: Tensor, centre: bool) -> tuple[Tensor, Tensor]:
+def ids_of_captions(
+    image_ids: Tensor, text_ids: Tensor, centre: bool, same_modality: bool = False
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """The ids of images and of their texts, equal in one place where they are no negatives of each other.
 
     Args:
         image_ids: (B,) or (B, kinds); text_ids: (B, K, kinds), of no kinds where captions do not matter.
         centre: an image has one text, the centre of its K captions.
+        same_modality: there are places for two images, which are compared by all of their captions.
 
     Returns:
-        (B, n) and (texts, n).
+        (B, n) and (texts, n), and the same where they are candidates of their own modality.
     """
     captions = text_ids.shape[1]
     images, own = image_ids.reshape(len(image_ids), -1), text_ids.transpose(1, 2)  # (B, kinds, K)
-    if centre:  # every caption of the one with every caption of the other
+    if not (centre or same_modality):
+        of_images = as_candidates = torch.cat([images, own.flatten(1)], dim=1)
+    else:  # every caption of the one with every caption of the other
         pairs = own[..., None].expand(*own.shape, captions)
-        return tuple(torch.cat([images, each.flatten(1)], dim=1) for each in (pairs, pairs.transpose(2, 3)))
-    of_texts = text_ids.flatten(0, 1).repeat_interleave(captions, dim=1)
+        of_images, as_candidates = (
+            torch.cat([images, each.flatten(1)], dim=1) for each in (pairs, pairs.transpose(2, 3))
+        )
+    if centre:
+        return (of_images, as_candidates), (as_candidates, of_images)
+    of_texts = text_ids.flatten(0, 1).repeat_interleave(captions**2 if same_modality else captions, dim=1)
     of_texts = torch.cat([images.repeat_interleave(captions, dim=0), of_texts], dim=1)
-    return torch.cat([images, own.flatten(1)], dim=1), of_texts
+    return (of_images, of_texts), (as_candidates, of_texts)
 
 
 def mean_of_captions(rows: Tensor, images: int) -> Tensor:

@@ -8,9 +8,9 @@
 | `fused`    | a chunk of 16-bit weights | of `STREAMS`  | the same in Triton kernels                               |
 
 `auto` takes `dense` for small matrices; for larger ones `fused` where the kernels run, else `streamed`; and `chunked`
-for a row loss without a stream. Candidates of earlier steps (`past.py`) are compared by plain torch under `streamed`
-and `fused` too; the cross entropy of `soft_targets.py` is computed in chunks under all but `dense`. The log names the
-choice and the reason.
+for a row loss without a stream. Candidates of earlier steps (`past.py`) and of the same modality (`same_modality.py`)
+are compared by plain torch under `streamed` and `fused` too; the cross entropy of `soft_targets.py` is computed in
+chunks under all but `dense`. The log names the choice and the reason.
 """
 
 import logging
@@ -66,7 +66,7 @@ def choose_execution(
     Args:
         pairs: of this process; it matters only where candidates of other processes are no negatives.
         settings: of the objective; kernels do not have all.
-        past: candidates of earlier steps.
+        past: candidates of earlier steps and of the same modality.
 
     Raises:
         ValueError: the execution asked for is not possible.
@@ -107,6 +107,7 @@ def execute_loss(
     positives: Positives = "one",
     past: Past | None = None,
     soft: SoftTargets | None = None,
+    same_modality: bool = False,
     **options: float | Tensor | None,
 ) -> Tensor:
     """`contrastive_loss` on the pairs of all processes, computed as `execution` says.
@@ -117,6 +118,7 @@ def execute_loss(
         positives: which of K captions are positives.
         past: further candidates, see `past.py`.
         soft: adds the cross entropy with soft targets, see `soft_targets.py`; in chunks except by `dense`.
+        same_modality: images are negatives of images too, and texts of texts, see `same_modality.py`.
         options: `image_ids`, `text_ids`, `image_weight` and settings, as in `contrastive_loss`.
 
     Returns:
@@ -125,19 +127,22 @@ def execute_loss(
     """
     if past is not None and options.get("image_ids") is None:
         raise ValueError("past candidates need image_ids: without them an image would be a negative of itself")
-    pairs, length = text_embeds.shape[:-1].numel(), 0 if past is None else len(past.texts.ids)
+    pairs = text_embeds.shape[:-1].numel()
+    length = (0 if past is None else len(past.texts.ids)) + (pairs if same_modality else 0)
     name, reason = choose_execution(execution, loss_type, pairs, image_embeds.device, options, length)
     announce(name, reason)
     embeds, options = (image_embeds, text_embeds), {"loss_type": loss_type} | options
     chunk_size = None if name == "dense" else execution.chunk_size or DEFAULT_CHUNK
     of_batch = {"positives": positives, "negatives": execution.negatives}
-    if name == "dense" and text_embeds.ndim == 2 and past is None and not shares_negatives(execution.negatives):
+    further = {"past": past, "same_modality": same_modality}
+    alone = past is None and not same_modality and not shares_negatives(execution.negatives)
+    if name == "dense" and text_embeds.ndim == 2 and alone:
         loss = contrastive_loss(*embeds, **options)
     elif name in ("dense", "chunked"):
-        loss = gathered_contrastive_loss(*embeds, chunk_size=chunk_size, past=past, **of_batch, **options)
+        loss = gathered_contrastive_loss(*embeds, chunk_size=chunk_size, **further, **of_batch, **options)
     else:
         how = {"chunk_size": execution.chunk_size, "tiles": fused_tiles() if name == "fused" else None}
-        loss = streamed_contrastive_loss(*embeds, past=past, **how, **of_batch, **options)
+        loss = streamed_contrastive_loss(*embeds, **further, **how, **of_batch, **options)
     if soft is None:
         return loss
     options = {key: value for key, value in options.items() if key not in ("image_ids", "text_ids")}

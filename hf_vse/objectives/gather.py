@@ -16,7 +16,8 @@ from hf_vse.model.losses_vse import Scalar, all_settings, objective
 from hf_vse.objectives.captions import Positives, caption_count, captioned, check_captioned, mean_of_captions
 from hf_vse.objectives.chunked import chunked_rows
 from hf_vse.objectives.exchange import Negatives, exchange_of, gathered_parts, row_counts, world_size
-from hf_vse.objectives.past import Past
+from hf_vse.objectives.past import Candidates, Past
+from hf_vse.objectives.same_modality import with_same_modality
 
 
 class _GatherRows(torch.autograd.Function):
@@ -58,6 +59,7 @@ def gathered_contrastive_loss(
     chunk_size: int | None = None,
     image_weight: float = 0.5,
     past: Past | None = None,
+    same_modality: bool = False,
     **settings: Scalar,
 ) -> Tensor:
     """The local part of `contrastive_loss` over the pairs of all processes.
@@ -71,6 +73,7 @@ def gathered_contrastive_loss(
         negatives: `local` compares with the candidates of this process alone.
         chunk_size: queries compared at once; default all of this process.
         past: further candidates; then pairs need ids.
+        same_modality: images are negatives of images too, and texts of texts, see `same_modality.py`.
 
     Returns:
         A scalar. Its mean over the processes is the loss of the whole batch, and its gradients, averaged over the
@@ -80,7 +83,7 @@ def gathered_contrastive_loss(
     check_captioned(positives, caption_count(text_embeds), loss_type)
     exchange = exchange_of(negatives, image_embeds)
     counts, first = exchange.counts, exchange.first
-    batch = captioned(image_embeds, text_embeds, positives, settings, image_ids, text_ids, first)
+    batch = captioned(image_embeds, text_embeds, positives, settings, image_ids, text_ids, first, same_modality)
     images, texts, captions = batch.images, batch.texts, batch.captions
     ids_of_images, ids_of_texts = batch.ids
     places = first + torch.arange(len(images), device=images.device)  # of the images, among those of all processes
@@ -94,6 +97,9 @@ def gathered_contrastive_loss(
     all_images, all_texts = everywhere(images, 1), everywhere(texts, captions)
     all_ids = everywhere(ids_of_images, 1), everywhere(ids_of_texts, captions)
     own = batch.own if positives == "any" else None
+    if same_modality:
+        own_ids = (everywhere(ids, of_each) for ids, of_each in zip(batch.own_ids, (1, captions), strict=True))
+        past = with_same_modality(past, *map(Candidates, (all_images, all_texts), own_ids))
     past_images, past_texts = (None, None) if past is None else past
     of_images = own_places[:, : batch.own.shape[1]], ids_of_images, all_ids[1], own
     of_texts = places.repeat_interleave(captions)[:, None], ids_of_texts, all_ids[0]

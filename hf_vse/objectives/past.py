@@ -23,14 +23,14 @@ NOTHING = -1e30  # a logit that adds nothing; the gradient of a log-sum-exp of m
 
 
 class Candidates(NamedTuple):
-    """`embeds` (n, dim), unit vectors without gradient; `ids` (n, kinds) integers."""
+    """`embeds` (n, dim), unit vectors, past ones without gradient; `ids` (n, kinds) integers."""
 
     embeds: Tensor
     ids: Tensor
 
 
 class Past(NamedTuple):
-    """What was embedded in earlier steps, the same on all processes."""
+    """What was embedded in earlier steps, the same on all processes: candidates of texts, and of images."""
 
     images: Candidates
     texts: Candidates
@@ -47,9 +47,10 @@ def compared(
     settings: Mapping[str, Scalar],
     image_ids: Tensor | None = None,
     text_ids: Tensor | None = None,
+    same_modality: bool = False,
 ) -> tuple[Candidates, Candidates]:
     """The images and texts of a step, as they are candidates of a later one; see `captioned`."""
-    batch = captioned(image_embeds, text_embeds, positives, settings, image_ids, text_ids, 0)
+    batch = captioned(image_embeds, text_embeds, positives, settings, image_ids, text_ids, 0, same_modality)
     embeds = (each.detach().to(image_embeds.dtype) for each in (batch.images, batch.texts))
     images, texts = map(Candidates, embeds, batch.ids)
     return images, texts

@@ -25,7 +25,8 @@ from hf_vse.objectives.captions import (
     mean_of_captions,
 )
 from hf_vse.objectives.exchange import Negatives, exchange_of
-from hf_vse.objectives.past import Past, with_past
+from hf_vse.objectives.gather import gather_rows
+from hf_vse.objectives.past import Candidates, Past, with_past
 from hf_vse.objectives.reductions import (
     GuardedCount,
     GuardedLogSumExp,
@@ -36,6 +37,7 @@ from hf_vse.objectives.reductions import (
     Reduction,
     SoftplusSum,
 )
+from hf_vse.objectives.same_modality import check_same_modality, with_same_modality
 from hf_vse.objectives.statistics import ReductionPlan, Sides, Tiles, TorchTiles, negative_statistics
 
 Settings = Mapping[str, Scalar]  # `losses_vse.SETTINGS`
@@ -214,6 +216,7 @@ def streamed_contrastive_loss(
     tiles: Tiles | None = None,
     image_weight: float = 0.5,
     past: Past | None = None,
+    same_modality: bool = False,
     **settings: Scalar,
 ) -> Tensor:
     """`contrastive_loss` without the similarity matrix, on one process or on the pairs of all.
@@ -230,6 +233,8 @@ def streamed_contrastive_loss(
             loss does not depend on it.
         tiles: what computes the tiles; default plain torch.
         past: further candidates, always compared by plain torch; then pairs need ids.
+        same_modality: images are negatives of images too, and texts of texts, see `same_modality.py`; also by plain
+            torch.
 
     Returns:
         A scalar, float32. Its mean over the processes is the loss of the whole batch, and its gradients, averaged over
@@ -242,11 +247,17 @@ def streamed_contrastive_loss(
     if not has_stream(loss_type):
         raise ValueError(f"loss_type {loss_type!r} has no stream; use chunked execution, which takes any row loss")
     check_captioned(positives, caption_count(text_embeds), loss_type)
+    if same_modality:
+        check_same_modality(negatives)
     with torch.autocast(image_embeds.device.type, enabled=False):
         exchanged = exchange_of(negatives, image_embeds)
-        batch = captioned(image_embeds, text_embeds, positives, settings, image_ids, text_ids, exchanged.first)
-        counts = exchanged.counts
+        counts, ids = exchanged.counts, (image_ids, text_ids)
+        batch = captioned(image_embeds, text_embeds, positives, settings, *ids, exchanged.first, same_modality)
         exchanged = type(exchanged)([count * batch.captions for count in counts])  # of the texts
+        if same_modality:
+            sides = (batch.images, batch.own_ids[0], counts), (batch.texts, batch.own_ids[1], exchanged.counts)
+            gathered = ((gather_rows(embeds, n), gather_rows(ids, n)) for embeds, ids, n in sides)
+            past = with_same_modality(past, *(Candidates(*side) for side in gathered))
         candidates = sum(exchanged.counts) + (0 if past is None else len(past.texts.ids))
         stream = stream_of(chosen, settings, candidates)
         plan = ReductionPlan(stream.reduction, exchanged, tiles or TorchTiles(), chunk_size, image_embeds.dtype)

@@ -129,6 +129,14 @@ class VSETrainingArguments(TrainingArguments):
         default=0.0,
         metadata={"help": "Epochs before the queue begins, so that it holds nothing of the first, fast steps."},
     )
+    extra_negatives: str = field(
+        default="none",
+        metadata={
+            "help": "Further negatives: same_modality, of an image the other images of the batch, of a sentence the "
+            "other sentences (NT-Xent, MV-InfoNCE); or none.",
+            "choices": ["none", "same_modality"],
+        },
+    )
     soft_targets: str = field(
         default="none",
         metadata={
@@ -281,8 +289,8 @@ class VSETrainingArguments(TrainingArguments):
         self.accelerator_config = {"even_batches": False, "dispatch_batches": False} | (self.accelerator_config or {})
         objective(self.hard_negative_warmup_loss)
         check_limits(vars(self))
-        checked = ("negatives", "loss_execution", "loss_dtype", "positives", "batch_groups", "soft_targets")
-        for name in checked:
+        checked = ("negatives", "loss_execution", "loss_dtype", "positives", "batch_groups")
+        for name in (*checked, "extra_negatives", "soft_targets"):
             choices = self.__dataclass_fields__[name].metadata["choices"]
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is one of {', '.join(choices)}, got {getattr(self, name)!r}")

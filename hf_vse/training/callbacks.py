@@ -57,6 +57,7 @@ class CollapseAlarm(TrainerCallback):
         text_embeds: Tensor,
         pairs: int,
         past: int = 0,
+        same_modality: bool = False,
         image_ids: Tensor | None = None,
         text_ids: Tensor | None = None,
         **options: Any,
@@ -66,11 +67,13 @@ class CollapseAlarm(TrainerCallback):
         Args:
             pairs: number of pairs that are compared with each other, over all processes.
             past: number of candidates of earlier steps.
+            same_modality: images are negatives of images too, and texts of texts.
             image_ids, text_ids: of the pairs that are no negatives of each other, as in `contrastive_loss`.
             options: the other current ones of `contrastive_loss`.
         """
         if len(image_embeds) > 1:
             self.pairs, self.past, self.options = pairs, past, options
+            self.own_modality = (pairs - 1) / (pairs + past - 1) if same_modality else 0.0
             self.sample = image_embeds[:BATCH_ROWS].clone(), text_embeds[:BATCH_ROWS].clone()
             self.ids = pair_ids(image_ids, text_ids)
 
@@ -92,7 +95,7 @@ class CollapseAlarm(TrainerCallback):
         images, texts = ((each.float() @ each.float().T)[negatives].mean().item() for each in self.sample)
         shares = negatives.sum(dim=1) / (len(negatives) - 1)
         counts = (shares * (self.pairs + self.past - 1)).round().long().clamp(min=1).tolist()
-        indifferent = indifferent_loss(self.pairs, counts, **self.options)
+        indifferent = indifferent_loss(self.pairs, counts, own_modality=self.own_modality, **self.options)
         collapsed = is_collapsed(images, texts)
         resting = indifferent is not None and logs["loss"] > (1 - STUCK_MARGIN) * indifferent
         stuck = resting and separation(*self.sample, negatives) < STUCK_SEPARATION
@@ -134,6 +137,7 @@ def indifferent_loss(
     positives: str = "one",
     captions: int = 1,
     image_weight: float = 0.5,
+    own_modality: float = 0.0,
     **settings: Any,
 ) -> float | None:
     """The loss of `pairs` pairs with equal similarities; None if it depends on their value, as with `siglip`, or is 0,
@@ -142,16 +146,18 @@ def indifferent_loss(
     Args:
         negatives: how many negatives each of some of the pairs has.
         positives, captions: of several captions for each image, see `objectives/captions.py`.
+        own_modality: how many negatives of its own modality a pair has for each of the others.
     """
     chosen = objective(loss_type)
     settings = {name: torch.as_tensor(value).detach().cpu() for name, value in (SETTINGS | settings).items()}
     bonus = settings["temperature"] * math.log(captions) if positives == "any" else 0.0
     texts = texts_of_each(positives, captions)
     sides = []
-    for of_each, own in ((texts, bonus), (1, 0.0)):  # candidates of an image, of a text
+    for of_each, of_own, own in ((texts, 1, bonus), (1, texts, 0.0)):  # candidates of an image, of a text
         total = torch.zeros(2)
         for count, rows in Counter(negatives).items():
-            scores = torch.tensor([[0.0], [0.5]]).repeat(1, 1 + count * of_each)
+            candidates = 1 + count * of_each + round(own_modality * count) * of_own
+            scores = torch.tensor([[0.0], [0.5]]).repeat(1, candidates)
             scores[:, 0] += own
             total += rows * chosen.rows(scores, torch.zeros(2, dtype=torch.int64), None, settings).float()
         sides.append(total / len(negatives))

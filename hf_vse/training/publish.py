@@ -28,7 +28,7 @@ TOLD = ("learning_rate", "num_train_epochs", "per_device_train_batch_size", "gra
         "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "seed", "bf16", "fp16",
         "mask_same_image", "mask_equal_captions", "unique_images", "hard_negative_warmup_epochs",
         "word_dropout", "set_dropout", "captions_per_image", "positives", "batch_groups",
-        "queue_size", "soft_targets", "soft_weight", "soft_temperature",
+        "queue_size", "extra_negatives", "soft_targets", "soft_weight", "soft_temperature",
         "feature_distance")  # fmt: skip
 
 

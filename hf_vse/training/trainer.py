@@ -225,14 +225,13 @@ class VSETrainer(PublishingTrainer):
         past = self.queue.past()
         shown, shown_ids = text_of_each(texts.detach(), positives, **ids)
         compared_with = pairs, len(self.queue) // texts_of_each(positives, captions)
-        several = {"positives": positives, "captions": captions}
-        self.alarm.observe(images.detach(), shown, *compared_with, **several, **shown_ids, **options)
+        how = {"positives": positives, "same_modality": self.args.extra_negatives == "same_modality"}
+        self.alarm.observe(images.detach(), shown, *compared_with, captions=captions, **how, **shown_ids, **options)
         self.diagnostics.observe(images.detach(), shown)
         images, texts = images.to(dtype), texts.to(dtype)
         if self.queue.is_open(self.state.epoch or 0):
-            self.queue.offer(*compared(images.detach(), texts.detach(), positives, options, **ids))
-        extra = {"positives": positives, "past": past, "soft": soft}
-        return execute_loss(images, texts, execution=execution, **extra, **ids, **options)
+            self.queue.offer(*compared(images.detach(), texts.detach(), settings=options, **how, **ids))
+        return execute_loss(images, texts, execution=execution, past=past, soft=soft, **how, **ids, **options)
 
     def backward_of_part(self, loss: Tensor) -> None:
         """As `training_step` does it for the whole, of which this is a part."""
