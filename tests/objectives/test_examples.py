@@ -13,7 +13,7 @@ from tests.objectives.test_own import same_table_afterwards
 
 __all__ = ["same_table_afterwards"]  # a fixture of every test here
 EXAMPLES = Path(__file__).parents[2] / "scripts" / "examples" / "objectives"
-T = 0.3
+T, GAP = 0.3, 0.4
 
 
 def sigmoid(x: float) -> float:
@@ -52,7 +52,12 @@ def pcmepp_pseudo(own: float, others: list[float]) -> float:
     return pcmepp(own, others) + 0.1 * sum(decisions) / len(decisions)
 
 
-FORMULAS = {each.__name__: each for each in (dcl, cacr, cmim, simlap, pcmepp, pcmepp_pseudo)}
+def accept(own: float, others: list[float]) -> float:
+    accepted = math.exp(own / T) + sum(math.exp(s / T) for s in others if s - own > GAP)
+    return -math.log(accepted / (math.exp(own / T) + sum(math.exp(s / T) for s in others)))
+
+
+FORMULAS = {each.__name__: each for each in (accept, dcl, cacr, cmim, simlap, pcmepp, pcmepp_pseudo)}
 
 
 def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -64,7 +69,7 @@ def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 def rows_of(name: str, scores, positives, excluded) -> torch.Tensor:
     chosen = OBJECTIVES[load_objective(f"{EXAMPLES / name.partition('_')[0]}.py:{name}")]
-    return chosen.rows(scores, positives, excluded, {"temperature": T})
+    return chosen.rows(scores, positives, excluded, {"temperature": T, "false_negative_gap": GAP})
 
 
 def test_every_example_has_its_formula_here():
@@ -112,5 +117,8 @@ def test_what_the_examples_say_about_nce_holds():
     scores, positives, excluded = batch()
     plain = nce(scores, positives, excluded, temperature=T)
     torch.testing.assert_close(rows_of("simlap", scores, positives, excluded), plain)
+    gaps = (scores - scores.gather(1, positives[:, None])).masked_fill(excluded, -2)
+    less = rows_of("accept", scores, positives, excluded) < plain - 1e-9
+    assert torch.equal(less, (gaps > GAP).any(dim=1)) and 0 < less.sum() < 4
     one = nce(scores, positives, None, temperature=T, positive_margin=-T * math.log(5))
     torch.testing.assert_close(rows_of("cmim", scores, positives, None), one)
