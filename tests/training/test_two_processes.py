@@ -31,7 +31,7 @@ class Way:
 
 
 CACHED = {"grad_cache_batch_size": 5}
-AVERAGED = {"freeze_text_tower": True, "ema_decay": 0.9}
+AVERAGED = {"freeze_text_tower": True, "ema_decay": 0.9, "extra_negatives": "same_modality"}
 REMEMBERED = {"freeze_text_tower": True, "queue_size": 100, "soft_targets": "captions"}
 WAYS = {
     "gathered": Way("siglip"),
@@ -39,7 +39,7 @@ WAYS = {
     "sharded model": Way("siglip", sharded=True, options={"eval_on_start": "true"}),
     "sharded model, cached": Way("siglip", sharded=True, options=CACHED | {"loss_execution": "dense"}),
     "hardest negatives": Way("hinge_max"),
-    "frozen text tower, averaged weights": Way("nce", options=AVERAGED),
+    "frozen text tower, averaged weights, same modality": Way("nce", options=AVERAGED),
     "queue, soft targets": Way("clip", options=REMEMBERED),
 }
 # 240 pairs of 48 images in batches of 24: the last batch of an epoch is whole, so that both runs see the same pairs
