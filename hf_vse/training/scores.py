@@ -4,7 +4,7 @@ A safetensors file with
 
 | tensor          | shape                | meaning                                                               |
 |-----------------|----------------------|-----------------------------------------------------------------------|
-| `scores`        | `(images, captions)` | float16 or float32, higher is more alike; minus infinity where unknown |
+| `scores`        | `(images, captions)` | float16 or float32, higher is more alike; minus infinity for unknown  |
 | `image_ids`     | `(images,)`          | `image_id` of each row, int64                                         |
 | `text_ids`      | `(captions,)`        | a digest of the words of each caption, int64, see `schema.text_id`    |
 | `text_to_image` | `(captions,)`        | the row of the image that each caption belongs to, int64              |
@@ -13,11 +13,11 @@ It may hold more than the training split, in any order. Every caption of the spl
 image, so a file of other data is refused. A cross-encoder is usually run on the best hundred captions of an image that
 a faster model finds; the others then have minus infinity, and no share. Own pairs always need a score:
 
-    split = DataSpec("flickr8k", data_dir).load()["train"]
-    texts, text_to_image = flatten_captions(split["captions"])
+    split = load_pairs("flickr8k", data_dir=data_dir)["train"]
+    texts, text_to_image = flatten_captions(split["captions"][:])
     scores = torch.full((len(split), len(texts)), -torch.inf, dtype=torch.float16)
     for row, image in enumerate(split["image"]):
-        columns = [...]  # the own captions and those to compare them with
+        columns = [...]  # where text_to_image is row, and of captions to compare with
         scores[row, columns] = cross_encoder(image, [texts[column] for column in columns]).half()
     write_scores("scores.safetensors", split, scores)
 
