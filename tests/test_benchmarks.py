@@ -110,16 +110,14 @@ def test_folds_have_no_image_in_common():
 def test_models_of_flickr8k_are_collected_by_fold_and_seed(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARKS)
     collected = runpy.run_path(str(BENCHMARKS / "flickr8k_models.py"))["collected"]
-    for name, rsum in {"some-B-0": 300.0, "some-B-1": 310.0, "some-A-0": 1.0, "some-B-joined-0-1": 320.0}.items():
+    for name, rsum in {"some-B-0": 300.0, "some-B-10": 310.0, "some-A-0": 1.0}.items():
         record = {"metrics": {"validation": {"metrics": {"rsum": rsum}, "fingerprint": "x"}}, "environment": {}}
-        if "joined" in name:
-            (tmp_path / f"{name}.json").write_text(json.dumps(record))
-            continue
         record |= {"stages": [{"seconds": 2.0}, {"seconds": 3.0}], "recipe": {"data_dir": "DIR", "seed": 0}}
+        record |= {"seeds": {"0": {"validation": {"rsum": rsum - 5}}}} if name == "some-B-0" else {}
         (tmp_path / name).mkdir()
         (tmp_path / name / "metrics.json").write_text(json.dumps(record))
     found = collected("some", "B", tmp_path)
-    assert found["rsum"]["mean"] == 305 and found["joined"]["0-1"]["metrics"]["rsum"] == 320
-    assert list(found["seeds"]) == ["0", "1"] and found["seeds"]["0"]["seconds"]["seconds"] == 5
-    assert found["seeds"]["0"]["recipe"] == {"seed": 0}
+    assert found["rsum"]["mean"] == 305 and found["runs"]["0"]["rsum_of_seeds"] == {"0": 295}
+    assert list(found["runs"]) == ["0", "10"] and found["runs"]["0"]["seconds"]["seconds"] == 5
+    assert found["runs"]["0"]["recipe"] == {"seed": 0} and "rsum_of_seeds" not in found["runs"]["10"]
     assert "rsum" not in collected("some", "validation", tmp_path)

@@ -2,7 +2,7 @@
 
 A grid is a YAML file:
 
-    recipe: ../flickr8k_features_best.yaml   # the base, a path from the folder of the grid
+    recipe: ../flickr8k_features_single.yaml   # the base, a path from the folder of the grid
     seeds: [0, 1, 2]
     fields: {eval_strategy: "no"}            # of all cells, the base too
     cells:                                   # one field at a time; `base`, without a change, comes first

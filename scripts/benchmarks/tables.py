@@ -62,13 +62,6 @@ def results_table() -> str:
         title = f"[`{name}`](scripts/recipes/{name}.yaml), {len(results)} seed{'s' if len(results) > 1 else ''}"
         cells = [title, " / ".join(recalls[:3]), " / ".join(recalls[3:]), f"{metrics['rsum']:.1f}{spread}"]
         lines.append(f"| {' | '.join(cells)} | {typical_minutes(results):.1f} |")
-    best = load("flickr8k_models")["recipes"]["flickr8k_features_best"]
-    (seeds, on_b), (_, on_validation) = (*best["B"]["joined"].items(), *best["validation"]["joined"].items())
-    joint = [each["metrics"]["rsum"] for each in (on_b, on_validation)]
-    lines += ["", "On 1,000 images of train that chose nothing, `flickr8k_features_best` reaches an rsum of"]
-    lines += [f"{best['B']['rsum']['mean']:.1f} ({len(best['B']['seeds'])} seeds). Joined to one model"]
-    lines += [f"(`scripts/join_seeds.py`), {len(seeds.split('-'))} seeds reach {joint[0]:.1f} there, and"]
-    lines += [f"{joint[1]:.1f} on validation."]
     return "\n".join(lines)
 
 
