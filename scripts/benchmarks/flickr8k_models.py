@@ -3,8 +3,8 @@
     python scripts/benchmarks/flickr8k_models.py --data_dir FLICKR8K --work_dir runs/flickr8k_models [--output FILE]
 
 Trains each recipe with three seeds on fold B (`resplit.py`) and evaluates it there. What is in the work folder already
-is not run again. A recipe with joined seeds also tells what each of them reaches alone. Rsum is the sum of R@1, R@5 and
-R@10 in both directions, in percent, in a gallery of 1,000 images and 5,000 captions.
+is not run again. A recipe with joined seeds also tells what each of them reaches alone. Rsum is the sum of R@1, R@5
+and R@10 in both directions, in percent, in a gallery of 1,000 images and 5,000 captions.
 """
 
 import argparse
