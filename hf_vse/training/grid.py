@@ -155,7 +155,7 @@ def run_grid(grid: Grid, folder: Path, workers: int = 1) -> list[dict[str, Any]]
         folder: where the runs are kept.
         workers: runs at a time; on a CPU one for each core is fastest.
     """
-    threads = max(1, (os.cpu_count() or 1) // workers)
+    threads = max(1, min(torch.get_num_threads(), (os.cpu_count() or 1) // workers))  # OMP_NUM_THREADS counts too
     tasks = [(grid, cell, seed, folder, threads) for seed, cell in product(grid.seeds, grid.cells)]
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
         first = pool.apply(run_cell, tasks[:1])
