@@ -32,7 +32,9 @@ class VSETrainingArguments(TrainingArguments):
     per_device_eval_batch_size: int = field(default=128, metadata={"help": "Images or sentences encoded at once."})
     num_train_epochs: float = field(default=30.0, metadata={"help": "Passes over all captions."})
     learning_rate: float = field(default=2e-4, metadata={"help": "Initial learning rate."})
-    max_grad_norm: float = field(default=2.0, metadata={"help": "Gradients are clipped to this norm."})
+    max_grad_norm: float = field(
+        default=0.0, metadata={"help": "Gradients are clipped to this norm, 0: not at all. VSE++ clips to 2."}
+    )
     logging_steps: float = field(default=10, metadata={"help": "Steps between two log lines."})
     eval_strategy: str = field(default="epoch", metadata={"help": "When to measure recall on the validation split."})
     eval_on_start: bool | None = field(

@@ -50,7 +50,7 @@ def test_files_of_version_0_1_are_read(tmp_path):
     assert found == run | {"format": FORMAT, "metrics": found["metrics"]}
 
 
-@pytest.mark.parametrize("name", ["quickstart", "flickr8k_photos-0", "judged_flickr8k"])
+@pytest.mark.parametrize("name", ["quickstart", "flickr8k_features_single-0", "judged_flickr8k"])
 def test_recorded_files_are_read(name):
     found = read_evaluation(RESULTS / f"{name}.json")
     assert found["format"] == FORMAT and all(record["metrics"]["rsum"] > 200 for record in found["metrics"].values())
