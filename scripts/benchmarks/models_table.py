@@ -12,7 +12,7 @@ def models_table() -> str:
         runs = list(folds["B"]["runs"].values())
         joint = spread([each["metrics"]["rsum"] for each in runs], "models")
         alone = spread([rsum for each in runs for rsum in each.get("rsum_of_seeds", {}).values()], "seeds")
-        minutes = mean(sum(each["seconds"].values()) for each in runs) / 60
+        minutes = max(each["seconds"]["seconds"] for each in runs) / 60  # of the run that filled the caches
         lines.append(f"| [`{name}`](scripts/recipes/{name}.yaml) | {joint} | {alone} | {minutes:.0f} |")
     return "\n".join(lines)
 
