@@ -99,7 +99,7 @@ def data(tmp_path_factory) -> Path:
     return folder
 
 
-LARGER = {"projection_dim": 16, "loss_type": "nce"}
+LARGER = {"max_grad_norm": 2.0, "projection_dim": 16, "loss_type": "nce"}
 
 
 @pytest.fixture(scope="module")
