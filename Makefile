@@ -9,7 +9,6 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-TIMM_VENV ?= .venv-timm
 WORKERS ?= 2
 CONSTRAINTS := .ci/constraints.txt
 # A file is run by one worker, as its fixtures are made once; the slow files come first, see SLOW_FILES in
@@ -49,8 +48,8 @@ format: $(VENV)/installed
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-test-timm: $(TIMM_VENV)/installed-timm
-	$(TIMM_VENV)/bin/python -m pytest -q -m timm tests/test_timm.py tests/test_open_clip.py
+test-timm: .venv-timm/installed
+	.venv-timm/bin/python -m pytest -q -m timm tests/test_timm.py tests/test_open_clip.py
 
 test-peers: .venv-peers/installed
 	OMP_NUM_THREADS=1 HF_VSE_TRANSFORMERS_TESTS=.venv-peers/source .venv-peers/bin/python -m pytest -q -n $(WORKERS) \
@@ -62,10 +61,10 @@ $(VENV)/installed: pyproject.toml $(CONSTRAINTS)
 	$(COMPILE) $(VENV)/lib || true
 	touch $@
 
-$(TIMM_VENV)/installed-timm: pyproject.toml $(CONSTRAINTS)
-	$(PYTHON) -m venv $(TIMM_VENV)
-	$(TIMM_VENV)/bin/pip install -q --no-compile -c $(CONSTRAINTS) -e '.[timm,openclip,test]'
-	$(COMPILE) $(TIMM_VENV)/lib || true
+.venv-timm/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-timm
+	.venv-timm/bin/pip install -q --no-compile -e '.[timm,openclip,test]'
+	$(COMPILE) .venv-timm/lib || true
 	touch $@
 
 # Two of CLIP_benchmark's dependencies are large, and its retrieval function needs torch alone. The common model tests
@@ -79,4 +78,4 @@ $(TIMM_VENV)/installed-timm: pyproject.toml $(CONSTRAINTS)
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(TIMM_VENV) .venv-peers build dist *.egg-info
+	rm -rf $(VENV) .venv-timm .venv-peers build dist *.egg-info
