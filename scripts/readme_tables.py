@@ -11,11 +11,12 @@ import sys
 from pathlib import Path
 
 from benchmarks.methods import METHODS, methods_table
-from benchmarks.models_table import models_table
+from benchmarks.models_table import clipping_table, models_table
 from benchmarks.tables import TABLES
 
 README = Path(__file__).parents[1] / "README.md"
-FILES = {README: TABLES | {"models": models_table}, METHODS / "README.md": {"methods": methods_table}}
+MORE = {"models": models_table, "clipping": clipping_table}
+FILES = {README: TABLES | MORE, METHODS / "README.md": {"methods": methods_table}}
 
 
 def fill(text: str, name: str, content: str) -> str:

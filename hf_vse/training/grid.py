@@ -2,10 +2,10 @@
 
 A grid is a YAML file:
 
-    recipe: ../flickr8k_features_single.yaml   # the base, a path from the folder of the grid
+    recipe: ../flickr8k_features_single.yaml  # the base, a path from the folder of the grid
     seeds: [0, 1, 2]
-    fields: {eval_strategy: "no"}            # of all cells, the base too
-    cells:                                   # one field at a time; `base`, without a change, comes first
+    fields: {eval_strategy: "no"}             # of all cells, the base too
+    cells:                                    # one field at a time; `base`, without a change, comes first
       hardness 0.5: {hardness: 0.5}
 
 Instead of `cells`, `factors` is a list of maps from a name to fields: a cell is one choice of each, `nce-mlp` for
@@ -129,8 +129,7 @@ def run_cell(task: tuple[Grid, str, int, Path, int]) -> dict[str, Any]:
         output.mkdir(parents=True, exist_ok=True)
         with open(output / "train.log", "a") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
             run_recipe(recipe)
-        for folder in (STAGES, SEEDS):
-            shutil.rmtree(output / folder, ignore_errors=True)
+        shutil.rmtree(output / (SEEDS if (output / SEEDS).is_dir() else STAGES))
         (output / "model.safetensors").unlink()
     result = read_evaluation(output / "metrics.json")
     if grid.split not in result["metrics"]:

@@ -16,6 +16,8 @@ from statistics import mean, stdev
 
 from measuring import record
 
+from hf_vse.training.recipe import read_recipe
+
 SCRIPTS = Path(__file__).parents[1]
 SEEDS = (0, 10, 20)  # joined seeds follow the first, so that no two models share one
 RECIPES = ("flickr8k_features_best", "flickr8k_photos", "flickr8k_record")
@@ -79,7 +81,7 @@ def main() -> None:
     result: dict = {"command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]), "note": args.note, "recipes": {}}
     for recipe in args.recipes:
         of_recipe = [SCRIPTS / "recipes" / f"{recipe}.yaml"]
-        if args.image_tower_weights and "features" not in recipe:
+        if args.image_tower_weights and read_recipe(of_recipe[0]).model.image_tower:
             of_recipe += ["--image_tower_weights", args.image_tower_weights]
         for fold in () if args.collect else args.folds:
             of_fold = ["--data_dir", data_of(fold, args.data_dir, args.work_dir)]

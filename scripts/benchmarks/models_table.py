@@ -1,24 +1,37 @@
-"""The table of the README of models on images that chose nothing, from the record of `flickr8k_models.py`."""
+"""Tables of the README of trained models: on images that chose nothing, and with and without clipped gradients."""
 
-from statistics import mean, stdev
-
-from benchmarks.tables import load
+from benchmarks.tables import load, mean_and_spread
 
 
 def models_table() -> str:
-    """One line per recipe: its models, and the seeds that they were joined from, each alone."""
+    """One line per recipe of `flickr8k_models.py`: its models, and the seeds that they were joined from, alone."""
     lines = ["| 1,000 images that chose nothing | rsum | of each seed alone | min |", "|---|---|---|---|"]
     for name, folds in load("flickr8k_models")["recipes"].items():
         runs = list(folds["B"]["runs"].values())
-        joint = spread([each["metrics"]["rsum"] for each in runs], "models")
-        alone = spread([rsum for each in runs for rsum in each.get("rsum_of_seeds", {}).values()], "seeds")
+        joint = counted([each["metrics"]["rsum"] for each in runs], "models")
+        alone = counted([rsum for each in runs for rsum in each.get("rsum_of_seeds", {}).values()], "seeds")
         minutes = max(each["seconds"]["seconds"] for each in runs) / 60  # of the run that filled the caches
         lines.append(f"| [`{name}`](scripts/recipes/{name}.yaml) | {joint} | {alone} | {minutes:.0f} |")
     return "\n".join(lines)
 
 
-def spread(values: list[float], of: str) -> str:
+def counted(values: list[float], of: str) -> str:
     """Their mean, and of several the standard deviation and the number."""
     if len(values) < 2:
         return "".join(f"{value:.1f}" for value in values)
-    return f"{mean(values):.1f} ± {stdev(values):.1f}, {len(values)} {of}"
+    return f"{mean_and_spread(values, 1)}, {len(values)} {of}"
+
+
+def clipping_table() -> str:
+    """The quickstart with and without `max_grad_norm: 2`, a column for each seed."""
+    runs = load("quickstart_clipping")["runs"]
+    seeds = sorted({run["seed"] for run in runs})
+    columns = ["rsum on test", *(f"seed {seed}" for seed in seeds), "mean"]
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    of = {(run["max_grad_norm"], run["seed"]): run["rsum"]["test"] for run in runs}
+    rows = {name: [of[norm, seed] for seed in seeds] for norm, name in ((2.0, "clipped to 2"), (0.0, "not clipped"))}
+    rows["gain"] = [without - clipped for clipped, without in zip(*rows.values(), strict=True)]
+    for name, values in rows.items():
+        cells = [f"{value:.1f}" for value in values]
+        lines.append(f"| {' | '.join([name, *cells, mean_and_spread(values, 1)])} |")
+    return "\n".join(lines)

@@ -3,6 +3,7 @@
 from functools import partial
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -83,6 +84,13 @@ class Batch:
         found = self.loss_and_gradients(loss, **options)
         assert found[0] > 0 and found[1].abs().max() > 0, "nothing to compare"
         return found
+
+
+def assert_same_together(found: list[Tensor], expected: list[Tensor]) -> None:
+    """What each process found, averaged over all of them, is what is expected."""
+    for tensor in found:
+        dist.all_reduce(tensor)
+    assert_same([tensor / dist.get_world_size() for tensor in found], expected)
 
 
 def assert_same(found: list[Tensor], expected: list[Tensor], dtype: torch.dtype = torch.float32) -> None:

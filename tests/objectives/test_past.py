@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -11,7 +10,7 @@ from hf_vse.objectives.execution import Execution, choose_execution, execute_los
 from hf_vse.objectives.gather import gathered_contrastive_loss
 from hf_vse.objectives.past import Candidates, Past
 from hf_vse.objectives.streamed import streamed_contrastive_loss
-from tests.objectives.batches import FRAMES, OPTIONS, Batch, assert_same, squared
+from tests.objectives.batches import FRAMES, OPTIONS, Batch, assert_same, assert_same_together, squared
 from tests.processes import in_processes
 
 PAIRS, PAST = 11, 17
@@ -141,7 +140,7 @@ def test_past_candidates_without_ids_are_refused():
         batch.loss_and_gradients(execute_loss, past=make_past(1))
 
 
-def check_processes(rank: int, world: int) -> None:
+def check_processes(rank: int) -> None:
     past, bounds = make_past(2), [0, 4, 5, PAIRS]
     local = slice(bounds[rank], bounds[rank + 1])
     for loss_type, frame in (("nce", {}), ("hardnce", {}), FRAMES[2], FRAMES[7]):
@@ -150,10 +149,8 @@ def check_processes(rank: int, world: int) -> None:
         for name, negatives in (("dense", "gather"), ("chunked", "gather"), ("streamed", "gather"), ("auto", "ring")):
             execution = Execution(name, negatives, 2)
             found = batch.loss_and_gradients(execute_loss, local, execution=execution, **options)
-            for tensor in found:
-                dist.all_reduce(tensor)
-            assert_same([tensor / world for tensor in found], expected)
+            assert_same_together(found, expected)
 
 
 def test_processes_with_one_past_equal_one_process():
-    in_processes(3, check_processes, 3)
+    in_processes(3, check_processes)

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -11,7 +10,7 @@ from hf_vse.objectives.execution import Execution, choose_execution, execute_los
 from hf_vse.objectives.gather import gathered_contrastive_loss
 from hf_vse.objectives.streamed import streamed_contrastive_loss
 from hf_vse.training.callbacks import indifferent_loss
-from tests.objectives.batches import FRAMES, OPTIONS, Batch, assert_same, squared
+from tests.objectives.batches import FRAMES, OPTIONS, Batch, assert_same, assert_same_together, squared
 from tests.objectives.test_past import ALL, ROWS, T, make_past
 from tests.processes import in_processes
 
@@ -108,7 +107,7 @@ def test_loss_that_the_alarm_compares_with_is_that_of_equal_similarities(positiv
     assert indifferent_loss(6, [5] * 6, **given) == pytest.approx(expected)
 
 
-def check_processes(rank: int, world: int) -> None:
+def check_processes(rank: int) -> None:
     bounds = [0, 4, 5, PAIRS]
     local = slice(bounds[rank], bounds[rank + 1])
     cases = (("nce", {}, 1), ("hardnce", {}, 1), (*FRAMES[2], 1), (*FRAMES[7], 1), ("nce", {"positives": "each"}, 3))
@@ -119,10 +118,8 @@ def check_processes(rank: int, world: int) -> None:
             for name in ("dense", "chunked", "streamed", "auto"):  # auto may take the kernels
                 execution = Execution(name, chunk_size=2)
                 found = batch.loss_and_gradients(execute_loss, local, execution=execution, **options)
-                for tensor in found:
-                    dist.all_reduce(tensor)
-                assert_same([tensor / world for tensor in found], expected)
+                assert_same_together(found, expected)
 
 
 def test_processes_compare_with_what_all_have():
-    in_processes(3, check_processes, 3)
+    in_processes(3, check_processes)

@@ -2,14 +2,13 @@
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
 from hf_vse.objectives.execution import Execution, execute_loss
 from hf_vse.objectives.past import Candidates, Past
 from hf_vse.objectives.soft_targets import SoftTargets
-from tests.objectives.batches import Batch, assert_same
+from tests.objectives.batches import Batch, assert_same_together
 from tests.processes import in_processes
 
 PAIRS, T, WEIGHT, THEIRS = 11, 0.2, 0.3, 0.1
@@ -163,7 +162,7 @@ def test_soft_targets_that_cannot_be_are_refused(options, message):
         execute_loss(units(3, 4), units(3, 4), soft=SoftTargets(units(3, 2), units(3, 2), 0.5, 0.1), **options)
 
 
-def check_processes(rank: int, world: int) -> None:
+def check_processes(rank: int) -> None:
     bounds = [0, 4, 5, PAIRS]
     local = slice(bounds[rank], bounds[rank + 1])
     vectors = SoftTargets(units(PAIRS, 4, seed=3), units(PAIRS, 4, seed=4), WEIGHT, THEIRS, 0.5)
@@ -177,10 +176,8 @@ def check_processes(rank: int, world: int) -> None:
         for name in ("dense", "chunked", "streamed"):
             execution = Execution(name, chunk_size=2)
             found = batch.loss_and_gradients(execute_loss, local, execution=execution, soft=part, **options)
-            for tensor in found:
-                dist.all_reduce(tensor)
-            assert_same([tensor / world for tensor in found], expected)
+            assert_same_together(found, expected)
 
 
 def test_soft_targets_on_processes_equal_those_on_one():
-    in_processes(3, check_processes, 3)
+    in_processes(3, check_processes)
