@@ -76,6 +76,19 @@ def cache_frozen_towers(
     return splits | found
 
 
+def with_kept_captions(
+    model: VSEModel, processor: VSEProcessor, split: Dataset, args: VSETrainingArguments
+) -> Dataset:
+    """The split with the outputs of a frozen text tower that training has kept, for the report of a finished run.
+
+    Those of training in bf16 are not what the finished model gives in float32: the split is left as it is.
+    """
+    if args.bf16 or not frozen_sides(model, args)[1]:
+        return split
+    model.to(args.device).eval()
+    return with_caption_features(model, processor, split, cache_root(args), args, {})
+
+
 def cache_root(args: VSETrainingArguments) -> Path:
     return Path(args.frozen_cache_dir or Path(datasets.config.HF_CACHE_HOME) / CACHE).expanduser()
 

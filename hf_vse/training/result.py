@@ -15,7 +15,9 @@ from hf_vse.hub.card import objective_record
 from hf_vse.hub.push import leave_card
 from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.model.processing_vse import VSEProcessor
+from hf_vse.training.arguments import VSETrainingArguments
 from hf_vse.training.before_after import compare_with_start, difference_lines
+from hf_vse.training.frozen import with_kept_captions
 from hf_vse.training.interpolation import interpolation_lines
 from hf_vse.training.pictures import draw_interpolation, draw_pictures, failure_as_warning
 from hf_vse.training.recipe import Recipe
@@ -30,15 +32,18 @@ def report_run(
     stages: list[dict[str, Any]],
     where: dict[str, Any],
     more: dict[str, Any],
+    args: VSETrainingArguments,
 ) -> dict[str, Any]:
     """Evaluates the finished model, writes numbers, pictures and the card; `more` is added to `metrics.json`."""
     main = PartialState().is_main_process
     model.to(PartialState().device)
     encoder = VSEEncoder(model, processor, Path(os.path.abspath(recipe.output_dir)).name)
+    read = {name: splits[name] for name in ("validation", "test") if name in splits}
+    if "validation" in read:  # training has read it too, through the same cache
+        read["validation"] = with_kept_captions(model, processor, read["validation"], args)
     judged = {
-        name: judge(encoder, splits[name], source=recipe.data.source, split=name, progress=main)
-        for name in ("validation", "test")
-        if name in splits
+        name: judge(encoder, split, source=recipe.data.source, split=name, progress=main)
+        for name, split in read.items()
     }
     result = evaluation_of({name: each.record for name, each in judged.items()}, where) | {
         "dataset": recipe.data.source,

@@ -102,7 +102,7 @@ def run_recipe(recipe: Recipe) -> dict[str, Any]:
     if PartialState().is_main_process:
         model.save_pretrained(recipe.output_dir)
         processor.save_pretrained(recipe.output_dir)
-    result = report_run(recipe, model, processor, splits, records, where, more)
+    result = report_run(recipe, model, processor, splits, records, where, more, stages[-1].args)
     if common.push_to_hub and PartialState().is_main_process:
         publish(common)
     return result

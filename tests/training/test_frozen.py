@@ -20,7 +20,7 @@ from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.model.processing_vse import VSEProcessor
 from hf_vse.training import frozen
 from hf_vse.training.arguments import VSETrainingArguments
-from hf_vse.training.frozen import cache_frozen_towers
+from hf_vse.training.frozen import cache_frozen_towers, with_kept_captions
 from hf_vse.training.trainer import VSETrainer
 from tests.conftest import make_feature_pairs, make_pairs
 
@@ -239,3 +239,13 @@ def test_features_of_the_pieces_of_long_captions_are_those_of_the_tower(model, p
             assert recalls[0].pop("eval_runtime") >= 0 and recalls[1].pop("eval_runtime") >= 0
             assert recalls[0]["eval_texts"] == 60 and recalls[0] == pytest.approx(recalls[1])
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-3)
+
+
+def test_a_report_reads_the_captions_that_training_kept(model, processor, make_args, monkeypatch):
+    args, split = make_args(freeze_text_tower=True), make_pairs(12)
+    cache_frozen_towers(model, processor, {"validation": split}, args)
+    assert with_kept_captions(model, processor, split, make_args(freeze_text_tower=True, bf16=True)) is split
+    assert with_kept_captions(model, processor, split, make_args()) is split
+    expected = evaluate_retrieval(model, processor, split)
+    monkeypatch.setattr(model, "pool_texts", None)  # the text tower does not run again
+    assert evaluate_retrieval(model, processor, with_kept_captions(model, processor, split, args)) == expected
