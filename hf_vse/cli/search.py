@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> Result | None:
     sentences = read_sentences() if arguments.text == ["-"] else arguments.text
     check_queries(sentences, arguments)
     gallery = GalleryIndex.load(arguments.index)
-    gallery.allowed(arguments.where)  # a wrong condition is said before the model is loaded
+    gallery.check_conditions(arguments.where)  # a wrong condition is said before the model is loaded
     if not sentences and arguments.image is None and not sys.stdin.isatty():
         raise ValueError("nothing to search for: give a sentence, --image FILE, or - to read sentences from the input")
     encoder = open_model(gallery, arguments.model, **model_options(arguments))

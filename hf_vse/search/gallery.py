@@ -23,7 +23,7 @@ from hf_vse.data.features import read_array
 from hf_vse.embed.hub_correction import Correction, QueryBank
 from hf_vse.embed.matrices import as_vectors, best_of
 from hf_vse.files import numbered_lines, parse_json
-from hf_vse.search.filters import matching
+from hf_vse.search.filters import Fields, check_conditions, item_fields, matching, parse_conditions
 from hf_vse.search.header import (
     FAISS_FILE,
     FORMAT,
@@ -194,8 +194,20 @@ class GalleryIndex:
         if not conditions:
             return None
         if conditions not in self.masks:
-            self.masks[conditions] = matching(self.items, conditions)
+            self.masks[conditions] = matching(self.items, conditions, self.fields)
         return self.masks[conditions]
+
+    def check_conditions(self, where: Sequence[str]) -> None:
+        """Raises ValueError for a condition that cannot be asked, see `filters.py`."""
+        if where:
+            check_conditions(parse_conditions(where), self.fields)
+
+    @property
+    def fields(self) -> Fields:
+        """What the items say of themselves, and of what kind; see `item_fields`."""
+        if "fields" not in self.facts:  # a gallery that was not saved, or before fields were recorded
+            self.facts["fields"] = item_fields(self.items)
+        return self.facts["fields"]
 
     def check_model(self, model: Any) -> None:
         """Raises ValueError if `model`, a name or an `Encoder`, is not what made the gallery."""
@@ -238,7 +250,7 @@ class GalleryIndex:
             if self.hubs is not None:
                 self.hubs.save(version / HUBS_FILE)
             shape = {"items": len(self), "dim": self.embeds.shape[1], "plan": self.plan.to_dict(), "recipe": recipe}
-            make_current(folder, version, shape | self.facts)
+            make_current(folder, version, shape | self.facts | {"fields": self.fields})
         remove_leftovers(folder)
 
     @classmethod

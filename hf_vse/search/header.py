@@ -25,6 +25,7 @@ NOT_FACTS = ("format", "version", "files", "items", "dim", "plan", "recipe", "ch
 VERSION = re.compile(r"[0-9a-f]{16}")
 CHECKSUM = re.compile(r"[0-9a-f]{64}")
 BLOCK = 2**20  # bytes read at once
+KINDS = ("number", "text", "truth", "object")  # of the values of a field, see `filters.py`
 
 Check = tuple[Callable[[Any], bool], str]
 
@@ -52,6 +53,11 @@ def is_text_or_null(value: Any) -> bool:
 
 def is_object_or_null(value: Any) -> bool:
     return value is None or isinstance(value, dict)
+
+
+def are_fields(value: Any) -> bool:
+    kinds_of_all = value.values() if isinstance(value, dict) else [None]
+    return all(isinstance(kinds, list) and all(kind in KINDS for kind in kinds) for kinds in kinds_of_all)
 
 
 def is_encoder_or_null(value: Any) -> bool:
@@ -84,6 +90,7 @@ OPTIONAL: dict[str, Check] = {
     "passed_over": (is_object_or_null, "an object {...} or null"),
     "unmatched": (is_object_or_null, "an object {...} or null"),
     "repeated": (is_object_or_null, "an object {...} or null"),
+    "fields": (are_fields, "the kinds of values of each field"),
     "broken": (
         lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
         "a list of names",
