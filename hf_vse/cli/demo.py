@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,12 +39,13 @@ EXAMPLES = """
   hf-vse demo --model org/vse-flickr8k --dataset org/my-photos
   hf-vse demo --model DIR --compare google/siglip-base-patch16-224 --port 7861"""
 QUICKSTART = Path("runs/quickstart")
+MOST_IMAGES = 5000  # that the page shows, unless told otherwise
 SMALL_RUN = ("--difficulty", "easy", "--num_train", "1200", "--num_eval", "300", "--num_train_epochs", "4")
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = command_parser("demo", DESCRIPTION, EXAMPLES)
-    parser.add_argument("gallery", nargs="?", help="folder that `hf-vse index` has written: its images and its model")
+    parser.add_argument("gallery", nargs="?", help="what `hf-vse index` has written: its images and its model")
     parser.add_argument("--model", help="any model that `hf-vse evaluate` takes [runs/quickstart]")
     parser.add_argument("--compare", help="a second model, to see both side by side")
     add_model_options(parser)
@@ -90,7 +92,9 @@ def run(arguments: argparse.Namespace) -> Result | None:
 
 def page_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """How the page opens its models, see `LocalModel`."""
-    gallery = {} if arguments.gallery is None else {"gallery": str(Path(arguments.gallery).absolute())}
+    from hf_vse.search.locations import absolute_location
+
+    gallery = {} if arguments.gallery is None else {"gallery": absolute_location(arguments.gallery)}
     return model_options(arguments) | gallery
 
 
@@ -102,19 +106,21 @@ def of_gallery(arguments: argparse.Namespace) -> tuple[str, str]:
     from datasets import Dataset, Image
 
     from hf_vse.data.schema import CAPTIONS, IMAGE, IMAGE_ID
-    from hf_vse.search.gallery import GalleryIndex
+    from hf_vse.search.locations import open_store
     from hf_vse.search.model import recorded_name
     from hf_vse.search.pictures import place_of
+    from hf_vse.search.store import in_order
 
     useless = [name for name in ("compare", "dataset", "split") if getattr(arguments, name) is not None]
     if useless := [*useless, *data_options(arguments)]:
         raise ValueError(f"--{useless[0]} is of no use: a gallery has a model and images of its own; leave it out")
-    gallery = GalleryIndex.load(arguments.gallery)
+    gallery = open_store(arguments.gallery)
     model = arguments.model
     if model is None:
         model = recorded_name(gallery, arguments.trust_remote_code)
-    items = [item for item in gallery.items if isinstance(item, dict) and "file" in item]
-    if len(items) != len(gallery):
+    found = islice((row for rows, _ in gallery.rows() for row in rows), arguments.max_images or MOST_IMAGES)
+    items = [row.item for row in sorted(found, key=in_order)]
+    if not all(isinstance(item, dict) and "file" in item for item in items):
         raise ValueError(f"{arguments.gallery} was not made from files: leave it out, and name its model and data set")
     rows = {
         IMAGE: [str(place_of(gallery.facts.get("root"), item["file"])) for item in items],

@@ -23,7 +23,7 @@ from settings import SettingsError
 from hf_vse.embed.load import load_encoder
 from hf_vse.embed.run import encode_images, encode_texts
 from hf_vse.errors import one_line_errors
-from hf_vse.search.gallery import GalleryIndex
+from hf_vse.search.locations import open_store
 from hf_vse.search.model import open_model
 
 HOW_TO_LOAD = """from hf_vse import load_encoder
@@ -38,7 +38,7 @@ class LocalModel:
     Args:
         name: what `load_encoder` takes.
         variable: the setting that it comes from, for errors.
-        gallery: folder of a gallery that the model must have made.
+        gallery: location of a gallery that the model must have made.
         options: of `load_encoder`.
     """
 
@@ -49,7 +49,7 @@ class LocalModel:
         if gallery is None:
             self.encoder = load_encoder(name, **options)
         else:
-            self.encoder = open_model(GalleryIndex.load(gallery), name, **options)
+            self.encoder = open_model(open_store(gallery), name, **options)
         if not self.encoder.reads_images:
             raise SettingsError(f"{variable}={name!r} takes precomputed features; give a model that takes photographs")
         if self.encoder.digest is None:

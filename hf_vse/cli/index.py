@@ -42,9 +42,11 @@ LEFT_OUT = {
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = command_parser("index", DESCRIPTION, EXAMPLES)
-    parser.add_argument("source", nargs="?", help="folder of images, or array of embeddings; or give --dataset")
-    parser.add_argument("index", type=folder_name, help="folder to write, outside of the photographs")
-    parser.add_argument("--model", required=True, help="any model that `hf-vse evaluate` takes")
+    parser.add_argument(
+        "source", nargs="?", help="folder of images, array of embeddings, or a gallery to copy; or give --dataset"
+    )
+    parser.add_argument("index", type=gallery_place, help="folder to write, outside of the photographs")
+    parser.add_argument("--model", help="any model that `hf-vse evaluate` takes; a gallery to copy has its own")
     parser.add_argument("--items", type=Path, help="for an array: JSON lines, what each row stands for")
     parser.add_argument("--split", default="test", help="of the data set [test]")
     parser.add_argument("--kind", default="auto", choices=KINDS, help="how it is searched [auto]")
@@ -63,6 +65,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if (arguments.source is None) == (arguments.dataset is None):
         parser.error("give either a folder (or an array) or --dataset")
+    copied = arguments.source is not None and holds_gallery(arguments.source)
+    if (arguments.model is None) != copied:
+        parser.error(
+            "--model has no effect: the vectors of a gallery stay as they are" if copied else "--model is missing"
+        )
     if arguments.items is not None and not is_array(arguments):
         parser.error("--items goes with an array of embeddings (.npy, .safetensors)")
     if arguments.dataset is None and (given := data_options(arguments)):
@@ -70,10 +77,15 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return arguments
 
 
-def folder_name(text: str) -> Path:
+def gallery_place(text: str) -> str:
     if not text.strip():
         raise argparse.ArgumentTypeError("give the name of a folder")
-    return Path(text)
+    return text
+
+
+def holds_gallery(source: str) -> bool:
+    """Whether the source is a gallery, and not images or an array; before heavy libraries are imported."""
+    return "://" in source or (Path(source, "gallery.json").is_file() and Path(source, "versions").is_dir())
 
 
 def is_array(arguments: argparse.Namespace) -> bool:
@@ -83,14 +95,25 @@ def is_array(arguments: argparse.Namespace) -> bool:
 def run(arguments: argparse.Namespace) -> Result | None:
     from accelerate import PartialState
 
+    from hf_vse.search.locations import open_store
+    from hf_vse.search.store import move_gallery
+
     bank = [] if arguments.query_bank is None else read_lines("query_bank", arguments.query_bank)
-    gallery = from_array(arguments, bank) if is_array(arguments) else from_images(arguments, bank)
-    return described_gallery(gallery, arguments.index) if PartialState().is_main_process else None
+    store = open_store(arguments.index)
+    if arguments.source is not None and holds_gallery(arguments.source):
+        store.check_place(arguments.source)
+        move_gallery(open_store(arguments.source), store, arguments.kind, arguments.recall)
+    elif is_array(arguments):
+        from_array(arguments, store, bank)
+    else:
+        from_images(arguments, store, bank)
+    return described_gallery(store) if PartialState().is_main_process else None
 
 
-def described_gallery(gallery: Any, index: Path) -> Result:
+def described_gallery(gallery: Any) -> Result:
     """What the gallery holds, and what was left out of it."""
-    record = {"index": str(index), "items": len(gallery), "plan": gallery.plan.to_dict()}
+    index = gallery.location
+    record = {"index": index, "items": len(gallery), "plan": gallery.plan.to_dict()}
     record |= {"broken": gallery.facts.get("broken", [])}
     lines = [f"{len(gallery):,} items in {index}", f"search    {gallery.plan}"]
     for name, what in LEFT_OUT.items():
@@ -101,24 +124,21 @@ def described_gallery(gallery: Any, index: Path) -> Result:
     return Result(record, "\n".join(lines))
 
 
-def from_images(arguments: argparse.Namespace, bank: list[str]) -> Any:
+def from_images(arguments: argparse.Namespace, store: Any, bank: list[str]) -> None:
     """A gallery of a folder or of a data set."""
     from hf_vse.embed.load import load_encoder
-    from hf_vse.search.gallery import GalleryIndex
     from hf_vse.search.gallery_images import read_metadata
-    from hf_vse.search.storage import check_place
 
     names = ("kind", "recall", "batch_size", "num_workers", "max_broken_share")
     options = {name: getattr(arguments, name) for name in names}
     source, origin = arguments.source, None
     if source is not None:
         read_metadata(Path(source))  # what is wrong with it is said before the model is loaded
-    check_place(arguments.index, source)
+    store.check_place(source)
     encoder = load_encoder(arguments.model, **model_options(arguments))
     if source is None:
         source, origin = load_split(arguments)
-    options |= {"origin": origin, "query_bank": bank, "progress": not arguments.quiet}
-    return GalleryIndex.build(source, encoder, arguments.index, **options)
+    store.build(source, encoder, origin=origin, query_bank=bank, progress=not arguments.quiet, **options)
 
 
 def load_split(arguments: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
@@ -129,37 +149,20 @@ def load_split(arguments: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     return spec.load_split(), spec.absolute().to_dict()
 
 
-def from_array(arguments: argparse.Namespace, bank: list[str]) -> Any:
+def from_array(arguments: argparse.Namespace, store: Any, bank: list[str]) -> None:
     """A gallery of vectors that were computed elsewhere, with the model that queries will use."""
-    from accelerate import PartialState
-
     from hf_vse.embed.load import load_encoder
-    from hf_vse.embed.run import encode_texts
-    from hf_vse.search.gallery import GalleryIndex, recipe_of
     from hf_vse.search.header import file_checksum
-    from hf_vse.search.model import model_facts
-    from hf_vse.search.plan import bytes_on_disk, choose_plan
-    from hf_vse.search.storage import check_place, locked, remove_leftovers
 
-    source, index = Path(arguments.source), arguments.index
+    source = Path(arguments.source)
     embeds, items = read_vectors(source, arguments.items)
-    check_place(index, needed=bytes_on_disk(choose_plan(*embeds.shape, arguments.kind), *embeds.shape))
+    store.check_place()
     encoder = load_encoder(arguments.model, **model_options(arguments))
     if embeds.shape[1] != encoder.dim:
         raise ValueError(f"{source} has vectors of {embeds.shape[1]}, {encoder.name} makes {encoder.dim}")
-    if not PartialState().is_main_process:
-        return None
-    options = {"kind": arguments.kind, "recall": arguments.recall}
-    recipe = recipe_of(file_checksum(source), items, model_facts(encoder), options, bank)
-    with locked(index):
-        if GalleryIndex.unchanged(index, recipe) is None:
-            gallery = GalleryIndex(embeds, items, encoder.name, progress=not arguments.quiet, **options)
-            gallery.facts |= model_facts(encoder)
-            if bank:
-                gallery.learn_hubs(encode_texts(encoder, bank).numpy())
-            gallery.write(index, recipe)
-        remove_leftovers(index)
-    return GalleryIndex.load(index)
+    options = {"kind": arguments.kind, "recall": arguments.recall, "query_bank": bank}
+    options |= {"made_of": file_checksum(source), "progress": not arguments.quiet}
+    store.build_of_vectors(embeds, items, encoder, **options)
 
 
 def read_vectors(source: Path, items: Path | None) -> tuple[Any, list[Any] | None]:

@@ -21,7 +21,7 @@ EXAMPLES = """
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = command_parser("search", DESCRIPTION, EXAMPLES)
-    parser.add_argument("index", type=Path, help="folder that `hf-vse index` has written")
+    parser.add_argument("index", help="gallery that `hf-vse index` has written")
     parser.add_argument("text", nargs="*", help="one sentence or several")
     parser.add_argument("--image", help="photograph to search with")
     parser.add_argument(
@@ -42,12 +42,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def run(arguments: argparse.Namespace) -> Result | None:
-    from hf_vse.search.gallery import GalleryIndex
+    from hf_vse.search.locations import open_store
     from hf_vse.search.model import open_model
 
     sentences = read_sentences() if arguments.text == ["-"] else arguments.text
     check_queries(sentences, arguments)
-    gallery = GalleryIndex.load(arguments.index)
+    gallery = open_store(arguments.index)
     gallery.check_conditions(arguments.where)  # a wrong condition is said before the model is loaded
     if not sentences and arguments.image is None and not sys.stdin.isatty():
         raise ValueError("nothing to search for: give a sentence, --image FILE, or - to read sentences from the input")

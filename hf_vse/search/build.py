@@ -70,19 +70,10 @@ def build_gallery(
             the encoder has no digest.
     """
     folder = Path(folder)
-    if encoder.digest is None:
-        raise ValueError(
-            f"{encoder.name} has no digest, so queries and new images could not be checked against the gallery later; "
-            "define its class in a file, or give it a digest that changes with weights and preparation"
-        )
-    if isinstance(source, Dataset):
-        root, images, facts = None, of_dataset(source, encoder), {}
-    else:
-        root = Path(source)
-        images, facts = of_folder(root)
+    images, facts = listed_images(source, encoder, origin)
     shape = len(images), encoder.dim
-    check_place(folder, root, bytes_on_disk(choose_plan(*shape, kind), *shape))
-    facts |= {"root": root and str(root.absolute()), "origin": origin} | model_facts(encoder)
+    images_folder = None if isinstance(source, Dataset) else source
+    check_place(folder, images_folder, bytes_on_disk(choose_plan(*shape, kind), *shape))
     options = {"kind": kind, "recall": recall, "query_bank": list(query_bank)}
     state = PartialState(cpu=not torch.accelerator.is_available())
     with locked(folder) if state.is_main_process else nullcontext():
@@ -102,6 +93,55 @@ def build_gallery(
             found, facts["broken"] = with_vectors(images, store, max_broken_share)
             write_gallery(found, store, encoder, folder, facts, progress, **options)
         state.wait_for_everyone()
+    return GalleryIndex.load(folder)
+
+
+def listed_images(
+    source: str | Path | Dataset, encoder: Encoder, origin: dict[str, Any] | None
+) -> tuple[list[GalleryImage], dict[str, Any]]:
+    """The images of a source, and what a gallery of them records.
+
+    Raises:
+        OSError, ValueError: as `build_gallery`.
+    """
+    if encoder.digest is None:
+        raise ValueError(
+            f"{encoder.name} has no digest, so queries and new images could not be checked against the gallery later; "
+            "define its class in a file, or give it a digest that changes with weights and preparation"
+        )
+    if isinstance(source, Dataset):
+        return of_dataset(source, encoder), {"root": None, "origin": origin} | model_facts(encoder)
+    images, facts = of_folder(Path(source))
+    return images, facts | {"root": str(Path(source).absolute()), "origin": origin} | model_facts(encoder)
+
+
+def build_of_vectors(
+    embeds: np.ndarray,
+    items: Sequence[Any] | None,
+    encoder: Encoder,
+    folder: Path,
+    made_of: str,
+    *,
+    kind: str = "auto",
+    recall: float = TARGET_RECALL,
+    progress: bool = True,
+    query_bank: Sequence[str] = (),
+) -> GalleryIndex:
+    """Indexes vectors that were computed elsewhere, (items, dim), with the model that queries will use.
+
+    Args:
+        made_of: digest of the vectors.
+    """
+    check_place(folder, needed=bytes_on_disk(choose_plan(*embeds.shape, kind), *embeds.shape))
+    recipe = recipe_of(made_of, items, model_facts(encoder), {"kind": kind, "recall": recall}, list(query_bank))
+    with locked(folder):
+        if GalleryIndex.unchanged(folder, recipe) is None:
+            gallery = GalleryIndex(embeds, items, encoder.name, kind=kind, recall=recall, progress=progress)
+            gallery.facts |= model_facts(encoder)
+            if query_bank:
+                gallery.learn_hubs(encode_texts(encoder, list(query_bank)).numpy())
+            gallery.write(folder, recipe)
+        remove_leftovers(folder)
     return GalleryIndex.load(folder)
 
 

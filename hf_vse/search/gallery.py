@@ -38,6 +38,7 @@ from hf_vse.search.header import (
     to_json,
 )
 from hf_vse.search.plan import Plan, bytes_on_disk, choose_plan
+from hf_vse.search.queries import check_made_by, checked_queries
 from hf_vse.search.storage import (
     check_listed_files,
     check_place,
@@ -159,13 +160,7 @@ class GalleryIndex:
         """
         if model is not None:
             self.check_model(model)
-        queries = np.ascontiguousarray(np.asarray(queries), dtype=np.float32)
-        if queries.ndim != 2 or queries.shape[1] != self.embeds.shape[1]:
-            raise ValueError(f"queries must be (queries, {self.embeds.shape[1]}), got shape {queries.shape}")
-        if not np.isfinite(queries).all():
-            raise ValueError("queries hold nan or inf: the model that made them is broken")
-        if k < 1:
-            raise ValueError(f"k must be at least 1, got {k}")
+        queries = checked_queries(queries, self.embeds.shape[1], k)
         allowed = self.allowed(where)
         if allowed is not None and not allowed.any():
             return np.empty((len(queries), 0), np.float32), [[] for _ in queries]
@@ -211,14 +206,7 @@ class GalleryIndex:
 
     def check_model(self, model: Any) -> None:
         """Raises ValueError if `model`, a name or an `Encoder`, is not what made the gallery."""
-        name, known = (model if isinstance(model, str) else model.name), self.facts.get("digest")
-        by_name = isinstance(model, str) or known is None
-        same = name == self.model if by_name else model.digest == known
-        if self.model is not None and not same:
-            raise ValueError(
-                f"the gallery was made by {self.model!r}, the query by {name!r}"
-                f"{' with other weights or another preparation' if name == self.model else ''}; use one model for both"
-            )
+        check_made_by(self.facts, model)
 
     def save(self, folder: str | Path) -> None:
         """Writes the gallery. Readers see the previous one until the new one is complete.

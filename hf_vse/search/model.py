@@ -7,7 +7,7 @@ from hf_vse.embed.encoder import Device, Encoder, Precision
 from hf_vse.embed.load import load_encoder
 
 if TYPE_CHECKING:
-    from hf_vse.search.gallery import GalleryIndex
+    from hf_vse.search.store import GalleryStore
 
 
 def model_facts(encoder: Encoder) -> dict[str, Any]:
@@ -21,7 +21,7 @@ def model_facts(encoder: Encoder) -> dict[str, Any]:
 
 
 def open_model(
-    gallery: "GalleryIndex",
+    gallery: "GalleryStore",
     name: str | None = None,
     *,
     device: Device = None,
@@ -55,7 +55,7 @@ def open_model(
     return encoder
 
 
-def recorded_name(gallery: "GalleryIndex", trust_remote_code: bool = False) -> str:
+def recorded_name(gallery: "GalleryStore", trust_remote_code: bool = False) -> str:
     """What `load_encoder` takes to open the model of a gallery.
 
     Raises:

@@ -1,0 +1,146 @@
+"""A gallery in a folder as a store: `GalleryIndex` reads and searches it, `build.py` fills it from images.
+
+What `upsert` and `delete` are given is held in memory until `finish` writes a new version and swaps it in.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import PartialState
+
+from hf_vse.embed.hub_correction import Correction, QueryBank
+from hf_vse.files import read_json
+from hf_vse.search.build import build_gallery, build_of_vectors
+from hf_vse.search.gallery import GalleryIndex, Where, recipe_of
+from hf_vse.search.header import HEADER_FILE, KEYS_FILE, read_header
+from hf_vse.search.plan import Plan, bytes_on_disk, choose_plan
+from hf_vse.search.storage import check_listed_files, check_place, locked, remove_leftovers, version_folder
+from hf_vse.search.store import READ_AT_ONCE, GalleryRow, hexadecimal, in_order, keys_of_vectors, named_rows
+from hf_vse.search.vectors import TARGET_RECALL, check_unit
+
+
+class FolderStore:
+    """See `GalleryStore`."""
+
+    def __init__(self, location: str | Path):
+        self.folder = Path(location)
+        self.location = str(self.folder)
+
+    @cached_property
+    def gallery(self) -> GalleryIndex:
+        return GalleryIndex.load(self.folder)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        hubs = self.gallery.hubs
+        if hubs is None:
+            return self.gallery.facts
+        bank = hexadecimal([hubs.normalizer.tolist(), hubs.active.tolist()], 16)
+        return self.gallery.facts | {"hubs": {"temperature": hubs.temperature, "bank": bank}}
+
+    @property
+    def model(self) -> str | None:
+        return self.gallery.model
+
+    @property
+    def plan(self) -> Plan:
+        return self.gallery.plan
+
+    def __len__(self) -> int:
+        return len(self.gallery)
+
+    def check_model(self, model: Any) -> None:
+        self.gallery.check_model(model)
+
+    def check_conditions(self, where: Sequence[str]) -> None:
+        self.gallery.check_conditions(where)
+
+    def search(
+        self,
+        queries: Any,
+        k: int = 10,
+        model: Any = None,
+        where: Where = (),
+        correction: Correction | None = None,
+    ) -> tuple[np.ndarray, list[list[Any]]]:
+        return self.gallery.search(queries, k, model, where, correction)
+
+    def check_place(self, source: str | None = None) -> None:
+        check_place(self.folder, source)
+
+    def build(self, source: Any, encoder: Any, **options: Any) -> None:
+        self.__dict__.pop("gallery", None)
+        self.gallery = build_gallery(source, encoder, self.folder, **options)
+
+    def build_of_vectors(self, embeds: np.ndarray, items: Any, encoder: Any, **options: Any) -> None:
+        made_of = options.pop("made_of")
+        if PartialState().is_main_process:
+            self.gallery = build_of_vectors(embeds, items, encoder, self.folder, made_of, **options)
+
+    def all_rows(self) -> list[GalleryRow]:
+        """A row for each vector, in order."""
+        header = read_header(self.folder)
+        self.gallery = GalleryIndex.of_version(self.folder, header)
+        if KEYS_FILE in header["files"]:
+            check_listed_files(self.folder, header, (KEYS_FILE,))
+            keys = read_json(version_folder(self.folder, header["version"]) / KEYS_FILE, list)
+        else:
+            keys = keys_of_vectors(self.gallery.embeds)
+        rows, hubs = named_rows(keys, self.gallery.items), self.gallery.hubs
+        if hubs is None:
+            return rows
+        marks = zip(rows, hubs.normalizer.tolist(), hubs.active.tolist(), strict=True)
+        return [row._replace(normalizer=normalizer, active=active) for row, normalizer, active in marks]
+
+    def rows(self) -> Iterator[tuple[list[GalleryRow], np.ndarray]]:
+        rows = self.all_rows()
+        for start in range(0, len(rows), READ_AT_ONCE):
+            yield rows[start : start + READ_AT_ONCE], self.gallery.embeds[start : start + READ_AT_ONCE]
+
+    def begin(
+        self, facts: dict[str, Any], dim: int, count: int, kind: str = "auto", recall: float = TARGET_RECALL
+    ) -> None:
+        self.options = {"kind": kind, "recall": recall}
+        check_place(self.folder, needed=bytes_on_disk(choose_plan(count, dim, kind), count, dim))
+        self.pending: dict[str, tuple[GalleryRow, np.ndarray]] = {}
+        self.bank = (facts.get("hubs") or {}).get("bank", "")
+        self.__dict__.pop("gallery", None)
+        if (self.folder / HEADER_FILE).is_file() and self.facts.get("digest") == facts.get("digest"):
+            own = (self.facts.get("hubs") or {}).get("bank", "")
+            self.pending = {row.name: (row, self.gallery.embeds[place]) for place, row in enumerate(self.all_rows())}
+            self.pending = self.pending if own == self.bank else {}
+
+    def versions(self) -> dict[str, str]:
+        return {name: row.version(self.bank) for name, (row, _) in self.pending.items()}
+
+    def upsert(self, rows: Sequence[GalleryRow], embeds: np.ndarray) -> None:
+        check_unit(embeds, f"vectors for {self.folder}")
+        self.pending |= {row.name: (row, each) for row, each in zip(rows, embeds, strict=True)}
+
+    def delete(self, names: Sequence[str]) -> None:
+        for name in names:
+            del self.pending[name]
+
+    def finish(self, facts: dict[str, Any]) -> None:
+        rows = sorted(self.pending.values(), key=lambda pair: in_order(pair[0]))
+        keys, items = [row.key for row, _ in rows], [row.item for row, _ in rows]
+        hubs = facts.get("hubs")
+        facts = {name: value for name, value in facts.items() if name != "hubs"}
+        recipe = recipe_of(keys, items, facts, self.options, hubs)
+        with locked(self.folder):
+            if GalleryIndex.unchanged(self.folder, recipe) is None:
+                embeds = np.stack([each for _, each in rows]).astype(np.float32, copy=False)
+                plan = choose_plan(*embeds.shape, self.options["kind"])
+                gallery = GalleryIndex.without_index(embeds, items, facts, plan)
+                gallery.vectors.build(None, self.options["recall"], progress=False)
+                if hubs:
+                    normalizer = np.array([row.normalizer for row, _ in rows], np.float32)
+                    gallery.hubs = QueryBank(
+                        normalizer, np.array([row.active for row, _ in rows]), hubs["temperature"]
+                    )
+                gallery.write(self.folder, recipe, keys)
+            remove_leftovers(self.folder)
+        self.__dict__.pop("gallery", None)
