@@ -1,0 +1,8 @@
+"""Record linkage: which records of two catalogues, or of one, are the same thing (CLIPPINGS, arXiv 2304.03464).
+
+What other rooms use:
+
+- `run`: `link_records`, from two sets of records to links with their runners-up, threshold and metrics
+- `records`: `read_records`, the records of a folder, a file or a gallery with their pooled vectors
+- `labels`: `read_labels`, known pairs; `output`: `write_links`, the CSV file
+"""

@@ -1,0 +1,83 @@
+"""How right links and clusters are."""
+
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+
+import numpy as np
+
+from hf_vse.link.matching import components
+
+
+def linkage_metrics(found: Mapping[int, int | None], truth: Mapping[int, AbstractSet[int]]) -> dict[str, float]:
+    """Links of records whose matches are all known.
+
+    Args:
+        found: record -> the record that it is linked to, or None.
+        truth: record -> its matches in the other catalogue; empty where it has none. Only these records count.
+
+    Returns:
+        accuracy: share of the records that are linked to a match, or to none where they have none.
+        precision: share of the links that are right; 0 without a link.
+        recall: right links among all true pairs; 0 without a pair.
+        f1: their harmonic mean.
+        ari: adjusted Rand index of the clusters that links and true pairs make of these records and of those of the
+            other catalogue that either of them names.
+    """
+    right = sum(found[each] in truth[each] for each in truth)
+    made = sum(found[each] is not None for each in truth)
+    pairs = sum(len(matches) for matches in truth.values())
+    agreed = right + sum(found[each] is None and not matches for each, matches in truth.items())
+    links = [(each, found[each]) for each in truth if found[each] is not None]
+    true_pairs = [(each, match) for each, matches in truth.items() for match in matches]
+    ari = adjusted_rand_index(*partitions(list(truth), links, true_pairs))
+    return {"accuracy": agreed / max(1, len(truth))} | precision_recall(right, made, pairs) | {"ari": ari}
+
+
+def partitions(
+    records: Sequence[int], links: Sequence[tuple[int, int]], true_pairs: Sequence[tuple[int, int]]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The clusters of links and those of true pairs, of the same records of both catalogues."""
+    named = dict.fromkeys(other for _, other in [*links, *true_pairs])
+    others = {other: len(records) + place for place, other in enumerate(named)}
+    own = {record: place for place, record in enumerate(records)}
+
+    def labels(pairs: Sequence[tuple[int, int]]) -> np.ndarray:
+        edges = np.array([(own[a], others[b]) for a, b in pairs], np.int64).reshape(-1, 2)
+        return components(len(own) + len(others), edges[:, 0], edges[:, 1])
+
+    return labels(links), labels(true_pairs)
+
+
+def cluster_metrics(found: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """Clusters of one catalogue: precision, recall and F1 of the pairs in one cluster, and the adjusted Rand index.
+
+    Args:
+        found, truth: (records,) the cluster of each record.
+    """
+    both, in_found, in_truth, _ = pair_counts(found, truth)
+    return precision_recall(both, in_found, in_truth) | {"ari": adjusted_rand_index(found, truth)}
+
+
+def precision_recall(right: int, made: int, true: int) -> dict[str, float]:
+    precision, recall = right / max(1, made), right / max(1, true)
+    f1 = 2 * right / max(1, made + true)
+    return {"precision": precision, "recall": recall, "f1": f1}
+
+
+def adjusted_rand_index(found: np.ndarray, truth: np.ndarray) -> float:
+    """Agreement of two clusterings: 1 where they are equal, 0 on average by chance (Hubert & Arabie, 1985)."""
+    both, in_found, in_truth, all_pairs = pair_counts(found, truth)
+    if in_found == in_truth == both:
+        return 1.0
+    expected = in_found * in_truth / all_pairs
+    return (both - expected) / ((in_found + in_truth) / 2 - expected)
+
+
+def pair_counts(found: np.ndarray, truth: np.ndarray) -> tuple[int, int, int, int]:
+    """Pairs of records that are together in both clusterings, in each, and all pairs."""
+
+    def pairs(*labels: np.ndarray) -> int:
+        sizes = np.unique(np.stack(labels, axis=1), axis=0, return_counts=True)[1].astype(np.int64)
+        return int((sizes * (sizes - 1) // 2).sum())
+
+    return pairs(found, truth), pairs(found), pairs(truth), len(found) * (len(found) - 1) // 2
