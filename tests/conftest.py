@@ -3,7 +3,10 @@
 import gc
 import os
 import shutil
+import sys
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 if shutil.which("nvidia-smi") is None:
@@ -12,14 +15,12 @@ if shutil.which("nvidia-smi") is None:
 import numpy as np
 import PIL.Image
 import pytest
-import torch
-from datasets import Dataset, Features, Image, List, Value
-from transformers import CLIPImageProcessorPil
 
-from hf_vse.data.tokenization import train_word_tokenizer
-from hf_vse.model.configuration_vse import VSEConfig
-from hf_vse.model.modeling_vse import VSEModel
-from hf_vse.model.processing_vse import VSEProcessor
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+# torch, datasets and transformers are imported where they are needed: this file is also read by the process that hands
+# the tests to the workers, which start after it
 
 WORDS = "red green blue yellow circle square star ring small large left right above below".split()
 
@@ -66,11 +67,30 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: place.get(item.path, len(place)))
 
 
-def pytest_collection_finish() -> None:
-    """What was imported is never garbage: a collection that passes over it takes a fifth less of the whole time."""
+MODULES = pytest.StashKey[int]()
+
+
+def set_aside_what_lives() -> None:
+    """What was imported is never garbage: collections pass over it. Each training asks for one of everything."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    item.stash[MODULES] = len(sys.modules)
+
+
+def pytest_collection_finish() -> None:
+    set_aside_what_lives()
     gc.set_threshold(50_000, 20, 100)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """After each file, and after a test that has imported a library."""
+    if nextitem is None or nextitem.path != item.path or len(sys.modules) > item.stash[MODULES] + 50:
+        set_aside_what_lives()
 
 
 def make_captions(index: int, count: int = 5) -> list[str]:
@@ -78,8 +98,11 @@ def make_captions(index: int, count: int = 5) -> list[str]:
     return [" ".join(rng.choice(WORDS, size=rng.integers(3, 9))) for _ in range(count)]
 
 
-def make_pairs(images: int, size: int = 32, captions: int = 5, first_id: int = 0) -> Dataset:
+@cache
+def make_pairs(images: int, size: int = 32, captions: int = 5, first_id: int = 0) -> "Dataset":
     """Random pictures of distinct brightness with random captions, in the columns of `load_pairs`."""
+    from datasets import Dataset, Features, Image, List, Value
+
     rng = np.random.default_rng(0)
     pixels = [rng.integers(0, 256, (size, size, 3), dtype=np.uint8) for _ in range(images)]
     rows = {
@@ -92,8 +115,11 @@ def make_pairs(images: int, size: int = 32, captions: int = 5, first_id: int = 0
     return Dataset.from_dict(rows, features=Features(columns | {"caption_ids": List(Value("int64"))}))
 
 
-def make_feature_pairs(images: int, dim: int = 16, captions: int = 5) -> Dataset:
+@cache
+def make_feature_pairs(images: int, dim: int = 16, captions: int = 5) -> "Dataset":
     """The same with features that determine the captions, so that a model can learn them."""
+    from datasets import List, Value
+
     rng = np.random.default_rng(1)
     plain = make_pairs(images, size=4, captions=captions).remove_columns("image")
     features = rng.normal(size=(images, dim)).astype(np.float32)
@@ -102,6 +128,8 @@ def make_feature_pairs(images: int, dim: int = 16, captions: int = 5) -> Dataset
 
 @pytest.fixture(scope="session")
 def tokenizer():
+    from hf_vse.data.tokenization import train_word_tokenizer
+
     return train_word_tokenizer([caption for index in range(50) for caption in make_captions(index)], min_count=1)
 
 
@@ -118,6 +146,8 @@ def tiny_resnet() -> dict:
 
 @pytest.fixture(autouse=True)
 def seeded():
+    import torch
+
     torch.manual_seed(0)
 
 
@@ -138,6 +168,13 @@ def commands_leave_no_variables():
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory, tokenizer, tiny_resnet) -> Path:
     """A saved model of 16 dimensions that reads photographs of 32 pixels; its weights are random."""
+    import torch
+    from transformers import CLIPImageProcessorPil
+
+    from hf_vse.model.configuration_vse import VSEConfig
+    from hf_vse.model.modeling_vse import VSEModel
+    from hf_vse.model.processing_vse import VSEProcessor
+
     torch.manual_seed(0)
     text = {"vocab_size": len(tokenizer), "word_dim": 8, "hidden_size": 16}
     sides = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
@@ -153,6 +190,8 @@ def tiny_onnx(tmp_path_factory, tiny_model) -> Path:
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package)
     from hf_vse.hub.onnx_export import export_onnx
+    from hf_vse.model.modeling_vse import VSEModel
+    from hf_vse.model.processing_vse import VSEProcessor
 
     folder = tmp_path_factory.mktemp("tiny_onnx")
     export_onnx(VSEModel.from_pretrained(tiny_model), VSEProcessor.from_pretrained(tiny_model), folder, check=False)

@@ -95,10 +95,12 @@ class CollapseAlarm(TrainerCallback):
         images, texts = ((each.float() @ each.float().T)[negatives].mean().item() for each in self.sample)
         shares = negatives.sum(dim=1) / (len(negatives) - 1)
         counts = (shares * (self.pairs + self.past - 1)).round().long().clamp(min=1).tolist()
-        indifferent = indifferent_loss(self.pairs, counts, own_modality=self.own_modality, **self.options)
         collapsed = is_collapsed(images, texts)
-        resting = indifferent is not None and logs["loss"] > (1 - STUCK_MARGIN) * indifferent
-        stuck = resting and separation(*self.sample, negatives) < STUCK_SEPARATION
+        unseparated = separation(*self.sample, negatives) < STUCK_SEPARATION
+        indifferent = None  # takes longer than a step of a small model
+        if collapsed or unseparated:
+            indifferent = indifferent_loss(self.pairs, counts, own_modality=self.own_modality, **self.options)
+        stuck = unseparated and indifferent is not None and logs["loss"] > (1 - STUCK_MARGIN) * indifferent
         self.collapsed_logs = self.collapsed_logs + 1 if collapsed else 0
         self.stuck_since = (self.stuck_since or state.global_step) if stuck else None
         self.said_stuck = self.said_stuck and stuck

@@ -18,7 +18,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path, PurePosixPath
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from huggingface_hub import constants
+import datasets
+from huggingface_hub import constants, hf_api
 
 LFS_SUFFIXES = (".safetensors", ".parquet", ".onnx", ".png", ".bin", ".pt", ".pth")
 TOKEN = "hf_fake"
@@ -114,6 +115,10 @@ class FakeHub:
         constants.ENDPOINT = self.url
         constants.HUGGINGFACE_CO_URL_TEMPLATE = self.url + "/{repo_id}/resolve/{revision}/{filename}"
         constants.HF_HUB_CACHE = str(cache)
+        hf_api.api.endpoint = self.url  # that of the functions of the library
+        datasets.config.HF_ENDPOINT, datasets.config.HF_HUB_OFFLINE = self.url, False
+        datasets.config.HF_DATASETS_CACHE = Path(cache) / "datasets"
+        datasets.config.DOWNLOADED_DATASETS_PATH = datasets.config.HF_DATASETS_CACHE / "downloads"
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -1,18 +1,14 @@
-"""Publishes everything there is to publish, in a process that takes a fake Hub for the Hub from its first import on.
-
-python publisher.py FOLDER       # writes what it saw to FOLDER/seen.json and FOLDER/local.safetensors
-"""
+"""Publishes everything there is to publish, in a forked process that takes a fake Hub for the Hub."""
 
 import json
 import os
-import sys
 from pathlib import Path
 from urllib.request import Request, urlopen
 
 import datasets
 import PIL.Image
 import torch
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, constants
 from safetensors.torch import save_file
 from transformers import CLIPImageProcessorPil
 
@@ -22,15 +18,16 @@ from hf_vse.data.tokenization import train_word_tokenizer
 from hf_vse.hub.data import push_data
 from hf_vse.hub.push import leave_card, push_model
 from hf_vse.hub.space import push_space
-from tests.conftest import make_captions, make_pairs  # after the Hub's client, which it takes offline
+from tests.conftest import make_captions, make_pairs
+from tests.hub.fake_hub import TOKEN, FakeHub
 
 PERSONS_CARD = "---\nlicense: mit\n---\n\n# Mine\n\nA person wrote this.\n"
 TEXTS = ["a red circle", "blue"]
 
 
 def break_line(after: int) -> None:
-    headers = {"Authorization": f"Bearer {os.environ['HF_TOKEN']}"}
-    urlopen(Request(f"{os.environ['HF_ENDPOINT']}/break-after/{after}", b"", headers)).close()
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    urlopen(Request(f"{constants.ENDPOINT}/break-after/{after}", b"", headers)).close()
 
 
 def build() -> tuple[VSEModel, VSEProcessor]:
@@ -147,11 +144,14 @@ def publish_space(folder: Path) -> None:
     push_space(demo, "org/demo", model="org/pushed", dataset="org/pairs")
 
 
-if __name__ == "__main__":
-    folder = Path(sys.argv[1])
+def publish(hub: FakeHub, folder: Path, record: dict) -> int:
+    """Writes what it saw to `folder / "seen.json"` and `folder / "local.safetensors"`."""
+    hub.take_over(folder / "cache")
+    os.environ["HF_TOKEN"] = TOKEN
     seen: dict = {}
-    publish_models(folder, json.loads((folder / "record.json").read_text()), seen)
+    publish_models(folder, record, seen)
     publish_data(folder, seen)
     train_and_publish(folder)
     publish_space(folder)
     (folder / "seen.json").write_text(json.dumps(seen))
+    return 0

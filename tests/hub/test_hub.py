@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from hf_vse.cli.main import main
 from tests.conftest import assert_same_vectors, make_pairs
 from tests.hub.fake_hub import FakeHub
+from tests.hub.publisher import publish
 from tests.hub.records import HOME, coco_record
 from tests.processes import run_fork
 
@@ -23,19 +24,14 @@ HERE = Path(__file__).parent
 def published(tmp_path_factory):
     """(hub, folder, what the publisher saw), after a stranger has loaded and republished what it found."""
     folder = tmp_path_factory.mktemp("published")
-    (folder / "record.json").write_text(json.dumps(coco_record()))
     with FakeHub() as hub:
-        environment = os.environ | hub.environment(folder / "home")
-        environment |= {"PYTHONPATH": str(HERE.parents[1]), "OMP_NUM_THREADS": "1"}
-        run([HERE / "publisher.py", folder], environment)
-        environment |= {"HF_HOME": str(folder / "strange home"), "HF_MODULES_CACHE": str(folder / "strange modules")}
-        run([HERE / "stranger.py", folder / "strange.safetensors"], environment | {"PYTHONPATH": ""})
+        run_fork(folder / "log", publish, hub, folder, coco_record())
+        environment = os.environ | hub.environment(folder / "strange home")
+        environment |= {"PYTHONPATH": "", "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, HERE / "stranger.py", folder / "strange.safetensors"]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr[-4000:]
         yield hub, folder, json.loads((folder / "seen.json").read_text())
-
-
-def run(command: list, environment: dict) -> None:
-    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr[-4000:]
 
 
 def files_of(hub, name) -> dict[str, bytes]:

@@ -1,10 +1,8 @@
 """A run and its folder: what it takes, what it continues from, what it never writes."""
 
-import gc
 import os
 import shutil
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,11 +23,8 @@ ONE_STAGE = {"stages": [{"name": "base"}]}
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Iterator[Path]:
-    gc.collect()
-    gc.freeze()  # each stage collects garbage, among everything that other tests have loaded
-    yield write_features(tmp_path_factory.mktemp("data") / "features")
-    gc.unfreeze()
+def data(tmp_path_factory) -> Path:
+    return write_features(tmp_path_factory.mktemp("data") / "features")
 
 
 @pytest.fixture(scope="module")

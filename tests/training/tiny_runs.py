@@ -1,6 +1,5 @@
 """Whole runs that take a second: two stages, the second with fresh heads, from features of a few images."""
 
-import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,13 +57,10 @@ def tiny_recipe(data: Path, output: Path, **changed: Any) -> Recipe:
 
 @contextmanager
 def quick_runs() -> Iterator[None]:
-    """Runs without pictures, whose stages look for garbage only among what they made themselves."""
-    gc.collect()
-    gc.freeze()
+    """Runs without pictures."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("hf_vse.training.result.draw_pictures", lambda *given: [])
         yield
-    gc.unfreeze()
 
 
 def outcome(output: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
