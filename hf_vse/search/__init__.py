@@ -2,9 +2,14 @@
 
 What other rooms use:
 
+- `locations`: `open_store`, a gallery wherever it is
+- `store`: `GalleryStore`, what every store does; `move_gallery`
 - `gallery`: `GalleryIndex`, its `build`, `load`, `save` and `search`; `build`: `build_gallery`
 - `model`: `open_model`, the encoder for queries to a gallery; `model_facts`, what a gallery records of its encoder
 - `pictures`: `find_images`, the images behind the items of a gallery
 - `compression`: `Compression`, smaller vectors; `plan`: `IndexKind`, the kinds of index
-- `gallery_images`: `read_metadata`, `is_unicode`; `storage`: `check_place`, `locked`, before something is written
+- `gallery_images`: `read_metadata`, `is_unicode`
+
+A folder is `folder_store` over `gallery`, `build` and `storage`. An engine is one file (`milvus`) over `engine`, which
+searches, `fill`, which writes what has changed, and `pushdown`, by which its filters mean what `filters` says.
 """

@@ -15,7 +15,7 @@ from hf_vse.embed.hub_correction import Correction, QueryBank
 from hf_vse.files import read_json
 from hf_vse.search.build import build_gallery, build_of_vectors
 from hf_vse.search.gallery import GalleryIndex, Where, recipe_of
-from hf_vse.search.header import HEADER_FILE, KEYS_FILE, read_header
+from hf_vse.search.header import KEYS_FILE, read_header
 from hf_vse.search.plan import Plan, bytes_on_disk, choose_plan
 from hf_vse.search.storage import check_listed_files, check_place, locked, remove_leftovers, version_folder
 from hf_vse.search.store import READ_AT_ONCE, GalleryRow, hexadecimal, in_order, keys_of_vectors, named_rows
@@ -35,11 +35,11 @@ class FolderStore:
 
     @property
     def facts(self) -> dict[str, Any]:
-        hubs = self.gallery.hubs
+        hubs, facts = self.gallery.hubs, self.gallery.facts | {"fields": self.gallery.fields}
         if hubs is None:
-            return self.gallery.facts
+            return facts
         bank = hexadecimal([hubs.normalizer.tolist(), hubs.active.tolist()], 16)
-        return self.gallery.facts | {"hubs": {"temperature": hubs.temperature, "bank": bank}}
+        return facts | {"hubs": {"temperature": hubs.temperature, "bank": bank}}
 
     @property
     def model(self) -> str | None:
@@ -106,15 +106,11 @@ class FolderStore:
         self.options = {"kind": kind, "recall": recall}
         check_place(self.folder, needed=bytes_on_disk(choose_plan(count, dim, kind), count, dim))
         self.pending: dict[str, tuple[GalleryRow, np.ndarray]] = {}
-        self.bank = (facts.get("hubs") or {}).get("bank", "")
         self.__dict__.pop("gallery", None)
-        if (self.folder / HEADER_FILE).is_file() and self.facts.get("digest") == facts.get("digest"):
-            own = (self.facts.get("hubs") or {}).get("bank", "")
-            self.pending = {row.name: (row, self.gallery.embeds[place]) for place, row in enumerate(self.all_rows())}
-            self.pending = self.pending if own == self.bank else {}
 
     def versions(self) -> dict[str, str]:
-        return {name: row.version(self.bank) for name, (row, _) in self.pending.items()}
+        """None: a folder is written as a whole, unless all is as it was."""
+        return {}
 
     def upsert(self, rows: Sequence[GalleryRow], embeds: np.ndarray) -> None:
         check_unit(embeds, f"vectors for {self.folder}")
@@ -129,7 +125,8 @@ class FolderStore:
         keys, items = [row.key for row, _ in rows], [row.item for row, _ in rows]
         hubs = facts.get("hubs")
         facts = {name: value for name, value in facts.items() if name != "hubs"}
-        recipe = recipe_of(keys, items, facts, self.options, hubs)
+        marks = [(row.normalizer, row.active) for row, _ in rows] if hubs else []
+        recipe = recipe_of(keys, items, facts, self.options, hubs, marks)
         with locked(self.folder):
             if GalleryIndex.unchanged(self.folder, recipe) is None:
                 embeds = np.stack([each for _, each in rows]).astype(np.float32, copy=False)

@@ -1,6 +1,7 @@
 """Where galleries are: one function opens a store from its location.
 
-my_index                              a folder
+my_index                                          a folder
+milvus://host:19530/photos                        Milvus, also milvus+tls:// and milvus+lite://; see `milvus.py`
 """
 
 from pathlib import Path
@@ -16,9 +17,14 @@ def open_store(location: str | Path) -> GalleryStore:
         ValueError: the location is not of a kind that is known.
         ImportError: the package that talks to the engine is missing.
     """
-    if is_engine(location):
-        raise ValueError(f"{location} is not a kind of gallery that is known: give a folder")
-    return FolderStore(location)
+    if not is_engine(location):
+        return FolderStore(location)
+    scheme = str(location).partition("://")[0]
+    if scheme in ("milvus", "milvus+tls", "milvus+lite"):
+        from hf_vse.search.milvus import MilvusStore
+
+        return MilvusStore(str(location))
+    raise ValueError(f"{location} is of no known kind: give a folder or milvus://HOST:PORT/NAME")
 
 
 def is_engine(location: str | Path) -> bool:

@@ -27,7 +27,7 @@ from hf_vse.search.plan import Plan
 
 NAME_BYTES, VERSION_BYTES = 16, 8
 READ_AT_ONCE = 1000  # rows
-OF_THE_STORE = ("plan", "items", "fields", "hubs")  # facts that a store finds itself
+OF_THE_STORE = ("plan", "items", "dim")  # facts that every store finds itself
 
 
 class GalleryRow(NamedTuple):
@@ -154,7 +154,6 @@ def in_order(row: GalleryRow) -> tuple[int, tuple[str, ...], str]:
 def move_gallery(source: GalleryStore, target: GalleryStore, kind: str = "auto", recall: float = 0.95) -> None:
     """Copies a gallery into another store, vectors untouched; only what is new, changed or gone there is written."""
     facts = {name: value for name, value in source.facts.items() if name not in OF_THE_STORE}
-    facts |= {name: value for name, value in source.facts.items() if name == "hubs"}
     bank = (facts.get("hubs") or {}).get("bank", "")
     there: dict[str, str] | None = None
     seen = set()

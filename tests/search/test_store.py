@@ -17,11 +17,6 @@ def unit_vectors(count: int, seed: int = 0) -> np.ndarray:
     return made / np.linalg.norm(made, axis=1, keepdims=True)
 
 
-@pytest.fixture
-def location(tmp_path) -> str:
-    return str(tmp_path / "index")
-
-
 def with_items(location: str):
     """A store that holds the items of the table of conditions."""
     store, encoder = open_store(location), PlainEncoder()
