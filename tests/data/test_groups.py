@@ -173,7 +173,7 @@ def test_a_run_reports_its_groups_and_evaluation_finds_them_again(bursts, cache,
     assert f"{len(of_group)} of {len(train)} training images are in {len({*of_group})} groups" in card
     scenes = [scene for scene in held_out["scene"] if scene != -1]
     assert record["groups"] == {"groups": len({*scenes}), "images": len(scenes), "largest": 5} and scenes
-    assert (run / "near_duplicates.png").is_file()
+    assert all((run / f"{name}.png").is_file() for name in ("retrieval", "near_duplicates"))
     assert main(["evaluate", str(run), "--split", "validation", "--quiet"]) == 0
     assert f"{len(scenes)} of {len(held_out)} images are in {len({*scenes})} groups" in capsys.readouterr().out
 

@@ -124,9 +124,7 @@ def run_of_stages(source, tmp_path_factory):
         {"name": "heads", "projection_type": "linear", **HEADS},
         {"name": "all", "projection_type": "residual", "loss_type": "nce", "learning_rate": 1e-3},
     ]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hf_vse.training.result.draw_pictures", lambda *given: [])
-        run_recipe(recipe_from(source("siglip"), folder / "run", stages=stages, eval_strategy="no"))
+    run_recipe(recipe_from(source("siglip"), folder / "run", stages=stages, eval_strategy="no"))
     return folder / "run"
 
 

@@ -17,7 +17,7 @@ from hf_vse.training.recipe import build_recipe
 from hf_vse.training.result import run_summary
 from hf_vse.training.run import run_recipe
 from tests.processes import in_processes
-from tests.training.tiny_runs import quick_runs, same_outcome, tiny_values, write_features
+from tests.training.tiny_runs import same_outcome, tiny_values, write_features
 
 
 def states(dtype=torch.float32) -> list[dict[str, torch.Tensor]]:
@@ -102,12 +102,6 @@ def write_pairs(folder: Path, seed: int) -> Path:
     np.save(folder / "dev_ims.npy", features)
     shutil.copy(folder / "train_caps.txt", folder / "dev_caps.txt")
     return folder
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    with quick_runs():
-        yield
 
 
 @pytest.fixture(scope="module")

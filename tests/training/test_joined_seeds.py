@@ -18,15 +18,9 @@ from hf_vse.training.run import run_recipe
 from tests.conftest import WORDS
 from tests.faults.killing import slow
 from tests.processes import in_processes
-from tests.training.tiny_runs import quick_runs, same_outcome, tiny_values, write_features
+from tests.training.tiny_runs import same_outcome, tiny_values, write_features
 
 SEEDS = (3, 4)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    with quick_runs():
-        yield
 
 
 @pytest.fixture(scope="module")

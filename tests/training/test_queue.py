@@ -12,7 +12,7 @@ from hf_vse.training.run import run_recipe
 from tests.conftest import make_feature_pairs
 from tests.processes import in_processes
 from tests.training.test_trainer import losses, make_trainer, weights
-from tests.training.tiny_runs import quick_runs, tiny_values, write_features
+from tests.training.tiny_runs import tiny_values, write_features
 
 
 @pytest.fixture
@@ -126,10 +126,9 @@ def test_queue_that_would_be_wrong_is_refused(options, message, tokenizer, tmp_p
 
 def test_recipe_with_a_queue_runs_and_one_that_does_nothing_is_refused(tmp_path):
     data = write_features(tmp_path / "data")
-    with quick_runs():
-        run_recipe(build_recipe(tiny_values(data, tmp_path / "run", queue_size=24, queue_start_epochs=0.1)))
-        assert (tmp_path / "run/stages/heads/checkpoint-4" / QUEUE).is_file()
-        with pytest.raises(ValueError, match="queue_size=10000: the training split has only 80 pairs"):
-            run_recipe(build_recipe(tiny_values(data, tmp_path / "large", queue_size=10000)))
+    run_recipe(build_recipe(tiny_values(data, tmp_path / "run", queue_size=24, queue_start_epochs=0.1)))
+    assert (tmp_path / "run/stages/heads/checkpoint-4" / QUEUE).is_file()
+    with pytest.raises(ValueError, match="queue_size=10000: the training split has only 80 pairs"):
+        run_recipe(build_recipe(tiny_values(data, tmp_path / "large", queue_size=10000)))
     with pytest.raises(ValueError, match="queue_start_epochs does nothing: there is no queue: give queue_size"):
         build_recipe(tiny_values(data, tmp_path / "none", queue_start_epochs=1))

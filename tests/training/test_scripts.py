@@ -15,6 +15,11 @@ from tests.processes import run_fork, start_fork
 from tests.training.commands import RECIPE, run_script, train_arguments, write_data
 
 
+@pytest.fixture(scope="module", autouse=True)
+def pictures():
+    """Here they are drawn."""
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     return write_data(tmp_path_factory.mktemp("precomp"))

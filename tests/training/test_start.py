@@ -19,7 +19,7 @@ from hf_vse.training.run import run_recipe
 from hf_vse.training.trainer import VSETrainer
 from tests.conftest import make_feature_pairs
 from tests.training.test_trainer import arguments, make_model, weights
-from tests.training.tiny_runs import quick_runs, same_outcome, tiny_recipe, tiny_values, write_features
+from tests.training.tiny_runs import same_outcome, tiny_recipe, tiny_values, write_features
 
 STEPS = {
     "eval_on_start": True, "eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 3, "save_steps": 3,
@@ -82,12 +82,6 @@ def test_resumed_run_remembers_its_start(harmful, tokenizer, tmp_path):
     assert measured(resumed) == measured(whole) and (resumed.state.best_global_step == 0) == harmful
     for name, tensor in weights(whole.model).items():
         assert torch.equal(tensor, resumed.model.state_dict()[name]), name
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    with quick_runs():
-        yield
 
 
 @pytest.fixture(scope="module")

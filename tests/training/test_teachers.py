@@ -18,7 +18,7 @@ from hf_vse.training.run import run_recipe
 from hf_vse.training.teachers import with_teachers
 from tests.conftest import make_feature_pairs
 from tests.training.test_trainer import arguments, make_model, make_trainer
-from tests.training.tiny_runs import quick_runs, tiny_values, write_features
+from tests.training.tiny_runs import tiny_values, write_features
 
 SOFT = {"soft_targets": "teacher", "soft_weight": 0.4, "soft_temperature": 0.2}
 
@@ -185,13 +185,12 @@ def test_teacher_that_does_not_fit_is_refused(teachers, tokenizer, tiny_resnet, 
 
 def test_recipe_learns_from_an_earlier_run_and_from_captions(tmp_path):
     data = write_features(tmp_path / "data")
-    with quick_runs():
-        plain = {"stages": [{"name": "heads", "freeze_text_tower": True}]}
-        run_recipe(build_recipe(tiny_values(data, tmp_path / "first", **plain)))
-        first = str(tmp_path / "first")
-        taught = {"soft_targets": "teacher", "teacher": first, "soft_weight": 0.5}
-        for name, more in (("taught", taught), ("captions", {"soft_targets": "captions"})):
-            run_recipe(build_recipe(tiny_values(data, tmp_path / name, **plain | more)))
+    plain = {"stages": [{"name": "heads", "freeze_text_tower": True}]}
+    run_recipe(build_recipe(tiny_values(data, tmp_path / "first", **plain)))
+    first = str(tmp_path / "first")
+    taught = {"soft_targets": "teacher", "teacher": first, "soft_weight": 0.5}
+    for name, more in (("taught", taught), ("captions", {"soft_targets": "captions"})):
+        run_recipe(build_recipe(tiny_values(data, tmp_path / name, **plain | more)))
     logs = [read_json(tmp_path / name / "stages/heads/stage.json")["log"] for name in ("first", "taught", "captions")]
     assert len({log[-1]["train_loss"] for log in logs}) == 3
     for key, given in (("soft_weight", 0.5), ("soft_temperature", 0.2)):

@@ -1,12 +1,9 @@
 """Whole runs that take a second: two stages, the second with fresh heads, from features of a few images."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -53,14 +50,6 @@ def tiny_values(data: Path, output: Path, **changed: Any) -> dict[str, Any]:
 
 def tiny_recipe(data: Path, output: Path, **changed: Any) -> Recipe:
     return build_recipe(tiny_values(data, output, **changed))
-
-
-@contextmanager
-def quick_runs() -> Iterator[None]:
-    """Runs without pictures."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hf_vse.training.result.draw_pictures", lambda *given: [])
-        yield
 
 
 def outcome(output: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
