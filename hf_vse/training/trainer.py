@@ -21,7 +21,7 @@ from hf_vse.data.decoding import BrokenImageError
 from hf_vse.data.long_captions import Pieces, report_long_captions
 from hf_vse.data.pairs import PairDataset, StreamedPairs
 from hf_vse.data.sampler import PairBatchSampler
-from hf_vse.data.schema import CAPTIONS
+from hf_vse.data.schema import CAPTIONS, IMAGE_STATES
 from hf_vse.embed.batches import to_device
 from hf_vse.evaluation.evaluator import evaluate_retrieval
 from hf_vse.model.modeling_vse import VSEModel, VSEOutput
@@ -45,6 +45,7 @@ from hf_vse.training.lora import (
     merged_state,
     save_adapters,
 )
+from hf_vse.training.lower_blocks import below, first_trained, states_in_place
 from hf_vse.training.mixing import mixed_inputs
 from hf_vse.training.publish import PublishingTrainer, check_hub_strategy
 from hf_vse.training.queue import PairQueue, check_queue_size
@@ -120,6 +121,8 @@ class VSETrainer(PublishingTrainer):
             self.add_callback(StepDecay(args.lr_decay_epochs, args.lr_decay_factor))
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(RecallProgress())
+        states = isinstance(pairs, PairDataset) and pairs.source == IMAGE_STATES
+        self.lower_blocks = below(model, first_trained(model, args.unfreeze_last_blocks)) if states else []
         if pairs is not None:
             self.set_aside_unused(pairs)
 
@@ -128,9 +131,10 @@ class VSETrainer(PublishingTrainer):
 
         Also by a single process, so that its optimizer has the parameters of theirs and either continues the other.
         """
-        batch = first_batch(pairs, self.data_collator)
+        batch = to_device(first_batch(pairs, self.data_collator), self.model)
         soft_targets_of(batch, self.args, self.teacher_scores)
-        unused = unused_parameters(self.model, to_device(batch, self.model))
+        with states_in_place(self.lower_blocks, batch):
+            unused = unused_parameters(self.model, batch)
         set_aside(self.model, map(self.model.get_parameter, unused))
         if unused:
             logger.info("%d parameters take no part in the loss and stay as they are: %s", len(unused), unused)
@@ -176,6 +180,11 @@ class VSETrainer(PublishingTrainer):
         """The objective of this moment: that of the configuration, or before it that of the warm-up."""
         warming_up = (self.state.epoch or 0) < self.args.hard_negative_warmup_epochs
         return self.args.hard_negative_warmup_loss if warming_up else self.model.config.loss_type
+
+    def training_step(self, model: torch.nn.Module, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        """As upstream; states that were kept of an image tower enter it where they belong."""
+        with states_in_place(self.lower_blocks, inputs):
+            return super().training_step(model, inputs, *args, **kwargs)
 
     def compute_loss(
         self,
