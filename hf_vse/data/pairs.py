@@ -2,7 +2,8 @@
 
 A pair is indexed by `(row, caption, draw)`, all chosen by the sampler. The integer `draw` seeds everything random
 about a pair, including its crop and its dropped words. So workers are pure functions, and a resumed run sees the same
-data as an uninterrupted one. An image may also come with several captions; then its item has them as `texts`.
+data as an uninterrupted one. An image may also come with several captions, or with foils after them; then its item has
+them as `texts`.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -21,11 +22,12 @@ from hf_vse.data.long_captions import drawn_piece, in_pieces
 from hf_vse.data.schema import (
     CAPTION_FEATURES,
     CAPTIONS,
+    FOIL_FEATURES,
+    FOILS,
     GROUP_ID,
     IMAGE,
     IMAGE_FEATURES,
     IMAGE_ID,
-    IMAGE_STATES,
     TEACHER_CAPTIONS,
     TEACHER_IMAGES,
     view_column,
@@ -70,8 +72,7 @@ class PairDataset(TorchDataset):
     """
 
     def __init__(self, dataset: Dataset, pieces: Mapping[str, list[str]] | None = None):
-        kept = (name for name in (IMAGE_FEATURES, IMAGE_STATES) if name in dataset.column_names)
-        source = next(kept, IMAGE)
+        source = IMAGE_FEATURES if IMAGE_FEATURES in dataset.column_names else IMAGE
         missing = [name for name in (source, CAPTIONS, IMAGE_ID) if name not in dataset.column_names]
         if missing:
             raise ValueError(f"columns {missing} are missing from {dataset.column_names}; load it with load_pairs")
@@ -82,13 +83,16 @@ class PairDataset(TorchDataset):
         image_ids, groups = plain_column(dataset, IMAGE_ID), plain_column(dataset, GROUP_ID)
         own = [image_id if group is None else group for image_id, group in zip(image_ids, groups, strict=True)]
         self.image_ids = np.array(own, dtype=np.int64)  # equal where images are no negatives of each other
-        if source == IMAGE:
-            self.images = undecoded_images(dataset)
+        if source == IMAGE_FEATURES:
+            columns = takewhile(lambda name: name in dataset.column_names, map(view_column, count()))
+            self.views = [FeatureRows(dataset, name) for name in columns]
         else:
-            columns = (view_column(view, source) for view in count())
-            there = takewhile(lambda name: name in dataset.column_names, columns)
-            self.views = [FeatureRows(dataset, name) for name in there]
+            self.images = undecoded_images(dataset)
         self.texts = FeatureRows(dataset, CAPTION_FEATURES) if CAPTION_FEATURES in dataset.column_names else None
+        self.foils = dataset.with_format(None)[FOILS][:] if FOILS in dataset.column_names else None
+        self.foil_texts = FeatureRows(dataset, FOIL_FEATURES) if FOIL_FEATURES in dataset.column_names else None
+        if self.foils is not None and (self.texts is None) != (self.foil_texts is None):
+            raise ValueError("caption_features are kept without foil_features: compute both from a split with foils")
         self.teachers = [
             [FeatureRows(dataset, name) for name in sorted(dataset.column_names) if name.startswith(f"{kind}_")]
             for kind in (TEACHER_IMAGES, TEACHER_CAPTIONS)
@@ -118,16 +122,20 @@ class PairDataset(TorchDataset):
     def __getitem__(self, pair: Pair) -> dict[str, Any]:
         row, caption, draw = pair
         item: dict[str, Any] = {IMAGE_ID: int(self.image_ids[row]), "draw": int(draw)}
-        if self.source == IMAGE:
-            item[IMAGE] = self.images[int(row)][IMAGE]
+        if self.source == IMAGE_FEATURES:
+            item[IMAGE_FEATURES] = self.views[draw % len(self.views)][row]
         else:
-            item[self.source] = self.views[draw % len(self.views)][row]
+            item[IMAGE] = self.images[int(row)][IMAGE]
         if self.teachers[0]:
             item[TEACHER_IMAGES] = side_by_side([of_teacher[row] for of_teacher in self.teachers[0]])
-        if not isinstance(caption, tuple):
+        several = isinstance(caption, tuple)
+        if not several and self.foils is None:
             return item | self.text(row, caption, int(draw))
-        seeds = seeds_of_texts(draw, len(caption))
-        return item | {"texts": [self.text(row, each, seed) for each, seed in zip(caption, seeds, strict=True)]}
+        captions, seeds = (caption, seeds_of_texts(draw, len(caption))) if several else ((caption,), [int(draw)])
+        texts = [self.text(row, *each) for each in zip(captions, seeds, strict=True)]
+        if self.foils is not None:
+            texts += [self.foil(row, *each) for each in zip(captions, seeds, strict=True)]
+        return item | {"texts": texts}
 
     def text(self, row: int, caption: int, draw: int) -> dict[str, Any]:
         """A caption of an image, or a piece of it."""
@@ -143,6 +151,14 @@ class PairDataset(TorchDataset):
             before = len(in_pieces(self.captions[row][:caption], self.pieces))
             text[CAPTION_FEATURES] = self.texts[row][before + drawn]
         return text
+
+    def foil(self, row: int, caption: int, draw: int) -> dict[str, Any]:
+        """The foil of a caption; what `text` gives where there is none, or where the caption is read in pieces."""
+        text, whole, foil = self.text(row, caption, draw), self.captions[row][caption], self.foils[row][caption]
+        if foil == whole or whole in self.pieces:
+            return text
+        text |= {name: foil for name in ("caption", "whole_caption") if name in text}
+        return text if self.foil_texts is None else text | {CAPTION_FEATURES: self.foil_texts[row][caption]}
 
 
 class StreamedPairs(TorchIterableDataset):

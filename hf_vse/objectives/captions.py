@@ -24,6 +24,14 @@ from torch import Tensor
 from hf_vse.model.losses_vse import Scalar, objective, pair_ids
 
 Positives = Literal["one", "each", "any", "centre"]
+NO_IMAGE = torch.iinfo(torch.int64).min  # an image id that no image has
+
+
+class Candidates(NamedTuple):
+    """`embeds` (n, dim), unit vectors; `ids` (n, kinds) integers."""
+
+    embeds: Tensor
+    ids: Tensor
 
 
 class Captioned(NamedTuple):
@@ -36,6 +44,7 @@ class Captioned(NamedTuple):
     own_of_texts: Tensor  # (B * captions,)
     ids: tuple[Tensor | None, Tensor | None]  # (B, kinds), (B * captions, kinds)
     own_ids: tuple[Tensor | None, Tensor | None]  # the same, as candidates of their own modality
+    foils: Candidates | None = None  # further candidates of images, with ids as images have them
 
 
 def caption_count(text_embeds: Tensor) -> int:
@@ -62,6 +71,7 @@ def captioned(
     text_ids: Tensor | None,
     first: int,
     same_modality: bool = False,
+    foils: Candidates | None = None,
 ) -> Captioned:
     """A batch as it is compared.
 
@@ -72,13 +82,15 @@ def captioned(
             caption of an image is no negative of it.
         first: place of the first image among those of all processes.
         same_modality: images are compared with images too, and texts with texts; then there are ids for it.
+        foils: see `foils.py`; their ids are text ids, with as many kinds as `text_ids`.
     """
     images, texts = image_embeds.float(), text_embeds.float()  # so that gradients add up in float32
-    if image_ids is None and (texts.ndim == 3 or same_modality):
+    if image_ids is None and (texts.ndim == 3 or same_modality or foils is not None):
         image_ids = torch.arange(first, first + len(images), device=images.device)
     if texts.ndim == 2:
         own, ids = torch.linalg.vecdot(images, texts), pair_ids(image_ids, text_ids)
-        return Captioned(images, texts, 1, own[:, None], own, (ids, ids), (ids, ids))
+        shown = foils_for_images(foils, ids, image_ids)
+        return Captioned(images, texts, 1, own[:, None], own, (ids, ids), (ids, ids), shown)
     of_captions = texts.new_zeros(*texts.shape[:2], 0, dtype=torch.int64) if text_ids is None else text_ids
     of_captions = of_captions.view(*texts.shape[:2], -1)
     shared = ids_of_captions(image_ids, of_captions, positives == "centre", same_modality)
@@ -88,7 +100,8 @@ def captioned(
     if positives == "any":
         t = settings["temperature"]
         own = t * (own / t).logsumexp(dim=1, keepdim=True)
-    return Captioned(images, texts.flatten(0, 1), texts.shape[1], own, own_of_texts.flatten(), *shared)
+    shown = foils_for_images(foils, shared[0][0], image_ids)
+    return Captioned(images, texts.flatten(0, 1), texts.shape[1], own, own_of_texts.flatten(), *shared, shown)
 
 
 def centre(text_embeds: Tensor) -> Tensor:
@@ -139,6 +152,24 @@ def ids_of_captions(
     of_texts = text_ids.flatten(0, 1).repeat_interleave(captions**2 if same_modality else captions, dim=1)
     of_texts = torch.cat([images.repeat_interleave(captions, dim=0), of_texts], dim=1)
     return (of_images, of_texts), (as_candidates, of_texts)
+
+
+def foils_for_images(
+    foils: Candidates | None, ids_of_images: Tensor | None, image_ids: Tensor | None
+) -> Candidates | None:
+    """Foils as candidates of images: they show none, and are no negatives where an image has them as a caption.
+
+    Args:
+        ids_of_images: (B, n), of which the first are those of `image_ids`, (B,) or (B, kinds), and the others repeat
+            each kind of text id equally often; there may be none.
+    """
+    if foils is None:
+        return None
+    kinds = image_ids[0].numel()
+    times = (ids_of_images.shape[1] - kinds) // foils.ids.shape[1]
+    of_texts = foils.ids.repeat_interleave(times, dim=1)
+    of_none = of_texts.new_full((len(of_texts), kinds), NO_IMAGE)
+    return Candidates(foils.embeds.float(), torch.cat([of_none, of_texts], dim=1))
 
 
 def mean_of_captions(rows: Tensor, images: int) -> Tensor:

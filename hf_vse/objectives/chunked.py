@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from hf_vse.model.losses_vse import Objective, Scalar, share_an_id, similarity
-from hf_vse.objectives.past import Candidates
+from hf_vse.objectives.captions import Candidates
 
 
 def chunked_rows(

@@ -37,6 +37,15 @@ def shares_negatives(negatives: Negatives | None) -> bool:
     return world_size() > 1 and negatives not in ("local", None)
 
 
+def check_at_once(name: str, negatives: Negatives | None) -> None:
+    """Raises ValueError where candidates come one process at a time."""
+    if negatives == "ring":
+        raise ValueError(
+            f"extra_negatives {name} needs all images and texts at once: give negatives: gather, or "
+            "extra_negatives: none"
+        )
+
+
 def row_counts(local: Tensor) -> list[int]:
     """How many rows each process has; they differ in the last batch or where an image could not be read."""
     if world_size() == 1:

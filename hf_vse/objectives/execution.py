@@ -8,9 +8,9 @@
 | `fused`    | a chunk of 16-bit weights | of `STREAMS`  | the same in Triton kernels                               |
 
 `auto` takes `dense` for small matrices; for larger ones `fused` where the kernels run, else `streamed`; and `chunked`
-for a row loss without a stream. Candidates of earlier steps (`past.py`) and of the same modality (`same_modality.py`)
-are compared by plain torch under `streamed` and `fused` too; the cross entropy of `soft_targets.py` is computed in
-chunks under all but `dense`. The log names the choice and the reason.
+for a row loss without a stream. Candidates of earlier steps (`past.py`), of the same modality (`same_modality.py`) and
+foils (`foils.py`) are compared by plain torch under `streamed` and `fused` too; the cross entropy of `soft_targets.py`
+is computed in chunks under all but `dense`. The log names the choice and the reason.
 """
 
 import logging
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from hf_vse.model.losses_vse import SETTINGS, contrastive_loss, objective
-from hf_vse.objectives.captions import Positives
+from hf_vse.objectives.captions import Candidates, Positives
 from hf_vse.objectives.exchange import Negatives, shares_negatives
 from hf_vse.objectives.gather import gathered_contrastive_loss
 from hf_vse.objectives.kernels import fused_tiles, why_not_fused
@@ -66,7 +66,7 @@ def choose_execution(
     Args:
         pairs: of this process; it matters only where candidates of other processes are no negatives.
         settings: of the objective; kernels do not have all.
-        past: candidates of earlier steps and of the same modality.
+        past: candidates of earlier steps, of the same modality, and foils.
 
     Raises:
         ValueError: the execution asked for is not possible.
@@ -108,6 +108,7 @@ def execute_loss(
     past: Past | None = None,
     soft: SoftTargets | None = None,
     same_modality: bool = False,
+    foils: Candidates | None = None,
     **options: float | Tensor | None,
 ) -> Tensor:
     """`contrastive_loss` on the pairs of all processes, computed as `execution` says.
@@ -119,6 +120,7 @@ def execute_loss(
         past: further candidates, see `past.py`.
         soft: adds the cross entropy with soft targets, see `soft_targets.py`; in chunks except by `dense`.
         same_modality: images are negatives of images too, and texts of texts, see `same_modality.py`.
+        foils: of this process, with text ids, (n, kinds): further negatives of images, see `foils.py`.
         options: `image_ids`, `text_ids`, `image_weight` and settings, as in `contrastive_loss`.
 
     Returns:
@@ -129,13 +131,14 @@ def execute_loss(
         raise ValueError("past candidates need image_ids: without them an image would be a negative of itself")
     pairs = text_embeds.shape[:-1].numel()
     length = (0 if past is None else len(past.texts.ids)) + (pairs if same_modality else 0)
+    length += 0 if foils is None else len(foils.ids)
     name, reason = choose_execution(execution, loss_type, pairs, image_embeds.device, options, length)
     announce(name, reason)
     embeds, options = (image_embeds, text_embeds), {"loss_type": loss_type} | options
     chunk_size = None if name == "dense" else execution.chunk_size or DEFAULT_CHUNK
     of_batch = {"positives": positives, "negatives": execution.negatives}
-    further = {"past": past, "same_modality": same_modality}
-    alone = past is None and not same_modality and not shares_negatives(execution.negatives)
+    further = {"past": past, "same_modality": same_modality, "foils": foils}
+    alone = past is None and not same_modality and foils is None and not shares_negatives(execution.negatives)
     if name == "dense" and text_embeds.ndim == 2 and alone:
         loss = contrastive_loss(*embeds, **options)
     elif name in ("dense", "chunked"):

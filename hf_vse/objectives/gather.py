@@ -13,10 +13,18 @@ import torch.distributed as dist
 from torch import Tensor
 
 from hf_vse.model.losses_vse import Scalar, all_settings, objective
-from hf_vse.objectives.captions import Positives, caption_count, captioned, check_captioned, mean_of_captions
+from hf_vse.objectives.captions import (
+    Candidates,
+    Positives,
+    caption_count,
+    captioned,
+    check_captioned,
+    mean_of_captions,
+)
 from hf_vse.objectives.chunked import chunked_rows
 from hf_vse.objectives.exchange import Negatives, exchange_of, gathered_parts, row_counts, world_size
-from hf_vse.objectives.past import Candidates, Past
+from hf_vse.objectives.foils import with_foils
+from hf_vse.objectives.past import Past
 from hf_vse.objectives.same_modality import with_same_modality
 
 
@@ -47,6 +55,18 @@ def gather_rows(local: Tensor, counts: list[int] | None = None) -> Tensor:
     return _GatherRows.apply(local, row_counts(local) if counts is None else counts)
 
 
+def gather_candidates(local: Candidates, counts: list[int]) -> Candidates:
+    """Those of all processes, of which each may have any number, differentiable.
+
+    Args:
+        counts: images of each process; with those of a single one, of this process alone.
+    """
+    if len(counts) == 1:
+        return local
+    of_each = row_counts(local.ids)
+    return Candidates(*(gather_rows(rows, of_each) for rows in local)) if any(of_each) else local
+
+
 def gathered_contrastive_loss(
     image_embeds: Tensor,
     text_embeds: Tensor,
@@ -60,6 +80,7 @@ def gathered_contrastive_loss(
     image_weight: float = 0.5,
     past: Past | None = None,
     same_modality: bool = False,
+    foils: Candidates | None = None,
     **settings: Scalar,
 ) -> Tensor:
     """The local part of `contrastive_loss` over the pairs of all processes.
@@ -74,6 +95,7 @@ def gathered_contrastive_loss(
         chunk_size: queries compared at once; default all of this process.
         past: further candidates; then pairs need ids.
         same_modality: images are negatives of images too, and texts of texts, see `same_modality.py`.
+        foils: of this process, with text ids, (n, kinds): further negatives of images, see `foils.py`.
 
     Returns:
         A scalar. Its mean over the processes is the loss of the whole batch, and its gradients, averaged over the
@@ -83,7 +105,8 @@ def gathered_contrastive_loss(
     check_captioned(positives, caption_count(text_embeds), loss_type)
     exchange = exchange_of(negatives, image_embeds)
     counts, first = exchange.counts, exchange.first
-    batch = captioned(image_embeds, text_embeds, positives, settings, image_ids, text_ids, first, same_modality)
+    ids = image_ids, text_ids
+    batch = captioned(image_embeds, text_embeds, positives, settings, *ids, first, same_modality, foils)
     images, texts, captions = batch.images, batch.texts, batch.captions
     ids_of_images, ids_of_texts = batch.ids
     places = first + torch.arange(len(images), device=images.device)  # of the images, among those of all processes
@@ -100,6 +123,8 @@ def gathered_contrastive_loss(
     if same_modality:
         own_ids = (everywhere(ids, of_each) for ids, of_each in zip(batch.own_ids, (1, captions), strict=True))
         past = with_same_modality(past, *map(Candidates, (all_images, all_texts), own_ids))
+    if batch.foils is not None:
+        past = with_foils(past, gather_candidates(batch.foils, counts))
     past_images, past_texts = (None, None) if past is None else past
     of_images = own_places[:, : batch.own.shape[1]], ids_of_images, all_ids[1], own
     of_texts = places.repeat_interleave(captions)[:, None], ids_of_texts, all_ids[0]

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from hf_vse.model.losses_vse import Scalar, share_an_id, similarity
-from hf_vse.objectives.captions import Positives, captioned
+from hf_vse.objectives.captions import Candidates, Positives, captioned
 from hf_vse.objectives.reductions import Hardest, Reduction
 from hf_vse.objectives.statistics import CPU_TILE, GPU_TILE, shifted
 
@@ -22,22 +22,17 @@ AGAIN = {"use_reentrant": False, "preserve_rng_state": False}
 NOTHING = -1e30  # a logit that adds nothing; the gradient of a log-sum-exp of minus infinities is not a number
 
 
-class Candidates(NamedTuple):
-    """`embeds` (n, dim), unit vectors, past ones without gradient; `ids` (n, kinds) integers."""
-
-    embeds: Tensor
-    ids: Tensor
-
-
 class Past(NamedTuple):
-    """What was embedded in earlier steps, the same on all processes: candidates of texts, and of images."""
+    """What was embedded in earlier steps, the same on all processes: candidates of texts, and of images. Further
+    candidates of a step join them; texts may have none."""
 
-    images: Candidates
+    images: Candidates | None
     texts: Candidates
 
     def without_vectors(self, dim: int) -> "Past":
         """The same ids, with zeros of this dimension."""
-        return Past(*(Candidates(torch.zeros(len(ids), dim, device=ids.device), ids) for _, ids in self))
+        return Past(*(side and Candidates(torch.zeros(len(side.ids), dim, device=side.ids.device), side.ids)
+                      for side in self))  # fmt: skip
 
 
 def compared(
@@ -60,7 +55,7 @@ def with_past(
     number: Tensor,
     queries: Tensor,
     ids: Tensor,
-    past: Candidates,
+    past: Candidates | None,
     offsets: Tensor | None,
     reduction: Reduction,
     scale: Tensor | None,
@@ -74,6 +69,8 @@ def with_past(
         scale, offsets: (), and (Q,) or (), as in `negative_statistics`; differentiable.
         chunk_size: queries compared at once; of several chunks, logits are computed again in the backward pass.
     """
+    if past is None or not len(past.ids):
+        return number
 
     def of_part(queries: Tensor, ids: Tensor, offsets: Tensor | None) -> Tensor:
         logits = similarity(queries if scale is None else queries * scale, past.embeds)

@@ -12,7 +12,6 @@ What shows the query's image, or has a caption of it, is no negative.
 
 import torch
 
-from hf_vse.objectives.exchange import Negatives
 from hf_vse.objectives.past import Candidates, Past
 
 
@@ -26,12 +25,3 @@ def with_same_modality(past: Past | None, images: Candidates, texts: Candidates)
         return Past(images=texts, texts=images)  # texts see `images`, images see `texts`
     sides = zip(past, (texts, images), strict=True)
     return Past(*(Candidates(*map(torch.cat, zip(one, other, strict=True))) for one, other in sides))
-
-
-def check_same_modality(negatives: Negatives | None) -> None:
-    """Raises ValueError where candidates come one process at a time."""
-    if negatives == "ring":
-        raise ValueError(
-            "extra_negatives same_modality needs all images and texts at once: give negatives: gather, or "
-            "extra_negatives: none"
-        )

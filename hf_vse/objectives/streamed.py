@@ -17,6 +17,7 @@ from torch import Tensor
 from hf_vse.model import losses_vse
 from hf_vse.model.losses_vse import Objective, Scalar, all_settings, objective
 from hf_vse.objectives.captions import (
+    Candidates,
     Captioned,
     Positives,
     caption_count,
@@ -24,9 +25,10 @@ from hf_vse.objectives.captions import (
     check_captioned,
     mean_of_captions,
 )
-from hf_vse.objectives.exchange import Negatives, exchange_of
-from hf_vse.objectives.gather import gather_rows
-from hf_vse.objectives.past import Candidates, Past, with_past
+from hf_vse.objectives.exchange import Negatives, check_at_once, exchange_of
+from hf_vse.objectives.foils import with_foils
+from hf_vse.objectives.gather import gather_candidates, gather_rows
+from hf_vse.objectives.past import Past, with_past
 from hf_vse.objectives.reductions import (
     GuardedCount,
     GuardedLogSumExp,
@@ -37,7 +39,7 @@ from hf_vse.objectives.reductions import (
     Reduction,
     SoftplusSum,
 )
-from hf_vse.objectives.same_modality import check_same_modality, with_same_modality
+from hf_vse.objectives.same_modality import with_same_modality
 from hf_vse.objectives.statistics import ReductionPlan, Sides, Tiles, TorchTiles, negative_statistics
 
 Settings = Mapping[str, Scalar]  # `losses_vse.SETTINGS`
@@ -217,6 +219,7 @@ def streamed_contrastive_loss(
     image_weight: float = 0.5,
     past: Past | None = None,
     same_modality: bool = False,
+    foils: Candidates | None = None,
     **settings: Scalar,
 ) -> Tensor:
     """`contrastive_loss` without the similarity matrix, on one process or on the pairs of all.
@@ -235,6 +238,8 @@ def streamed_contrastive_loss(
         past: further candidates, always compared by plain torch; then pairs need ids.
         same_modality: images are negatives of images too, and texts of texts, see `same_modality.py`; also by plain
             torch.
+        foils: of this process, with text ids, (n, kinds): further negatives of images, see `foils.py`; also by plain
+            torch.
 
     Returns:
         A scalar, float32. Its mean over the processes is the loss of the whole batch, and its gradients, averaged over
@@ -247,17 +252,20 @@ def streamed_contrastive_loss(
     if not has_stream(loss_type):
         raise ValueError(f"loss_type {loss_type!r} has no stream; use chunked execution, which takes any row loss")
     check_captioned(positives, caption_count(text_embeds), loss_type)
-    if same_modality:
-        check_same_modality(negatives)
+    for name, used in (("same_modality", same_modality), ("foils", foils is not None)):
+        if used:
+            check_at_once(name, negatives)
     with torch.autocast(image_embeds.device.type, enabled=False):
         exchanged = exchange_of(negatives, image_embeds)
         counts, ids = exchanged.counts, (image_ids, text_ids)
-        batch = captioned(image_embeds, text_embeds, positives, settings, *ids, exchanged.first, same_modality)
+        batch = captioned(image_embeds, text_embeds, positives, settings, *ids, exchanged.first, same_modality, foils)
         exchanged = type(exchanged)([count * batch.captions for count in counts])  # of the texts
         if same_modality:
             sides = (batch.images, batch.own_ids[0], counts), (batch.texts, batch.own_ids[1], exchanged.counts)
             gathered = ((gather_rows(embeds, n), gather_rows(ids, n)) for embeds, ids, n in sides)
             past = with_same_modality(past, *(Candidates(*side) for side in gathered))
+        if batch.foils is not None:
+            past = with_foils(past, gather_candidates(batch.foils, counts))
         candidates = sum(exchanged.counts) + (0 if past is None else len(past.texts.ids))
         stream = stream_of(chosen, settings, candidates)
         plan = ReductionPlan(stream.reduction, exchanged, tiles or TorchTiles(), chunk_size, image_embeds.dtype)

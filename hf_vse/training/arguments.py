@@ -135,8 +135,9 @@ class VSETrainingArguments(TrainingArguments):
         default="none",
         metadata={
             "help": "Further negatives: same_modality, of an image the other images of the batch, of a sentence the "
-            "other sentences (NT-Xent, MV-InfoNCE); or none.",
-            "choices": ["none", "same_modality"],
+            "other sentences (NT-Xent, MV-InfoNCE); foils, of an image its captions and those of the others with a "
+            "word or their order changed by rules, in English (NegCLIP); or none.",
+            "choices": ["none", "same_modality", "foils"],
         },
     )
     soft_targets: str = field(
@@ -189,7 +190,7 @@ class VSETrainingArguments(TrainingArguments):
         default=0,
         metadata={
             "help": "Random crops of each image kept for a frozen image tower, beside the central one; the same "
-            "for all seeds. With unfreeze_last_blocks, what the frozen blocks give for them."
+            "for all seeds."
         },
     )
     frozen_cache_dir: str | None = field(
@@ -320,6 +321,11 @@ class VSETrainingArguments(TrainingArguments):
     def execution(self) -> Execution:
         """How the loss is computed."""
         return Execution(self.loss_execution, self.negatives, self.loss_chunk_size)
+
+    @property
+    def texts_of_image(self) -> int:
+        """How many texts come with an image in a batch: captions, and as many foils after them."""
+        return self.captions_per_image * (2 if self.extra_negatives == "foils" else 1)
 
     @property
     def augmentation(self) -> Augmentation | None:

@@ -140,6 +140,7 @@ def indifferent_loss(
     captions: int = 1,
     image_weight: float = 0.5,
     own_modality: float = 0.0,
+    foils: int = 0,
     **settings: Any,
 ) -> float | None:
     """The loss of `pairs` pairs with equal similarities; None if it depends on their value, as with `siglip`, or is 0,
@@ -149,16 +150,17 @@ def indifferent_loss(
         negatives: how many negatives each of some of the pairs has.
         positives, captions: of several captions for each image, see `objectives/captions.py`.
         own_modality: how many negatives of its own modality a pair has for each of the others.
+        foils: further negatives of every image, see `objectives/foils.py`.
     """
     chosen = objective(loss_type)
     settings = {name: torch.as_tensor(value).detach().cpu() for name, value in (SETTINGS | settings).items()}
     bonus = settings["temperature"] * math.log(captions) if positives == "any" else 0.0
     texts = texts_of_each(positives, captions)
     sides = []
-    for of_each, of_own, own in ((texts, 1, bonus), (1, texts, 0.0)):  # candidates of an image, of a text
+    for of_each, of_own, own, more in ((texts, 1, bonus, foils), (1, texts, 0.0, 0)):  # candidates of an image, a text
         total = torch.zeros(2)
         for count, rows in Counter(negatives).items():
-            candidates = 1 + count * of_each + round(own_modality * count) * of_own
+            candidates = 1 + count * of_each + round(own_modality * count) * of_own + more
             scores = torch.tensor([[0.0], [0.5]]).repeat(1, candidates)
             scores[:, 0] += own
             total += rows * chosen.rows(scores, torch.zeros(2, dtype=torch.int64), None, settings).float()

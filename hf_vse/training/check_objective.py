@@ -4,9 +4,10 @@ from typing import Any
 
 from hf_vse.model.losses_vse import OBJECTIVES, objective
 from hf_vse.objectives.captions import check_captioned
+from hf_vse.objectives.exchange import check_at_once
 from hf_vse.objectives.execution import choose_execution
-from hf_vse.objectives.same_modality import check_same_modality
 from hf_vse.training.arguments import VSETrainingArguments
+from hf_vse.training.foils import check_foils_wanted
 from hf_vse.training.mixing import check_mixing
 from hf_vse.training.queue import check_queue
 from hf_vse.training.teachers import check_soft_targets
@@ -18,8 +19,9 @@ def check_objective(loss_type: str, args: VSETrainingArguments, settings: dict[s
     chosen = objective(loss_type)
     check_queue(args)
     check_mixing(args)
+    check_foils_wanted(args)
     if args.extra_negatives == "same_modality":
-        check_same_modality(args.negatives)
+        check_at_once("same_modality", args.negatives)
     for each in (loss_type, args.hard_negative_warmup_loss) if args.hard_negative_warmup_epochs else (loss_type,):
         check_captioned(args.positives, args.captions_per_image, each)
     check_soft_targets(args, [loss_type, args.hard_negative_warmup_loss])

@@ -1,8 +1,5 @@
 """The outputs of a frozen tower never change: they are computed once, kept on disk, and read in every epoch.
 
-So are the states that the frozen blocks of an image tower give to the blocks above, which learn (see
-`lower_blocks.py`).
-
 A store (see `embed/store.py`) keeps them. Its name is a digest of everything they depend on: weights, image processor
 or tokenizer, pooling, crops. A split is divided into shards by position, so its columns stay memory-mapped; a shard is
 found by the contents of its images or captions. The processes share the shards; an interrupted computation continues.
@@ -20,27 +17,27 @@ from zlib import crc32
 
 import datasets
 import numpy as np
-import PIL.Image
 import pyarrow as pa
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from datasets import Dataset, IterableDataset
 from datasets.table import InMemoryTable
+from PIL.Image import Image
 from tqdm.auto import tqdm
 
 from hf_vse.data.collator import VSECollator
 from hf_vse.data.digests import configuration_digest, item_key, tokenizer_digest, weights_digest
-from hf_vse.data.features import feature_column, feature_values, stored_field
+from hf_vse.data.features import feature_column, stored_field
 from hf_vse.data.images import check_broken_share
 from hf_vse.data.long_captions import Pieces, in_pieces
 from hf_vse.data.pairs import undecoded_images
 from hf_vse.data.schema import (
     CAPTION_FEATURES,
     CAPTIONS,
+    FOIL_FEATURES,
+    FOILS,
     IMAGE,
-    IMAGE_FEATURES,
-    IMAGE_STATES,
     flatten_captions,
     view_column,
 )
@@ -51,13 +48,10 @@ from hf_vse.model.configuration_vse import FEATURES_MODEL_TYPE
 from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.model.processing_vse import VSEProcessor
 from hf_vse.training.arguments import VSETrainingArguments
-from hf_vse.training.lower_blocks import below, check_chain, first_trained, states_below
 
 logger = logging.getLogger(__name__)
 
 SHARD = 512  # images
-STATES_SHARE = 8  # by which that of states has fewer, as they are large
-NOISE = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
 CAPTIONS_AT_ONCE = 256
 CACHE = "hf_vse_frozen"
 CROP_SEED = 0  # not that of the run: all seeds share the crops that are kept
@@ -66,15 +60,14 @@ CROP_SEED = 0  # not that of the run: all seeds share the crops that are kept
 def cache_frozen_towers(
     model: VSEModel, processor: VSEProcessor, splits: dict[str, Any], args: VSETrainingArguments
 ) -> dict[str, Any]:
-    """The splits with the outputs of the frozen towers as columns: instead of the images, and beside the captions.
+    """The splits with the outputs of the frozen towers as columns: instead of the images, and beside the captions
+    and their foils, if there are any.
 
-    Where only the last blocks of the image tower learn, the training split gets the states below them. A split without
-    images keeps its features. Streams, and towers with learned pooling, are left as they are, and so are splits other
-    than those below: they are read once.
+    A split without images keeps its features. Streams, and towers with learned pooling, are left as they are, and so
+    are splits other than those below: they are read once.
     """
     images, captions = frozen_sides(model, args)
-    kept = args.unfreeze_last_blocks if keeps_states(model, args) else None
-    if not (images or captions or kept) or isinstance(splits.get("train"), IterableDataset):
+    if not (images or captions) or isinstance(splits.get("train"), IterableDataset):
         return splits
     root = cache_root(args)
     check_shared(root)
@@ -82,12 +75,17 @@ def cache_frozen_towers(
     found = {}
     for name in (name for name in ("train", "validation", "control") if name in splits):
         split = splits[name]
-        if IMAGE in split.column_names and (images or (kept and name == "train")):
+        if images and IMAGE in split.column_names:
             views = 1 + args.cached_crops if name == "train" else 1
-            split = with_image_outputs(model, processor, split, root, args, views, kept)
+            split = with_image_features(model, processor, split, root, args, views)
         if captions:
-            pieces = Pieces(processor).of_long(split.with_format(None)[CAPTIONS][:]) if name == "train" else {}
-            split = with_caption_features(model, processor, split, root, args, pieces)
+            texts = split.with_format(None)[CAPTIONS][:]
+            pieces = Pieces(processor).of_long(texts) if name == "train" else {}
+            texts = [in_pieces(of_image, pieces) for of_image in texts]
+            split = with_text_features(model, processor, split, root, args, texts, CAPTION_FEATURES)
+        if captions and FOILS in split.column_names:
+            texts = split.with_format(None)[FOILS][:]
+            split = with_text_features(model, processor, split, root, args, texts, FOIL_FEATURES)
         found[name] = split
     return splits | found
 
@@ -102,7 +100,8 @@ def with_kept_captions(
     if args.bf16 or not frozen_sides(model, args)[1]:
         return split
     model.to(args.device).eval()
-    return with_caption_features(model, processor, split, cache_root(args), args, {})
+    texts = split.with_format(None)[CAPTIONS][:]
+    return with_text_features(model, processor, split, cache_root(args), args, texts, CAPTION_FEATURES)
 
 
 def cache_root(args: VSETrainingArguments) -> Path:
@@ -151,45 +150,17 @@ def frozen_sides(model: VSEModel, args: VSETrainingArguments) -> tuple[bool, boo
     return images, texts
 
 
-def keeps_states(model: VSEModel, args: VSETrainingArguments) -> bool:
-    """Whether the states below the last blocks of the image tower are kept: where crops are, and only those learn."""
-    asked = args.cache_frozen and args.cached_crops and args.unfreeze_last_blocks
-    whole = args.freeze_image_tower or args.lora_rank or model.config.vision_config.model_type == FEATURES_MODEL_TYPE
-    return bool(asked and not whole)
-
-
-def with_image_outputs(
-    model: VSEModel,
-    processor: VSEProcessor,
-    split: Dataset,
-    root: Path,
-    args: VSETrainingArguments,
-    views: int,
-    kept: int | None = None,
+def with_image_features(
+    model: VSEModel, processor: VSEProcessor, split: Dataset, root: Path, args: VSETrainingArguments, views: int
 ) -> Dataset:
     """The split with pooled outputs of the image tower instead of its images, without those that cannot be read.
 
     View 0 is framed as in evaluation; every further view is a random crop, mirrored or not, as `args` says.
-
-    Args:
-        kept: instead of the outputs, the states below the last so many blocks, in float16.
-
-    Raises:
-        ValueError: the tower cannot be run from such a block on.
     """
     images = undecoded_images(split)
     augmentation = args.augmentation or Augmentation(1.0, False)
-    prepare = Views(processor, augmentation, views)
-    modules, pool, column, dtype = model.tower_modules()["vision"], model.pool_images, IMAGE_FEATURES, np.float32
-    shape: tuple[int, ...] = (model.pooled_sizes["vision"],)
-    if kept is not None:
-        block = first_trained(model, kept)
-        probe = to_device({name: each.flatten(0, 1) for name, each in prepare([NOISE]).items()}, model)
-        check_chain(model, block, probe)
-        shape, column, dtype = tuple(states_below(model, block, probe).shape[1:]), IMAGE_STATES, np.float16
-        modules, pool = below(model, block), lambda **inputs: (None, states_below(model, block, inputs))
     described = {
-        "weights": weights_digest(*modules),
+        "weights": weights_digest(*model.tower_modules()["vision"]),
         "image processor": processor.image_processor.to_dict(),
         "configuration": configuration_digest(model.config.vision_config),
         "pooling": model.config.vision_pooling,
@@ -197,27 +168,24 @@ def with_image_outputs(
         "views": views,
         "seed": CROP_SEED if views > 1 else None,
         "bf16": args.bf16,
-    } | ({} if kept is None else {"states below the last blocks": kept})
+    }
+    prepare = Views(processor, augmentation, views)
     needed = needed_side(processor.image_processor) if views == 1 else None  # a crop may take any part
     batch_size = max(1, args.per_device_eval_batch_size // views)
 
     def run(inputs: dict[str, torch.Tensor], count: int) -> np.ndarray:
-        outputs = run_tower(model, pool, {k: v.flatten(0, 1) for k, v in inputs.items()}, args)
-        return outputs.reshape(count, views, *shape).astype(dtype)
+        pooled = run_tower(model, model.pool_images, {k: v.flatten(0, 1) for k, v in inputs.items()}, args)
+        return pooled.reshape(count, views, -1)
 
     def encode(rows: range) -> dict[str, pa.Array]:
-        found = np.full((len(rows), views, *shape), np.nan, dtype)
+        found = np.full((len(rows), views, model.pooled_sizes["vision"]), np.nan, np.float32)
         share, workers = images.select(rows), args.dataloader_num_workers
-        for places, outputs in image_batches(run, share, range(len(rows)), prepare, batch_size, workers, needed):
-            found[places] = outputs
-            if np.isinf(outputs).any():
-                raise ValueError("cached_crops: states of the image tower exceed float16: give cached_crops: 0")
-        return {view_column(view, column): feature_column(found[:, view]) for view in range(views)}
+        for places, pooled in image_batches(run, share, range(len(rows)), prepare, batch_size, workers, needed):
+            found[places] = pooled
+        return {view_column(view): feature_column(found[:, view]) for view in range(views)}
 
     keys = [item_key(row[IMAGE]) for row in images]
-    store = Store.of(root, "images" if kept is None else "states", described)
-    shard = SHARD if kept is None else max(1, SHARD // STATES_SHARE)
-    table = frozen_outputs(store, keys, encode, f"frozen image tower, {views} crop(s)", shard)
+    table = frozen_outputs(Store.of(root, "images", described), keys, encode, f"frozen image tower, {views} crop(s)")
     return without_unreadable(with_columns(split.remove_columns(IMAGE), table), args.max_broken_share)
 
 
@@ -229,7 +197,7 @@ class Views:
         self.cropping = VSECollator(processor, augmentation)
         self.views = views
 
-    def __call__(self, images: list[PIL.Image.Image]) -> dict[str, torch.Tensor]:
+    def __call__(self, images: list[Image]) -> dict[str, torch.Tensor]:
         contents = [crc32(image.tobytes()) for image in images] if self.views > 1 else []
         found = [self.plain.image_inputs(images, [])]
         for view in range(1, self.views):
@@ -238,16 +206,16 @@ class Views:
         return {name: torch.stack([inputs[name] for inputs in found], dim=1) for name in found[0]}
 
 
-def with_caption_features(
+def with_text_features(
     model: VSEModel,
     processor: VSEProcessor,
     split: Dataset,
     root: Path,
     args: VSETrainingArguments,
-    pieces: dict[str, list[str]],
+    texts_of_images: list[list[str]],
+    column: str,
 ) -> Dataset:
-    """The split with the pooled output of the text tower for every caption, or for each of its pieces."""
-    captions = [in_pieces(of_image, pieces) for of_image in split.with_format(None)[CAPTIONS][:]]
+    """The split with a column of the pooled outputs of the text tower for the texts of every image."""
     described = {
         "weights": weights_digest(*model.tower_modules()["text"]),
         "tokenizer": tokenizer_digest(processor.tokenizer),
@@ -262,18 +230,18 @@ def with_caption_features(
         return run_tower(model, model.pool_texts, dict(processor(text=texts)), args)
 
     def encode(rows: range) -> dict[str, pa.Array]:
-        of_rows = captions[rows.start : rows.stop]
+        of_rows = texts_of_images[rows.start : rows.stop]
         texts, _ = flatten_captions(of_rows)
         found = np.empty((len(texts), model.pooled_sizes["text"]), np.float32)
         for places, pooled in text_batches(run, texts, range(len(texts)), CAPTIONS_AT_ONCE):
             found[places] = pooled
         starts = np.cumsum([0] + [len(of_image) for of_image in of_rows]).astype(np.int32)
-        return {CAPTION_FEATURES: pa.ListArray.from_arrays(pa.array(starts), feature_column(found))}
+        return {column: pa.ListArray.from_arrays(pa.array(starts), feature_column(found))}
 
-    keys = [item_key(json.dumps(of_image).encode()) for of_image in captions]
-    return with_columns(
-        split, frozen_outputs(Store.of(root, "captions", described), keys, encode, "frozen text tower", SHARD)
-    )
+    keys = [item_key(json.dumps(of_image).encode()) for of_image in texts_of_images]
+    kind = {CAPTION_FEATURES: "captions", FOIL_FEATURES: "foils"}[column]
+    store = Store.of(root, kind, described)
+    return with_columns(split, frozen_outputs(store, keys, encode, f"frozen text tower, {kind}"))
 
 
 @torch.no_grad()
@@ -285,13 +253,13 @@ def run_tower(
 
 
 def frozen_outputs(
-    store: Store, keys: list[str], encode: Callable[[range], dict[str, pa.Array]], title: str, shard: int
+    store: Store, keys: list[str], encode: Callable[[range], dict[str, pa.Array]], title: str
 ) -> pa.Table:
     """Computes the shards that the store lacks, each process a share, and returns all rows, memory-mapped."""
     state = PartialState()
-    shards = [range(start, min(start + shard, len(keys))) for start in range(0, len(keys), shard)]
+    shards = [range(start, min(start + SHARD, len(keys))) for start in range(0, len(keys), SHARD)]
     found = [store.find(keys[rows.start : rows.stop]) for rows in shards]
-    missing = [number for number, there in enumerate(found) if there is None]
+    missing = [number for number, shard in enumerate(found) if shard is None]
     state.wait_for_everyone()  # nobody writes before everybody has looked
     if missing:
         logger.info("%s: %d of %d shards to compute into %s", title, len(missing), len(shards), store.folder)
@@ -303,7 +271,7 @@ def frozen_outputs(
     for number in missing:
         rows = shards[number]
         found[number] = store.find(keys[rows.start : rows.stop])
-    table = pa.concat_tables([part.drop_columns(KEY) for _, part in found])
+    table = pa.concat_tables([shard.drop_columns(KEY) for _, shard in found])
     files = [{"path": str(path)} for path, _ in found]
     return pa.Table.from_arrays(
         table.columns, schema=pa.schema([stored_field(field, files) for field in table.schema])
@@ -322,9 +290,8 @@ def with_columns(split: Dataset, features: pa.Table) -> Dataset:
 
 def without_unreadable(split: Dataset, max_broken_share: float) -> Dataset:
     """The split without the images that could not be read; too many of them are an error."""
-    column = next(name for name in (IMAGE_FEATURES, IMAGE_STATES) if name in split.column_names)
-    values = [feature_values(chunk)[1] for chunk in split.data.column(column).chunks]
-    first = np.concatenate([each.reshape(len(each), -1)[:, 0] for each in values])
+    chunks = split.data.column(view_column(0)).chunks
+    first = np.concatenate([chunk.flatten().to_numpy()[:: chunk.type.list_size] for chunk in chunks])
     broken = {f"row {row}": "cannot be read" for row in np.flatnonzero(np.isnan(first))}
     check_broken_share(broken, len(split), max_broken_share)
     return split.select(np.flatnonzero(~np.isnan(first))) if broken else split

@@ -49,7 +49,10 @@ def check_mixing(args: VSETrainingArguments) -> None:
     if args.feature_mix and args.soft_targets != "none":
         raise ValueError("feature_mix and soft_targets: no teacher scores mixtures: give soft_targets none, or no mix")
     if args.feature_mix and args.extra_negatives != "none":
-        raise ValueError("feature_mix and extra_negatives: mixtures of one image would be negatives: give one of them")
+        raise ValueError(
+            "feature_mix and extra_negatives: mixtures of one image would be negatives, and a foil false "
+            "of a half: give one of them"
+        )
 
 
 def mixed_inputs(

@@ -46,6 +46,7 @@ from hf_vse.training.build import NO_IMAGE_TOWER, build_model, build_processor, 
 from hf_vse.training.check_objective import check_objective
 from hf_vse.training.checkpoints import last_checkpoint
 from hf_vse.training.claim import STAGES, check_claim, claim
+from hf_vse.training.foils import with_foil_column
 from hf_vse.training.frozen import cache_frozen_towers
 from hf_vse.training.interpolation import choose_weights, load_control
 from hf_vse.training.joining import check_untrained, joined_models, recipes_of_seeds
@@ -346,6 +347,7 @@ def train_stage(stage: Stage, model: VSEModel, processor: VSEProcessor, splits: 
     """Trains a model and saves it in the folder of the stage. The file with the record is written last."""
     args, folder = stage.args, stage.folder
     start = time.perf_counter()
+    splits = splits | {"train": with_foil_column(splits["train"], args)}
     read = cache_frozen_towers(model, processor, with_teachers(splits, args), args)
     trainer = VSETrainer(
         model, args, train_dataset=read["train"], eval_dataset=read.get("validation"), processing_class=processor

@@ -21,7 +21,7 @@ from hf_vse.data.decoding import BrokenImageError
 from hf_vse.data.long_captions import Pieces, report_long_captions
 from hf_vse.data.pairs import PairDataset, StreamedPairs
 from hf_vse.data.sampler import PairBatchSampler
-from hf_vse.data.schema import CAPTIONS, IMAGE_STATES
+from hf_vse.data.schema import CAPTIONS
 from hf_vse.embed.batches import to_device
 from hf_vse.evaluation.evaluator import evaluate_retrieval
 from hf_vse.model.modeling_vse import VSEModel, VSEOutput
@@ -35,6 +35,7 @@ from hf_vse.training.arguments import VSETrainingArguments
 from hf_vse.training.averaging import AveragedWeights, check_averaging
 from hf_vse.training.callbacks import BatchDiagnostics, CollapseAlarm, LimitedTemperature, RecallProgress, StepDecay
 from hf_vse.training.check_objective import check_objective
+from hf_vse.training.foils import foils_apart, ids_apart, with_foil_column
 from hf_vse.training.lora import (
     ADAPTERS,
     adapted_modules,
@@ -45,7 +46,6 @@ from hf_vse.training.lora import (
     merged_state,
     save_adapters,
 )
-from hf_vse.training.lower_blocks import below, first_trained, states_in_place
 from hf_vse.training.mixing import mixed_inputs
 from hf_vse.training.publish import PublishingTrainer, check_hub_strategy
 from hf_vse.training.queue import PairQueue, check_queue_size
@@ -121,8 +121,6 @@ class VSETrainer(PublishingTrainer):
             self.add_callback(StepDecay(args.lr_decay_epochs, args.lr_decay_factor))
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(RecallProgress())
-        states = isinstance(pairs, PairDataset) and pairs.source == IMAGE_STATES
-        self.lower_blocks = below(model, first_trained(model, args.unfreeze_last_blocks)) if states else []
         if pairs is not None:
             self.set_aside_unused(pairs)
 
@@ -131,10 +129,9 @@ class VSETrainer(PublishingTrainer):
 
         Also by a single process, so that its optimizer has the parameters of theirs and either continues the other.
         """
-        batch = to_device(first_batch(pairs, self.data_collator), self.model)
+        batch = first_batch(pairs, self.data_collator)
         soft_targets_of(batch, self.args, self.teacher_scores)
-        with states_in_place(self.lower_blocks, batch):
-            unused = unused_parameters(self.model, batch)
+        unused = unused_parameters(self.model, to_device(batch, self.model))
         set_aside(self.model, map(self.model.get_parameter, unused))
         if unused:
             logger.info("%d parameters take no part in the loss and stay as they are: %s", len(unused), unused)
@@ -181,11 +178,6 @@ class VSETrainer(PublishingTrainer):
         warming_up = (self.state.epoch or 0) < self.args.hard_negative_warmup_epochs
         return self.args.hard_negative_warmup_loss if warming_up else self.model.config.loss_type
 
-    def training_step(self, model: torch.nn.Module, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
-        """As upstream; states that were kept of an image tower enter it where they belong."""
-        with states_in_place(self.lower_blocks, inputs):
-            return super().training_step(model, inputs, *args, **kwargs)
-
     def compute_loss(
         self,
         model: torch.nn.Module,
@@ -195,13 +187,15 @@ class VSETrainer(PublishingTrainer):
     ):
         """Embeds the local pairs and contrasts them with the candidates of all processes, as `args.execution` says."""
         inputs = dict(inputs)
-        image_ids, text_ids = inputs.pop("image_ids", None), inputs.pop("text_ids", None)
+        text_ids, foil_ids = ids_apart(inputs.pop("text_ids", None), self.args)
+        image_ids = inputs.pop("image_ids", None)
         masked = {"image_ids": image_ids} if self.args.mask_same_image else {}
         masked |= {"text_ids": text_ids} if self.args.mask_equal_captions else {}
         soft = soft_targets_of(inputs, self.args, self.teacher_scores)
         inputs, mixture = mixed_inputs(self.args, self.state.global_step, inputs, model.training)
-        contrast = partial(self.contrast if mixture is None else mixture.loss(self.contrast), masked, soft)
-        captions = self.args.captions_per_image
+        contrast = partial(self.contrast, foil_ids)
+        contrast = partial(contrast if mixture is None else mixture.loss(contrast), masked, soft)
+        captions = self.args.texts_of_image
         size = self.args.grad_cache_batch_size
         if size is not None and model.training and not return_outputs:
             return cached_loss(
@@ -218,6 +212,7 @@ class VSETrainer(PublishingTrainer):
 
     def contrast(
         self,
+        foil_ids: Tensor | None,
         ids: dict[str, Tensor | None],
         soft: SoftTargets | None,
         images: Tensor,
@@ -226,6 +221,7 @@ class VSETrainer(PublishingTrainer):
         bias: Tensor,
     ) -> Tensor:
         """The loss of a batch of embeddings, which alarm and diagnostics look at too."""
+        texts, foils = foils_apart(texts, foil_ids)
         execution, dtype = self.args.execution, getattr(torch, self.args.loss_dtype)
         current = {"loss_type": self.current_loss_type(), "temperature": temperature, "logit_bias": bias}
         options = self.model.config.objective_settings | current
@@ -235,12 +231,15 @@ class VSETrainer(PublishingTrainer):
         shown, shown_ids = text_of_each(texts.detach(), positives, **ids)
         compared_with = pairs, len(self.queue) // texts_of_each(positives, captions)
         how = {"positives": positives, "same_modality": self.args.extra_negatives == "same_modality"}
-        self.alarm.observe(images.detach(), shown, *compared_with, captions=captions, **how, **shown_ids, **options)
+        counts = {"captions": captions, "foils": len(foils.ids) * pairs // len(images) if foils else 0}
+        self.alarm.observe(images.detach(), shown, *compared_with, **counts, **how, **shown_ids, **options)
         self.diagnostics.observe(images.detach(), shown)
         images, texts = images.to(dtype), texts.to(dtype)
+        foils = foils and foils._replace(embeds=foils.embeds.to(dtype))
         if self.queue.is_open(self.state.epoch or 0):
             self.queue.offer(*compared(images.detach(), texts.detach(), settings=options, **how, **ids))
-        return execute_loss(images, texts, execution=execution, past=past, soft=soft, **how, **ids, **options)
+        further = {"past": past, "soft": soft, "foils": foils}
+        return execute_loss(images, texts, execution=execution, **further, **how, **ids, **options)
 
     def backward_of_part(self, loss: Tensor) -> None:
         """As `training_step` does it for the whole, of which this is a part."""
@@ -356,6 +355,7 @@ def pairs_of(
 ) -> PairDataset | StreamedPairs:
     """The pairs of a split; captions that are longer than the text tower reads are read in pieces."""
     pieces_of = None if processor is None else Pieces(processor)
+    train = with_foil_column(train, args)
     if isinstance(train, IterableDataset):
         if pieces_of is not None:
             logger.info("of captions longer than %d tokens, sentences are drawn in turn", pieces_of.most)

@@ -10,7 +10,13 @@ from hf_vse.data.scene_captions import describe
 from hf_vse.data.scene_truth import Difficulty, Scene, SceneObject, random_stream, sample_scene
 from hf_vse.data.scenes import load_scenes
 from hf_vse.evaluation.composition import caption_foils as rules
-from hf_vse.evaluation.composition.caption_foils import CaptionFoilKind, Captions, Sentence, caption_foils
+from hf_vse.evaluation.composition.caption_foils import (
+    CaptionFoilKind,
+    Captions,
+    Sentence,
+    caption_foils,
+    foil_of_each,
+)
 from hf_vse.evaluation.composition.probe import Foil
 from hf_vse.evaluation.composition.scene_foils import SceneFoilKind, is_true, scene_foils
 
@@ -337,6 +343,23 @@ def test_four_orders_have_a_chance_of_a_fifth_and_keep_punctuation():
     (foil,) = caption_foils([["One bright morning, a boat sails away!"]], kinds=["word_order"])
     assert foil == Foil(0, "One bright morning, a boat sails away!", foil.false_captions, "word_order")
     assert re.fullmatch(r"[A-Z]\w* \w+ \w+, \w+ \w+ \w+ \w+!", foil.false_captions[0])
+
+
+def test_foil_of_each_caption_is_by_a_rule_that_finds_one():
+    images = CAPTIONS[:60] + [["A boat.", "...", "the left the right", CAPTIONS[0][0].upper()]]
+    known, found = Captions(images), foil_of_each(images)
+    kinds = Counter()
+    for image, (captions, foils) in enumerate(zip(images, found, strict=True)):
+        true = {" ".join(Sentence(caption).words) for caption in captions}
+        for caption, foil in zip(captions, foils, strict=True):
+            of_rules = {
+                text: kind for kind, editor in rules._EDITORS.items()
+                for text in editor(Sentence(caption), image, known) if " ".join(Sentence(text).words) not in true
+            }  # fmt: skip
+            assert foil in of_rules if of_rules else foil is None
+            kinds[of_rules.get(foil)] += 1
+    assert min(kinds[kind] for kind in rules._EDITORS) > 0 and kinds[None] >= 2
+    assert foil_of_each(images) == found != foil_of_each(images, seed=1)
 
 
 def test_caption_foils_refuse_nothing_and_unknown_kinds():

@@ -2,8 +2,10 @@
 
 import runpy
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+from tests.conftest import make_captions
 from tests.training.tiny_runs import write_features
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -22,9 +24,9 @@ disable_tqdm: true
 """
 
 
-def write_data(folder: Path) -> Path:
+def write_data(folder: Path, captions_of: Callable = make_captions) -> Path:
     """Features and captions of 48 training and 17 validation images, and the recipe."""
-    write_features(folder, train=48, dev=17, dim=12)
+    write_features(folder, train=48, dev=17, dim=12, captions_of=captions_of)
     (folder / "recipe.yaml").write_text(RECIPE)
     return folder
 

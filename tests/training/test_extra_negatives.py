@@ -37,5 +37,5 @@ def test_what_cannot_be_is_refused(tokenizer, tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             make_trainer(tmp_path, tokenizer, **SAME, **more)
-    with pytest.raises(ValueError, match="extra_negatives is one of none, same_modality, got 'foils'"):
-        arguments(tmp_path, extra_negatives="foils")
+    with pytest.raises(ValueError, match="extra_negatives is one of none, same_modality, foils, got 'false'"):
+        arguments(tmp_path, extra_negatives="false")

@@ -17,6 +17,7 @@ from tests.training.commands import train_arguments, write_data
 from tests.training.dual_encoders import start, trainer_of
 from tests.training.fsdp_on_cpu import Sharded, shard_from_here_on
 from tests.training.test_trainer import losses
+from tests.training.tiny_runs import captions_with_foils
 
 STEPS = 20
 
@@ -38,7 +39,7 @@ WAYS = {
     "cached around the ring": Way("siglip", options=CACHED | {"negatives": "ring", "loss_chunk_size": 5}),
     "sharded model": Way("siglip", sharded=True, options={"eval_on_start": "true"}),
     "sharded model, cached": Way("siglip", sharded=True, options=CACHED | {"loss_execution": "dense"}),
-    "hardest negatives": Way("hinge_max"),
+    "hardest negatives, foils": Way("hinge_max", options={"extra_negatives": "foils"}),
     "frozen text tower, averaged weights, same modality": Way("nce", options=AVERAGED),
     "queue, soft targets": Way("clip", options=REMEMBERED),
 }
@@ -82,7 +83,7 @@ def train_whole(folder: Path, batch: int) -> None:
 def folder(tmp_path_factory, tokenizer) -> Path:
     """All runs: those of two processes, and of one process for each objective."""
     folder = tmp_path_factory.mktemp("runs")
-    write_data(folder / "data")
+    write_data(folder / "data", captions_with_foils)
     for way in {way.loss_type: way for way in WAYS.values()}.values():
         alone = {name: value for name, value in way.options.items() if name in AVERAGED | REMEMBERED}
         assert main(["train", *arguments(folder, way.loss_type, 24, way, **alone, loss_execution="dense")]) == 0

@@ -1,5 +1,6 @@
 """Whole runs that take a second: two stages, the second with fresh heads, from features of a few images."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +10,29 @@ from safetensors.torch import load_file
 
 from hf_vse.files import read_json
 from hf_vse.training.recipe import Recipe, build_recipe
-from tests.conftest import make_captions
+from tests.conftest import WORDS, make_captions
 
 
-def write_features(folder: Path, train: int = 16, dev: int = 8, dim: int = 6) -> Path:
+def captions_with_foils(index: int, count: int = 5) -> list[str]:
+    """In the words of `make_captions`, but as sentences: rules find a foil of each but the last two."""
+    rng = np.random.default_rng(index)
+    found = []
+    for _ in range(count):
+        (one, other), colours = (rng.choice(words, 2, False) for words in (WORDS[4:8], WORDS[:4]))
+        relation = rng.choice(["above", "below"])
+        found.append(f"a {colours[0]} {one} {relation} a {colours[1]} {other}")
+    return [*found[: count - 2], f"{one} {other}", f"{other} {one}"]
+
+
+def write_features(
+    folder: Path, train: int = 16, dev: int = 8, dim: int = 6, captions_of: Callable = make_captions
+) -> Path:
     """Features and captions of some images in the layout of VSE++."""
     rng = np.random.default_rng(0)
     folder.mkdir(parents=True, exist_ok=True)
     for split, count in (("train", train), ("dev", dev)):
         np.save(folder / f"{split}_ims.npy", rng.normal(size=(count, dim)).astype(np.float32))
-        captions = [caption for index in range(count) for caption in make_captions(index)]
+        captions = [caption for index in range(count) for caption in captions_of(index)]
         (folder / f"{split}_caps.txt").write_text("\n".join(captions) + "\n")
     return folder
 

@@ -265,6 +265,28 @@ def false_captions(sentence: Sentence, image: int, kind: str, known: Captions, r
     return tuple(foils) if order or not foils else (rng.choice(foils),)
 
 
+def foil_of_each(captions: Sequence[Sequence[str]], seed: int = 0) -> list[list[str | None]]:
+    """For every caption a foil, by one of the rules at random that find one, None where none does.
+
+    Words are not shuffled: such foils are told by their order alone, and remain to judge by.
+
+    Args:
+        captions: of every image all its captions.
+        seed: the choice of rules and words.
+    """
+    known = Captions(captions)
+    found = []
+    for image, texts in enumerate(captions):
+        rng = random.Random(f"foils/{seed}/{image}")
+        found.append([foil_by_any_rule(Sentence(text), image, known, rng) for text in texts])
+    return found
+
+
+def foil_by_any_rule(sentence: Sentence, image: int, known: Captions, rng: random.Random) -> str | None:
+    of_rules = (false_captions(sentence, image, kind, known, rng) for kind in rng.sample([*_EDITORS], len(_EDITORS)))
+    return next((foils[0] for foils in of_rules if foils), None)
+
+
 def caption_foils(
     captions: Sequence[Sequence[str]],
     seed: int = 0,
