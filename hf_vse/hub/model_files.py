@@ -10,6 +10,7 @@ import os
 import re
 import stat
 from collections.abc import Collection
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -86,11 +87,14 @@ def classes_named(directory: Path) -> set[str]:
     return {each for each in flat if isinstance(each, str)}
 
 
+parse = lru_cache(maxsize=32)(ast.parse)  # a card and an upload each look at the same files
+
+
 def parsed_code(path: Path, text: str) -> ast.Module:
     if not text.endswith("\n"):
         raise ValueError(f"{path} ends within a line: save the model there again, or end the file with a line break")
     try:
-        return ast.parse(text)
+        return parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise ValueError(f"{path} is not Python code ({error!s:.80}): save the model there again") from error
 

@@ -551,12 +551,10 @@ def test_bad_arguments_name_the_value(tmp_path):
 def test_step_decay_follows_the_epoch_also_when_resumed(tokenizer, tmp_path):
     rates = {}
     options = {"lr_decay_epochs": 2, "num_train_epochs": 5, "learning_rate": 1e-2, "save_strategy": "epoch"}
-    for name in ("whole", "resumed"):
+    for name, checkpoint in (("whole", None), ("resumed", str(tmp_path / "whole" / "checkpoint-45"))):
         trainer = make_trainer(tmp_path / name, tokenizer, save_total_limit=None, **options)
-        trainer.train()
-        if name == "resumed":
-            trainer = make_trainer(tmp_path / name, tokenizer, save_total_limit=None, **options)
-            trainer.train(resume_from_checkpoint=str(tmp_path / name / "checkpoint-45"))
+        trainer.train(resume_from_checkpoint=checkpoint)
+        assert trainer.state.global_step == 75
         logged = [entry for entry in trainer.state.log_history if "learning_rate" in entry]
         rates[name] = {entry["step"]: entry["learning_rate"] for entry in logged}
     of_epoch = [rates["whole"][15 * epoch + 7] for epoch in range(5)]
