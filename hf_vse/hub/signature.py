@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 from collections.abc import Collection
+from functools import cache
 from typing import Any
 
 from huggingface_hub import CardData, ModelCard, ModelCardData, RepoCard
@@ -27,6 +28,15 @@ def table_row(cells: Collection[Any]) -> str:
     return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
 
 
+@cache
+def templates() -> Environment:
+    """Those beside this file; each is compiled once."""
+    loader = PackageLoader("hf_vse.hub", "")
+    found = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    found.filters |= {"row": table_row, "commas": "{:,}".format}
+    return found
+
+
 def written_card(template: str, header: CardData, kind: type[RepoCard] = ModelCard, **values: Any) -> str:
     """The signed text of a card.
 
@@ -36,11 +46,7 @@ def written_card(template: str, header: CardData, kind: type[RepoCard] = ModelCa
         kind: of the card.
         values: what the template names.
     """
-    templates = Environment(
-        loader=PackageLoader("hf_vse.hub", ""), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    templates.filters |= {"row": table_row, "commas": "{:,}".format}
-    body = re.sub(r"\n{3,}", "\n\n", templates.get_template(template).render(values))
+    body = re.sub(r"\n{3,}", "\n\n", templates().get_template(template).render(values))
     card = kind(f"---\n{header.to_yaml()}\n---\n\n{body.strip()}\n")
     kept = "Changed by hand, it is left alone by later uploads."
     return f"{str(card).rstrip()}\n\n<!-- Written by hf_vse, digest {card_digest(card)}. {kept} -->\n"
