@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from accelerate import PartialState
+from accelerate.utils import gather_object
 
 from hf_vse.data.images import MAX_BROKEN_SHARE, check_broken_share
 from hf_vse.embed.encoder import Encoder
@@ -60,7 +61,7 @@ def fill_from_images(
     if len(changed) < len(rows):
         logger.info("%d of %d images are there already", len(rows) - len(changed), len(rows))
     state.wait_for_everyone()  # nobody writes before everybody has looked
-    own = changed[state.process_index :: state.num_processes]
+    own, unreadable = changed[state.process_index :: state.num_processes], []
     for start in range(0, len(own), ENCODED_AT_ONCE):
         places = own[start : start + ENCODED_AT_ONCE]
         embeds = known_embeds(store, [rows[place] for place in places], there)
@@ -70,11 +71,13 @@ def fill_from_images(
             for place, each, readable in zip(missing, made.embeds.numpy(), made.readable.tolist(), strict=True):
                 if readable:
                     embeds[rows[place].name] = each
+                else:
+                    unreadable.append(rows[place].name)
         write_rows(store, [rows[place] for place in places if rows[place].name in embeds], embeds, bank)
         logger.info("%d of %d images are written", start + len(places), len(own))
-    state.wait_for_everyone()
+    unreadable = set(gather_object(unreadable))
     if state.is_main_process:
-        complete(store, rows, facts, bank, max_broken_share)
+        complete(store, rows, facts, bank, unreadable, max_broken_share)
     state.wait_for_everyone()
 
 
@@ -101,7 +104,7 @@ def fill_from_vectors(
         row.name: embeds[place] for place, row in enumerate(rows) if there.get(row.name) != row.version(store.bank)
     }
     write_rows(store, [row for row in rows if row.name in changed], changed, bank)
-    complete(store, rows, facts, bank, 0.0)
+    complete(store, rows, facts, bank, set(), 0.0)
 
 
 def bank_of(sentences: Sequence[str], encoder: Encoder) -> tuple[np.ndarray | None, dict[str, Any] | None]:
@@ -141,27 +144,32 @@ def complete(
     rows: Sequence[GalleryRow],
     facts: dict[str, Any],
     bank: np.ndarray | None,
+    unreadable: set[str],
     max_broken_share: float,
 ) -> None:
     """After all is written: removes what is gone, finds the hubs, records the facts.
 
+    Args:
+        unreadable: names of rows whose image cannot be read.
+
     Raises:
-        ValueError: too many images could not be read.
+        ValueError: too many images cannot be read.
+        OSError: the engine lacks rows that were written.
     """
-    there = store.versions()
-    lost = [row for row in rows if there.get(row.name) != row.version(store.bank)]
-    if lost:
-        names = [str(row.item.get("file", f"row {row.item.get('row')}")) for row in lost]
-        check_broken_share(dict.fromkeys(names, "cannot be read"), len(rows), max_broken_share)
-    if len(lost) == len(rows):
+    broken = sorted(str(row.item.get("file", f"row {row.place}")) for row in rows if row.name in unreadable)
+    check_broken_share(dict.fromkeys(broken, "cannot be read"), len(rows), max_broken_share)
+    if len(unreadable) == len(rows):
         raise ValueError(f"none of the {len(rows)} images can be read: there is nothing to search")
-    whole = {row.name for row in rows} - {row.name for row in lost}
+    whole = {row.name: row.version(store.bank) for row in rows if row.name not in unreadable}
+    there = store.versions()
+    if lost := sum(there.get(name) != version for name, version in whole.items()):
+        raise OSError(f"{store.location}: {lost:,} of {len(whole):,} items were written and are not there: repeat it")
     store.delete([name for name in there if name not in whole])
     if bank is not None and store.changed:
         mark_hubs(store, bank)
     facts["fields"] = item_fields(row.item for row in rows if row.name in whole)
     if "root" in facts:
-        facts["broken"] = sorted(names) if lost else []
+        facts["broken"] = broken
     store.finish(facts)
 
 

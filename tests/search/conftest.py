@@ -19,7 +19,9 @@ NUMBERS = count()
 
 @pytest.fixture(scope="session")
 def milvus(tmp_path_factory) -> str:
-    """Milvus embedded in this process."""
+    """Milvus embedded in this process, or a server: HF_VSE_MILVUS=milvus://host:19530."""
+    if "HF_VSE_MILVUS" in os.environ:
+        return os.environ["HF_VSE_MILVUS"] + "/{}"
     pytest.importorskip("pymilvus")
     pytest.importorskip("milvus_lite")
     return f"milvus+lite://{tmp_path_factory.mktemp('milvus') / 'galleries.db'}/{{}}"
