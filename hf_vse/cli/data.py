@@ -4,31 +4,37 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from hf_vse.cli.command import Result, add_data_options, command_parser, data_options
+from hf_vse.cli.command import Result, add_data_options, at_least_zero, command_parser, data_options, positive
 
 DESCRIPTION = """show: the contents of a data set, as training reads it. push: the same as parquet shards with the
-images on the Hub, with a card. Publish only what you may: photographs of COCO and Flickr belong to their authors."""
+images on the Hub, with a card. Publish only what you may: photographs of COCO and Flickr belong to their authors.
+catalogues: two folders of generated scenes with known links, duplicates and strangers, to try `hf-vse link` on."""
 EXAMPLES = """
   hf-vse data show --dataset coco --data_dir DIR
   hf-vse data show --dataset imagefolder --data_dir my_photos --json
-  hf-vse data push org/my-photos --dataset imagefolder --data_dir my_photos --private"""
+  hf-vse data push org/my-photos --dataset imagefolder --data_dir my_photos --private
+  hf-vse data catalogues my_catalogues --records 200"""
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = command_parser("data", DESCRIPTION, EXAMPLES)
-    parser.add_argument("action", choices=["show", "push"])
-    parser.add_argument("repo_id", nargs="?", help="push: organisation/name on the Hub")
+    parser.add_argument("action", choices=["show", "push", "catalogues"])
+    parser.add_argument("target", nargs="?", help="push: organisation/name on the Hub; catalogues: folder to write")
     add_data_options(parser, "scenes", " [scenes]")
     parser.add_argument("--private", action="store_true", default=None, help="push: visible to you alone")
     parser.add_argument("--license", help="push: of the data, such as cc-by-4.0; goes into the card")
     parser.add_argument("--token", help="push: access token [the one of `hf auth login`]")
+    parser.add_argument("--records", type=positive, default=200, help="catalogues: with a match in the other [200]")
+    parser.add_argument("--seed", type=at_least_zero, default=0, help="catalogues: other scenes [0]")
     arguments = parser.parse_args(argv)
-    if (arguments.action == "push") != (arguments.repo_id is not None):
-        parser.error("push needs organisation/name, show takes none")
+    if (arguments.action == "show") == (arguments.target is not None):
+        parser.error("push needs organisation/name, catalogues a folder, show takes none")
     return arguments
 
 
 def run(arguments: argparse.Namespace) -> Result:
+    if arguments.action == "catalogues":
+        return written_catalogues(arguments)
     from hf_vse.data.sources import load_pairs
 
     splits = load_pairs(arguments.dataset, **data_options(arguments))
@@ -38,8 +44,17 @@ def run(arguments: argparse.Namespace) -> Result:
     from hf_vse.hub.data import push_data
 
     options = {"private": arguments.private, "license": arguments.license, "token": arguments.token}
-    url = push_data(splits, arguments.repo_id, source=arguments.dataset, **options)
-    return Result({"dataset": url}, f"dataset   {url}\nread it   load_pairs({arguments.repo_id!r})")
+    url = push_data(splits, arguments.target, source=arguments.dataset, **options)
+    return Result({"dataset": url}, f"dataset   {url}\nread it   load_pairs({arguments.target!r})")
+
+
+def written_catalogues(arguments: argparse.Namespace) -> Result:
+    from hf_vse.data.scene_catalogues import write_catalogues
+
+    record = write_catalogues(arguments.target, arguments.records, seed=arguments.seed)
+    lines = [f"{name:<12}{value}" for name, value in record.items()]
+    lines.append(f"try         hf-vse link {record['a']} {record['b']} --model DIR --labels {record['pairs']}")
+    return Result(record, "\n".join(lines))
 
 
 def described_split(split: Any) -> dict[str, Any]:

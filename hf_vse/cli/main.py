@@ -26,6 +26,7 @@ COMMANDS = {
     "features": "run an image tower once and save its outputs",
     "index": "encode images into a searchable gallery",
     "search": "find images by text, by image, or both",
+    "link": "find the same records in two catalogues, or duplicates in one",
     "export": "write a model in the format of another library",
     "push": "publish a model with its card on the Hub",
     "data": "publish a data set on the Hub, or show one",

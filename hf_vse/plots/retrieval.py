@@ -108,7 +108,7 @@ def plot_retrieval_grid(
         text = grid[row, 0].text(0.0, 0.5, sentence, va="center", fontsize=10, transform=grid[row, 0].transAxes)
         take_literally([text])
         for rank, (image, right) in enumerate(zip(images[row], correct[row], strict=True)):
-            _draw_found(grid[row, rank + 1], image, right, None if scores is None else scores[row][rank])
+            draw_found(grid[row, rank + 1], image, right, None if scores is None else scores[row][rank])
     return save(figure, path)
 
 
@@ -130,7 +130,7 @@ def plot_contact_sheet(
     for axes in grid.flat:
         axes.set_axis_off()
     for axes, image, label in zip(grid.flat, images, labels, strict=False):
-        _draw_found(axes, image, right=False, score=None)
+        draw_found(axes, image, right=False, score=None)
         take_literally([axes.set_xlabel(textwrap.shorten(label, 30, placeholder="..."), fontsize=8, color=QUIET)])
     return save(figure, path)
 
@@ -150,7 +150,7 @@ def _check_grid(queries: Sequence[str], images: Sequence, correct: Sequence, sco
                 )
 
 
-def _draw_found(axes: "Axes", image: Image.Image, right: bool, score: float | None) -> None:
+def draw_found(axes: "Axes", image: Image.Image, right: bool, score: float | None) -> None:
     small = image.convert("RGB")
     small.thumbnail((THUMBNAIL, THUMBNAIL))
     axes.imshow(small, interpolation="lanczos" if min(small.size) >= 32 else "nearest")
