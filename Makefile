@@ -60,7 +60,7 @@ docs: .venv-docs/installed
 
 $(VENV)/installed: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install -q --no-compile -c $(CONSTRAINTS) -e '.[test,plots,index,eval,minilm,kernels,demo,onnx,sentence,lora,browser,engines]'
+	$(VENV)/bin/pip install -q --no-compile -c $(CONSTRAINTS) -e '.[test,plots,index,eval,minilm,kernels,demo,onnx,sentence,lora,browser,link,engines]'
 	$(COMPILE) $(VENV)/lib || true
 	touch $@
 

@@ -29,7 +29,7 @@ have no file_name and be a text alone; or a gallery.
 Every record gets the best match, or none below a threshold. A CSV file of known pairs (columns a and b; an empty b
 says that a has no match) chooses the threshold with the highest F1: half of the records that it names choose it, the
 other half judge the result. Without it, the threshold is the score that a stated share of records without a match
-would exceed; it is estimated from second-best candidates, so it assumes that a record has at most one match."""
+would exceed; it is estimated from second-best candidates, so it assumes that most records have a match, and one."""
 EXAMPLES = """
   hf-vse link shop_a shop_b --model org/clip                     one-to-one, a false-accept rate of 1 %
   hf-vse link shop_a shop_b --model DIR --labels pairs.csv       the threshold with the best F1, and how good it is
