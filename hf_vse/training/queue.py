@@ -5,10 +5,12 @@ batch can be contrasted with a whole split for the price of a matrix product. Al
 checkpoint holds them too, so a resumed run goes on as if it had not stopped.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -18,6 +20,7 @@ from hf_vse.objectives.past import Candidates, Past
 from hf_vse.training.arguments import VSETrainingArguments
 
 QUEUE = "queue.safetensors"
+DECIDING = ("captions_per_image", "positives", "extra_negatives", "mask_equal_captions")  # what an entry is
 
 
 class LastRows:
@@ -55,11 +58,20 @@ class LastRows:
 
 
 class PairQueue:
-    """The last `size` texts since epoch `start` and their images; does nothing with a size of 0."""
+    """The last `size` texts since epoch `start` and their images; does nothing with a size of 0.
 
-    def __init__(self, size: int, start: float):
-        self.size, self.start = size, start
+    Args:
+        fields: those of the training that decide what an entry is; a checkpoint is resumed with the same.
+    """
+
+    def __init__(self, size: int, start: float, fields: Mapping[str, str] | None = None):
+        self.size, self.start, self.fields = size, start, dict(fields or {})
         self.clear()
+
+    @classmethod
+    def of(cls, args: VSETrainingArguments) -> "PairQueue":
+        """The queue that a training asks for."""
+        return cls(args.queue_size, args.queue_start_epochs, {name: str(getattr(args, name)) for name in DECIDING})
 
     def clear(self) -> None:
         self.rings: list[LastRows] = []  # of images and of texts, when there are some
@@ -103,22 +115,28 @@ class PairQueue:
             checkpoint.mkdir(parents=True, exist_ok=True)
             of_sides = zip(("images", "texts"), self.rings, strict=False)
             state = {f"{side}.{name}": each for side, ring in of_sides for name, each in ring.state().items()}
-            save_file(state | {"size": torch.tensor(self.size)}, checkpoint / QUEUE, metadata={"format": "pt"})
+            state["size"] = torch.tensor(self.size)
+            save_file(state, checkpoint / QUEUE, metadata={"format": "pt"} | self.fields)
 
     def resume(self, checkpoint: Path, device: torch.device) -> None:
         """Goes on with the pairs of a checkpoint.
 
         Raises:
-            ValueError: the checkpoint was written with another `queue_size`.
+            ValueError: the checkpoint was written with another `queue_size`, or other fields.
         """
         self.clear()
-        path = checkpoint / QUEUE
-        state = load_file(path, device=str(device)) if path.is_file() else {"size": torch.tensor(0)}
-        if state["size"] != self.size:
-            raise ValueError(
-                f"{checkpoint} was written with queue_size={int(state['size'])}, so it cannot be resumed with "
-                f"queue_size={self.size}: give the earlier value, or another output_dir"
-            )
+        path, state, earlier = checkpoint / QUEUE, {"size": torch.tensor(0)}, {}
+        if path.is_file():
+            state = load_file(path, device=str(device))
+            with safe_open(path, "pt") as file:
+                earlier = file.metadata()
+        earlier = earlier | {"queue_size": str(int(state["size"]))}
+        for name, value in {"queue_size": str(self.size), **self.fields}.items():
+            if earlier.get(name, value) != value:  # an older file names none of the fields
+                raise ValueError(
+                    f"{checkpoint} was written with {name}={earlier[name]}, so it cannot be resumed with "
+                    f"{name}={value}: give the earlier value, or another output_dir"
+                )
         if len(state) > 1:
             names = ("embeds", "ids", "places")
             self.rings = [

@@ -111,7 +111,7 @@ class VSETrainer(PublishingTrainer):
         self.model_accepts_loss_kwargs = False
         self.averaged = AveragedWeights(args.ema_decay)
         self.add_callback(self.averaged)
-        self.queue = PairQueue(args.queue_size, args.queue_start_epochs)
+        self.queue = PairQueue.of(args)
         self.teacher_scores = scores_of_teacher(args)
         self.alarm = CollapseAlarm(args.collapse_patience)
         self.add_callback(self.alarm)

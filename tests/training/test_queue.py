@@ -78,6 +78,16 @@ def test_resumed_queue_is_that_of_an_uninterrupted_run(tokenizer, tmp_path):
     assert all(torch.equal(tensor, of_both[1][name]) for name, tensor in of_both[0].items())
     with pytest.raises(ValueError, match="written with queue_size=50, so it cannot be resumed with queue_size=0"):
         make_trainer(tmp_path, tokenizer, max_steps=10).train(resume_from_checkpoint=checkpoint)
+    for name, value, more in (
+        ("captions_per_image", 2, {"captions_per_image": 2, "positives": "each"}),
+        ("extra_negatives", "same_modality", {"extra_negatives": "same_modality"}),
+        ("mask_equal_captions", False, {"mask_equal_captions": False}),
+    ):
+        trainer = make_trainer(tmp_path, tokenizer, **options | more)
+        with pytest.raises(
+            ValueError, match=f"with {name}=(1|none|True), so it cannot be resumed with {name}={value}: "
+        ):
+            trainer.train(resume_from_checkpoint=checkpoint)
 
 
 def test_second_training_begins_with_an_empty_queue(steps, tokenizer, tmp_path):
