@@ -26,6 +26,7 @@ _HOME = {
     "evaluate_retrieval": "hf_vse.evaluation.evaluator",
     "judge": "hf_vse.evaluation.judge",
     "load_encoder": "hf_vse.embed.load",
+    "relevance": "hf_vse.embed.relevance",
     "DualEncoder": "hf_vse.embed.encoder",
     "compute_retrieval_metrics": "hf_vse.evaluation.hook",
     "KeepEmbeddings": "hf_vse.evaluation.hook",

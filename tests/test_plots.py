@@ -5,7 +5,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hf_vse.plots import RECALLS, plot_recall_bars, plot_retrieval_grid, plot_training_curves, retrieval, runs
+from hf_vse.plots import (
+    RECALLS,
+    draw_relevance,
+    plot_recall_bars,
+    plot_retrieval_grid,
+    plot_training_curves,
+    retrieval,
+    runs,
+)
 
 QUERIES = ["A small red star on a white background.", "It costs $5 or $6, on the left of a blue circle."]
 
@@ -158,3 +166,14 @@ def test_import_needs_no_matplotlib_and_drawing_no_pyplot(tmp_path):
         "plot_training_curves([{'loss': 1.0, 'step': 1}], sys.argv[1]); assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "curves.png")], check=True)
+
+
+def test_light_falls_on_the_relevant_cell_where_it_lies_in_the_photograph():
+    image = Image.new("RGB", (200, 100), (200, 200, 200))
+    cells = np.zeros((2, 2), dtype=np.float32)
+    cells[1, 0] = 1
+    drawn = np.asarray(draw_relevance(image, cells, (50, 0, 150, 100), side=100)).astype(int)
+    assert drawn.shape == (50, 100, 3)
+    assert drawn[45, 30].tolist() == [200, 200, 200]  # the lower left cell of the middle, near its far corner
+    assert (drawn[:, :24] == 50).all() and (drawn[:20, 76:] == 50).all()  # what the model does not see
+    assert drawn[5, 70].max() == 50 and drawn[25, 40].tolist() == [230, 159, 0]

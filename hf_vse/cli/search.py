@@ -14,6 +14,7 @@ EXAMPLES = """
   hf-vse search my_index "two dogs in the snow"
   hf-vse search my_index "two dogs in the snow" "a red kite" -k 5 --json
   hf-vse search my_index --image beach.jpg --sheet similar.png --open
+  hf-vse search my_index "two dogs in the snow" --sheet found.png --relevance
   hf-vse search my_index "at night" --image beach.jpg --image_weight 0.7
   hf-vse search my_index "a birthday" --where "year>=2020" --where "place~lake"
   hf-vse search my_index - < sentences.txt --json"""
@@ -37,6 +38,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--model", help="the model that made the gallery [as the gallery names it]")
     add_model_options(parser)
     parser.add_argument("--sheet", type=Path, help="PNG file: contact sheet of what was found for the first query")
+    parser.add_argument("--relevance", action="store_true", help="on it, light falls on what speaks for the sentence")
     parser.add_argument("--open", action="store_true", help="show the contact sheet")
     return parser.parse_args(argv)
 
@@ -58,7 +60,7 @@ def run(arguments: argparse.Namespace) -> Result | None:
         return None
     found = answer(gallery, encoder, sentences, arguments)
     if arguments.sheet or arguments.open:
-        draw_sheet(gallery, found[0], arguments)
+        draw_sheet(gallery, encoder, found[0], arguments)
     return Result(found, results_table(found))
 
 
@@ -83,6 +85,10 @@ def check_queries(sentences: Sequence[str], arguments: argparse.Namespace) -> No
     image = arguments.image
     if image is not None and "://" not in image and not Path(image).is_file():
         raise FileNotFoundError(f"--image {image!r:.100} is not a file: give a photograph")
+    if arguments.relevance and not (sentences and (arguments.sheet or arguments.open)):
+        raise ValueError(
+            "--relevance shows on a contact sheet what speaks for a sentence: give a sentence and --sheet"
+        )
     if arguments.sheet is not None:
         if arguments.sheet.suffix.lower() != ".png":
             raise ValueError(f"--sheet {arguments.sheet} must end in .png")
@@ -142,13 +148,14 @@ def caption(item: Any) -> str:
     return str(captions[0]) if isinstance(captions, list) and captions else ""
 
 
-def draw_sheet(gallery: Any, query: dict[str, Any], arguments: argparse.Namespace) -> None:
+def draw_sheet(gallery: Any, encoder: Any, query: dict[str, Any], arguments: argparse.Namespace) -> None:
     """Writes the contact sheet, and shows it on request."""
     import tempfile
     import webbrowser
 
+    from hf_vse.embed.relevance import relevance
     from hf_vse.files import whole_file
-    from hf_vse.plots import plot_contact_sheet
+    from hf_vse.plots import draw_relevance, plot_contact_sheet
     from hf_vse.search.pictures import find_images
 
     if not query["results"]:
@@ -158,6 +165,9 @@ def draw_sheet(gallery: Any, query: dict[str, Any], arguments: argparse.Namespac
     items = [result["item"] for result in query["results"]]
     labels = [f"{result['score']:.2f}  {label(result['item'])}" for result in query["results"]]
     photographs = find_images(gallery, items)
+    if arguments.relevance:
+        found = ((image, relevance(encoder, image, query["text"])) for image in photographs)
+        photographs = [draw_relevance(image, each.cells, each.box) for image, each in found]
     with whole_file(path) as unfinished:
         plot_contact_sheet(title, photographs, labels, unfinished)
     print(f"contact sheet   {path}", file=sys.stderr)

@@ -267,6 +267,17 @@ class VSETrainingArguments(TrainingArguments):
             "(i-Mix): 0.2 mixes little, 1 much; 0 not. For one vector of each image: features, or a frozen tower."
         },
     )
+    mosaic_share: float = field(
+        default=0.0,
+        metadata={
+            "help": "Share of a batch's photographs that are seen several in one picture, each pooled from its part "
+            "of the grid (CLIM), so that the image tower learns where things are: 0.5, say; 0 for none."
+        },
+    )
+    mosaic_sides: list[int] | None = field(
+        default=None,
+        metadata={"help": "Photographs along a side of a mosaic, a list of 2, 3 and 4. Default: all three."},
+    )
     crop_min_scale: float = field(
         default=0.08, metadata={"help": "Smallest share of an image that a random crop keeps; 1 for no random crop."}
     )

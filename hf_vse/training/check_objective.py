@@ -9,6 +9,7 @@ from hf_vse.objectives.execution import choose_execution
 from hf_vse.training.arguments import VSETrainingArguments
 from hf_vse.training.foils import check_foils_wanted
 from hf_vse.training.mixing import check_mixing
+from hf_vse.training.mosaics import check_mosaics
 from hf_vse.training.queue import check_queue
 from hf_vse.training.teachers import check_soft_targets
 
@@ -20,6 +21,7 @@ def check_objective(loss_type: str, args: VSETrainingArguments, settings: dict[s
     check_queue(args)
     check_mixing(args)
     check_foils_wanted(args)
+    check_mosaics(args)
     if args.extra_negatives == "same_modality":
         check_at_once("same_modality", args.negatives)
     for each in (loss_type, args.hard_negative_warmup_loss) if args.hard_negative_warmup_epochs else (loss_type,):

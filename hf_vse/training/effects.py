@@ -105,7 +105,7 @@ _LIMITED = Need(lambda get: get("loss_execution") != "dense", "loss_execution de
 
 NEEDS: dict[str, Need] = (
     dict.fromkeys(("resize", "crop", "image_mean", "image_std"), _IMAGES)
-    | dict.fromkeys(("mirror_images", "crop_min_scale"), _PIXELS)
+    | dict.fromkeys(("mirror_images", "crop_min_scale", "mosaic_share"), _PIXELS)
     | dict.fromkeys(HUB_KEYS, _HUB)
     | dict.fromkeys(("image_tower", "text_tower"), _FRESH)
     | dict.fromkeys(("head_init", "head_dropout"), _HEAD)
@@ -133,6 +133,7 @@ NEEDS: dict[str, Need] = (
             lambda get: takes_features(get) or get("freeze_image_tower") or get("dataset") not in PHOTOGRAPHS,
             "one vector of each image is mixed: give features, or freeze_image_tower: true",
         ),
+        "mosaic_sides": Need(lambda get: get("mosaic_share") > 0, "there are no mosaics: give mosaic_share"),
         "batch_groups": Need(
             lambda get: bool(get("freeze_text_tower") and get("cache_frozen")) or get("batch_groups") == "none",
             "neighbours are found in the kept vectors of captions: give freeze_text_tower: true, and cache_frozen",

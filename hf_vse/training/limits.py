@@ -90,6 +90,7 @@ LIMITS: dict[str, Limit] = (
     | limits(
         Limit(0, 1), "word_dropout", "set_dropout", "crop_min_scale", "max_broken_share", "label_smoothing_factor"
     )
+    | limits(Limit(0, 1), "mosaic_share")
     | limits(Limit(0, 1, below=True), "feature_dropout", "head_dropout", "validation_share")
     | limits(Limit(0, 1, below=True), "adam_beta1", "adam_beta2")
     | limits(Limit(0, 100, above=True), "soft_temperature")

@@ -51,6 +51,7 @@ from hf_vse.training.frozen import cache_frozen_towers
 from hf_vse.training.interpolation import choose_weights, load_control
 from hf_vse.training.joining import check_untrained, joined_models, recipes_of_seeds
 from hf_vse.training.lora import check_adapters
+from hf_vse.training.mosaics import check_mosaics_fit
 from hf_vse.training.publish import check_hub_strategy
 from hf_vse.training.queue import check_queue_size
 from hf_vse.training.recipe import Recipe, check_together
@@ -287,6 +288,7 @@ def run_stage(
         model = load_stage(Path(previous.name_or_path), **stage.model.config_options)
     freeze(model, stage.args)  # the trainer does it again; what is refused, is refused before anything is written
     check_adapters(model, stage.args)
+    check_mosaics_fit(model, stage.args)
     there = sum(path.stat().st_size for path in stage.folder.rglob("*") if path.is_file())
     check_output_folder("output_dir", stage.folder, bytes_needed(model, stage.args) - there)
     claim(stage.run)

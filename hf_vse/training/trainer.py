@@ -47,6 +47,7 @@ from hf_vse.training.lora import (
     save_adapters,
 )
 from hf_vse.training.mixing import mixed_inputs
+from hf_vse.training.mosaics import mosaic_inputs
 from hf_vse.training.publish import PublishingTrainer, check_hub_strategy
 from hf_vse.training.queue import PairQueue, check_queue_size
 from hf_vse.training.teachers import scores_of_teacher, soft_targets_of
@@ -193,11 +194,11 @@ class VSETrainer(PublishingTrainer):
         masked |= {"text_ids": text_ids} if self.args.mask_equal_captions else {}
         soft = soft_targets_of(inputs, self.args, self.teacher_scores)
         inputs, mixture = mixed_inputs(self.args, self.state.global_step, inputs, model.training)
+        inputs, pooling = mosaic_inputs(self.model, self.args, self.state.global_step, inputs, model.training)
         contrast = partial(self.contrast, foil_ids)
         contrast = partial(contrast if mixture is None else mixture.loss(contrast), masked, soft)
         captions = self.args.texts_of_image
-        size = self.args.grad_cache_batch_size
-        if size is not None and model.training and not return_outputs:
+        if (size := self.args.grad_cache_batch_size) is not None and model.training and not return_outputs:
             return cached_loss(
                 model,
                 partial(embed, model, captions),
@@ -206,7 +207,8 @@ class VSETrainer(PublishingTrainer):
                 self.backward_of_part,
                 lambda: self.accelerator.no_sync(model),
             )
-        outputs = model(**with_texts_in_a_row(inputs, captions), return_logits=False)
+        with pooling:
+            outputs = model(**with_texts_in_a_row(inputs, captions), return_logits=False)
         loss = contrast(*embeddings_and_scalars(outputs, captions))
         return (loss, outputs) if return_outputs else loss
 

@@ -86,6 +86,11 @@ def test_index_and_search(capsys, tiny_model, photographs, tmp_path, monkeypatch
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "a red circle" and len(lines) == 4 and ".png" in lines[1]
     assert (tmp_path / "sheet.png").stat().st_size > 3000
+    plain = (tmp_path / "sheet.png").read_bytes()
+    words = ["search", str(index), "a red circle", "-k", "3", "--sheet", str(tmp_path / "sheet.png"), "--relevance"]
+    assert main(words) == 0 and (tmp_path / "sheet.png").read_bytes() != plain
+    assert main(words[:5] + words[7:]) != 0  # without a sheet
+    assert "--relevance shows on a contact sheet what speaks for a sentence" in capsys.readouterr().err
 
     monkeypatch.setattr("sys.stdin", iter(["a red circle\n", "\n", "a blue star\n"]))
     assert [query["text"] for query in result(capsys, "search", index, "-")] == ["a red circle", "a blue star"]
