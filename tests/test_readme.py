@@ -130,6 +130,7 @@ def test_a_block_runs(block, place, monkeypatch):
 @pytest.mark.parametrize("block", [each for each in BLOCKS if not each.is_run], ids=str)
 def test_a_block_that_is_not_run_parses(block, place, monkeypatch):
     monkeypatch.chdir(place(block.path))
+    monkeypatch.setattr("hf_vse.cli.index.holds_gallery", "my_index".__eq__)  # also where no block has made it yet
     if block.language == "python":
         for node in ast.walk(ast.parse(block.code)):
             if isinstance(node, ast.ImportFrom) and node.module == "hf_vse":
