@@ -2,6 +2,11 @@
 #
 #   make quickstart   trains on the built-in scenes and shows the metrics
 #   make test         quality checks and tests
+#   make fast         the tests of tests/fast_lane.txt: below a minute, while you work
+#   make check        ruff, names that are imported
+#   make coverage     lines that the fast lane reaches; TESTS=tests for all
+#   make matrix       the fast lane in an environment of its own: PYTHON=python3.13 VERSIONS=newest, or VERSIONS=oldest
+#   make release      builds sdist and wheel, tries the wheel in a fresh environment; TAG=yes also tags
 #   make soak         also the slow tests: kills at every write, all process start methods, a demo under load
 #   make test-timm    the extras timm and open_clip, training from pixels, in an environment of its own (several GB)
 #   make test-peers   the model in the common model tests of transformers, in CLIP_benchmark, in sentence-transformers and
@@ -14,6 +19,11 @@ CONSTRAINTS := .ci/constraints.txt
 # A file is run by one worker, as its fixtures are made once; the slow files come first, see SLOW_FILES in
 # tests/conftest.py.
 PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
+FAST = $(shell cat tests/fast_lane.txt)
+TESTS = $(FAST)
+VERSIONS = newest
+MATRIX = .venv-$(VERSIONS)-$(notdir $(PYTHON))
 
 # pip compiles what it installs on one core, for a minute and a half; this takes all. Templates cannot be compiled.
 COMPILE = $(PYTHON) -m compileall -qq -j 0
@@ -28,7 +38,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: quickstart test soak test-timm test-peers docs check format clean
+.PHONY: quickstart test fast coverage matrix release soak test-timm test-peers docs check format clean
 
 quickstart: $(VENV)/installed
 	$(VENV)/bin/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
@@ -37,12 +47,29 @@ quickstart: $(VENV)/installed
 test: $(VENV)/installed check
 	$(PYTEST)
 
+fast: $(VENV)/installed
+	$(PYTEST) $(FAST)
+
+coverage: $(VENV)/installed
+	$(PYTEST) --cov=hf_vse --cov-report=term:skip-covered $(TESTS)
+
+# Extras that the fast lane needs; without torch's own index pip would take another build of it.
+matrix:
+	rm -rf $(MATRIX)
+	$(PYTHON) -m venv $(MATRIX)
+	$(MATRIX)/bin/pip install -q $(if $(filter oldest,$(VERSIONS)),-c .ci/constraints-oldest.txt) -e '.[test,index,lora,link]'
+	OMP_NUM_THREADS=1 $(MATRIX)/bin/python -m pytest -q -n $(WORKERS) --dist loadfile $(FAST)
+
+release: $(VENV)/installed
+	.ci/release $(VENV)/bin/python $(TAG)
+
 soak: $(VENV)/installed
 	HF_VSE_SOAK=1 $(PYTEST)
 
 check: $(VENV)/installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/python .ci/names.py
 
 format: $(VENV)/installed
 	$(VENV)/bin/ruff check --fix .
@@ -60,7 +87,7 @@ docs: .venv-docs/installed
 
 $(VENV)/installed: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install -q --no-compile -c $(CONSTRAINTS) -e '.[test,plots,index,eval,minilm,kernels,demo,onnx,sentence,lora,browser,link,engines]'
+	$(VENV)/bin/pip install -q --no-compile -c $(CONSTRAINTS) -e '.[test,plots,index,eval,minilm,kernels,demo,onnx,sentence,lora,browser,link,engines,dev]'
 	$(COMPILE) $(VENV)/lib || true
 	touch $@
 
@@ -89,4 +116,4 @@ $(VENV)/installed: pyproject.toml $(CONSTRAINTS)
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-timm .venv-peers .venv-docs build dist *.egg-info
+	rm -rf $(VENV) .venv-timm .venv-peers .venv-docs .venv-oldest-* .venv-newest-* build dist *.egg-info

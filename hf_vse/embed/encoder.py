@@ -18,7 +18,6 @@ Similarity is the cosine.
 
 import ast
 import sys
-import warnings
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -31,6 +30,7 @@ from torch import Tensor, nn
 
 from hf_vse.data.decoding import BrokenImageError, decode_image
 from hf_vse.data.digests import digest_of, weights_digest
+from hf_vse.deprecation import deprecated
 from hf_vse.embed.run import encode_images, encode_texts
 
 Device = str | torch.device | None
@@ -71,7 +71,7 @@ class Encoder:
         """Deprecated: `load_encoder` does the same, for every kind of model."""
         from hf_vse.embed.load import load_encoder
 
-        warnings.warn("Encoder.from_pretrained is now load_encoder", DeprecationWarning, stacklevel=2)
+        deprecated("Encoder.from_pretrained", "load_encoder")
         return load_encoder(name, device=device)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -204,6 +204,6 @@ def with_imports(file: Path) -> list[Path]:
 
 def __getattr__(name: str) -> Any:
     if name == "DualEncoder":
-        warnings.warn("DualEncoder is now called Encoder", DeprecationWarning, stacklevel=2)
+        deprecated("DualEncoder", "Encoder")
         return Encoder
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

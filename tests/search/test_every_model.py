@@ -327,7 +327,7 @@ def test_a_digest_covers_the_source_and_what_a_class_declares(tmp_path):
 
 
 def test_old_names_lead_to_the_new_ones(tiny_model):
-    with pytest.warns(DeprecationWarning, match="DualEncoder is now called Encoder"):
+    with pytest.warns(DeprecationWarning, match="DualEncoder is now Encoder"):
         assert hf_vse.DualEncoder is hf_vse.Encoder is Encoder
     with pytest.warns(DeprecationWarning, match="is now load_encoder"):
         old = hf_vse.Encoder.from_pretrained(str(tiny_model), "cpu")
