@@ -66,10 +66,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if (arguments.source is None) == (arguments.dataset is None):
         parser.error("give either a folder (or an array) or --dataset")
     copied = arguments.source is not None and holds_gallery(arguments.source)
-    if (arguments.model is None) != copied:
-        parser.error(
-            "--model has no effect: the vectors of a gallery stay as they are" if copied else "--model is missing"
-        )
+    useless = [name for name in ("model", "query_bank") if getattr(arguments, name) is not None]
+    if copied and useless:
+        parser.error(f"--{useless[0]} has no effect: a gallery is copied as it is")
+    if not copied and arguments.model is None:
+        parser.error("--model is missing: name what encodes the images")
     if arguments.items is not None and not is_array(arguments):
         parser.error("--items goes with an array of embeddings (.npy, .safetensors)")
     if arguments.dataset is None and (given := data_options(arguments)):

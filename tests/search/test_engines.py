@@ -101,6 +101,8 @@ def test_the_same_commands_get_the_same_answers(engine, tmp_path, capsys, tones,
     for number, (one, other) in enumerate(zip(expected, found, strict=True)):
         assert other == rounded(one), number
     assert answer_of(capsys, "index", engine, tmp_path / "copy")["items"] == 12
+    assert main(["index", engine, str(tmp_path / "copy"), "--model", tones]) == 2
+    assert "--model has no effect: a gallery is copied as it is" in capsys.readouterr().err
     copied, index = (open_store(tmp_path / name) for name in ("copy", "index"))
     assert copied.gallery.items == index.gallery.items
     np.testing.assert_array_equal(copied.gallery.embeds, index.gallery.embeds)
