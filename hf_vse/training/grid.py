@@ -12,19 +12,21 @@ Instead of `cells`, `factors` is a list of maps from a name to fields: a cell is
 example, `leave_out` has patterns of names that are no cells, and `base` names the cell that others are compared with.
 `split` is the split whose recall is reported, validation by default.
 
-Every cell is trained with every seed, in a folder named after the cell, the seed and a digest of all settings. So the
-same command continues an interrupted grid, and a run with other settings is never taken for one of its own.
+Every cell is trained with every seed, in a folder named after the cell, the seed and a digest of all settings, also
+those that nobody gave. So the same command continues an interrupted grid, and a run with other settings or under other
+defaults is never taken for one of its own. Seeds of a cell with `joined_seeds` have to be as far apart.
 """
 
 import contextlib
 import hashlib
+import json
 import multiprocessing
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -33,11 +35,13 @@ import torch
 from tqdm.auto import tqdm
 
 from hf_vse.evaluation.record import read_evaluation
+from hf_vse.model.configuration_vse import VSEConfig
 from hf_vse.plots import RECALLS
 from hf_vse.training.claim import STAGES
 from hf_vse.training.joining import SEEDS
 from hf_vse.training.recipe import Recipe, check_stage_name, read_file, read_recipe
 from hf_vse.training.run import run_recipe
+from hf_vse.training.settings import CONFIG_FIELDS, defaults_of_keys
 
 BASE = "base"
 KEYS = ("recipe", "seeds", "fields", "cells", "factors", "leave_out", "base", "split")
@@ -66,8 +70,11 @@ class Grid:
     def run_of(self, cell: str, seed: int, folder: Path) -> Recipe:
         """The recipe of one run; the digest in its `output_dir` is of everything but the place."""
         recipe = read_recipe(self.recipe, **self.cells[cell], seed=seed)
-        settings = replace(recipe, values={key: recipe.values[key] for key in recipe.values.keys() - {"output_dir"}})
-        digest = hashlib.sha256(settings.to_yaml().encode()).hexdigest()[:8]
+        settings = replace(recipe, values=defaults_of_recipe() | recipe.values).public_values
+        described = json.dumps(
+            {key: settings[key] for key in settings.keys() - {"output_dir"}}, sort_keys=True, default=str
+        )
+        digest = hashlib.sha256(described.encode()).hexdigest()[:8]
         return replace(recipe, values=recipe.values | {"output_dir": str(folder / f"{cell}-{seed}-{digest}")})
 
 
@@ -107,6 +114,24 @@ def read_grid(path: str | Path, **fields: Any) -> Grid:
         except ValueError as error:
             raise ValueError(f"grid {path}, cell {name}: {error}") from error
     return grid
+
+
+def defaults_of_recipe() -> dict[str, Any]:
+    """What each key is where a recipe does not give it."""
+    return defaults_of_keys() | {key: getattr(VSEConfig, key) for key in CONFIG_FIELDS}
+
+
+def check_disjoint(grid: Grid) -> None:
+    """Raises ValueError for runs of a cell that would train a seed twice, so that they are no runs of their own."""
+    first, *others = sorted(grid.seeds)
+    for cell in grid.cells:
+        joined = grid.run_of(cell, first, Path()).values.get("joined_seeds", 1)
+        if any(later - one < joined for one, later in pairwise([first, *others])):
+            apart = [first + joined * place for place in range(len(grid.seeds))]
+            raise ValueError(
+                f"cell {cell}: joined_seeds={joined} trains as many seeds from each of seeds={list(grid.seeds)} on, "
+                f"which overlap: give seeds that are {joined} apart, such as {apart}"
+            )
 
 
 def product_of(factors: Sequence[Mapping[str, Fields]]) -> dict[str, Fields]:
@@ -153,7 +178,11 @@ def run_grid(grid: Grid, folder: Path, workers: int = 1) -> list[dict[str, Any]]
     Args:
         folder: where the runs are kept.
         workers: runs at a time; on a CPU one for each core is fastest.
+
+    Raises:
+        ValueError: two runs of a cell would train the same seed.
     """
+    check_disjoint(grid)
     threads = max(1, min(torch.get_num_threads(), (os.cpu_count() or 1) // workers))  # OMP_NUM_THREADS counts too
     tasks = [(grid, cell, seed, folder, threads) for seed, cell in product(grid.seeds, grid.cells)]
     with multiprocessing.get_context("spawn").Pool(workers) as pool:

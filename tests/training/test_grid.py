@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from hf_vse.plots import plot_grid
-from hf_vse.training.grid import KEPT, grid_table, read_grid, run_cell, summarise
+from hf_vse.training import grid as grid_module
+from hf_vse.training.grid import KEPT, check_disjoint, grid_table, read_grid, run_cell, summarise
 from tests.conftest import make_captions
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -53,6 +54,26 @@ def test_grids_of_the_project_are_valid_and_their_cells_differ(path):
     grid = read_grid(path)
     folders = {grid.run_of(cell, 0, Path()).output_dir.name.rpartition("-")[2] for cell in grid.cells}
     assert len(folders) == len(grid.cells)
+
+
+def test_a_run_under_other_defaults_has_another_folder(grid, monkeypatch):
+    def folder(**fields) -> str:
+        return read_grid(grid, **fields).run_of("base", 0, Path()).output_dir.name
+
+    plain = folder()
+    assert plain == folder(output_dir="elsewhere") == folder(max_grad_norm=0.0) != folder(max_grad_norm=1.0)
+    defaults = grid_module.defaults_of_keys()
+    monkeypatch.setattr(grid_module, "defaults_of_keys", lambda: defaults | {"max_grad_norm": 1.0})
+    assert folder() == folder(max_grad_norm=1.0) != plain
+
+
+def test_seeds_that_joined_seeds_would_train_twice_are_refused(grid):
+    fields = {"joined_seeds": 2, "freeze_text_tower": True}
+    joined = read_grid(grid, **fields)
+    check_disjoint(read_grid(grid))
+    check_disjoint(replace(joined, seeds=(4, 0, 2)))
+    with pytest.raises(ValueError, match=r"cell base: joined_seeds=2 .* seeds=\[0, 1\] on, .* such as \[0, 2\]"):
+        check_disjoint(joined)
 
 
 def test_the_recorded_grid_of_the_paper_has_the_cells_of_its_file():
