@@ -121,3 +121,14 @@ def test_models_of_flickr8k_are_collected_by_fold_and_seed(tmp_path, monkeypatch
     assert list(found["runs"]) == ["0", "10"] and found["runs"]["0"]["seconds"]["seconds"] == 5
     assert found["runs"]["0"]["recipe"] == {"seed": 0} and "rsum_of_seeds" not in found["runs"]["10"]
     assert "rsum" not in collected("some", "validation", tmp_path)
+
+
+@slow
+def test_pointing_asks_where_with_and_without_mosaics(run, tmp_path):
+    few = ("--num_train", "16", "--num_eval", "12", "--num_train_epochs", "1", "--per_device_train_batch_size", "16")
+    result = run("pointing", str(tmp_path / "runs"), *few, "--seeds", "0")
+    assert [each["way"] for each in result["runs"]] == ["plain", "mosaics"]
+    for each in result["runs"]:
+        assert 0 <= each["where"]["pointing"] <= 100 and each["where"]["pointing_by_chance"] == 11.11
+        assert each["recipe"].get("mosaic_share", 0) == {"plain": 0, "mosaics": 0.5}[each["way"]]
+        assert each["recalls"]["rsum"] > 0

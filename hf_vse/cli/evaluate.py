@@ -2,7 +2,8 @@
 
 import argparse
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from hf_vse.errors import refusal
 from hf_vse.files import check_output_file, write_json
 
 if TYPE_CHECKING:
-    from hf_vse.evaluation.run import Evaluation, Questions
+    from hf_vse.evaluation.run import Evaluation, Loading, Questions
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +116,8 @@ def run(arguments: argparse.Namespace) -> Result | None:
     evaluation = evaluate_models(arguments.models, arguments.dataset, questions, loading, **data_options(arguments))
     if evaluation is None:  # not the main process
         return None
-    lines, refused = write_outputs(evaluation, output, arguments.report)
+    encoders = partial(encoders_that_show_where, arguments.models, loading)
+    lines, refused = write_outputs(evaluation, output, arguments.report, encoders)
     table = evaluation_table(evaluation.document)
     return Result(evaluation.document, "\n".join([f"{table}\n", *lines]), refused)
 
@@ -183,8 +185,26 @@ def questions_of(arguments: argparse.Namespace) -> "Questions":
     )
 
 
-def write_outputs(evaluation: "Evaluation", output: Path, report: Path | None) -> tuple[list[str], str]:
+def encoders_that_show_where(models: Sequence[str], loading: "Loading") -> list[Any]:
+    """The models of this package, opened again for the page; None for each other one."""
+    from hf_vse.embed.load import kind_of, load_encoder
+    from hf_vse.evaluation.given import holds_embeddings
+
+    def shows(name: str) -> bool:
+        if holds_embeddings(name):
+            return False
+        return (kind_of(name) if loading.kind == "auto" else loading.kind) == "vse"
+
+    return [load_encoder(name, **vars(loading)) if shows(name) else None for name in models]
+
+
+def write_outputs(
+    evaluation: "Evaluation", output: Path, report: Path | None, encoders: Callable[[], list[Any]] = list
+) -> tuple[list[str], str]:
     """Numbers first, then the page; what fails takes nothing with it that has been computed.
+
+    Args:
+        encoders: gives those of the judgements, for the page.
 
     Returns:
         Lines that say where things are, and what could not be written.
@@ -208,7 +228,7 @@ def write_outputs(evaluation: "Evaluation", output: Path, report: Path | None) -
     def page() -> Path:
         from hf_vse.report.page import write_report
 
-        return write_report(report, evaluation.judgements, evaluation.document, evaluation.images)
+        return write_report(report, evaluation.judgements, evaluation.document, evaluation.images, encoders())
 
     attempt("numbers", "the numbers", numbers)
     if report is not None:

@@ -3,14 +3,24 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from datasets import Dataset
+
+from hf_vse.data.decoding import BrokenImageError, decode_image
+from hf_vse.data.pairs import undecoded_images
+from hf_vse.data.schema import IMAGE
+from hf_vse.embed.encoder import Encoder
+from hf_vse.embed.relevance import relevance, why_no_cells
 from hf_vse.evaluation.judge import Judgement
-from hf_vse.report.thumbnails import Thumbnails
+from hf_vse.plots.overlay import draw_relevance
+from hf_vse.report.thumbnails import Thumbnails, address_of
 
 QUERIES = 8  # sentences, evenly spread over the split
 FOUND = 6  # images for each of them
 IMAGES = 4
 CAPTIONS = 5
 WORST = 8
+LIT = 4  # sentences whose own image is lit
+LIT_SIDE = 288  # pixels
 
 Row = dict[str, Any]
 Judgements = Mapping[str, Judgement]
@@ -51,6 +61,26 @@ def found_images(judgement: Judgement, thumbnails: Thumbnails, text: int) -> Row
         "rank": judgement.ranks[1][text].item() + 1,
         "found": [shown_image(judgement, thumbnails, image, image == own, score) for image, score in found],
     }
+
+
+def lit_examples(judgements: Judgements, encoders: Mapping[str, Encoder], images: Dataset) -> list[Row]:
+    """For some sentences their own image, with light on what speaks for the sentence in each model that shows it."""
+    showing = {name: each for name, each in encoders.items() if why_no_cells(getattr(each, "model", None)) is None}
+    first, undecoded, found = next(iter(judgements.values())), undecoded_images(images), []
+    for text in evenly_spaced(len(first.texts.captions), QUERIES)[:: QUERIES // LIT] if showing else []:
+        row = first.pairs.image_rows[first.pairs.text_to_image[text]].item()
+        try:
+            image = decode_image(undecoded[row][IMAGE], needed=LIT_SIDE)
+        except BrokenImageError:
+            continue
+        sentence = first.texts.captions[text]
+        answers = {name: relevance(each, image, sentence) for name, each in showing.items()}
+        lit = {
+            name: {"src": address_of(draw_relevance(image, each.cells, each.box, LIT_SIDE)), "row": row}
+            for name, each in answers.items()
+        }
+        found.append({"sentence": sentence, "plain": {"src": address_of(image, LIT_SIDE), "row": row}, "models": lit})
+    return found
 
 
 def image_examples(judgements: Judgements, thumbnails: Thumbnails) -> list[Row]:

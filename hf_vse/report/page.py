@@ -15,6 +15,7 @@ from typing import Any
 from datasets import Dataset
 
 from hf_vse.data.schema import IMAGE
+from hf_vse.embed.encoder import Encoder
 from hf_vse.evaluation.judge import Judgement
 from hf_vse.evaluation.tables import equal_captions_matter, short_names
 from hf_vse.files import check_output_folder, write_text
@@ -36,6 +37,7 @@ def write_report(
     judgements: Sequence[Judgement],
     evaluation: Mapping[str, Any],
     images: Dataset | None = None,
+    encoders: Sequence[Encoder | None] = (),
 ) -> Path:
     """Writes the page of one model or of several on one split.
 
@@ -43,6 +45,7 @@ def write_report(
         judgements: with diagnostics, see `judge`.
         evaluation: of these models, see `hf_vse.evaluation.record`; written beside the page and inside it.
         images: the split with its column `image`; without it the page shows no photographs.
+        encoders: of the judgements, to show where they look; None for one that is not at hand.
 
     Returns:
         The file of the page.
@@ -53,7 +56,8 @@ def write_report(
     if not judgements:
         raise ValueError("judgements is empty: judge at least one model")
     folder = check_report(folder)
-    page = render_page(named(judgements), evaluation, images)
+    known = {name: each for name, each in zip(named(judgements), encoders, strict=False) if each is not None}
+    page = render_page(named(judgements), evaluation, images, known)
     write_text(folder / RECORD_FILE, json.dumps(evaluation, indent=1, ensure_ascii=False))
     write_text(folder / PAGE_FILE, page)
     return folder / PAGE_FILE
@@ -89,7 +93,12 @@ def named(judgements: Sequence[Judgement]) -> dict[str, Judgement]:
     return dict(zip(names.values(), judgements, strict=True))
 
 
-def render_page(judgements: Mapping[str, Judgement], evaluation: Mapping[str, Any], images: Dataset | None) -> str:
+def render_page(
+    judgements: Mapping[str, Judgement],
+    evaluation: Mapping[str, Any],
+    images: Dataset | None,
+    encoders: Mapping[str, Encoder],
+) -> str:
     from jinja2 import Environment
 
     source = files("hf_vse.report").joinpath("page.html.j2").read_text(encoding="utf-8")
@@ -104,7 +113,7 @@ def render_page(judgements: Mapping[str, Judgement], evaluation: Mapping[str, An
         # Nothing in it can end the script element in which it stands.
         data=json.dumps(evaluation, ensure_ascii=False).replace("<", "\\u003c"),
         figures=drawn(records),
-        seen=seen(judgements, images),
+        seen=seen(judgements, images, encoders),
         label=metric_label,
         metric_rows=metric_rows,
         with_equal_captions={name: each for name, each in records.items() if equal_captions_matter(each)},
@@ -152,7 +161,9 @@ def drawn(records: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def seen(judgements: Mapping[str, Judgement], images: Dataset | None) -> dict[str, Any]:
+def seen(
+    judgements: Mapping[str, Judgement], images: Dataset | None, encoders: Mapping[str, Encoder]
+) -> dict[str, Any]:
     """The parts of the page that show photographs beside sentences."""
     captions = all(judgement.texts.captions for judgement in judgements.values())
     if images is None or IMAGE not in images.column_names or not captions:
@@ -161,6 +172,7 @@ def seen(judgements: Mapping[str, Judgement], images: Dataset | None) -> dict[st
     shown: dict[str, Any] = {
         "sentences": examples.sentence_examples(judgements, thumbnails),
         "images": examples.image_examples(judgements, thumbnails),
+        "lit": examples.lit_examples(judgements, encoders, images),
     }
     diagnosed = {name: each for name, each in judgements.items() if "diagnostics" in each.record}
     shown["failures"] = {name: examples.failures(each, thumbnails) for name, each in diagnosed.items()}

@@ -28,7 +28,13 @@ class Thumbnails:
             image = decode_image(self.images[row][IMAGE], needed=SIDE)
         except BrokenImageError:
             return ""
-        image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-        file = BytesIO()
-        image.save(file, format="JPEG", quality=QUALITY)
-        return f"data:image/jpeg;base64,{b64encode(file.getvalue()).decode()}"
+        return address_of(image)
+
+
+def address_of(image: Image.Image, side: int = SIDE) -> str:
+    """The image, small, as a `data:` address."""
+    small = image.copy()
+    small.thumbnail((side, side), Image.Resampling.LANCZOS)
+    file = BytesIO()
+    small.save(file, format="JPEG", quality=QUALITY)
+    return f"data:image/jpeg;base64,{b64encode(file.getvalue()).decode()}"

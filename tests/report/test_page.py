@@ -71,8 +71,9 @@ def whole(judgements) -> dict:
 
 
 @pytest.fixture(scope="module")
-def written(judgements, dataset, tmp_path_factory) -> Path:
-    return write_report(tmp_path_factory.mktemp("report"), judgements, whole(judgements), dataset)
+def written(judgements, dataset, tiny_model, tmp_path_factory) -> Path:
+    shown = [load_encoder(str(tiny_model), device="cpu"), None]
+    return write_report(tmp_path_factory.mktemp("report"), judgements, whole(judgements), dataset, shown)
 
 
 def test_page_needs_no_other_file(written):
@@ -95,6 +96,15 @@ def test_page_shows_what_the_record_says(written, judgements):
     assert read_evaluation(written.parent / "report.json") == kept
     inside = re.search(r'<script type="application/json" id="record">(.*?)</script>', written.read_text("utf-8"), re.S)
     assert json.loads(inside[1]) == kept
+
+
+def test_page_shows_where_a_model_looks(written, judgements):
+    page = written.read_text(encoding="utf-8")
+    lit = page[page.index("Where it looks") : page.index("Images and the sentences found for them")]
+    assert lit.count("<img") == 2 * 4 and lit.count("first/tiny") == 4 and "second/tiny" not in lit
+    assert judgements[0].texts.captions[17] in lit
+    plain, shown = re.findall(r'src="(data:[^"]+)"', lit)[:2]
+    assert plain != shown
 
 
 def test_equal_captions_stand_beside_the_usual_recalls(tiny_model, tmp_path):
