@@ -41,11 +41,12 @@ def unit_rows(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
-def read_array(path: str | Path, key: str = "features") -> np.ndarray:
+def read_array(path: str | Path, key: str = "features", check: bool = True) -> np.ndarray:
     """The array of a .npy or .safetensors file, memory-mapped, float16 or float32 (bfloat16 is converted to float32).
 
     Args:
         key: name of the tensor in a .safetensors file; a file with one tensor needs no name.
+        check: False for a file that was checked when it was written.
 
     Returns:
         (images, dim) or (images, regions, dim); row i belongs to image i.
@@ -67,7 +68,8 @@ def read_array(path: str | Path, key: str = "features") -> np.ndarray:
         raise ValueError(f"{path} holds {array.dtype}: save the features as float16 or float32")
     if array.ndim not in (2, 3) or 0 in array.shape:
         raise ValueError(f"{path} has shape {array.shape}: features are (images, dim) or (images, regions, dim)")
-    _check_finite(array, path)
+    if check:
+        _check_finite(array, path)
     return array
 
 

@@ -100,7 +100,7 @@ def read_records(source: str | Path, name: str | None = None, text: str = CAPTIO
     source, gallery = Path(source), None
     if (source / HEADER_FILE).is_file():
         gallery = GalleryIndex.load(source)
-        items = gallery.items
+        items = list(gallery.items)
         files = [None] * len(items)
     elif source.suffix == LINES:
         items, files = read_lines_of_records(source)
@@ -211,7 +211,7 @@ def image_vectors(records: Records, encoder: Encoder, **options: Any) -> tuple[n
     """(records, dim), zero where a record has no image or one that cannot be read, and the rows of these latter."""
     if records.gallery is not None:
         records.gallery.check_model(encoder)
-        return records.gallery.embeds, []
+        return np.asarray(records.gallery.embeds, np.float32), []
     rows = [row for row, file in enumerate(records.files) if file is not None]
     images = np.zeros((len(records), encoder.dim), np.float32)
     if not rows:

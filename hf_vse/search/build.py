@@ -6,7 +6,7 @@ everything new. Where nothing has changed, nothing is written.
 """
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 
-from hf_vse.data.features import read_array
 from hf_vse.data.images import MAX_BROKEN_SHARE, check_broken_share
 from hf_vse.data.pairs import undecoded_images
 from hf_vse.data.schema import CAPTIONS, IMAGE
@@ -24,17 +24,21 @@ from hf_vse.embed.batches import Images
 from hf_vse.embed.encoder import Encoder
 from hf_vse.embed.run import encode_images, encode_texts, placed
 from hf_vse.embed.store import Store
-from hf_vse.files import read_json
+from hf_vse.search.change import GalleryChange, index_settings
 from hf_vse.search.gallery import GalleryIndex, recipe_of
 from hf_vse.search.gallery_images import GalleryImage, of_dataset, of_folder
-from hf_vse.search.header import HEADER_FILE, KEYS_FILE, VECTORS_FILE, read_header
+from hf_vse.search.header import HEADER_FILE, read_header
 from hf_vse.search.model import model_facts
 from hf_vse.search.parts import interrupted_parts
 from hf_vse.search.plan import bytes_on_disk, choose_plan
-from hf_vse.search.storage import check_listed_files, check_place, locked, remove_leftovers, version_folder
+from hf_vse.search.segments import SEGMENT_ROWS
+from hf_vse.search.storage import check_listed_files, check_place, locked, remove_leftovers
+from hf_vse.search.store import GalleryRow, named_rows
 from hf_vse.search.vectors import MEASURED_QUERIES, TARGET_RECALL, check_unit
 
 logger = logging.getLogger(__name__)
+
+TOLD_AT_ONCE = 10_000  # images, by the main process
 
 
 def build_gallery(
@@ -70,12 +74,12 @@ def build_gallery(
             the encoder has no digest.
     """
     folder = Path(folder)
+    state = PartialState(cpu=not torch.accelerator.is_available())
     images, facts = listed_images(source, encoder, origin)
     shape = len(images), encoder.dim
     images_folder = None if isinstance(source, Dataset) else source
     check_place(folder, images_folder, bytes_on_disk(choose_plan(*shape, kind), *shape))
     options = {"kind": kind, "recall": recall, "query_bank": list(query_bank)}
-    state = PartialState(cpu=not torch.accelerator.is_available())
     with locked(folder) if state.is_main_process else nullcontext():
         store = known_vectors(folder, encoder)
         missing = store.missing([each.key for each in images])
@@ -111,8 +115,37 @@ def listed_images(
         )
     if isinstance(source, Dataset):
         return of_dataset(source, encoder), {"root": None, "origin": origin} | model_facts(encoder)
-    images, facts = of_folder(Path(source))
+    images, facts = told_to_all(lambda: of_folder(Path(source)))
     return images, facts | {"root": str(Path(source).absolute()), "origin": origin} | model_facts(encoder)
+
+
+def told_to_all(
+    find: Callable[[], tuple[list[GalleryImage], dict[str, Any]]],
+) -> tuple[list[GalleryImage], dict[str, Any]]:
+    """What the main process finds, in every process, so that one reads the folder and all have the same list.
+
+    Raises:
+        OSError, ValueError: what it raises.
+    """
+    state = PartialState()
+    if state.num_processes == 1:
+        return find()
+    images, told = [], [None]
+    if state.is_main_process:
+        try:
+            images, facts = find()
+            told = [(len(images), facts)]
+        except (OSError, ValueError) as error:
+            told = [error]
+    (told,) = broadcast_object_list(told)
+    if isinstance(told, Exception):
+        raise told
+    count, facts = told
+    for start in range(0, count, TOLD_AT_ONCE):
+        (some,) = broadcast_object_list([images[start : start + TOLD_AT_ONCE]])
+        if not state.is_main_process:
+            images += some
+    return images, facts
 
 
 def build_of_vectors(
@@ -166,6 +199,11 @@ def write_gallery(
 ) -> None:
     """Indexes the vectors of the images, unless the gallery in the folder is just that."""
     keys, items = [each.key for each in found], [each.item for each in found]
+    options = {"kind": kind, "recall": recall}
+    change = GalleryChange(folder, facts, encoder.dim, options, is_locked=True)
+    if change.base is not None and not query_bank:
+        change_gallery(change, named_rows(keys, items), store, facts)
+        return
     recipe = recipe_of(keys, items, facts, kind, recall, query_bank)
     if GalleryIndex.unchanged(folder, recipe) is None:
         embeds, _ = placed(len(keys), store.read(keys))
@@ -174,8 +212,19 @@ def write_gallery(
         gallery.vectors.build(sample_queries(items, encoder), recall, progress)
         if query_bank:
             gallery.learn_hubs(encode_texts(encoder, query_bank).numpy())
-        gallery.write(folder, recipe, keys)
+        gallery.write(folder, recipe, keys, index_settings(options))
     remove_leftovers(folder)
+
+
+def change_gallery(change: GalleryChange, rows: Sequence[GalleryRow], store: Store, facts: dict[str, Any]) -> None:
+    """Writes what is new or changed, and that others are gone."""
+    there = change.versions()
+    changed = [row for row in rows if there.get(row.name) != row.version()]
+    for start in range(0, len(changed), SEGMENT_ROWS):
+        some = changed[start : start + SEGMENT_ROWS]
+        change.upsert(some, placed(len(some), store.read([row.key for row in some]))[0])
+    change.delete(there.keys() - {row.name for row in rows})
+    change.finish(facts)
 
 
 def known_vectors(folder: Path, encoder: Encoder) -> Store:
@@ -196,20 +245,17 @@ def vectors_of_gallery(folder: Path, encoder: Encoder) -> tuple[list[str], np.nd
         OSError, ValueError: a file is damaged, or keys and vectors do not belong together.
     """
     header = read_header(folder)
-    nothing = [], np.empty((0, encoder.dim), np.float32)
     if header.get("digest") != encoder.digest:
         logger.info("%s was made by another model, or with other weights: everything is encoded again", folder)
-        return nothing
-    if KEYS_FILE not in header["files"]:
-        return nothing
-    check_listed_files(folder, header, (VECTORS_FILE, KEYS_FILE), whole=True)
-    version = version_folder(folder, header["version"])
-    keys, embeds = read_json(version / KEYS_FILE, list), read_array(version / VECTORS_FILE, "embeds")
+        return [], np.empty((0, encoder.dim), np.float32)
+    check_listed_files(folder, header, header["files"], whole=True)
+    gallery = GalleryIndex.of_version(folder, header)
+    keys = [row.key for rows, _ in gallery.stored() for row in rows]
     if not all(isinstance(key, str) for key in keys):
-        raise ValueError(f"{version / KEYS_FILE} holds what is not text")
-    if embeds.shape != (len(keys), encoder.dim):
-        raise ValueError(f"{version / VECTORS_FILE} has vectors {embeds.shape}, not {(len(keys), encoder.dim)}")
-    return keys, embeds
+        raise ValueError(f"{folder} has keys that are no text")
+    if gallery.embeds.shape != (len(keys), encoder.dim):
+        raise ValueError(f"{folder} has vectors {gallery.embeds.shape}, not {(len(keys), encoder.dim)}")
+    return keys, gallery.embeds
 
 
 def with_vectors(

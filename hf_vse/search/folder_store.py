@@ -1,6 +1,7 @@
 """A gallery in a folder as a store: `GalleryIndex` reads and searches it, `build.py` fills it from images.
 
-What `upsert` and `delete` are given is held in memory until `finish` writes a new version and swaps it in.
+What `upsert` and `delete` are given is held in memory, or in segments where it is much, until `finish` writes a new
+version and swaps it in.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,14 +13,13 @@ import numpy as np
 from accelerate import PartialState
 
 from hf_vse.embed.hub_correction import Correction, QueryBank
-from hf_vse.files import read_json
 from hf_vse.search.build import build_gallery, build_of_vectors
+from hf_vse.search.change import GalleryChange, index_settings
 from hf_vse.search.gallery import GalleryIndex, Where, recipe_of
-from hf_vse.search.header import KEYS_FILE, read_header
 from hf_vse.search.plan import Plan, bytes_on_disk, choose_plan
-from hf_vse.search.storage import check_listed_files, check_place, locked, remove_leftovers, version_folder
-from hf_vse.search.store import READ_AT_ONCE, GalleryRow, hexadecimal, in_order, keys_of_vectors, named_rows
-from hf_vse.search.vectors import TARGET_RECALL, check_unit
+from hf_vse.search.storage import check_place, locked, remove_leftovers
+from hf_vse.search.store import READ_AT_ONCE, GalleryRow, hexadecimal, in_order
+from hf_vse.search.vectors import TARGET_RECALL
 
 
 class FolderStore:
@@ -80,56 +80,52 @@ class FolderStore:
         if PartialState().is_main_process:
             self.gallery = build_of_vectors(embeds, items, encoder, self.folder, made_of, **options)
 
-    def all_rows(self) -> list[GalleryRow]:
-        """A row for each vector, in order."""
-        header = read_header(self.folder)
-        self.gallery = GalleryIndex.of_version(self.folder, header)
-        if KEYS_FILE in header["files"]:
-            check_listed_files(self.folder, header, (KEYS_FILE,))
-            keys = read_json(version_folder(self.folder, header["version"]) / KEYS_FILE, list)
-        else:
-            keys = keys_of_vectors(self.gallery.embeds)
-        rows, hubs = named_rows(keys, self.gallery.items), self.gallery.hubs
-        if hubs is None:
-            return rows
-        marks = zip(rows, hubs.normalizer.tolist(), hubs.active.tolist(), strict=True)
-        return [row._replace(normalizer=normalizer, active=active) for row, normalizer, active in marks]
-
     def rows(self) -> Iterator[tuple[list[GalleryRow], np.ndarray]]:
-        rows = self.all_rows()
-        for start in range(0, len(rows), READ_AT_ONCE):
-            yield rows[start : start + READ_AT_ONCE], self.gallery.embeds[start : start + READ_AT_ONCE]
+        hubs, place = self.gallery.hubs, 0
+        for rows, embeds in self.gallery.stored(most=READ_AT_ONCE):
+            if hubs is not None:
+                own = self.gallery.rows[place : place + len(rows)]
+                marks = zip(rows, hubs.normalizer[own].tolist(), hubs.active[own].tolist(), strict=True)
+                rows = [row._replace(normalizer=normalizer, active=active) for row, normalizer, active in marks]
+            yield rows, embeds
+            place += len(rows)
 
     def begin(
         self, facts: dict[str, Any], dim: int, count: int, kind: str = "auto", recall: float = TARGET_RECALL
     ) -> None:
         self.options = {"kind": kind, "recall": recall}
         check_place(self.folder, needed=bytes_on_disk(choose_plan(count, dim, kind), count, dim))
-        self.pending: dict[str, tuple[GalleryRow, np.ndarray]] = {}
+        self.change = GalleryChange(self.folder, facts, dim, self.options)
         self.__dict__.pop("gallery", None)
 
     def versions(self) -> dict[str, str]:
-        """None: a folder is written as a whole, unless all is as it was."""
-        return {}
+        """None if the folder is written as a whole, see `change.py`."""
+        return self.change.versions()
 
     def upsert(self, rows: Sequence[GalleryRow], embeds: np.ndarray) -> None:
-        check_unit(embeds, f"vectors for {self.folder}")
-        self.pending |= {row.name: (row, each) for row, each in zip(rows, embeds, strict=True)}
+        self.change.upsert(rows, embeds)
 
     def delete(self, names: Sequence[str]) -> None:
-        for name in names:
-            del self.pending[name]
+        self.change.delete(names)
 
     def finish(self, facts: dict[str, Any]) -> None:
-        rows = sorted(self.pending.values(), key=lambda pair: in_order(pair[0]))
-        keys, items = [row.key for row, _ in rows], [row.item for row, _ in rows]
         hubs = facts.get("hubs")
-        facts = {name: value for name, value in facts.items() if name != "hubs"}
+        facts = {name: value for name, value in facts.items() if name not in ("hubs", "fields")}
+        if hubs or not (self.change.written or self.change.base):
+            self.write_whole(facts, hubs)
+        else:
+            self.change.finish(facts)
+        self.__dict__.pop("gallery", None)
+
+    def write_whole(self, facts: dict[str, Any], hubs: dict[str, Any] | None) -> None:
+        """All that is pending, in the order of a folder, unless the folder holds just that."""
+        rows = sorted(self.change.pending.values(), key=lambda pair: in_order(pair[0]))
+        keys, items = [row.key for row, _ in rows], [row.item for row, _ in rows]
         marks = [(row.normalizer, row.active) for row, _ in rows] if hubs else []
         recipe = recipe_of(keys, items, facts, self.options, hubs, marks)
         with locked(self.folder):
             if GalleryIndex.unchanged(self.folder, recipe) is None:
-                embeds = np.stack([each for _, each in rows]).astype(np.float32, copy=False)
+                embeds = np.stack([each for _, each in rows])
                 plan = choose_plan(*embeds.shape, self.options["kind"])
                 gallery = GalleryIndex.without_index(embeds, items, facts, plan)
                 gallery.vectors.build(None, self.options["recall"], progress=False)
@@ -138,6 +134,5 @@ class FolderStore:
                     gallery.hubs = QueryBank(
                         normalizer, np.array([row.active for row, _ in rows]), hubs["temperature"]
                     )
-                gallery.write(self.folder, recipe, keys)
+                gallery.write(self.folder, recipe, keys, index_settings(self.options))
             remove_leftovers(self.folder)
-        self.__dict__.pop("gallery", None)

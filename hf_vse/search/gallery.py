@@ -2,29 +2,30 @@
 
 INDEX/gallery.json            its model, its index and measured recall, and what was left out
 INDEX/versions/VERSION/
-    items.jsonl               one line per vector: what it represents
-    gallery.safetensors       the vectors, memory-mapped when loaded
-    keys.json                 the key of the image of each vector; absent if the vectors came as an array
-    index.faiss               the FAISS index, unless the search is exact
+    items-SEGMENT.arrow       what the vectors represent
+    vectors-SEGMENT.safetensors
+    dead.safetensors          rows that are no longer in it; see `segments.py`
+    index.faiss               the FAISS index of its first rows, unless the search is exact
     hubs.safetensors          which items are hubs, if a query bank was given
 
-`storage.py` replaces it safely while others read it.
+Items and vectors stay memory-mapped. `storage.py` replaces a gallery safely while others read it. Format 3, with
+`items.jsonl`, `gallery.safetensors` and `keys.json`, is read as well; the next `hf-vse index` writes format 4.
 """
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from hf_vse.data.features import read_array
 from hf_vse.embed.hub_correction import Correction, QueryBank
 from hf_vse.embed.matrices import as_vectors, best_of
-from hf_vse.files import numbered_lines, parse_json
+from hf_vse.files import numbered_lines, parse_json, read_json
 from hf_vse.search.filters import Fields, check_conditions, item_fields, matching, parse_conditions
 from hf_vse.search.header import (
+    DEAD_FILE,
     FAISS_FILE,
     FORMAT,
     HEADER_FILE,
@@ -32,26 +33,36 @@ from hf_vse.search.header import (
     ITEMS_FILE,
     KEYS_FILE,
     NOT_FACTS,
+    OLD_FORMAT,
     VECTORS_FILE,
     json_digest,
     read_header,
-    to_json,
 )
 from hf_vse.search.plan import Plan, bytes_on_disk, choose_plan
 from hf_vse.search.queries import check_made_by, checked_queries
+from hf_vse.search.segments import (
+    SEGMENT_ROWS,
+    SegmentItems,
+    SegmentVectors,
+    of_rows,
+    read_alive,
+    read_segments,
+    write_segments,
+)
 from hf_vse.search.storage import (
     check_listed_files,
     check_place,
-    keep_keys,
     locked,
     make_current,
     new_version,
     remove_leftovers,
     version_folder,
 )
+from hf_vse.search.store import GalleryRow, keys_of_vectors, named_rows
 from hf_vse.search.vectors import TARGET_RECALL, VectorIndex, check_unit
 
 CORRECTED = 10  # candidates per result that are corrected
+MOST_MASKS = 16  # of conditions, kept for the next query
 
 Where = Sequence[str] | Callable[[Any], bool]
 
@@ -60,7 +71,7 @@ class GalleryIndex:
     """Unit vectors and the items that they represent.
 
     Args:
-        embeds: (items, dim) unit vectors.
+        embeds: (items, dim) unit vectors, kept as float16 or float32.
         items: one per vector, any JSON value: a file name, an id, a dict; default: its row.
         model: name of the model that made the vectors; queries must come from the same model.
         kind: `auto`, or `exact`, `ivf`, `hnsw`, `pq`, see `plan.py`.
@@ -84,31 +95,42 @@ class GalleryIndex:
         recall: float = TARGET_RECALL,
         progress: bool = False,
     ):
-        vectors = np.ascontiguousarray(as_vectors("embeds", embeds), np.float32)
+        vectors = as_vectors("embeds", embeds)
+        vectors = np.ascontiguousarray(vectors, np.float16 if vectors.dtype == np.float16 else np.float32)
         check_unit(vectors, "embeds")
         queries = None if queries is None else np.asarray(queries, np.float32)
         self.take(vectors, items, {"model": model}, choose_plan(*vectors.shape, kind))
         self.vectors.build(queries, recall, progress)
 
     def take(
-        self, embeds: np.ndarray, items: Sequence[Any] | None, facts: dict[str, Any], plan: Plan
+        self,
+        embeds: np.ndarray | SegmentVectors,
+        items: Sequence[Any] | None,
+        facts: dict[str, Any],
+        plan: Plan,
+        alive: np.ndarray | None = None,
     ) -> "GalleryIndex":
-        """Sets all parts of a gallery except the FAISS index."""
-        self.items = list(range(len(embeds))) if items is None else list(items)
-        if len(self.items) != len(embeds):
-            raise ValueError(f"there are {len(self.items)} items for {len(embeds)} vectors; give one for each")
+        """Sets all parts of a gallery except the FAISS index.
+
+        Args:
+            alive: which rows are in the gallery; default: all.
+        """
+        everything = items if isinstance(items, SegmentItems) else list(range(len(embeds)) if items is None else items)
+        if len(everything) != len(embeds):
+            raise ValueError(f"there are {len(everything)} items for {len(embeds)} vectors; give one for each")
+        self.everything = everything  # with what is dead, as `vectors` and `hubs`
+        self.alive = alive
         self.facts = facts
         self.vectors = VectorIndex(embeds, plan)
         self.masks: dict[tuple[str, ...], np.ndarray] = {}
         self.hubs: QueryBank | None = None
+        self.keys: Sequence[str] | None = None  # of the images of a gallery of format 3
         return self
 
     @classmethod
-    def without_index(
-        cls, embeds: np.ndarray, items: Sequence[Any], facts: dict[str, Any], plan: Plan
-    ) -> "GalleryIndex":
-        """A gallery whose `vectors` are built or loaded later."""
-        return cls.__new__(cls).take(embeds, items, facts, plan)
+    def without_index(cls, *parts: Any) -> "GalleryIndex":
+        """A gallery whose `vectors` are built or loaded later; see `take`."""
+        return cls.__new__(cls).take(*parts)
 
     @classmethod
     def build(cls, source: Any, encoder: Any, folder: str | Path, **options: Any) -> "GalleryIndex":
@@ -118,12 +140,21 @@ class GalleryIndex:
         return build_gallery(source, encoder, folder, **options)
 
     def __len__(self) -> int:
-        return len(self.items)
+        return len(self.everything) if self.alive is None else len(self.rows)
+
+    @cached_property
+    def rows(self) -> np.ndarray:
+        """(items,) the places of the items among all that is stored."""
+        return np.arange(len(self.everything)) if self.alive is None else np.flatnonzero(self.alive)
 
     @property
-    def embeds(self) -> np.ndarray:
-        """(items, dim) float32."""
-        return self.vectors.embeds
+    def items(self) -> Sequence[Any]:
+        return self.everything if self.alive is None else self.everything.only(self.rows)
+
+    @property
+    def embeds(self) -> np.ndarray | SegmentVectors:
+        """(items, dim) float32 or float16."""
+        return self.vectors.embeds if self.alive is None else of_rows(self.vectors.embeds, self.rows)
 
     @property
     def model(self) -> str | None:
@@ -136,7 +167,10 @@ class GalleryIndex:
 
     def learn_hubs(self, queries: Any) -> None:
         """Finds, with typical queries (unit vectors, (queries, dim)), which items appear too often; see `search`."""
-        self.hubs = QueryBank.fit(self.embeds, queries)
+        found = QueryBank.fit(self.embeds, queries)
+        normalizer, active = np.zeros(len(self.everything), np.float32), np.zeros(len(self.everything), bool)
+        normalizer[self.rows], active[self.rows] = found.normalizer, found.active
+        self.hubs = QueryBank(normalizer, active, found.temperature)
 
     def search(
         self,
@@ -160,7 +194,7 @@ class GalleryIndex:
         """
         if model is not None:
             self.check_model(model)
-        queries = checked_queries(queries, self.embeds.shape[1], k)
+        queries = checked_queries(queries, self.vectors.embeds.shape[1], k)
         allowed = self.allowed(where)
         if allowed is not None and not allowed.any():
             return np.empty((len(queries), 0), np.float32), [[] for _ in queries]
@@ -168,7 +202,7 @@ class GalleryIndex:
             scores, rows = self.vectors.search(queries, k, allowed)
         else:
             scores, rows = self.corrected(queries, k, allowed, correction)
-        return scores, [[self.items[row] for row in found] for found in rows.tolist()]
+        return scores, [[self.everything[row] for row in found] for found in rows.tolist()]
 
     def corrected(
         self, queries: np.ndarray, k: int, allowed: np.ndarray | None, correction: Correction
@@ -182,14 +216,22 @@ class GalleryIndex:
         return best_of(self.hubs.rescore_found(scores, rows, correction), rows, k)
 
     def allowed(self, where: Where) -> np.ndarray | None:
-        """(items,) booleans, or None if all items are allowed. Masks of conditions are cached."""
+        """Booleans for all that is stored, or None if all of it is allowed. The last masks of conditions are kept."""
         if callable(where):
-            return np.fromiter((bool(where(item)) for item in self.items), bool, len(self.items))
+            allowed = np.zeros(len(self.everything), bool)
+            allowed[self.rows] = np.fromiter((bool(where(item)) for item in self.items), bool, len(self))
+            return allowed
         conditions = (where,) if isinstance(where, str) else tuple(where)
         if not conditions:
-            return None
+            return self.alive
         if conditions not in self.masks:
-            self.masks[conditions] = matching(self.items, conditions, self.fields)
+            if isinstance(self.everything, SegmentItems):
+                found = self.everything.matching(conditions, self.fields)
+            else:
+                found = matching(self.everything, conditions, self.fields)
+            if len(self.masks) >= MOST_MASKS:
+                del self.masks[next(iter(self.masks))]
+            self.masks[conditions] = found if self.alive is None else found & self.alive
         return self.masks[conditions]
 
     def check_conditions(self, where: Sequence[str]) -> None:
@@ -201,7 +243,8 @@ class GalleryIndex:
     def fields(self) -> Fields:
         """What the items say of themselves, and of what kind; see `item_fields`."""
         if "fields" not in self.facts:  # a gallery that was not saved, or before fields were recorded
-            self.facts["fields"] = item_fields(self.items)
+            stored = isinstance(self.everything, SegmentItems)
+            self.facts["fields"] = self.everything.fields(self.alive) if stored else item_fields(self.everything)
         return self.facts["fields"]
 
     def check_model(self, model: Any) -> None:
@@ -216,30 +259,52 @@ class GalleryIndex:
         """
         folder = check_place(folder, needed=bytes_on_disk(self.plan, *self.embeds.shape))
         with locked(folder):
-            self.write(folder)
+            self.compact().write(folder)
 
-    def write(self, folder: Path, recipe: str | None = None, keys: Sequence[str] | None = None) -> None:
+    def compact(self) -> "GalleryIndex":
+        """Itself, or if rows of it are dead, or not in its index, the same gallery with a new one."""
+        indexed = self.vectors.embeds if self.vectors.faiss is None else range(self.vectors.faiss.ntotal)
+        if self.alive is None and len(indexed) == len(self.everything):
+            return self
+        made = self.without_index(self.embeds, self.items, self.facts, self.plan)
+        made.vectors.build(None, self.plan.recall or TARGET_RECALL, progress=False)
+        if self.hubs is not None:
+            marks = self.hubs.normalizer[self.rows], self.hubs.active[self.rows]
+            made.hubs = QueryBank(*marks, self.hubs.temperature)
+        return made
+
+    def write(
+        self, folder: Path, recipe: str | None = None, keys: Sequence[str] | None = None, settings: str | None = None
+    ) -> None:
         """The same, for callers that have checked and locked the folder.
 
         Args:
             recipe: digest of everything that the gallery is made of, see `unchanged`.
-            keys: one per vector, identifies its image, so that it is not encoded again; default: the keys of the
-                replaced gallery, if its vectors are the same.
+            keys: one per vector, identifies its image, so that it is not encoded again.
+            settings: of its index, see `change.py`.
         """
         with new_version(folder) as version:
-            save_file({"embeds": np.ascontiguousarray(self.embeds)}, version / VECTORS_FILE)
-            with (version / ITEMS_FILE).open("w", encoding="utf-8", newline="\n") as file:
-                file.writelines(to_json(item) + "\n" for item in self.items)
-            if keys is None:
-                keep_keys(folder, version)
-            else:
-                (version / KEYS_FILE).write_text(json.dumps(keys), encoding="utf-8")
+            facts = {"segments": write_segments(version, self.stored(keys))}
             self.vectors.save(version / FAISS_FILE)
             if self.hubs is not None:
                 self.hubs.save(version / HUBS_FILE)
-            shape = {"items": len(self), "dim": self.embeds.shape[1], "plan": self.plan.to_dict(), "recipe": recipe}
-            make_current(folder, version, shape | self.facts | {"fields": self.fields})
+            facts |= {"items": len(self), "dim": self.vectors.embeds.shape[1], "recipe": recipe}
+            facts |= {"settings": settings}
+            make_current(folder, version, facts | {"plan": self.plan.to_dict()} | self.facts | {"fields": self.fields})
         remove_leftovers(folder)
+
+    def stored(
+        self, keys: Sequence[str] | None = None, most: int = SEGMENT_ROWS
+    ) -> Iterator[tuple[list[GalleryRow], np.ndarray]]:
+        """All rows with their vectors (rows, dim), at most so many at a time."""
+        items, embeds = self.items, self.embeds
+        named = keys is None and isinstance(items, SegmentItems)
+        if not named:
+            keys = keys or self.keys or keys_of_vectors(embeds)
+            rows = named_rows(keys, items)
+        for start in range(0, len(items), most):
+            stop = min(start + most, len(items))
+            yield items.gallery_rows(start, stop) if named else rows[start:stop], embeds[start:stop]
 
     @classmethod
     def load(cls, folder: str | Path) -> "GalleryIndex":
@@ -261,22 +326,25 @@ class GalleryIndex:
     @classmethod
     def of_version(cls, folder: Path, header: dict[str, Any]) -> "GalleryIndex":
         """The gallery that a header names."""
-        check_listed_files(folder, header, header["files"].keys() - {KEYS_FILE})
+        check_listed_files(folder, header, header["files"].keys())
         version = version_folder(folder, header["version"])
-        embeds = read_array(version / VECTORS_FILE, "embeds")
-        if embeds.shape != (header["items"], header["dim"]) or embeds.dtype != np.float32:
+        old = header["format"] == OLD_FORMAT
+        items, embeds = old_parts(version) if old else read_segments(version, header)
+        alive = read_alive(version, len(embeds)) if DEAD_FILE in header["files"] else None
+        count = len(embeds) if alive is None else int(alive.sum())
+        if (count, embeds.shape[1]) != (header["items"], header["dim"]):
             raise ValueError(
-                f"{version / VECTORS_FILE} holds {embeds.dtype} {embeds.shape}, {folder / HEADER_FILE} says "
+                f"{version} holds {embeds.dtype} {(count, embeds.shape[1])}, {folder / HEADER_FILE} says "
                 f"{header['items']} items of dim {header['dim']}: build the gallery again"
             )
-        path = version / ITEMS_FILE
-        items = [parse_json(line, f"{path}, line {number}") for number, line in numbered_lines(path)]
         facts = {name: value for name, value in header.items() if name not in NOT_FACTS}
-        index = cls.without_index(embeds, items, facts, header["plan"])
-        index.vectors.load(version / FAISS_FILE)
+        index = cls.without_index(embeds, items, facts, header["plan"], alive)
+        if KEYS_FILE in header["files"]:
+            index.keys = read_json(version / KEYS_FILE, list)
+        index.vectors.load(version / FAISS_FILE, header.get("indexed", len(embeds)))
         if HUBS_FILE in header["files"]:
             index.hubs = QueryBank.load(version / HUBS_FILE)
-            if len(index.hubs.active) != len(index):
+            if len(index.hubs.active) != len(embeds):
                 raise ValueError(f"{version / HUBS_FILE} is of another gallery: build the gallery again")
         return index
 
@@ -296,3 +364,10 @@ class GalleryIndex:
 def recipe_of(*values: Any) -> str:
     """Digest of everything that a gallery is made of. An unchanged gallery is not written again."""
     return json_digest(FORMAT, *values)
+
+
+def old_parts(version: Path) -> tuple[list[Any], np.ndarray]:
+    """Items and vectors of a gallery of format 3."""
+    path = version / ITEMS_FILE
+    items = [parse_json(line, f"{path}, line {number}") for number, line in numbered_lines(path)]
+    return items, read_array(version / VECTORS_FILE, "embeds")

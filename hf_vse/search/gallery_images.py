@@ -5,6 +5,8 @@ changed places; of bytes and arrays in a data set it is `item_key`.
 """
 
 import logging
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path, PurePosixPath
@@ -32,7 +34,7 @@ OTHER_METADATA = ("metadata.csv", "metadata.parquet")
 NAMED = 10  # files that a warning names
 
 
-@dataclass
+@dataclass(slots=True)
 class GalleryImage:
     """One image of a source: `key` changes with its content, `item` is what the gallery says of it."""
 
@@ -49,12 +51,12 @@ def of_folder(root: Path) -> tuple[list[GalleryImage], dict[str, Any]]:
     """
     known, repeated = read_metadata(root)
     found, passed_over = [], []
-    for path in sorted(path for path in root.rglob("*") if path.is_file()):
-        name = path.relative_to(root).as_posix()
-        if path.suffix.lower() in SUFFIXES:
+    for name in files_below(root):
+        suffix = PurePosixPath(name).suffix.lower()
+        if suffix in SUFFIXES:
             item = {"file": name} | known.pop(name, {}) | {"file": name}
-            found.append(GalleryImage(file_key(name, path), item))
-        elif path.suffix.lower() in OTHER_PICTURES:
+            found.append(GalleryImage(file_key(name, root / name), item))
+        elif suffix in OTHER_PICTURES:
             passed_over.append(name)
     facts = {}
     for name in OTHER_METADATA:
@@ -69,6 +71,20 @@ def of_folder(root: Path) -> tuple[list[GalleryImage], dict[str, Any]]:
     if known:
         facts["unmatched"] = counted_names(list(known), f"{root / METADATA_FILE}: %s name no image in the folder")
     return found, facts
+
+
+def files_below(folder: Path, before: str = "") -> Iterator[str]:
+    """Names of all files, in the order of paths; one folder is held at a time. Links to folders are not followed."""
+    try:
+        with os.scandir(folder) as entries:
+            there = sorted(entries, key=lambda entry: entry.name)
+    except PermissionError:
+        return
+    for entry in there:
+        if entry.is_dir(follow_symlinks=False):
+            yield from files_below(folder / entry.name, f"{before}{entry.name}/")
+        elif entry.is_file():
+            yield before + entry.name
 
 
 def counted_names(names: list[str], remark: str) -> dict[str, Any]:

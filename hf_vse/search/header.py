@@ -13,15 +13,32 @@ from typing import Any
 from hf_vse.files import read_json
 from hf_vse.search.plan import Plan
 
-FORMAT = 3
+FORMAT = 4
 HEADER_FILE = "gallery.json"
-ITEMS_FILE = "items.jsonl"
-VECTORS_FILE = "gallery.safetensors"
-KEYS_FILE = "keys.json"
 FAISS_FILE = "index.faiss"
 HUBS_FILE = "hubs.safetensors"
-FILES = (ITEMS_FILE, VECTORS_FILE, KEYS_FILE, FAISS_FILE, HUBS_FILE)
-NOT_FACTS = ("format", "version", "files", "items", "dim", "plan", "recipe", "checksum")
+DEAD_FILE = "dead.safetensors"
+OLD_FORMAT = 3  # read, and written anew by the next `hf-vse index`, with the vectors it has
+ITEMS_FILE = "items.jsonl"  # this and the next two are files of it
+VECTORS_FILE = "gallery.safetensors"
+KEYS_FILE = "keys.json"
+OLD_FILES = (ITEMS_FILE, VECTORS_FILE, KEYS_FILE, FAISS_FILE, HUBS_FILE)
+OUR_FILE = re.compile(
+    r"items-[0-9a-f]{16}\.arrow|vectors-[0-9a-f]{16}\.safetensors|" + "|".join(map(re.escape, (*OLD_FILES, DEAD_FILE)))
+)
+NOT_FACTS = (
+    "format",
+    "version",
+    "files",
+    "segments",
+    "items",
+    "dim",
+    "plan",
+    "indexed",
+    "recipe",
+    "settings",
+    "checksum",
+)
 VERSION = re.compile(r"[0-9a-f]{16}")
 CHECKSUM = re.compile(r"[0-9a-f]{64}")
 BLOCK = 2**20  # bytes read at once
@@ -34,16 +51,35 @@ def is_count(value: Any, least: int = 1) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
+def items_file(segment: str) -> str:
+    return f"items-{segment}.arrow"
+
+
+def vectors_file(segment: str) -> str:
+    return f"vectors-{segment}.safetensors"
+
+
+def is_part_of_segment(name: str) -> bool:
+    return name.startswith(("items", "vectors-", VECTORS_FILE))
+
+
 def is_list_of_files(value: Any) -> bool:
-    return (
-        isinstance(value, dict)
-        and {ITEMS_FILE, VECTORS_FILE} <= value.keys() <= set(FILES)
-        and all(
-            isinstance(entry, dict)
-            and is_count(entry.get("bytes"), 0)
-            and CHECKSUM.fullmatch(str(entry.get("checksum"))) is not None
-            for entry in value.values()
-        )
+    return isinstance(value, dict) and all(
+        OUR_FILE.fullmatch(name) is not None
+        and isinstance(entry, dict)
+        and is_count(entry.get("bytes"), 0)
+        and CHECKSUM.fullmatch(str(entry.get("checksum"))) is not None
+        for name, entry in value.items()
+    )
+
+
+def are_segments(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(segment, dict)
+        and segment.keys() == {"name", "rows"}
+        and VERSION.fullmatch(str(segment["name"])) is not None
+        and is_count(segment["rows"])
+        for segment in value
     )
 
 
@@ -88,6 +124,9 @@ OPTIONAL: dict[str, Check] = {
     "root": (is_text_or_null, "a folder or null"),
     "origin": (is_object_or_null, "an object {...} or null"),
     "passed_over": (is_object_or_null, "an object {...} or null"),
+    "indexed": (is_count, "a number from 1 on"),
+    "settings": (is_text_or_null, "text or null"),
+    "segments": (are_segments, "a list of segments"),
     "unmatched": (is_object_or_null, "an object {...} or null"),
     "repeated": (is_object_or_null, "an object {...} or null"),
     "fields": (are_fields, "the kinds of values of each field"),
@@ -110,7 +149,7 @@ def read_header(folder: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{folder} holds no gallery: {HEADER_FILE} is missing; make one with `hf-vse index`")
     header = read_json(path, dict)
     number = header.get("format")
-    if number != FORMAT or not is_count(number):
+    if number not in (FORMAT, OLD_FORMAT) or not is_count(number):
         newer = is_count(number) and number > FORMAT
         remedy = "it was made by a newer hf_vse, pip install -U hf_vse" if newer else again(folder)
         raise ValueError(f"{path}: format is {number!r:.60}, this hf_vse reads {FORMAT}: {remedy}")
@@ -121,6 +160,7 @@ def read_header(folder: Path) -> dict[str, Any]:
             raise ValueError(f"{path}: {name} is {header[name]!r:.60}, not {wanted}: {again(folder)}")
     if header["checksum"] != checksum_of(header):
         raise ValueError(f"{path} was changed after it was written (its checksum differs): {again(folder)}")
+    check_names_of_files(path, header)
     header["plan"] = Plan.of_dict(header["plan"], f"{path}: plan")
     check_plan(path, header)
     return header
@@ -129,6 +169,21 @@ def read_header(folder: Path) -> dict[str, Any]:
 def again(folder: Path) -> str:
     """The remedy if `gallery.json` itself is damaged."""
     return f"delete the folder {folder} and build the gallery again with `hf-vse index`"
+
+
+def check_names_of_files(path: Path, header: dict[str, Any]) -> None:
+    """Raises ValueError if the files are not those of the format."""
+    if header["format"] == OLD_FORMAT:
+        there = {ITEMS_FILE, VECTORS_FILE} <= header["files"].keys() <= set(OLD_FILES)
+    else:
+        names = [segment["name"] for segment in header.get("segments", [])]
+        wanted = {of(name) for name in names for of in (items_file, vectors_file)}
+        others = {FAISS_FILE, HUBS_FILE, DEAD_FILE}
+        there = len(wanted) == 2 * len(names) > 0 and wanted <= header["files"].keys() <= wanted | others
+    if not there:
+        raise ValueError(
+            f"{path}: files and segments are not those of a gallery of format {header['format']}: {again(path.parent)}"
+        )
 
 
 def check_plan(path: Path, header: dict[str, Any]) -> None:

@@ -14,8 +14,7 @@ import logging
 import os
 import re
 import secrets
-import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,14 +22,13 @@ from typing import Any
 
 from hf_vse.files import check_output_folder, read_json, sync, write_text
 from hf_vse.search.header import (
-    FILES,
     FORMAT,
     HEADER_FILE,
-    KEYS_FILE,
-    VECTORS_FILE,
+    OUR_FILE,
     VERSION,
     checksum_of,
     file_checksum,
+    is_part_of_segment,
     read_header,
     to_json,
 )
@@ -46,7 +44,7 @@ logger = logging.getLogger(__name__)
 VERSIONS_FOLDER = "versions"
 FULL = (errno.ENOSPC, errno.EDQUOT)
 UNFINISHED_HEADER = re.compile(r"\.gallery\.\d+\.json")
-UNREAD_ABOVE = 2**32  # bytes; larger vector files are verified when they are reused, not at every load
+UNREAD_ABOVE = 2**30  # bytes; larger galleries are verified when they are indexed again, not at every load
 
 
 def version_folder(folder: Path, version: str) -> Path:
@@ -83,7 +81,9 @@ def not_ours(folder: Path) -> Iterator[str]:
     for path in sorted(folder.glob("*")):
         if path.name == VERSIONS_FOLDER and path.is_dir():
             inner = [
-                each for each in path.glob("*/*") if each.name not in FILES or not VERSION.fullmatch(each.parent.name)
+                each
+                for each in path.glob("*/*")
+                if not OUR_FILE.fullmatch(each.name) or not VERSION.fullmatch(each.parent.name)
             ]
             inner += [each for each in path.glob("*") if not (each.is_dir() and VERSION.fullmatch(each.name))]
         elif path.name == PARTS_FOLDER and path.is_dir():
@@ -150,21 +150,16 @@ def new_version(folder: Path) -> Iterator[Path]:
         raise
 
 
-def keep_keys(folder: Path, version: Path) -> None:
-    """Copies the keys of the current version to a new one that has the same vectors."""
-    try:
-        header = read_header(folder)
-        if file_checksum(version / VECTORS_FILE) == header["files"][VECTORS_FILE]["checksum"]:
-            check_listed_files(folder, header, (KEYS_FILE,))
-            shutil.copyfile(version_folder(folder, header["version"]) / KEYS_FILE, version / KEYS_FILE)
-    except (FileNotFoundError, ValueError, KeyError):  # no gallery, one without keys, or a damaged one
-        return
+def make_current(folder: Path, version: Path, facts: dict[str, Any], linked: Mapping[str, Any] | None = None) -> None:
+    """Makes a complete version the current one.
 
-
-def make_current(folder: Path, version: Path, facts: dict[str, Any]) -> None:
-    """Makes a complete version the current one."""
-    files = {}
+    Args:
+        linked: files that the version shares with the one before, with their sizes and checksums.
+    """
+    files = dict(linked or {})
     for path in sorted(version.iterdir()):
+        if path.name in files:
+            continue
         sync(path)
         files[path.name] = {"bytes": path.stat().st_size, "checksum": file_checksum(path)}
     sync(version)
@@ -179,8 +174,9 @@ def check_listed_files(folder: Path, header: dict[str, Any], names: Collection[s
 
     Args:
         names: the files to check.
-        whole: also verify the checksum of a very large file of vectors; otherwise only its size.
+        whole: also verify the checksums of a very large gallery; otherwise of its index and its hubs.
     """
+    total = sum(entry["bytes"] for entry in header["files"].values())
 
     def check(name: str) -> None:
         path, entry = version_folder(folder, header["version"]) / name, header["files"][name]
@@ -190,7 +186,7 @@ def check_listed_files(folder: Path, header: dict[str, Any], names: Collection[s
         size = path.stat().st_size
         if size != entry["bytes"]:
             raise ValueError(f"{path} is damaged ({size:,} bytes instead of {entry['bytes']:,}): {remedy}")
-        read = whole or name != VECTORS_FILE or size <= UNREAD_ABOVE
+        read = whole or total <= UNREAD_ABOVE or not is_part_of_segment(name)
         if read and file_checksum(path) != entry["checksum"]:
             raise ValueError(f"{path} is damaged (its checksum differs): {remedy}")
 
@@ -213,7 +209,8 @@ def remove_versions(folder: Path) -> None:
     for path in sorted((folder / VERSIONS_FOLDER).glob("*")):
         if path.name != current and VERSION.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
             with suppress(PermissionError):  # on Windows while a reader uses it; the next run removes it
-                for name in FILES:
-                    (path / name).unlink(missing_ok=True)
+                for each in sorted(path.iterdir()):
+                    if OUR_FILE.fullmatch(each.name):
+                        each.unlink(missing_ok=True)
             remove_if_empty(path)
     remove_if_empty(folder / VERSIONS_FOLDER)

@@ -11,7 +11,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from hf_vse.embed.matrices import best_of, merge_best, no_candidates
-from hf_vse.search.plan import RERANK, Plan
+from hf_vse.search.plan import EXACT_VALUES, RERANK, Plan
 
 logger = logging.getLogger(__name__)
 
@@ -39,11 +39,11 @@ class VectorIndex:
         self.embeds = embeds
         self.plan = plan
         self.faiss = None
-        if plan.kind == "exact" and find_spec("faiss"):
+        if plan.kind == "exact" and find_spec("faiss") and embeds.size <= EXACT_VALUES:
             import faiss
 
             self.faiss = faiss.IndexFlatIP(embeds.shape[1])
-            self.faiss.add(np.ascontiguousarray(embeds))
+            self.faiss.add(np.ascontiguousarray(embeds, np.float32))
         elif plan.kind != "exact" and not find_spec("faiss"):
             remedy = "pip install 'hf_vse[index]', or kind='exact'"
             raise ImportError(f"an index of kind {plan.kind!r} needs FAISS: {remedy}")
@@ -70,13 +70,18 @@ class VectorIndex:
             if self.plan.kind == "pq":
                 self.faiss.pq.cp.min_points_per_centroid = 1
                 self.faiss.pq.cp.niter = ITERATIONS
-            self.faiss.train(np.ascontiguousarray(self.embeds[chosen]))
-        for start in tqdm(range(0, count, BLOCK), f"indexing ({self.plan.kind})", disable=not progress, leave=False):
-            self.faiss.add(np.ascontiguousarray(self.embeds[start : start + BLOCK]))
+            self.faiss.train(np.ascontiguousarray(self.embeds[chosen], np.float32))
+        self.add(0, progress)
         measured_on = "given queries" if queries is not None else "vectors of the gallery"
         if queries is None:
             queries = self.embeds[rng.permutation(count)[:MEASURED_QUERIES]]
         self.tune(np.ascontiguousarray(queries[:MEASURED_QUERIES], np.float32), recall, measured_on)
+
+    def add(self, first: int, progress: bool = False) -> None:
+        """Adds the vectors from a row on to the index."""
+        starts = range(first, len(self.embeds), BLOCK)
+        for start in tqdm(starts, f"indexing ({self.plan.kind})", disable=not progress, leave=False):
+            self.faiss.add(np.ascontiguousarray(self.embeds[start : start + BLOCK], np.float32))
 
     def tune(self, queries: np.ndarray, recall: float, measured_on: str) -> None:
         """Raises the effort until `recall` of the exact neighbours are found."""
@@ -107,17 +112,21 @@ class VectorIndex:
         """
         k = min(k, len(self.embeds) if allowed is None else int(allowed.sum()))
         if allowed is not None and (self.faiss is None or allowed.sum() <= SMALL_SUBSET):
-            rows = np.flatnonzero(allowed)
-            scores, places = exact_search(self.embeds[rows], queries, k)
-            return scores, rows[places]
+            return self.exactly(queries, k, allowed)
         if self.faiss is None:
             return exact_search(self.embeds, queries, k)
-        wanted = k * RERANK if self.plan.kind == "pq" else k
-        parameters = self.parameters(wanted, allowed)
-        scores, rows = self.faiss.search(queries, min(wanted, len(self.embeds)), params=parameters)
+        wanted, indexed = k * RERANK if self.plan.kind == "pq" else k, self.faiss.ntotal
+        parameters = self.parameters(wanted, None if allowed is None else allowed[:indexed])
+        scores, rows = self.faiss.search(queries, min(wanted, indexed), params=parameters)
         if self.plan.kind == "pq":
             scores, rows = self.compare_again(queries, rows, k)
-        short = np.flatnonzero((rows[:, :k] < 0).any(axis=1))  # too few in the cells that were visited
+        most = min(k, indexed if allowed is None else int(allowed[:indexed].sum()))
+        short = np.flatnonzero((rows[:, :most] < 0).any(axis=1))  # too few in the cells that were visited
+        if indexed < len(self.embeds):  # the others came later, and are few
+            there = np.flatnonzero(np.ones(len(self.embeds) - indexed) if allowed is None else allowed[indexed:])
+            more, places = exact_search(self.embeds, queries, k, there + indexed)
+            both = np.concatenate([rows, (there + indexed)[places]], axis=1)
+            scores, rows = best_of(np.concatenate([scores, more], axis=1), both, k)
         if len(short):
             scores[short], rows[short] = self.exactly(queries[short], k, allowed)
         return scores, rows
@@ -156,8 +165,11 @@ class VectorIndex:
         if self.plan.kind != "exact":
             faiss.write_index(self.faiss, str(path))
 
-    def load(self, path: Path) -> None:
+    def load(self, path: Path, indexed: int | None = None) -> None:
         """Reads a file that `save` wrote; the caller has verified its checksum.
+
+        Args:
+            indexed: how many of the vectors, the first, are in it; default: all.
 
         Raises:
             ValueError: it is not, or belongs to other vectors.
@@ -166,15 +178,18 @@ class VectorIndex:
 
         if self.plan.kind == "exact":
             return
+        indexed = len(self.embeds) if indexed is None else indexed
+        if indexed > len(self.embeds):
+            raise ValueError(f"{path} has {indexed} vectors, the gallery {len(self.embeds)}: build the gallery again")
         try:
             self.faiss = faiss.read_index(str(path))
         except RuntimeError as error:
             raise ValueError(f"{path} cannot be read by FAISS: build the gallery again") from error
         wanted = {"hnsw": faiss.IndexHNSW, "ivf": faiss.IndexIVFFlat, "pq": faiss.IndexIVFPQ}[self.plan.kind]
-        if not isinstance(self.faiss, wanted) or (self.faiss.ntotal, self.faiss.d) != self.embeds.shape:
+        if not isinstance(self.faiss, wanted) or (self.faiss.ntotal, self.faiss.d) != (indexed, self.embeds.shape[1]):
             raise ValueError(
                 f"{path} holds {type(self.faiss).__name__} with {self.faiss.ntotal} vectors of {self.faiss.d}, the "
-                f"gallery {self.plan.kind!r} with {self.embeds.shape}: build the gallery again"
+                f"gallery {self.plan.kind!r} with {(indexed, self.embeds.shape[1])}: build the gallery again"
             )
 
 

@@ -12,7 +12,7 @@ from hf_vse.search.header import FORMAT, checksum_of, to_json
 from tests.bad_input.table import Case, Parts, one_clear_line
 
 HEADER = "gallery.json"
-FILES = (HEADER, "items.jsonl", "gallery.safetensors", "index.faiss", "hubs.safetensors")
+FILES = (HEADER, "items-*.arrow", "vectors-*.safetensors", "index.faiss", "hubs.safetensors")
 
 
 def graph(parts: Parts, folder: Path, seed: int = 0) -> Path:
@@ -119,7 +119,7 @@ FORMATS = (0, 1, FORMAT - 1, FORMAT + 1, 99, -1, "3", 3.0, None, True, [FORMAT],
 def file_cases() -> list[Case]:
     cases = []
     for name in FILES:
-        says = f"{name}|not a gallery"
+        says = f"{name.replace('*', '.*')}|not a gallery"
         cases.append(Case(f"gallery/{name} missing", damaged(name, None), says))
         for damage, change in DAMAGES.items():
             cases.append(Case(f"gallery/{name} {damage}", damaged(name, change), says))

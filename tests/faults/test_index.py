@@ -39,9 +39,9 @@ def change(photographs: Path) -> None:
     (photographs / "07.png").unlink()
 
 
-def index(photographs: Path, folder: Path, kind: str, weights: str = "a") -> PlainEncoder:
+def index(photographs: Path, folder: Path, kind: str, weights: str = "a", bank: bool = True) -> PlainEncoder:
     encoder = PlainEncoder(weights)
-    options = {"batch_size": 6, "progress": False, "query_bank": ["red", "blue"]}
+    options = {"batch_size": 6, "progress": False, "query_bank": ["red", "blue"] if bank else []}
     build_gallery(photographs, encoder, folder, kind=kind, **options)
     return encoder
 
@@ -79,7 +79,8 @@ def content(folder: Path) -> tuple | None:
     except FileNotFoundError:
         return None
     queries = PlainEncoder().query(["a red circle", "two dogs"])
-    found = gallery.search(queries, k=5)[1], gallery.search(queries, k=5, correction="qbnorm")[1]
+    corrections = [None] if gallery.hubs is None else [None, "qbnorm"]
+    found = [gallery.search(queries, k=5, correction=correction)[1] for correction in corrections]
     rows = {item["file"]: gallery.embeds[row].tobytes() for row, item in enumerate(gallery.items)}
     return rows, gallery.facts, str(found)
 
@@ -93,17 +94,22 @@ CASES = [
     ("exact", "other photographs"),
     ("exact", "other weights"),
     ("hnsw", "other photographs"),
+    ("hnsw", "other photographs, grows"),
 ]
 
 
 @pytest.mark.parametrize(("kind", "before"), CASES)
-def test_killed_anywhere_the_gallery_is_the_old_or_the_new_one(kind, before, photographs, tmp_path):
+def test_killed_anywhere_the_gallery_is_the_old_or_the_new_one(kind, before, photographs, tmp_path, monkeypatch):
     folder, kept = tmp_path / "work" / "index", tmp_path / "kept"
+    bank = "grows" not in before
+    if not bank:  # by a segment, as large galleries do
+        monkeypatch.setattr("hf_vse.search.change.GROWS_ABOVE", 0)
+        monkeypatch.setattr("hf_vse.search.change.MOST_DEAD", 1.0)
     if before != "nothing":
-        index(photographs, kept, kind, "b" if before == "other weights" else "a")
-    if before == "other photographs":
+        index(photographs, kept, kind, "b" if before == "other weights" else "a", bank)
+    if before.startswith("other photographs"):
         change(photographs)
-    index(photographs, tmp_path / "whole", kind)
+    index(photographs, tmp_path / "whole", kind, bank=bank)
     old, new = content(kept), content(tmp_path / "whole")
     assert old != new
 
@@ -114,15 +120,16 @@ def test_killed_anywhere_the_gallery_is_the_old_or_the_new_one(kind, before, pho
             shutil.copytree(kept, folder)
 
     restore()
-    action, found = action_of(photographs, folder, kind), []
+    action, found = action_of(photographs, folder, kind, "a", bank), []
     for at in points_to_try(action, folder):
         restore()
         assert run(action, folder, at) == -signal.SIGKILL
         point = names_of_points(folder)[-1]
         found.append(content(folder))
         assert found[-1] in (old, new), point
-        encoder = index(photographs, folder, kind)
+        encoder = index(photographs, folder, kind, bank=bank)
         assert content(folder) == new, point
+        assert (GalleryIndex.load(folder).alive is None) == bank, "the one that grows keeps its dead rows"
         assert names_in(folder) == ["gallery.json", "versions"], point
         assert len(list((folder / "versions").iterdir())) == 1
         assert "versions" not in point or encoder.seen == 0, "what was encoded is kept"
