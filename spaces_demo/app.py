@@ -84,6 +84,12 @@ def find_tab(on: Handlers, page: gr.Blocks) -> None:
     note = gr.Markdown("Some photographs of the gallery. Type a sentence, or choose an example.", elem_classes="note")
     gallery = tiles()
     count = gr.Slider(1, MAX_RESULTS, 12, step=1, label="Number of photographs")
+    if on.main.encoder.shows_where:
+        with gr.Accordion("Why this photograph?", open=False):
+            number = gr.Slider(1, MAX_RESULTS, 1, step=1, label="Which one, in the order found; or click on it above")
+            show, lit = gr.Button("Show what speaks for the sentence", size="sm"), gr.HTML()
+        gallery.select(on.choose, None, number, **PRIVATE)
+        show.click(on.why, [sentence, count, number], lit, **PRIVATE)
     search = {"fn": on.find, "inputs": [sentence, count], "outputs": [gallery, note]} | PRIVATE
     gr.on([sentence.submit, count.release], **search)
     with examples:

@@ -17,6 +17,7 @@ from gradio.components.gallery import GalleryData, GalleryImage
 from gradio.data_classes import FileData, ImageData, ListFiles
 from limits import RefusedError, read_image
 from photographs import thumbnail
+from relevance import Relevance
 from uploads import read_upload, uploaded
 
 TRY_AGAIN = "Please try again"
@@ -93,6 +94,16 @@ def _bytes_of(payload: ImageData) -> bytes:
         except ValueError:
             return b""
     return read_upload(payload.path)
+
+
+def lit_photograph(number: int, image: PIL.Image.Image, found: Relevance) -> str:
+    """HTML of a photograph in which light falls on what speaks for a sentence, with its numbers."""
+    cells = f"{found.cells.min():.2f} to {found.cells.max():.2f}"
+    return (
+        f'<figure class="lit"><img src="{data_address(thumbnail(image))}" alt="photograph {number}, lit">'
+        f"<figcaption>Photograph {number}: similarity {found.score:.2f}; of its cells alone {cells}, the best in a "
+        "frame. Light goes from the lowest to the highest. What the model does not see is dark.</figcaption></figure>"
+    )
 
 
 def sentence_list(found: Sequence[tuple[float, str]]) -> str:

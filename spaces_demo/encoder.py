@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import torch
+from relevance import Relevance, relevance, why_no_cells
 from settings import SettingsError
 from transformers import AutoModel, AutoProcessor
 
@@ -66,6 +67,16 @@ class PublishedModel:
         # use the same thread, because every thread that runs a model keeps memory: a ResNet-18 in gradio's threads
         # used 1.5 GB and kept growing; in its own thread it used 0.9 GB.
         self._thread = ThreadPoolExecutor(1, "model")
+
+    @property
+    def shows_where(self) -> bool:
+        """Whether `relevance` applies."""
+        return why_no_cells(self.model) is None
+
+    @in_one_thread
+    def relevance(self, image: PIL.Image.Image, sentence: str) -> Relevance:
+        """Which cells of an image speak for a sentence."""
+        return relevance(self, image, sentence)
 
     def digest(self) -> str:
         """Digest of weights, configuration and processor."""

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import gradio as gr
 import PIL.Image
-from components import friendly, sentence_list
+from components import friendly, lit_photograph, sentence_list
 from limits import MAX_PICTURES, RefusedError, read_image, read_sentence
-from search import Hit, Search
+from search import Hit, Search, how_many
 from uploads import read_upload
 from visitors import Picture, Visitors
 
@@ -62,6 +62,23 @@ class Handlers:
         query = self.main.sentence(text)
         own = self.visitors.pictures(request.session_hash)
         return self.tiles(self.main.photographs(query, count, own, text), own), self.main.note(text, query)
+
+    @friendly
+    def choose(self, event: gr.SelectData) -> int:
+        """The number, from 1, of the photograph that was clicked."""
+        return how_many(event.index + 1 if isinstance(event.index, int) else None)
+
+    @friendly
+    def why(self, sentence: str, count: float, number: float, request: gr.Request) -> str:
+        """One of the photographs found, with light on what speaks for the sentence."""
+        text, number = read_sentence(sentence), how_many(number)
+        own = self.visitors.pictures(request.session_hash)
+        hits = self.main.photographs(self.main.sentence(text), count, own, text)
+        if number > len(hits):
+            raise RefusedError(f"{len(hits)} photographs were found: choose one of them.")
+        hit = hits[number - 1]
+        jpeg = own[hit.row].thumbnail if hit.is_own else self.main.album.thumbnails[hit.row]
+        return lit_photograph(number, *self.main.why(text, jpeg))
 
     @friendly
     def find_by_photograph(

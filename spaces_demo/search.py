@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import PIL.Image
 from gallery import Gallery
-from limits import MAX_RESULTS, RefusedError, read_labels, read_sentence, read_template
+from limits import MAX_RESULTS, RefusedError, read_image, read_labels, read_sentence, read_template
+from overlay import draw_relevance
 from photographs import thumbnail
+from relevance import Relevance
 from visitors import Picture
 
 TEMPLATES = ("{}", "a {}", "a photo of a {}", "a picture of a {} in the background")
@@ -90,6 +92,12 @@ class Search:
         image, wanted, frame = _given(image), read_labels(labels), read_template(template)
         shares = self.encoder.judge_labels(image, [frame.replace("{}", label) for label in wanted])
         return {label: float(share) for label, share in zip(wanted, shares, strict=True)}
+
+    def why(self, sentence: str, jpeg: bytes) -> tuple[PIL.Image.Image, Relevance]:
+        """A thumbnail with light on what speaks for the sentence, and the numbers behind it."""
+        image = read_image(jpeg)
+        found = self.encoder.relevance(image, sentence)
+        return draw_relevance(image, found.cells, found.box), found
 
     def picture(self, image: PIL.Image.Image) -> Picture:
         """A visitor's image as it is stored: a thumbnail with its vector."""

@@ -21,6 +21,7 @@ from encoder import in_one_thread, words_unknown_to
 from settings import SettingsError
 
 from hf_vse.embed.load import load_encoder
+from hf_vse.embed.relevance import Relevance, relevance, why_no_cells
 from hf_vse.embed.run import encode_images, encode_texts
 from hf_vse.errors import one_line_errors
 from hf_vse.search.locations import open_store
@@ -56,6 +57,14 @@ class LocalModel:
             raise SettingsError(f"{variable}={name!r} has no digest to keep its vectors by; give its class one")
         self.has_temperature = self.encoder.temperature is not None
         self._thread = ThreadPoolExecutor(1, "model")
+
+    @property
+    def shows_where(self) -> bool:
+        return why_no_cells(getattr(self.encoder, "model", None)) is None
+
+    @in_one_thread
+    def relevance(self, image: PIL.Image.Image, sentence: str) -> Relevance:
+        return relevance(self.encoder, image, sentence)
 
     def digest(self) -> str:
         return self.encoder.digest

@@ -227,6 +227,29 @@ def test_sentence_finds_photographs(visit, reference):
     assert page.get_by_label("What should the photograph show?").input_value() in sum(captions, [])
 
 
+def test_light_falls_on_what_speaks_for_the_sentence(visit, reference):
+    scores, _, captions = reference
+    page = visit()
+    sentence = captions[7][0]
+    search(page, "What should the photograph show?", sentence)
+    wait_for_note(page, "A caption of the gallery")
+    page.locator(".photos:visible .thumbnail-lg").nth(2).click()
+    page.locator(".preview").press("Escape")
+    page.get_by_text("Why this photograph?").click()
+    number = page.get_by_role("spinbutton", name="Which one")
+    page.wait_for_function("box => box.value === '3'", arg=number.element_handle())
+    page.get_by_role("button", name="Show what speaks for the sentence").click()
+    lit = page.locator(".lit")
+    lit.wait_for()
+    score = re.match(r"Photograph 3: similarity (-?\d\.\d\d); of its cells alone", lit.text_content())
+    assert float(score[1]) == pytest.approx(np.sort(scores(sentence))[-3], abs=0.03)  # of a thumbnail
+    assert lit.locator("img").get_attribute("src").startswith("data:image/jpeg;base64,")
+    number.fill("48")
+    number.press("Enter")
+    page.get_by_role("button", name="Show what speaks for the sentence").click()
+    page.get_by_text("11 photographs were found: choose one of them.").wait_for()
+
+
 def test_errors_are_friendly(visit, tmp_path):
     page = visit()
     search(page, "What should the photograph show?", "  ")

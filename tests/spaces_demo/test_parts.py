@@ -3,11 +3,13 @@
 import ast
 import io
 import json
+import re
 import struct
 import sys
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from threading import get_ident
+from types import SimpleNamespace
 
 import numpy as np
 import PIL.Image
@@ -20,9 +22,11 @@ pytest.importorskip("gradio")
 pytest.importorskip("faiss")
 
 import app  # noqa: E402
+import gradio as gr  # noqa: E402
 from about import recalls  # noqa: E402
 from encoder import PublishedModel  # noqa: E402
 from gallery import open_galleries  # noqa: E402
+from handlers import Handlers  # noqa: E402
 from limits import MAX_PICTURES, RefusedError, read_image, read_labels, read_sentence, read_template  # noqa: E402
 from photographs import Source  # noqa: E402
 from search import Search  # noqa: E402
@@ -41,6 +45,11 @@ def test_demo_imports_no_hf_vse(path):
         names += [node.module] if isinstance(node, ast.ImportFrom) else []
         for name in names:
             assert name.split(".")[0] in allowed, name
+
+
+@pytest.mark.parametrize("name", ["embed/relevance.py", "plots/overlay.py"])
+def test_the_page_carries_the_same_files(name):
+    assert (DEMO / name.split("/")[1]).read_bytes() == (DEMO.parent / "hf_vse" / name).read_bytes()
 
 
 def bomb() -> bytes:
@@ -219,6 +228,15 @@ def test_search_marks_own_photograph_and_merges_pictures(tmp_path, model_folder,
     with pytest.raises(RefusedError, match="must be a number"):
         search.photographs(query, float("nan"))
     assert "red" not in search.note("a zebra, red", query) and "zebra" in search.note("a zebra, red", query)
+    lit, found = search.why(sentence, gallery.album.thumbnails[7])
+    assert lit.size == (32, 32) and found.cells.shape == (4, 4) and found.box == (0, 0, 32, 32)
+    assert found.score == pytest.approx(scores[7], abs=0.03)  # of a thumbnail
+    visitor, best = SimpleNamespace(session_hash="anna"), gallery.nearest_images(query, 3)
+    shown = Handlers([search]).why(sentence, 12, 3, visitor)
+    similarity = float(re.search(r"Photograph 3: similarity (-?[\d.]+);", shown)[1])
+    assert similarity == pytest.approx(best[2][0], abs=0.03) and 'src="data:image/jpeg;base64,' in shown
+    with pytest.raises(gr.Error, match="11 photographs were found: choose one of them"):
+        Handlers([search]).why(sentence, 48, 40, visitor)
 
 
 def test_visitors_are_apart_and_forgotten():
