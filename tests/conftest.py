@@ -40,24 +40,54 @@ def assert_same_vectors(found, expected) -> None:
 
 
 # Files that take longest, the longest first. `make test` hands files to its workers in this order, so that no worker
-# is left alone with a long one at the end. Those of the demo come one after the other, as they share a server.
+# is left alone with a long one at the end.
 SLOW_FILES = (
     "spaces_demo/test_demo.py",
     "spaces_demo/test_odd_requests.py",
     "spaces_demo/test_strangers.py",
     "training/test_two_processes.py",
-    "training/test_scripts.py",
+    "search/test_every_model.py",
+    "embed/test_onnx_towers.py",
+    "training/test_processes.py",
     "training/test_trainer.py",
     "objectives/test_gather.py",
-    "test_benchmarks.py",
-    "faults/test_train.py",
     "hub/test_hub.py",
-    "hub/test_onnx_export.py",
-    "cli/test_evaluate.py",
-    "evaluation/test_ranks.py",
+    "hub/test_export.py",
+    "faults/test_train.py",
+    "training/test_dual_encoder_training.py",
     "evaluation/test_protocols.py",
+    "hub/test_onnx_export.py",
+    "model/test_ecosystem.py",
+    "evaluation/test_ranks.py",
+    "training/test_lora.py",
+    "training/test_several_captions.py",
+    "hub/test_push_format.py",
+    "training/test_interpolation.py",
+    "cli/test_evaluate.py",
+    "training/test_scripts.py",
+    "data/test_groups.py",
+    "data/test_spec.py",
+    "model/test_dual_encoder.py",
+    "objectives/test_captions.py",
+    "test_benchmarks.py",
     "faults/test_push.py",
 )
+# Files that share what takes long to make, which every worker makes for itself: a server, and towers as ONNX files.
+TOGETHER = (("tests/spaces_demo/",), ("tests/search/test_every_model.py", "tests/embed/test_onnx_towers.py"))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log):
+    """With `--dist loadfile`, what is in one line of `TOGETHER` is run by one worker, as if it were one file."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Together(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return next((group[0] for group in TOGETHER if nodeid.startswith(group)), super()._split_scope(nodeid))
+
+    return Together(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

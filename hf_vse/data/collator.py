@@ -19,6 +19,7 @@ from hf_vse.data.schema import (
     IMAGE,
     IMAGE_FEATURES,
     IMAGE_ID,
+    IMAGE_STATES,
     TEACHER_CAPTIONS,
     TEACHER_IMAGES,
     text_id,
@@ -60,20 +61,25 @@ class VSECollator:
         """Collates items into a batch.
 
         Args:
-            items: each has `image` or `image_features`; `caption`, `captions` (one is chosen) or `caption_features`;
-                and optionally `image_id`, `draw`, the seed of augmentation and word dropout, and `whole_caption`,
-                where `caption` is a piece of it. With several captions for each image they are `texts`, equally many.
+            items: each has `image`, `image_features` or `image_states`; `caption`, `captions` (one is chosen) or
+                `caption_features`; and optionally `image_id`, `draw`, the seed of augmentation and word dropout, and
+                `whole_caption`, where `caption` is a piece of it. With several captions for each image they are
+                `texts`, equally many.
 
         Returns:
-            `pixel_values` or `image_features` (and `image_mask`), `input_ids` and `attention_mask` or
+            `pixel_values`, `image_states` or `image_features` (and `image_mask`), `input_ids` and `attention_mask` or
             `text_features`, `image_ids`, and `text_ids`, which are equal where the captions are, (batch,), or
             (batch, 2) for pieces and whole captions. Of several captions for each image, everything about texts is
             (batch, captions, ...).
         """
-        source = IMAGE_FEATURES if IMAGE_FEATURES in items[0] else IMAGE
         draws = [np.random.default_rng(item.get("draw", 0)) for item in items]
-        if source == IMAGE:
+        if IMAGE in items[0]:
             kept, batch = self.pixels([item[IMAGE] for item in items], draws)
+        elif IMAGE_STATES in items[0]:
+            kept, batch = (
+                range(len(items)),
+                {IMAGE_STATES: torch.from_numpy(np.stack([item[IMAGE_STATES] for item in items]))},
+            )
         else:
             kept, batch = range(len(items)), self.features(items, draws)
         if IMAGE_ID in items[0]:

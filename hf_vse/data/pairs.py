@@ -28,6 +28,7 @@ from hf_vse.data.schema import (
     IMAGE,
     IMAGE_FEATURES,
     IMAGE_ID,
+    IMAGE_STATES,
     TEACHER_CAPTIONS,
     TEACHER_IMAGES,
     view_column,
@@ -72,7 +73,8 @@ class PairDataset(TorchDataset):
     """
 
     def __init__(self, dataset: Dataset, pieces: Mapping[str, list[str]] | None = None):
-        source = IMAGE_FEATURES if IMAGE_FEATURES in dataset.column_names else IMAGE
+        kept = (name for name in (IMAGE_FEATURES, IMAGE_STATES) if name in dataset.column_names)
+        source = next(kept, IMAGE)
         missing = [name for name in (source, CAPTIONS, IMAGE_ID) if name not in dataset.column_names]
         if missing:
             raise ValueError(f"columns {missing} are missing from {dataset.column_names}; load it with load_pairs")
@@ -83,11 +85,12 @@ class PairDataset(TorchDataset):
         image_ids, groups = plain_column(dataset, IMAGE_ID), plain_column(dataset, GROUP_ID)
         own = [image_id if group is None else group for image_id, group in zip(image_ids, groups, strict=True)]
         self.image_ids = np.array(own, dtype=np.int64)  # equal where images are no negatives of each other
-        if source == IMAGE_FEATURES:
-            columns = takewhile(lambda name: name in dataset.column_names, map(view_column, count()))
-            self.views = [FeatureRows(dataset, name) for name in columns]
-        else:
+        if source == IMAGE:
             self.images = undecoded_images(dataset)
+        else:
+            columns = (view_column(view, source) for view in count())
+            there = takewhile(lambda name: name in dataset.column_names, columns)
+            self.views = [FeatureRows(dataset, name) for name in there]
         self.texts = FeatureRows(dataset, CAPTION_FEATURES) if CAPTION_FEATURES in dataset.column_names else None
         self.foils = dataset.with_format(None)[FOILS][:] if FOILS in dataset.column_names else None
         self.foil_texts = FeatureRows(dataset, FOIL_FEATURES) if FOIL_FEATURES in dataset.column_names else None
@@ -122,10 +125,10 @@ class PairDataset(TorchDataset):
     def __getitem__(self, pair: Pair) -> dict[str, Any]:
         row, caption, draw = pair
         item: dict[str, Any] = {IMAGE_ID: int(self.image_ids[row]), "draw": int(draw)}
-        if self.source == IMAGE_FEATURES:
-            item[IMAGE_FEATURES] = self.views[draw % len(self.views)][row]
-        else:
+        if self.source == IMAGE:
             item[IMAGE] = self.images[int(row)][IMAGE]
+        else:
+            item[self.source] = self.views[draw % len(self.views)][row]
         if self.teachers[0]:
             item[TEACHER_IMAGES] = side_by_side([of_teacher[row] for of_teacher in self.teachers[0]])
         several = isinstance(caption, tuple)

@@ -4,6 +4,7 @@
 |------------------|---------------------------------|--------------------------------------------------------|
 | `image`          | `datasets.Image`                | the image, decoded lazily                              |
 | `image_features` | `(dim,)` or `(regions, dim)`    | precomputed features, replace `image`                  |
+| `image_states`   | as a block of the tower gets them | what the frozen blocks below gave, replace `image`   |
 | `image_id`       | int64                           | pairs with equal ids are not negatives of each other   |
 | `group_id`       | int64 or null, may be absent    | the same for images of a group, see `groups.py`        |
 | `captions`       | list of strings                 | all captions of the image, at least one                |
@@ -29,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 IMAGE = "image"
 IMAGE_FEATURES = "image_features"
+IMAGE_STATES = "image_states"
 IMAGE_ID = "image_id"
 GROUP_ID = "group_id"
 CAPTIONS = "captions"
@@ -39,9 +41,9 @@ TEACHER_IMAGES, TEACHER_CAPTIONS = "teacher_images", "teacher_captions"
 TEXT_FEATURES = {IMAGE_ID: Value("int64"), CAPTIONS: List(Value("string")), CAPTION_IDS: List(Value("int64"))}
 
 
-def view_column(view: int) -> str:
-    """The column with the image features of one of several crops; view 0 is the evaluation crop."""
-    return IMAGE_FEATURES if view == 0 else f"{IMAGE_FEATURES}_{view}"
+def view_column(view: int, kind: str = IMAGE_FEATURES) -> str:
+    """The column with the features or states of one of several crops; view 0 is the evaluation crop."""
+    return kind if view == 0 else f"{kind}_{view}"
 
 
 def same_words(caption: str) -> str:

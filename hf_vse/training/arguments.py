@@ -190,7 +190,7 @@ class VSETrainingArguments(TrainingArguments):
         default=0,
         metadata={
             "help": "Random crops of each image kept for a frozen image tower, beside the central one; the same "
-            "for all seeds."
+            "for all seeds. With unfreeze_last_blocks, what the frozen blocks give for them."
         },
     )
     frozen_cache_dir: str | None = field(

@@ -167,8 +167,9 @@ NEEDS: dict[str, Need] = (
             "this lr_scheduler_type has no warm-up: choose constant_with_warmup, or remove it",
         ),
         "cached_crops": Need(
-            lambda get: bool(get("freeze_image_tower")) and not takes_features(get),
-            "crops are kept of a frozen image tower that reads photographs: give freeze_image_tower: true",
+            lambda get: bool(get("freeze_image_tower") or get("unfreeze_last_blocks")) and not takes_features(get),
+            "crops are kept of a frozen image tower that reads photographs: give freeze_image_tower: true, or "
+            "unfreeze_last_blocks",
         ),
         "image_tower_learning_rate": Need(
             lambda get: not get("freeze_image_tower") and not takes_features(get),

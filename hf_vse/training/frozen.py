@@ -1,5 +1,8 @@
 """The outputs of a frozen tower never change: they are computed once, kept on disk, and read in every epoch.
 
+So are the states that the frozen blocks of an image tower give to the blocks above, which learn (see
+`lower_blocks.py`).
+
 A store (see `embed/store.py`) keeps them. Its name is a digest of everything they depend on: weights, image processor
 or tokenizer, pooling, crops. A split is divided into shards by position, so its columns stay memory-mapped; a shard is
 found by the contents of its images or captions. The processes share the shards; an interrupted computation continues.
@@ -17,18 +20,18 @@ from zlib import crc32
 
 import datasets
 import numpy as np
+import PIL.Image
 import pyarrow as pa
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from datasets import Dataset, IterableDataset
 from datasets.table import InMemoryTable
-from PIL.Image import Image
 from tqdm.auto import tqdm
 
 from hf_vse.data.collator import VSECollator
 from hf_vse.data.digests import configuration_digest, item_key, tokenizer_digest, weights_digest
-from hf_vse.data.features import feature_column, stored_field
+from hf_vse.data.features import feature_column, feature_values, stored_field
 from hf_vse.data.images import check_broken_share
 from hf_vse.data.long_captions import Pieces, in_pieces
 from hf_vse.data.pairs import undecoded_images
@@ -38,6 +41,8 @@ from hf_vse.data.schema import (
     FOIL_FEATURES,
     FOILS,
     IMAGE,
+    IMAGE_FEATURES,
+    IMAGE_STATES,
     flatten_captions,
     view_column,
 )
@@ -48,10 +53,13 @@ from hf_vse.model.configuration_vse import FEATURES_MODEL_TYPE
 from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.model.processing_vse import VSEProcessor
 from hf_vse.training.arguments import VSETrainingArguments
+from hf_vse.training.lower_blocks import below, check_chain, first_trained, states_below
 
 logger = logging.getLogger(__name__)
 
 SHARD = 512  # images
+STATES_SHARE = 8  # by which that of states has fewer, as they are large
+NOISE = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
 CAPTIONS_AT_ONCE = 256
 CACHE = "hf_vse_frozen"
 CROP_SEED = 0  # not that of the run: all seeds share the crops that are kept
@@ -63,11 +71,13 @@ def cache_frozen_towers(
     """The splits with the outputs of the frozen towers as columns: instead of the images, and beside the captions
     and their foils, if there are any.
 
-    A split without images keeps its features. Streams, and towers with learned pooling, are left as they are, and so
-    are splits other than those below: they are read once.
+    Where only the last blocks of the image tower learn, the training split gets the states below them. A split without
+    images keeps its features. Streams, and towers with learned pooling, are left as they are, and so are splits other
+    than those below: they are read once.
     """
     images, captions = frozen_sides(model, args)
-    if not (images or captions) or isinstance(splits.get("train"), IterableDataset):
+    kept = args.unfreeze_last_blocks if keeps_states(model, args) else None
+    if not (images or captions or kept) or isinstance(splits.get("train"), IterableDataset):
         return splits
     root = cache_root(args)
     check_shared(root)
@@ -75,9 +85,9 @@ def cache_frozen_towers(
     found = {}
     for name in (name for name in ("train", "validation", "control") if name in splits):
         split = splits[name]
-        if images and IMAGE in split.column_names:
+        if IMAGE in split.column_names and (images or (kept and name == "train")):
             views = 1 + args.cached_crops if name == "train" else 1
-            split = with_image_features(model, processor, split, root, args, views)
+            split = with_image_outputs(model, processor, split, root, args, views, kept)
         if captions:
             texts = split.with_format(None)[CAPTIONS][:]
             pieces = Pieces(processor).of_long(texts) if name == "train" else {}
@@ -150,17 +160,45 @@ def frozen_sides(model: VSEModel, args: VSETrainingArguments) -> tuple[bool, boo
     return images, texts
 
 
-def with_image_features(
-    model: VSEModel, processor: VSEProcessor, split: Dataset, root: Path, args: VSETrainingArguments, views: int
+def keeps_states(model: VSEModel, args: VSETrainingArguments) -> bool:
+    """Whether the states below the last blocks of the image tower are kept: where crops are, and only those learn."""
+    asked = args.cache_frozen and args.cached_crops and args.unfreeze_last_blocks
+    whole = args.freeze_image_tower or args.lora_rank or model.config.vision_config.model_type == FEATURES_MODEL_TYPE
+    return bool(asked and not whole)
+
+
+def with_image_outputs(
+    model: VSEModel,
+    processor: VSEProcessor,
+    split: Dataset,
+    root: Path,
+    args: VSETrainingArguments,
+    views: int,
+    kept: int | None = None,
 ) -> Dataset:
     """The split with pooled outputs of the image tower instead of its images, without those that cannot be read.
 
     View 0 is framed as in evaluation; every further view is a random crop, mirrored or not, as `args` says.
+
+    Args:
+        kept: instead of the outputs, the states below the last so many blocks, in float16.
+
+    Raises:
+        ValueError: the tower cannot be run from such a block on.
     """
     images = undecoded_images(split)
     augmentation = args.augmentation or Augmentation(1.0, False)
+    prepare = Views(processor, augmentation, views)
+    modules, pool, column, dtype = model.tower_modules()["vision"], model.pool_images, IMAGE_FEATURES, np.float32
+    shape: tuple[int, ...] = (model.pooled_sizes["vision"],)
+    if kept is not None:
+        block = first_trained(model, kept)
+        probe = to_device({name: each.flatten(0, 1) for name, each in prepare([NOISE]).items()}, model)
+        check_chain(model, block, probe)
+        shape, column, dtype = tuple(states_below(model, block, probe).shape[1:]), IMAGE_STATES, np.float16
+        modules, pool = below(model, block), lambda **inputs: (None, states_below(model, block, inputs))
     described = {
-        "weights": weights_digest(*model.tower_modules()["vision"]),
+        "weights": weights_digest(*modules),
         "image processor": processor.image_processor.to_dict(),
         "configuration": configuration_digest(model.config.vision_config),
         "pooling": model.config.vision_pooling,
@@ -168,24 +206,27 @@ def with_image_features(
         "views": views,
         "seed": CROP_SEED if views > 1 else None,
         "bf16": args.bf16,
-    }
-    prepare = Views(processor, augmentation, views)
+    } | ({} if kept is None else {"states below the last blocks": kept})
     needed = needed_side(processor.image_processor) if views == 1 else None  # a crop may take any part
     batch_size = max(1, args.per_device_eval_batch_size // views)
 
     def run(inputs: dict[str, torch.Tensor], count: int) -> np.ndarray:
-        pooled = run_tower(model, model.pool_images, {k: v.flatten(0, 1) for k, v in inputs.items()}, args)
-        return pooled.reshape(count, views, -1)
+        outputs = run_tower(model, pool, {k: v.flatten(0, 1) for k, v in inputs.items()}, args)
+        return outputs.reshape(count, views, *shape).astype(dtype)
 
     def encode(rows: range) -> dict[str, pa.Array]:
-        found = np.full((len(rows), views, model.pooled_sizes["vision"]), np.nan, np.float32)
+        found = np.full((len(rows), views, *shape), np.nan, dtype)
         share, workers = images.select(rows), args.dataloader_num_workers
-        for places, pooled in image_batches(run, share, range(len(rows)), prepare, batch_size, workers, needed):
-            found[places] = pooled
-        return {view_column(view): feature_column(found[:, view]) for view in range(views)}
+        for places, outputs in image_batches(run, share, range(len(rows)), prepare, batch_size, workers, needed):
+            found[places] = outputs
+            if np.isinf(outputs).any():
+                raise ValueError("cached_crops: states of the image tower exceed float16: give cached_crops: 0")
+        return {view_column(view, column): feature_column(found[:, view]) for view in range(views)}
 
     keys = [item_key(row[IMAGE]) for row in images]
-    table = frozen_outputs(Store.of(root, "images", described), keys, encode, f"frozen image tower, {views} crop(s)")
+    store = Store.of(root, "images" if kept is None else "states", described)
+    shard = SHARD if kept is None else max(1, SHARD // STATES_SHARE)
+    table = frozen_outputs(store, keys, encode, f"frozen image tower, {views} crop(s)", shard)
     return without_unreadable(with_columns(split.remove_columns(IMAGE), table), args.max_broken_share)
 
 
@@ -197,7 +238,7 @@ class Views:
         self.cropping = VSECollator(processor, augmentation)
         self.views = views
 
-    def __call__(self, images: list[Image]) -> dict[str, torch.Tensor]:
+    def __call__(self, images: list[PIL.Image.Image]) -> dict[str, torch.Tensor]:
         contents = [crc32(image.tobytes()) for image in images] if self.views > 1 else []
         found = [self.plain.image_inputs(images, [])]
         for view in range(1, self.views):
@@ -241,7 +282,7 @@ def with_text_features(
     keys = [item_key(json.dumps(of_image).encode()) for of_image in texts_of_images]
     kind = {CAPTION_FEATURES: "captions", FOIL_FEATURES: "foils"}[column]
     store = Store.of(root, kind, described)
-    return with_columns(split, frozen_outputs(store, keys, encode, f"frozen text tower, {kind}"))
+    return with_columns(split, frozen_outputs(store, keys, encode, f"frozen text tower, {kind}", SHARD))
 
 
 @torch.no_grad()
@@ -253,13 +294,13 @@ def run_tower(
 
 
 def frozen_outputs(
-    store: Store, keys: list[str], encode: Callable[[range], dict[str, pa.Array]], title: str
+    store: Store, keys: list[str], encode: Callable[[range], dict[str, pa.Array]], title: str, shard: int
 ) -> pa.Table:
     """Computes the shards that the store lacks, each process a share, and returns all rows, memory-mapped."""
     state = PartialState()
-    shards = [range(start, min(start + SHARD, len(keys))) for start in range(0, len(keys), SHARD)]
+    shards = [range(start, min(start + shard, len(keys))) for start in range(0, len(keys), shard)]
     found = [store.find(keys[rows.start : rows.stop]) for rows in shards]
-    missing = [number for number, shard in enumerate(found) if shard is None]
+    missing = [number for number, there in enumerate(found) if there is None]
     state.wait_for_everyone()  # nobody writes before everybody has looked
     if missing:
         logger.info("%s: %d of %d shards to compute into %s", title, len(missing), len(shards), store.folder)
@@ -271,7 +312,7 @@ def frozen_outputs(
     for number in missing:
         rows = shards[number]
         found[number] = store.find(keys[rows.start : rows.stop])
-    table = pa.concat_tables([shard.drop_columns(KEY) for _, shard in found])
+    table = pa.concat_tables([part.drop_columns(KEY) for _, part in found])
     files = [{"path": str(path)} for path, _ in found]
     return pa.Table.from_arrays(
         table.columns, schema=pa.schema([stored_field(field, files) for field in table.schema])
@@ -290,8 +331,9 @@ def with_columns(split: Dataset, features: pa.Table) -> Dataset:
 
 def without_unreadable(split: Dataset, max_broken_share: float) -> Dataset:
     """The split without the images that could not be read; too many of them are an error."""
-    chunks = split.data.column(view_column(0)).chunks
-    first = np.concatenate([chunk.flatten().to_numpy()[:: chunk.type.list_size] for chunk in chunks])
+    column = next(name for name in (IMAGE_FEATURES, IMAGE_STATES) if name in split.column_names)
+    values = [feature_values(chunk)[1] for chunk in split.data.column(column).chunks]
+    first = np.concatenate([each.reshape(len(each), -1)[:, 0] for each in values])
     broken = {f"row {row}": "cannot be read" for row in np.flatnonzero(np.isnan(first))}
     check_broken_share(broken, len(split), max_broken_share)
     return split.select(np.flatnonzero(~np.isnan(first))) if broken else split

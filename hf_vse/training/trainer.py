@@ -2,9 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +15,9 @@ from transformers import ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hf_vse.data.collator import TEXT_INPUTS, VSECollator
-from hf_vse.data.decoding import BrokenImageError
-from hf_vse.data.long_captions import Pieces, report_long_captions
 from hf_vse.data.pairs import PairDataset, StreamedPairs
 from hf_vse.data.sampler import PairBatchSampler
-from hf_vse.data.schema import CAPTIONS
+from hf_vse.data.schema import IMAGE_STATES
 from hf_vse.embed.batches import to_device
 from hf_vse.evaluation.evaluator import evaluate_retrieval
 from hf_vse.model.modeling_vse import VSEModel, VSEOutput
@@ -35,7 +31,7 @@ from hf_vse.training.arguments import VSETrainingArguments
 from hf_vse.training.averaging import AveragedWeights, check_averaging
 from hf_vse.training.callbacks import BatchDiagnostics, CollapseAlarm, LimitedTemperature, RecallProgress, StepDecay
 from hf_vse.training.check_objective import check_objective
-from hf_vse.training.foils import foils_apart, ids_apart, with_foil_column
+from hf_vse.training.foils import foils_apart, ids_apart
 from hf_vse.training.lora import (
     ADAPTERS,
     adapted_modules,
@@ -46,8 +42,10 @@ from hf_vse.training.lora import (
     merged_state,
     save_adapters,
 )
+from hf_vse.training.lower_blocks import below, first_trained, states_in_place
 from hf_vse.training.mixing import mixed_inputs
 from hf_vse.training.mosaics import mosaic_inputs
+from hf_vse.training.pairs import first_batch, pairs_of
 from hf_vse.training.publish import PublishingTrainer, check_hub_strategy
 from hf_vse.training.queue import PairQueue, check_queue_size
 from hf_vse.training.teachers import scores_of_teacher, soft_targets_of
@@ -122,6 +120,8 @@ class VSETrainer(PublishingTrainer):
             self.add_callback(StepDecay(args.lr_decay_epochs, args.lr_decay_factor))
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(RecallProgress())
+        states = isinstance(pairs, PairDataset) and pairs.source == IMAGE_STATES
+        self.lower_blocks = below(model, first_trained(model, args.unfreeze_last_blocks)) if states else []
         if pairs is not None:
             self.set_aside_unused(pairs)
 
@@ -130,9 +130,10 @@ class VSETrainer(PublishingTrainer):
 
         Also by a single process, so that its optimizer has the parameters of theirs and either continues the other.
         """
-        batch = first_batch(pairs, self.data_collator)
+        batch = to_device(first_batch(pairs, self.data_collator), self.model)
         soft_targets_of(batch, self.args, self.teacher_scores)
-        unused = unused_parameters(self.model, to_device(batch, self.model))
+        with states_in_place(self.lower_blocks, batch):
+            unused = unused_parameters(self.model, batch)
         set_aside(self.model, map(self.model.get_parameter, unused))
         if unused:
             logger.info("%d parameters take no part in the loss and stay as they are: %s", len(unused), unused)
@@ -178,6 +179,11 @@ class VSETrainer(PublishingTrainer):
         """The objective of this moment: that of the configuration, or before it that of the warm-up."""
         warming_up = (self.state.epoch or 0) < self.args.hard_negative_warmup_epochs
         return self.args.hard_negative_warmup_loss if warming_up else self.model.config.loss_type
+
+    def training_step(self, model: torch.nn.Module, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        """As upstream; states that were kept of an image tower enter it where they belong."""
+        with states_in_place(self.lower_blocks, inputs):
+            return super().training_step(model, inputs, *args, **kwargs)
 
     def compute_loss(
         self,
@@ -352,24 +358,6 @@ class VSETrainer(PublishingTrainer):
         self.queue.resume(Path(resume_from_checkpoint), self.args.device)
 
 
-def pairs_of(
-    train: Dataset | IterableDataset, processor: VSEProcessor | None, args: VSETrainingArguments
-) -> PairDataset | StreamedPairs:
-    """The pairs of a split; captions that are longer than the text tower reads are read in pieces."""
-    pieces_of = None if processor is None else Pieces(processor)
-    train = with_foil_column(train, args)
-    if isinstance(train, IterableDataset):
-        if pieces_of is not None:
-            logger.info("of captions longer than %d tokens, sentences are drawn in turn", pieces_of.most)
-        return StreamedPairs(train, args.seed, pieces_of=pieces_of, captions_per_image=args.captions_per_image)
-    captions = train.with_format(None)[CAPTIONS][:]
-    pieces = {} if pieces_of is None else pieces_of.of_long(captions)
-    if pieces:
-        long = sum(caption in pieces for of_image in captions for caption in of_image)
-        report_long_captions(long, sum(map(len, captions)), pieces_of.most)
-    return PairDataset(train, pieces)
-
-
 def with_texts_in_a_row(inputs: dict[str, Tensor], captions: int) -> dict[str, Tensor]:
     """Inputs of the model from those of images with several captions each, (images, captions, ...)."""
     if captions == 1:
@@ -386,15 +374,3 @@ def embeddings_and_scalars(outputs: VSEOutput, captions: int = 1) -> tuple[Tenso
 def embed(model: torch.nn.Module, captions: int, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
     outputs = model(**with_texts_in_a_row(inputs, captions), return_logits=False)
     return embeddings_and_scalars(outputs, captions)
-
-
-def first_batch(pairs: PairDataset | StreamedPairs, collate: Callable[[list], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """A few pairs from the beginning, where there are images that can be read."""
-    rows = pairs if isinstance(pairs, StreamedPairs) else map(pairs.first_of, range(len(pairs.captions)))
-    rows = iter(rows)
-    while few := list(islice(rows, 8)):
-        try:
-            return collate([item | item.pop("texts", [{}])[0] for item in few])  # of a stream with several captions
-        except BrokenImageError:
-            continue
-    raise BrokenImageError("none of the training images can be read; see the warnings above")

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from hf_vse.training.mixing import Mixture, check_mixing, mixed_inputs
+from hf_vse.training.pairs import first_batch
 from hf_vse.training.recipe import build_recipe
-from hf_vse.training.trainer import first_batch
 from tests.training.test_trainer import arguments, make_model, make_trainer
 
 T = 0.2

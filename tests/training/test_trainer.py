@@ -438,7 +438,7 @@ def test_a_batch_that_is_not_finite_does_not_end_training(tokenizer, tmp_path, c
     """A scaler of half precision skips its step, and training goes on."""
     trainer = make_trainer(tmp_path, tokenizer, diagnostics_steps=1, max_steps=2, learning_rate=0.0)
     contrast = trainer.contrast
-    trainer.contrast = lambda ids, soft, images, *rest: contrast(ids, soft, images * math.nan, *rest)
+    trainer.contrast = lambda foils, ids, soft, images, *rest: contrast(foils, ids, soft, images * math.nan, *rest)
     with caplog.at_level(logging.WARNING):
         trainer.train()
     assert trainer.state.global_step == 2
