@@ -83,7 +83,7 @@ test-peers: .venv-peers/installed
 		tests/peers tests/model/test_sentence_transformers.py
 
 docs: .venv-docs/installed
-	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build -q -f scripts/docs/mkdocs.yml
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build -f scripts/docs/mkdocs.yml
 
 $(VENV)/installed: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
