@@ -30,6 +30,7 @@ from accelerate import PartialState
 from datasets import Dataset, IterableDataset
 from transformers import set_seed
 from transformers.integrations import get_available_reporting_integrations, get_reporting_integration_callbacks
+from transformers.trainer_utils import align_special_tokens
 
 from hf_vse.data.sampler import check_batch_size, visits_of
 from hf_vse.data.schema import CAPTIONS
@@ -349,6 +350,7 @@ def train_stage(stage: Stage, model: VSEModel, processor: VSEProcessor, splits: 
     """Trains a model and saves it in the folder of the stage. The file with the record is written last."""
     args, folder = stage.args, stage.folder
     start = time.perf_counter()
+    align_special_tokens(model, processor)  # as `Trainer.train` does: what towers are kept for does not change then
     splits = splits | {"train": with_foil_column(splits["train"], args)}
     read = cache_frozen_towers(model, processor, with_teachers(splits, args), args)
     trainer = VSETrainer(
