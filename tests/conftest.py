@@ -1,6 +1,7 @@
 """Small real parts that tests share. Nothing here reaches a network."""
 
 import gc
+import logging
 import os
 import shutil
 import sys
@@ -188,10 +189,13 @@ QUIET = ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS")
 
 
 @pytest.fixture(autouse=True)
-def commands_leave_no_variables():
-    """`--quiet` sets variables for its process, which here is that of the tests after it too."""
+def commands_leave_no_settings():
+    """`--quiet` sets variables and what is logged for its process, which here is that of the tests after it too."""
     before = {name: os.environ.get(name) for name in QUIET}
+    package = logging.getLogger("hf_vse")
+    level = package.level
     yield
+    package.setLevel(level)
     for name, value in before.items():
         os.environ.pop(name, None)
         if value is not None:

@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import datasets
+import transformers.utils.hub
 from huggingface_hub import constants, hf_api
 
 LFS_SUFFIXES = (".safetensors", ".parquet", ".onnx", ".png", ".bin", ".pt", ".pth")
@@ -116,6 +117,7 @@ class FakeHub:
         constants.HUGGINGFACE_CO_URL_TEMPLATE = self.url + "/{repo_id}/resolve/{revision}/{filename}"
         constants.HF_HUB_CACHE = str(cache)
         hf_api.api.endpoint = self.url  # that of the functions of the library
+        transformers.utils.hub.hf_api().endpoint = self.url
         datasets.config.HF_ENDPOINT, datasets.config.HF_HUB_OFFLINE = self.url, False
         datasets.config.HF_DATASETS_CACHE = Path(cache) / "datasets"
         datasets.config.DOWNLOADED_DATASETS_PATH = datasets.config.HF_DATASETS_CACHE / "downloads"
