@@ -225,7 +225,7 @@ def with_image_outputs(
 
     keys = [item_key(row[IMAGE]) for row in images]
     store = Store.of(root, "images" if kept is None else "states", described)
-    shard = SHARD if kept is None else max(1, SHARD // STATES_SHARE)
+    shard = None if kept is None else max(1, SHARD // STATES_SHARE)
     table = frozen_outputs(store, keys, encode, f"frozen image tower, {views} crop(s)", shard)
     return without_unreadable(with_columns(split.remove_columns(IMAGE), table), args.max_broken_share)
 
@@ -282,7 +282,7 @@ def with_text_features(
     keys = [item_key(json.dumps(of_image).encode()) for of_image in texts_of_images]
     kind = {CAPTION_FEATURES: "captions", FOIL_FEATURES: "foils"}[column]
     store = Store.of(root, kind, described)
-    return with_columns(split, frozen_outputs(store, keys, encode, f"frozen text tower, {kind}", SHARD))
+    return with_columns(split, frozen_outputs(store, keys, encode, f"frozen text tower, {kind}"))
 
 
 @torch.no_grad()
@@ -294,9 +294,14 @@ def run_tower(
 
 
 def frozen_outputs(
-    store: Store, keys: list[str], encode: Callable[[range], dict[str, pa.Array]], title: str, shard: int
+    store: Store, keys: list[str], encode: Callable[[range], dict[str, pa.Array]], title: str, shard: int | None = None
 ) -> pa.Table:
-    """Computes the shards that the store lacks, each process a share, and returns all rows, memory-mapped."""
+    """Computes the shards that the store lacks, each process a share, and returns all rows, memory-mapped.
+
+    Args:
+        shard: rows of one, `SHARD` by default.
+    """
+    shard = shard or SHARD
     state = PartialState()
     shards = [range(start, min(start + shard, len(keys))) for start in range(0, len(keys), shard)]
     found = [store.find(keys[rows.start : rows.stop]) for rows in shards]

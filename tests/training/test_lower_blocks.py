@@ -10,7 +10,6 @@ from transformers import CLIPImageProcessorPil
 from hf_vse.data.features import FeatureRows
 from hf_vse.data.pairs import PairDataset
 from hf_vse.data.schema import IMAGE_STATES
-from hf_vse.evaluation.evaluator import evaluate_retrieval
 from hf_vse.model.configuration_vse import VSEConfig
 from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.model.processing_vse import VSEProcessor
@@ -93,17 +92,18 @@ def test_training_on_kept_states_equals_training_with_the_tower(processor, token
         model, args = model_of(TOWERS["resnet"], tokenizer), make_args(cache_frozen=cached)
         read = cache_frozen_towers(model, processor, {"train": make_pairs(12)}, args)
         assert (IMAGE_STATES in read["train"].column_names) is cached
+        if not cached:  # states are kept in float16
+            first_trained(model, 2).register_forward_pre_hook(lambda _, given: (given[0].half().float(),))
         trainer = VSETrainer(model, args, train_dataset=read["train"], processing_class=processor)
         trainer.train()
         found[cached] = losses(trainer), weights(trainer.model)
         assert not any("forward" in vars(module) for module in model.modules()), "the whole tower runs again"
-        assert evaluate_retrieval(model, processor, make_pairs(12))["rsum"] > 0
     start = weights(model_of(TOWERS["resnet"], tokenizer))
-    np.testing.assert_allclose(found[True][0], found[False][0], rtol=1e-3)  # states are kept in float16
+    np.testing.assert_allclose(found[True][0], found[False][0], rtol=1e-5)
     moved = 0
     for name, expected in found[False][1].items():
-        step = torch.dist(expected, start[name])
-        assert torch.dist(found[True][1][name], expected) <= 0.02 * step
+        step = (expected - start[name]).double().norm()
+        assert (found[True][1][name] - expected).double().norm() <= 1e-3 * step
         assert not step or ".stages.0." not in name
         moved += bool(step)
     assert moved > 4
