@@ -190,12 +190,10 @@ QUIET = ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS")
 
 @pytest.fixture(autouse=True)
 def commands_leave_no_settings():
-    """`--quiet` sets variables and what is logged for its process, which here is that of the tests after it too."""
+    """Commands set what is logged, and `--quiet` variables, for their process: that of the tests after them too."""
     before = {name: os.environ.get(name) for name in QUIET}
-    package = logging.getLogger("hf_vse")
-    level = package.level
+    logging.getLogger("hf_vse").setLevel(logging.NOTSET)  # also after a fixture of more than one test has run one
     yield
-    package.setLevel(level)
     for name, value in before.items():
         os.environ.pop(name, None)
         if value is not None:
