@@ -29,7 +29,7 @@ COMMANDS = {
     "link": "find the same records in two catalogues, or duplicates in one",
     "export": "write a model in the format of another library",
     "push": "publish a model with its card on the Hub",
-    "data": "publish a data set on the Hub, or show one",
+    "data": "publish a data set on the Hub, show one, or make two catalogues to link",
     "demo": "try a model in the browser",
 }
 SUCCESS, REFUSED, MISUSED, INTERRUPTED = 0, 1, 2, 130

@@ -76,10 +76,8 @@ class VSECollator:
         if IMAGE in items[0]:
             kept, batch = self.pixels([item[IMAGE] for item in items], draws)
         elif IMAGE_STATES in items[0]:
-            kept, batch = (
-                range(len(items)),
-                {IMAGE_STATES: torch.from_numpy(np.stack([item[IMAGE_STATES] for item in items]))},
-            )
+            states = torch.from_numpy(np.stack([item[IMAGE_STATES] for item in items]))
+            kept, batch = range(len(items)), {IMAGE_STATES: states}
         else:
             kept, batch = range(len(items)), self.features(items, draws)
         if IMAGE_ID in items[0]:

@@ -36,8 +36,7 @@ def threshold_for_false_accepts(runner_up_scores: np.ndarray, rate: float) -> fl
     quantile of the runners-up's scores. That assumes that a record has at most one match in the other catalogue, that
     its match is its best candidate, and that records without a match resemble strangers as others do. Records with
     several matches make the threshold too high, many records without a match make it too low, since their
-    runner-up is only their second-best stranger: where they are half, two to three times the rate are
-    linked (simulated).
+    runner-up is only their second-best stranger: where they are half, several times the rate may be linked.
 
     Args:
         runner_up_scores: (records,) the second-best score of each record; -inf where there is none.

@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Callable
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from zlib import crc32
 
 import datasets
@@ -167,6 +167,36 @@ def keeps_states(model: VSEModel, args: VSETrainingArguments) -> bool:
     return bool(asked and not whole)
 
 
+class ImageOutput(NamedTuple):
+    """What is kept of an image: by which modules `run` makes it, the name of its column, its type and shape."""
+
+    modules: list[torch.nn.Module]
+    run: Callable[..., Any]
+    column: str
+    dtype: type
+    shape: tuple[int, ...]
+
+
+def image_output(model: VSEModel, prepare: "Views", kept: int | None) -> ImageOutput:
+    """The pooled output of the image tower, or the states below its last `kept` blocks, in float16.
+
+    Raises:
+        ValueError: the tower cannot be run from such a block on.
+    """
+    if kept is None:
+        pooled = (model.pooled_sizes["vision"],)
+        return ImageOutput(model.tower_modules()["vision"], model.pool_images, IMAGE_FEATURES, np.float32, pooled)
+    block = first_trained(model, kept)
+    probe = to_device({name: each.flatten(0, 1) for name, each in prepare([NOISE]).items()}, model)
+    check_chain(model, block, probe)
+    shape = tuple(states_below(model, block, probe).shape[1:])
+
+    def run(**inputs: torch.Tensor) -> tuple[None, torch.Tensor]:
+        return None, states_below(model, block, inputs)
+
+    return ImageOutput(below(model, block), run, IMAGE_STATES, np.float16, shape)
+
+
 def with_image_outputs(
     model: VSEModel,
     processor: VSEProcessor,
@@ -181,24 +211,14 @@ def with_image_outputs(
     View 0 is framed as in evaluation; every further view is a random crop, mirrored or not, as `args` says.
 
     Args:
-        kept: instead of the outputs, the states below the last so many blocks, in float16.
-
-    Raises:
-        ValueError: the tower cannot be run from such a block on.
+        kept: instead of the outputs, the states below the last so many blocks, see `image_output`.
     """
     images = undecoded_images(split)
     augmentation = args.augmentation or Augmentation(1.0, False)
     prepare = Views(processor, augmentation, views)
-    modules, pool, column, dtype = model.tower_modules()["vision"], model.pool_images, IMAGE_FEATURES, np.float32
-    shape: tuple[int, ...] = (model.pooled_sizes["vision"],)
-    if kept is not None:
-        block = first_trained(model, kept)
-        probe = to_device({name: each.flatten(0, 1) for name, each in prepare([NOISE]).items()}, model)
-        check_chain(model, block, probe)
-        shape, column, dtype = tuple(states_below(model, block, probe).shape[1:]), IMAGE_STATES, np.float16
-        modules, pool = below(model, block), lambda **inputs: (None, states_below(model, block, inputs))
+    output = image_output(model, prepare, kept)
     described = {
-        "weights": weights_digest(*modules),
+        "weights": weights_digest(*output.modules),
         "image processor": processor.image_processor.to_dict(),
         "configuration": configuration_digest(model.config.vision_config),
         "pooling": model.config.vision_pooling,
@@ -211,17 +231,17 @@ def with_image_outputs(
     batch_size = max(1, args.per_device_eval_batch_size // views)
 
     def run(inputs: dict[str, torch.Tensor], count: int) -> np.ndarray:
-        outputs = run_tower(model, pool, {k: v.flatten(0, 1) for k, v in inputs.items()}, args)
-        return outputs.reshape(count, views, *shape).astype(dtype)
+        outputs = run_tower(model, output.run, {k: v.flatten(0, 1) for k, v in inputs.items()}, args)
+        return outputs.reshape(count, views, *output.shape).astype(output.dtype)
 
     def encode(rows: range) -> dict[str, pa.Array]:
-        found = np.full((len(rows), views, *shape), np.nan, dtype)
+        found = np.full((len(rows), views, *output.shape), np.nan, output.dtype)
         share, workers = images.select(rows), args.dataloader_num_workers
         for places, outputs in image_batches(run, share, range(len(rows)), prepare, batch_size, workers, needed):
             found[places] = outputs
             if np.isinf(outputs).any():
                 raise ValueError("cached_crops: states of the image tower exceed float16: give cached_crops: 0")
-        return {view_column(view, column): feature_column(found[:, view]) for view in range(views)}
+        return {view_column(view, output.column): feature_column(found[:, view]) for view in range(views)}
 
     keys = [item_key(row[IMAGE]) for row in images]
     store = Store.of(root, "images" if kept is None else "states", described)
