@@ -84,6 +84,13 @@ def test_the_oldest_versions_are_the_lower_bounds():
     assert {name: oldest[name] for name in bounds} == bounds
 
 
+def test_the_space_asks_for_the_same_versions():
+    lines = (ROOT / "spaces_demo/requirements.txt").read_text(encoding="utf-8").split()
+    asked = {match[1]: match[2] for line in lines if (match := re.match(r"([\w.-]+)>=([\w.]+)", line))}
+    bounds = lower_bounds()
+    assert "transformers" in asked and {name: bounds[name] for name in asked} == asked
+
+
 def test_the_matrix_tries_oldest_and_newest():
     jobs = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8"))["jobs"]
     matrix = jobs["matrix"]["strategy"]["matrix"]
