@@ -8,12 +8,13 @@ from hf_vse.cli.command import Result, add_data_options, at_least_zero, command_
 
 DESCRIPTION = """show: the contents of a data set, as training reads it. push: the same as parquet shards with the
 images on the Hub, with a card. Publish only what you may: photographs of COCO and Flickr belong to their authors.
-catalogues: two folders of generated scenes with known links, duplicates and strangers, to try `hf-vse link` on."""
+catalogues: two folders of generated scenes with known links, duplicates and strangers, to try `hf-vse link` on, and
+a third one of other scenes, with the column `entity`, to train on."""
 EXAMPLES = """
   hf-vse data show --dataset coco --data_dir DIR
   hf-vse data show --dataset imagefolder --data_dir my_photos --json
   hf-vse data push org/my-photos --dataset imagefolder --data_dir my_photos --private
-  hf-vse data catalogues my_catalogues --records 200"""
+  hf-vse data catalogues my_catalogues --records 200 --training 500"""
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -25,6 +26,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--license", help="push: of the data, such as cc-by-4.0; goes into the card")
     parser.add_argument("--token", help="push: access token [the one of `hf auth login`]")
     parser.add_argument("--records", type=positive, default=200, help="catalogues: with a match in the other [200]")
+    parser.add_argument(
+        "--training", type=at_least_zero, default=0, help="catalogues: further entities, to train on [0]"
+    )
     parser.add_argument("--seed", type=at_least_zero, default=0, help="catalogues: other scenes [0]")
     arguments = parser.parse_args(argv)
     if (arguments.action == "show") == (arguments.target is not None):
@@ -51,7 +55,8 @@ def run(arguments: argparse.Namespace) -> Result:
 def written_catalogues(arguments: argparse.Namespace) -> Result:
     from hf_vse.data.scene_catalogues import write_catalogues
 
-    record = write_catalogues(arguments.target, arguments.records, seed=arguments.seed)
+    counts = {"training": arguments.training, "seed": arguments.seed}
+    record = write_catalogues(arguments.target, arguments.records, **counts)
     lines = [f"{name:<12}{value}" for name, value in record.items()]
     lines.append(f"try         hf-vse link {record['a']} {record['b']} --model DIR --labels {record['pairs']}")
     return Result(record, "\n".join(lines))

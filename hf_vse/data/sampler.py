@@ -7,7 +7,8 @@ once per epoch. The batch here is the global batch; it is split into one part pe
 An image may also come with several of its captions at a time. Then its visits are spread in place of its captions, and
 on the last one it repeats captions where too few are left.
 
-Groups of images (see `neighbours.py`) come one after the other, in random order, so that batches consist of groups.
+Groups of images (see `neighbours.py`, or the records of an entity) come one after the other, in random order, so that
+batches consist of groups.
 """
 
 import logging
@@ -75,6 +76,24 @@ def visits_of(caption_counts: np.ndarray, captions_per_image: int) -> np.ndarray
     return -(-caption_counts // captions_per_image)
 
 
+def groups_of_labels(labels: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
+    """Cuts the images of each label into groups of `size`, or a few more where it does not divide their number.
+
+    Args:
+        labels: (rows,) integers.
+
+    Returns:
+        (rows,) the number of the group of each row.
+    """
+    _, labels, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    order = rng.permutation(len(labels))
+    order = order[np.argsort(labels[order], kind="stable")]
+    rank = np.empty(len(labels), dtype=np.int64)
+    rank[order] = np.arange(len(labels)) - np.repeat(counts.cumsum() - counts, counts)
+    parts = np.maximum(1, counts // size)
+    return (parts.cumsum() - parts)[labels] + rank * parts[labels] // counts[labels]
+
+
 @cache
 def report_repeats(captions: int, of: int, captions_per_image: int) -> None:
     """Says once how many captions come a second time because `captions_per_image` does not divide their number."""
@@ -107,6 +126,7 @@ class PairBatchSampler:
         captions_per_image: captions that come together; a pair is then an image with so many.
         near: (images, candidates) places of images for groups of neighbours, see `near_rows`; None for no groups.
         group_size: images of a group.
+        labels: (images,) integers; groups are of images of equal label, which come equally often.
 
     Raises:
         ValueError: the global batch needs more pairs (or, with `unique_images`, more images) than there are.
@@ -125,6 +145,7 @@ class PairBatchSampler:
         captions_per_image: int = 1,
         near: np.ndarray | None = None,
         group_size: int = 1,
+        labels: np.ndarray | None = None,
     ):
         self.dataset = dataset
         self.global_batch = batch_size * num_processes
@@ -133,9 +154,14 @@ class PairBatchSampler:
         self.unique_images = unique_images
         self.drop_last = drop_last
         self.captions_per_image = captions_per_image
-        self.near, self.group_size = near, group_size
+        self.near, self.group_size, self.labels = near, group_size, labels
         self.counts = dataset.caption_counts
         self.visits = visits_of(self.counts, captions_per_image)
+        if labels is not None:
+            _, of_label = np.unique(labels, return_inverse=True)
+            most = np.zeros(of_label.max() + 1, dtype=self.visits.dtype)
+            np.maximum.at(most, of_label, self.visits)
+            self.visits = most[of_label]
         self.pairs = int(self.visits.sum())
         check_batch_size(batch_size, num_processes, len(self.counts) if unique_images else self.pairs, unique_images)
         if repeats := self.pairs * captions_per_image - len(dataset):
@@ -153,6 +179,7 @@ class PairBatchSampler:
     def __iter__(self) -> Iterator[list[Pair]]:
         rng = np.random.default_rng((self.seed, self.dataset.epoch))
         groups = None if self.near is None else grouped(self.near, self.group_size, rng)
+        groups = groups if self.labels is None else groups_of_labels(self.labels, self.group_size, rng)
         rows, captions = spread_order(self.visits, rng, groups)
         if not self.unique_images:
             shuffled = rng.permutation(len(rows))

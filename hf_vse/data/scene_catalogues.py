@@ -7,6 +7,7 @@ FOLDER/a/metadata.jsonl, FOLDER/a/0000.png, ...    one catalogue; `entity` tells
 FOLDER/b/                                          the other
 FOLDER/pairs.csv                                   links: columns a and b, one empty where a record has no match
 FOLDER/duplicates.csv                              records of `a` that show the same; a single one has an empty b
+FOLDER/train/                                      views of further entities, of which neither a nor b shows any
 """
 
 import csv
@@ -79,6 +80,8 @@ def write_catalogues(
     seed: int = 0,
     difficulty: Difficulty = "medium",
     image_size: int = 64,
+    training: int = 0,
+    views: int = 4,
 ) -> dict[str, Any]:
     """Writes the two catalogues, whole or not at all.
 
@@ -88,6 +91,8 @@ def write_catalogues(
         strangers: entities that only one of them shows; default: a quarter of `links` in each.
         duplicates: strangers of `a` with a second record there; default: half of the strangers.
         captions: sentences of a record.
+        training: further entities, to train on; 0 writes none.
+        views: records of each of these.
 
     Returns:
         Where the parts are, and how many records each catalogue has.
@@ -104,25 +109,27 @@ def write_catalogues(
     if duplicates > strangers:
         raise ValueError(f"duplicates={duplicates} are of the {strangers} strangers of a: give no more")
     scenes = distinct_scenes(seed, difficulty)
-    entities = [next(scenes) for _ in range(links + 2 * strangers)]
+    entities = [next(scenes) for _ in range(links + 2 * strangers + training)]
     first = [*range(links + strangers), *range(links, links + duplicates)]
-    second = [*range(links), *range(links + strangers, len(entities))]
+    second = [*range(links), *range(links + strangers, links + 2 * strangers)]
+    further = [*range(links + 2 * strangers, len(entities))] * views
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(mkdtemp(prefix=f".{folder.name[:80]}.", dir=folder.parent))
     try:
         names = []
-        for catalogue, shown in (("a", first), ("b", second)):
+        for catalogue, shown in (("a", first), ("b", second), ("train", further))[: 3 if training else 2]:
             rng = random_stream(seed, catalogue, 0, "catalogue")
-            views = [(entity, entities[entity]) for entity in sample(rng, shown, len(shown))]
-            names.append(write_views(unfinished / catalogue, views, rng, captions, image_size))
-        write_truth(unfinished, *names)
+            scenes_shown = [(entity, entities[entity]) for entity in sample(rng, shown, len(shown))]
+            names.append(write_views(unfinished / catalogue, scenes_shown, rng, captions, image_size))
+        write_truth(unfinished, *names[:2])
         unfinished.chmod(0o755)
         unfinished.replace(folder)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
     parts = {name: str(folder / file) for name, file in (("a", "a"), ("b", "b"), ("pairs", "pairs.csv"))}
-    return parts | {"duplicates": str(folder / "duplicates.csv"), "records": [len(first), len(second)]}
+    parts |= {"duplicates": str(folder / "duplicates.csv"), "records": [len(first), len(second)]}
+    return parts | ({"train": str(folder / "train"), "training_records": len(further)} if training else {})
 
 
 def write_views(

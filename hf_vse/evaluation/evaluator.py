@@ -17,12 +17,14 @@ from datasets import Dataset
 from torch import Tensor
 
 from hf_vse.data.features import FeatureRows
+from hf_vse.data.groups import plain_column
 from hf_vse.data.pairs import undecoded_images
-from hf_vse.data.schema import CAPTION_FEATURES, CAPTIONS, flatten_captions
+from hf_vse.data.schema import CAPTION_FEATURES, CAPTIONS, GROUP_ID, flatten_captions
 from hf_vse.embed.adapters.vse import VSEEncoder
 from hf_vse.embed.encoder import Encoder
 from hf_vse.embed.run import encode_images, encode_texts
 from hf_vse.embed.store import Store
+from hf_vse.evaluation.entities import entity_recall, records_of
 from hf_vse.evaluation.metrics import fold_metrics, retrieval_metrics
 from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.model.processing_vse import VSEProcessor
@@ -156,6 +158,7 @@ def evaluate_retrieval(
     dataset: Dataset,
     *,
     fold_size: int | None = None,
+    image_weight: float | None = None,
     batch_size: int = 128,
     num_workers: int = 0,
     progress: bool = True,
@@ -165,6 +168,7 @@ def evaluate_retrieval(
     Args:
         dataset: a split as `load_pairs` returns it.
         fold_size: mean over consecutive folds of so many images (COCO 1K: 1,000) instead of the whole split.
+        image_weight: of the image in a record; then there is `entity_r1` too, see `entity_recall`, of `group_id`.
         batch_size: images or sentences encoded at once.
 
     Returns:
@@ -177,6 +181,10 @@ def evaluate_retrieval(
     model.train(was_training)
     correspondence = pairs.image_embeds, pairs.text_embeds, pairs.text_to_image
     metrics = retrieval_metrics(*correspondence) if fold_size is None else fold_metrics(*correspondence, fold_size)
+    if image_weight is not None:
+        entities = plain_column(dataset, GROUP_ID)
+        records = records_of(*correspondence, image_weight)
+        metrics |= {"entity_r1": entity_recall(records, [entities[row] for row in pairs.image_rows.tolist()])}
     return metrics | {
         "images": len(pairs.image_embeds),
         "texts": len(pairs.text_embeds),

@@ -111,7 +111,7 @@ def centre(text_embeds: Tensor) -> Tensor:
 
 def texts_of_each(positives: Positives, captions: int) -> int:
     """How many texts an image with so many captions is compared as."""
-    return 1 if positives == "centre" else captions
+    return 1 if positives in ("centre", "entity") else captions
 
 
 def text_of_each(
@@ -122,7 +122,8 @@ def text_of_each(
     if text_embeds.ndim == 2:
         return text_embeds, ids
     first = None if text_ids is None else text_ids[:, 0]
-    return centre(text_embeds) if positives == "centre" else text_embeds[:, 0], ids | {"text_ids": first}
+    texts = centre(text_embeds) if positives in ("centre", "entity") else text_embeds[:, 0]
+    return texts, ids | {"text_ids": first}
 
 
 def ids_of_captions(

@@ -10,7 +10,8 @@
 `auto` takes `dense` for small matrices; for larger ones `fused` where the kernels run, else `streamed`; and `chunked`
 for a row loss without a stream. Candidates of earlier steps (`past.py`), of the same modality (`same_modality.py`) and
 foils (`foils.py`) are compared by plain torch under `streamed` and `fused` too; the cross entropy of `soft_targets.py`
-is computed in chunks under all but `dense`. The log names the choice and the reason.
+is computed in chunks under all but `dense`. Records of entities (`entities.py`) are compared by `dense` or `chunked`.
+The log names the choice and the reason.
 """
 
 import logging
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from hf_vse.model.losses_vse import SETTINGS, contrastive_loss, objective
 from hf_vse.objectives.captions import Candidates, Positives
+from hf_vse.objectives.entities import check_entity_execution, entity_loss
 from hf_vse.objectives.exchange import Negatives, shares_negatives
 from hf_vse.objectives.gather import gathered_contrastive_loss
 from hf_vse.objectives.kernels import fused_tiles, why_not_fused
@@ -104,7 +106,7 @@ def execute_loss(
     *,
     execution: Execution = AUTO,
     loss_type: str = "nce",
-    positives: Positives = "one",
+    positives: Positives | Literal["entity"] = "one",
     past: Past | None = None,
     soft: SoftTargets | None = None,
     same_modality: bool = False,
@@ -116,7 +118,8 @@ def execute_loss(
     Args:
         image_embeds, text_embeds: (local, dim) unit vectors of this process; texts (local, K, dim) where images have K
             captions, see `captions`.
-        positives: which of K captions are positives.
+        positives: which of K captions are positives; or `entity`, see `entities.py`: `image_ids` are the labels, and
+            nothing further is contrasted.
         past: further candidates, see `past.py`.
         soft: adds the cross entropy with soft targets, see `soft_targets.py`; in chunks except by `dense`.
         same_modality: images are negatives of images too, and texts of texts, see `same_modality.py`.
@@ -129,6 +132,15 @@ def execute_loss(
     """
     if past is not None and options.get("image_ids") is None:
         raise ValueError("past candidates need image_ids: without them an image would be a negative of itself")
+    if positives == "entity":
+        if past is not None or soft is not None or same_modality or foils is not None:
+            raise ValueError(
+                "positives entity contrasts records alone: give no past, soft targets, foils or same_modality"
+            )
+        check_entity_execution(execution.name, execution.negatives)
+        size = None if execution.name == "dense" else execution.chunk_size or DEFAULT_CHUNK
+        how = {"loss_type": loss_type, "negatives": execution.negatives, "chunk_size": size}
+        return entity_loss(image_embeds, text_embeds, **how, **options)
     pairs = text_embeds.shape[:-1].numel()
     length = (0 if past is None else len(past.texts.ids)) + (pairs if same_modality else 0)
     length += 0 if foils is None else len(foils.ids)

@@ -51,7 +51,9 @@ class VSETrainingArguments(TrainingArguments):
     load_best_model_at_end: bool | None = field(
         default=None, metadata={"help": "End with the best checkpoint. Default: where recall is measured and saved."}
     )
-    metric_for_best_model: str | None = field(default="rsum", metadata={"help": "What makes a checkpoint the best."})
+    metric_for_best_model: str | None = field(
+        default=None, metadata={"help": "What makes a checkpoint the best. Default: rsum; of entities entity_r1."}
+    )
     greater_is_better: bool | None = field(default=True, metadata={"help": "Whether more of it is better."})
     remove_unused_columns: bool | None = False
     ddp_find_unused_parameters: bool | None = False
@@ -97,8 +99,9 @@ class VSETrainingArguments(TrainingArguments):
         default="one",
         metadata={
             "help": "How captions count: one for an image, or of several each as a positive of its own, any as one "
-            "candidate of which one need fit (MIL-NCE), or their centre as the only text.",
-            "choices": list(get_args(Positives)),
+            "candidate of which one need fit (MIL-NCE), or their centre as the only text. Or entity: an image and its "
+            "captions are pooled, by image_weight, and records of one group_column are positives (CLIPPINGS).",
+            "choices": [*get_args(Positives), "entity"],
         },
     )
     unique_images: bool = field(default=True, metadata={"help": "Batches in which no image occurs twice."})
@@ -110,7 +113,7 @@ class VSETrainingArguments(TrainingArguments):
             "choices": ["none", "neighbours"],
         },
     )
-    group_size: int = field(default=8, metadata={"help": "Images of a group."})
+    group_size: int = field(default=8, metadata={"help": "Images of a group, or records of an entity in a batch."})
     group_first_rank: int = field(
         default=10, metadata={"help": "Nearest rank that joins a group; nearer ones may show the same."}
     )
@@ -308,7 +311,9 @@ class VSETrainingArguments(TrainingArguments):
             choices = self.__dataclass_fields__[name].metadata["choices"]
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is one of {', '.join(choices)}, got {getattr(self, name)!r}")
-        if (self.captions_per_image == 1) != (self.positives == "one"):
+        if self.metric_for_best_model is None:
+            self.metric_for_best_model = "entity_r1" if self.positives == "entity" else "rsum"
+        if self.positives != "entity" and (self.captions_per_image == 1) != (self.positives == "one"):
             raise ValueError(
                 f"captions_per_image={self.captions_per_image} and positives={self.positives!r} do not fit: one "
                 "caption needs one, several need each, any or centre"

@@ -249,7 +249,8 @@ def evaluation_line(logs: dict[str, float]) -> str:
         direction: " ".join(f"{logs[f'eval_{direction}_r{level}']:5.1f}" for level in (1, 5, 10))
         for direction in ("i2t", "t2i")
     }
+    entities = f"   entity R@1 {logs['eval_entity_r1']:5.1f}" if "eval_entity_r1" in logs else ""
     return (
         f"epoch {logs.get('epoch', 0):<5.4g} R@1/5/10  image -> text {recalls['i2t']}   "
-        f"text -> image {recalls['t2i']}   rsum {logs['eval_rsum']:6.1f}"
+        f"text -> image {recalls['t2i']}   rsum {logs['eval_rsum']:6.1f}{entities}"
     )

@@ -7,6 +7,7 @@ from hf_vse.objectives.captions import check_captioned
 from hf_vse.objectives.exchange import check_at_once
 from hf_vse.objectives.execution import choose_execution
 from hf_vse.training.arguments import VSETrainingArguments
+from hf_vse.training.entities import check_entities
 from hf_vse.training.foils import check_foils_wanted
 from hf_vse.training.mixing import check_mixing
 from hf_vse.training.mosaics import check_mosaics
@@ -22,10 +23,13 @@ def check_objective(loss_type: str, args: VSETrainingArguments, settings: dict[s
     check_mixing(args)
     check_foils_wanted(args)
     check_mosaics(args)
+    if args.positives == "entity":
+        check_entities(args)
     if args.extra_negatives == "same_modality":
         check_at_once("same_modality", args.negatives)
     for each in (loss_type, args.hard_negative_warmup_loss) if args.hard_negative_warmup_epochs else (loss_type,):
-        check_captioned(args.positives, args.captions_per_image, each)
+        if args.positives != "entity":
+            check_captioned(args.positives, args.captions_per_image, each)
     check_soft_targets(args, [loss_type, args.hard_negative_warmup_loss])
     choose_execution(args.execution, loss_type, args.per_device_train_batch_size, args.device, settings)
     if args.hard_negative_warmup_epochs and not chosen.may_collapse:

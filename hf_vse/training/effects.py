@@ -101,6 +101,7 @@ _TRAINED = Need(
 )
 _FRESH = Need(lambda get: get("init_from") is None, "the towers are those of init_from: remove one of them")
 _GROUPS = Need(lambda get: get("batch_groups") != "none", "there are no groups: give batch_groups: neighbours")
+_GROUPED = Need(lambda get: _GROUPS.met(get) or get("positives") == "entity", _GROUPS.text)
 _LIMITED = Need(lambda get: get("loss_execution") != "dense", "loss_execution dense compares all at once: remove one")
 
 NEEDS: dict[str, Need] = (
@@ -109,7 +110,7 @@ NEEDS: dict[str, Need] = (
     | dict.fromkeys(HUB_KEYS, _HUB)
     | dict.fromkeys(("image_tower", "text_tower"), _FRESH)
     | dict.fromkeys(("head_init", "head_dropout"), _HEAD)
-    | dict.fromkeys(("group_size", "group_first_rank", "group_last_rank"), _GROUPS)
+    | dict.fromkeys(("group_first_rank", "group_last_rank"), _GROUPS)
     | {
         "vision_config": Need(
             lambda get: get("image_tower") is None and get("init_from") is None and not takes_features(get),
@@ -133,6 +134,7 @@ NEEDS: dict[str, Need] = (
             lambda get: takes_features(get) or get("freeze_image_tower") or get("dataset") not in PHOTOGRAPHS,
             "one vector of each image is mixed: give features, or freeze_image_tower: true",
         ),
+        "group_size": _GROUPED,
         "mosaic_sides": Need(lambda get: get("mosaic_share") > 0, "there are no mosaics: give mosaic_share"),
         "batch_groups": Need(
             lambda get: bool(get("freeze_text_tower") and get("cache_frozen")) or get("batch_groups") == "none",
@@ -142,7 +144,8 @@ NEEDS: dict[str, Need] = (
             lambda get: get("positives") != "one", "several captions need positives: each, any or centre: give one"
         ),
         "positives": Need(
-            lambda get: get("captions_per_image") > 1, "an image comes with one caption: give captions_per_image"
+            lambda get: get("captions_per_image") > 1 or get("positives") == "entity",
+            "an image comes with one caption: give captions_per_image",
         ),
         "hard_negative_warmup_loss": Need(
             lambda get: get("hard_negative_warmup_epochs") > 0, "there is no warm-up: give hard_negative_warmup_epochs"

@@ -200,6 +200,8 @@ def check_together(recipe: Recipe, where: str) -> None:
     if not (recipe.values["output_dir"] or "").strip():
         raise ValueError(f"{where}: output_dir is empty: give the folder for the run, such as runs/vse")
     check_effects(recipe.values, recipe.stages, where)
+    if "entity" in [recipe.stage(stage).values.get("positives") for stage in recipe.stages]:
+        check_labels(recipe, where)
     if recipe.values.get("control_dataset") is not None:
         check_control(recipe, where)
     if recipe.values.get("joined_seeds", 1) > 1:
@@ -213,6 +215,19 @@ def check_together(recipe: Recipe, where: str) -> None:
             VSEConfig(**passed_on | {"text_layers": 1})  # how many there are, the text tower tells when it is loaded
         except (ValueError, TypeError) as error:
             raise ValueError(f"{where}, stage {stage['name']!r}: {' '.join(str(error).split()):.300}") from error
+
+
+def check_labels(recipe: Recipe, where: str) -> None:
+    """Raises ValueError where groups of images are not the entities of a column alone."""
+    if recipe.values.get("group_column") is None:
+        raise ValueError(f"{where}: positives entity needs labels: name their column as group_column")
+    if recipe.data.near_duplicates != "none":
+        raise ValueError(
+            f"{where}: near_duplicates={recipe.data.near_duplicates} would make one entity of photographs that look "
+            "alike: give near_duplicates: none"
+        )
+    if recipe.values.get("control_dataset") is not None:
+        raise ValueError(f"{where}: control_dataset chooses weights by recall, positives entity does not: give one")
 
 
 def check_control(recipe: Recipe, where: str) -> None:

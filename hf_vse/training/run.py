@@ -366,7 +366,7 @@ def train_stage(stage: Stage, model: VSEModel, processor: VSEProcessor, splits: 
         "seconds_before_training": round(before_training - start, 1),
         "steps": trainer.state.global_step,
         "epochs": trainer.state.epoch,
-        "best_rsum": trainer.state.best_metric,
+        f"best_{args.metric_for_best_model}": trainer.state.best_metric,
         "best_step": trainer.state.best_global_step,
         "log": trainer.state.log_history,
     }

@@ -287,6 +287,7 @@ class VSETrainer(PublishingTrainer):
                 batch_size=self.args.per_device_eval_batch_size,
                 num_workers=self.args.dataloader_num_workers,
                 progress=not self.args.disable_tqdm,
+                image_weight=self.model.config.image_weight if self.args.positives == "entity" else None,
             )
         metrics["runtime"] = round(time.perf_counter() - start, 2)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}

@@ -14,6 +14,7 @@ from hf_vse.data.pairs import PairDataset, StreamedPairs
 from hf_vse.data.schema import CAPTIONS, GROUP_ID, flatten_captions
 from hf_vse.evaluation.equal_captions import Wording
 from hf_vse.training.arguments import VSETrainingArguments
+from hf_vse.training.entities import entities_of_batches
 
 logger = logging.getLogger(__name__)
 
@@ -53,11 +54,13 @@ def say(captions: int, images: int, sentences: int, of: int, masked: bool) -> No
 
 
 def groups_of_batches(pairs: PairDataset | StreamedPairs, args: VSETrainingArguments) -> dict[str, Any]:
-    """What the sampler takes for `batch_groups`.
+    """What the sampler takes for `batch_groups`, or for records of entities.
 
     Raises:
         ValueError: there are no kept vectors of captions, or groups of this kind cannot be formed.
     """
+    if args.positives == "entity":
+        return entities_of_batches(pairs, args)
     if args.batch_groups == "none":
         return {}
     if isinstance(pairs, StreamedPairs):

@@ -1,5 +1,6 @@
 import csv
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,19 @@ def test_truth_is_that_of_the_entities(tmp_path):
     assert {name for pair in pairs(Path(record["duplicates"])) for name in pair if name} == set(a)
     for file, row in a.items():
         assert Image.open(tmp_path / "made" / "a" / file).size == (16, 16) and len(row["captions"]) == 2
+
+
+def test_a_training_part_shows_other_entities_and_changes_nothing_else(tmp_path):
+    with_part = write_catalogues(tmp_path / "with", 4, training=5, views=3, image_size=16)
+    write_catalogues(tmp_path / "without", 4, image_size=16)
+    assert with_part["training_records"] == 15
+    rows = lines(tmp_path / "with" / "train").values()
+    assert sorted(Counter(row["entity"] for row in rows).values()) == [3] * 5
+    judged = {row["entity"] for name in "ab" for row in lines(tmp_path / "with" / name).values()}
+    assert len(judged) == 6 and not judged & {row["entity"] for row in rows}
+    for part in ("a", "b"):
+        files = [sorted((tmp_path / name / part).iterdir()) for name in ("with", "without")]
+        assert [file.read_bytes() for file in files[0]] == [file.read_bytes() for file in files[1]]
 
 
 def test_a_view_shows_the_same_objects_elsewhere():

@@ -119,7 +119,7 @@ def test_what_does_not_fit_is_refused(tokenizer, tmp_path):
     for options in ({"captions_per_image": 2}, {"positives": "each"}):
         with pytest.raises(ValueError, match="do not fit: one caption needs one, several need each, any or centre"):
             arguments(tmp_path, **options)
-    with pytest.raises(ValueError, match="positives is one of one, each, any, centre, got 'all'"):
+    with pytest.raises(ValueError, match="positives is one of one, each, any, centre, entity, got 'all'"):
         arguments(tmp_path, **with_captions("all"))
     without = [name for name, each in OBJECTIVES.items() if "temperature" not in each.settings]
     assert without
