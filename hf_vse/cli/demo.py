@@ -108,7 +108,7 @@ def of_gallery(arguments: argparse.Namespace) -> tuple[str, str]:
     from hf_vse.data.schema import CAPTIONS, IMAGE, IMAGE_ID
     from hf_vse.search.locations import open_store
     from hf_vse.search.model import recorded_name
-    from hf_vse.search.pictures import place_of
+    from hf_vse.search.pictures import picture_of
     from hf_vse.search.store import in_order
 
     useless = [name for name in ("compare", "dataset", "split") if getattr(arguments, name) is not None]
@@ -123,7 +123,7 @@ def of_gallery(arguments: argparse.Namespace) -> tuple[str, str]:
     if not all(isinstance(item, dict) and "file" in item for item in items):
         raise ValueError(f"{arguments.gallery} was not made from files: leave it out, and name its model and data set")
     rows = {
-        IMAGE: [str(place_of(gallery.facts.get("root"), item["file"])) for item in items],
+        IMAGE: [picture_of(gallery.facts.get("root"), item["file"]) for item in items],
         CAPTIONS: [item.get(CAPTIONS) or [Path(item["file"]).stem] for item in items],
         IMAGE_ID: list(range(len(items))),
     }

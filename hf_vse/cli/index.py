@@ -30,7 +30,8 @@ EXAMPLES = """
   hf-vse index embeddings.npy my_index --model org/vse-hardnce --items items.jsonl
   hf-vse index my_photos my_index --model DIR --query_bank sentences.txt      to search with --correction
   hf-vse index my_photos my_index --model DIR --kind hnsw --recall 0.99
-  accelerate launch --num_processes 8 -m hf_vse.cli index my_photos my_index --model DIR"""
+  accelerate launch --num_processes 8 -m hf_vse.cli index my_photos my_index --model DIR
+  hf-vse index 'shards/{00000..00999}.tar' my_index --model DIR         run it as often, and where, as you like"""
 
 KINDS = ("auto", *get_args(IndexKind))
 LEFT_OUT = {
@@ -43,7 +44,10 @@ LEFT_OUT = {
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = command_parser("index", DESCRIPTION, EXAMPLES)
     parser.add_argument(
-        "source", nargs="?", help="folder of images, array of embeddings, or a gallery to copy; or give --dataset"
+        "source",
+        nargs="?",
+        help="folder of images, shards ('{000..999}.tar', 's3://b/*.parquet'), array of embeddings, or a gallery to "
+        "copy; or give --dataset",
     )
     parser.add_argument("index", type=gallery_place, help="folder to write, outside of the photographs")
     parser.add_argument("--model", help="any model that `hf-vse evaluate` takes; a gallery to copy has its own")
@@ -60,12 +64,16 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         metavar="FILE",
         help="sentences such as will be asked, a line each, to learn hubs from",
     )
+    parser.add_argument(
+        "--parts", metavar="DIR", help="for shards: what is encoded of each; all processes see it [INDEX.parts]"
+    )
     add_model_options(parser)
     add_data_options(parser, None, "")
     arguments = parser.parse_args(argv)
     if (arguments.source is None) == (arguments.dataset is None):
         parser.error("give either a folder (or an array) or --dataset")
-    copied = arguments.source is not None and holds_gallery(arguments.source)
+    shards = of_shards(arguments)
+    copied = arguments.source is not None and not shards and holds_gallery(arguments.source)
     useless = [name for name in ("model", "query_bank") if getattr(arguments, name) is not None]
     if copied and useless:
         parser.error(f"--{useless[0]} has no effect: a gallery is copied as it is")
@@ -73,8 +81,16 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         parser.error("--model is missing: name what encodes the images")
     if arguments.items is not None and not is_array(arguments):
         parser.error("--items goes with an array of embeddings (.npy, .safetensors)")
-    if arguments.dataset is None and (given := data_options(arguments)):
-        parser.error(f"--{next(iter(given))} goes with --dataset")
+    columns = ("image_column", "caption_column") if shards else ()
+    given = [name for name in data_options(arguments) if name not in columns]
+    if arguments.dataset is None and given:
+        parser.error(f"--{given[0]} goes with --dataset")
+    if not shards and arguments.parts is not None:
+        parser.error("--parts goes with shards (.tar, .parquet)")
+    if shards and arguments.query_bank is not None:
+        parser.error("--query_bank has no effect on shards: index them without")
+    if shards and arguments.parts is None and "://" in arguments.index:
+        parser.error("--parts is missing: a folder that all processes see, for what they encode")
     return arguments
 
 
@@ -93,6 +109,10 @@ def is_array(arguments: argparse.Namespace) -> bool:
     return Path(arguments.source or "").suffix in (".npy", ".safetensors")
 
 
+def of_shards(arguments: argparse.Namespace) -> bool:
+    return Path(arguments.source or "").suffix in (".tar", ".parquet")
+
+
 def run(arguments: argparse.Namespace) -> Result | None:
     from accelerate import PartialState
 
@@ -101,9 +121,11 @@ def run(arguments: argparse.Namespace) -> Result | None:
 
     bank = [] if arguments.query_bank is None else read_lines("query_bank", arguments.query_bank)
     store = open_store(arguments.index)
-    if arguments.source is not None and holds_gallery(arguments.source):
+    if arguments.source is not None and not of_shards(arguments) and holds_gallery(arguments.source):
         store.check_place(arguments.source)
         move_gallery(open_store(arguments.source), store, arguments.kind, arguments.recall)
+    elif of_shards(arguments):
+        from_shards(arguments, store)
     elif is_array(arguments):
         from_array(arguments, store, bank)
     else:
@@ -140,6 +162,21 @@ def from_images(arguments: argparse.Namespace, store: Any, bank: list[str]) -> N
     if source is None:
         source, origin = load_split(arguments)
     store.build(source, encoder, origin=origin, query_bank=bank, progress=not arguments.quiet, **options)
+
+
+def from_shards(arguments: argparse.Namespace, store: Any) -> None:
+    """A gallery of shards, or a share of the work for it."""
+    from hf_vse.data.shards import find_shards
+    from hf_vse.embed.load import load_encoder
+    from hf_vse.search.shards import index_shards
+
+    shards = find_shards(arguments.source)  # what is missing is said before the model is loaded
+    store.check_place()
+    encoder = load_encoder(arguments.model, **model_options(arguments))
+    names = ("kind", "recall", "batch_size", "num_workers", "max_broken_share", "image_column", "caption_column")
+    options = {name: getattr(arguments, name) for name in names}
+    parts = arguments.parts or f"{arguments.index.rstrip('/')}.parts"
+    index_shards(shards, encoder, arguments.index, parts, progress=not arguments.quiet, **options)
 
 
 def load_split(arguments: argparse.Namespace) -> tuple[Any, dict[str, Any]]:

@@ -57,7 +57,9 @@ class Layout:
     file_name: str | None
 
 
-def find_layout(features: Features | None, image_column: str | None, caption_column: str | None) -> Layout:
+def find_layout(
+    features: Features | None, image_column: str | None, caption_column: str | None, needs_captions: bool = True
+) -> Layout:
     """The columns to read: the ones named, or else by type and customary name."""
     if features is None:
         raise ValueError("the columns of this streamed data set are unknown before it is read: use streaming=False")
@@ -75,6 +77,8 @@ def find_layout(features: Features | None, image_column: str | None, caption_col
     captions = [name] if (name := first(_CAPTION_NAMES)) else sorted(numbered, key=lambda name: int(name[8:]))
     images, captions = [image_column] if image_column else images, [caption_column] if caption_column else captions
     for what, names, known in (("image", images, features), ("caption", captions, available)):
+        if what == "caption" and not names and not needs_captions:
+            continue
         if not names or names[0] not in known:
             problem = f"{what}_column={names[0]!r} is not" if names else f"no {what} column is recognised"
             raise ValueError(f"{problem} among the columns {', '.join(known)}: name it with {what}_column")

@@ -108,15 +108,20 @@ def listed_images(
     Raises:
         OSError, ValueError: as `build_gallery`.
     """
+    check_digest(encoder)
+    if isinstance(source, Dataset):
+        return of_dataset(source, encoder), {"root": None, "origin": origin} | model_facts(encoder)
+    images, facts = told_to_all(lambda: of_folder(Path(source)))
+    return images, facts | {"root": str(Path(source).absolute()), "origin": origin} | model_facts(encoder)
+
+
+def check_digest(encoder: Encoder) -> None:
+    """Raises ValueError for an encoder whose vectors could not be told from those of another."""
     if encoder.digest is None:
         raise ValueError(
             f"{encoder.name} has no digest, so queries and new images could not be checked against the gallery later; "
             "define its class in a file, or give it a digest that changes with weights and preparation"
         )
-    if isinstance(source, Dataset):
-        return of_dataset(source, encoder), {"root": None, "origin": origin} | model_facts(encoder)
-    images, facts = told_to_all(lambda: of_folder(Path(source)))
-    return images, facts | {"root": str(Path(source).absolute()), "origin": origin} | model_facts(encoder)
 
 
 def told_to_all(

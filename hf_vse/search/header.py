@@ -122,6 +122,7 @@ OPTIONAL: dict[str, Check] = {
     "encoder": (is_encoder_or_null, "an object {...} that says how to open the model, or null"),
     "recipe": (is_text_or_null, "text or null"),
     "root": (is_text_or_null, "a folder or null"),
+    "shards": (is_text_or_null, "text or null"),
     "origin": (is_object_or_null, "an object {...} or null"),
     "passed_over": (is_object_or_null, "an object {...} or null"),
     "indexed": (is_count, "a number from 1 on"),

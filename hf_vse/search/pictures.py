@@ -9,6 +9,7 @@ import PIL.Image
 from hf_vse.data.images import decode_image
 from hf_vse.data.pairs import undecoded_images
 from hf_vse.data.schema import IMAGE
+from hf_vse.data.shards import picture_in_shard
 from hf_vse.data.spec import DataSpec
 from hf_vse.files import inside
 from hf_vse.search.store import GalleryStore
@@ -24,7 +25,7 @@ def find_images(gallery: GalleryStore, items: Sequence[Any]) -> list[PIL.Image.I
     """
     root, origin = gallery.facts.get("root"), gallery.facts.get("origin")
     if items and all(isinstance(item, dict) and "file" in item for item in items):
-        return [decode_image(str(place_of(root, item["file"])), needed=SIDE) for item in items]
+        return [decode_image(picture_of(root, item["file"]), needed=SIDE) for item in items]
     if origin is None:
         raise ValueError("the gallery does not say where its photographs are: make it from a folder or a data set")
     spec = DataSpec.of_dict(origin, "the origin of the gallery")
@@ -35,10 +36,12 @@ def find_images(gallery: GalleryStore, items: Sequence[Any]) -> list[PIL.Image.I
     return [decode_image(files[item["row"]][IMAGE], needed=SIDE) for item in items]
 
 
-def place_of(root: str | None, name: Any) -> Path:
-    """Where the file of an item is: in the folder that was indexed, or where its data set says.
+def picture_of(root: str | None, name: Any) -> dict[str, Any]:
+    """`path` of the file of an item, in the folder that was indexed or where its data set says; `bytes` of a shard.
 
     Raises:
         ValueError: a gallery of a folder names a file outside of it.
     """
-    return Path(str(name)) if root is None else inside(root, name, "the file of an item")
+    path = Path(str(name)) if root is None else inside(root, name, "the file of an item")
+    found = None if root is None else picture_in_shard(root, str(name))
+    return {"path": str(path), "bytes": None} if found is None else found
