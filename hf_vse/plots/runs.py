@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_vse.plots.canvas import DIRECTIONS, PALETTE, RECALLS, new_figure, save, tidy
+from hf_vse.plots.canvas import DIRECTIONS, PALETTE, RECALLS, new_figure, save, take_literally, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 LOSS_COLOUR, BEST_COLOUR = PALETTE[0], PALETTE[5]
 RECALL_COLOURS = {"R@1": PALETTE[0], "R@5": PALETTE[1], "R@10": PALETTE[2]}
@@ -126,20 +127,26 @@ def plot_grid(runs: Sequence[Mapping[str, Any]], path: str | Path, base: str | N
     of_cell: dict[str, list[float]] = {}
     for run in runs:
         of_cell.setdefault(run["cell"], []).append(run["metrics"]["rsum"])
-    figure = new_figure(6.4, 1.0 + 0.22 * len(of_cell))
+    return save(runs_figure(of_cell, base), path)
+
+
+def runs_figure(rsums: Mapping[str, Sequence[float]], base: str | None = None) -> "Figure":
+    """A row for each name: a point for each rsum, and a bar for their mean. `base` is the row to compare with."""
+    figure = new_figure(6.4, 1.0 + 0.22 * len(rsums))
     axes = figure.subplots()
-    for place, (cell, values) in enumerate(of_cell.items()):
+    for place, (cell, values) in enumerate(rsums.items()):
         colour = BEST_COLOUR if cell == base else PALETTE[0]
         axes.barh(place, sum(values) / len(values), 0.72, color=colour, alpha=0.35)
         axes.plot(values, [place] * len(values), "o", color=colour, markersize=3.5)
-    if base in of_cell:
-        axes.axvline(sum(of_cell[base]) / len(of_cell[base]), color=BEST_COLOUR, linewidth=1.2, linestyle=":")
-        lowest, highest = (pick(map(pick, of_cell.values())) for pick in (min, max))
+    if base in rsums:
+        axes.axvline(sum(rsums[base]) / len(rsums[base]), color=BEST_COLOUR, linewidth=1.2, linestyle=":")
+        lowest, highest = (pick(map(pick, rsums.values())) for pick in (min, max))
         axes.set_xlim(lowest - 0.5 * (highest - lowest) - 1, highest + 0.1 * (highest - lowest) + 1)
     tidy(axes, "", "rsum")
     axes.invert_yaxis()
     axes.margins(y=0.01)
     axes.grid(axis="y", visible=False)
     axes.grid(axis="x", color="#E6E6E6", linewidth=0.8)
-    axes.set_yticks(range(len(of_cell)), list(of_cell))
-    return save(figure, path)
+    axes.set_yticks(range(len(rsums)), list(rsums))
+    take_literally(axes.get_yticklabels())
+    return figure
