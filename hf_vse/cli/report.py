@@ -6,8 +6,8 @@ from pathlib import Path
 
 from hf_vse.cli.command import Result, command_parser
 
-DESCRIPTION = """Writes one page of all results: a table and a chart for each test set, the seeds of a recipe in one row,
-and in what the recipes differ. Only results on the same images and captions stand in one table."""
+DESCRIPTION = """Writes one page of all results: a table and a chart for each test set, the seeds of a recipe in one
+row, and in what the recipes differ. Only results on the same images and captions stand in one table."""
 EXAMPLES = """
   hf-vse report runs                                    every metrics.json below the folder -> results/index.html
   hf-vse report runs clip.json --output compared        and what `hf-vse evaluate --output clip.json` wrote"""

@@ -98,7 +98,7 @@ def read_runs(paths: Iterable[str | Path], folder: Path) -> list[Run]:
             raise FileNotFoundError(f"{path} does not exist: give the folder of runs, or files of hf-vse evaluate")
         inside = [each for each in sorted(path.rglob(RUN_FILE)) if not is_part(each)] if path.is_dir() else [path]
         if not inside:
-            raise ValueError(f"{path} has no {RUN_FILE} of a run: give the folder of runs, or files of hf-vse evaluate")
+            raise ValueError(f"{path} has no {RUN_FILE} of a run: give a folder of runs, or files of hf-vse evaluate")
         found |= dict.fromkeys(each.resolve() for each in inside)
     kept = [path for path in found if not path.is_relative_to(folder.resolve())]
     return [run for path in kept for run in runs_of(path)]

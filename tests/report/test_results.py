@@ -28,7 +28,8 @@ def leave_run(folder, values, fingerprint="one", **recipe):
 def runs(tmp_path):
     values = np.random.default_rng(0).uniform(10, 90, (4, 6)).round(2)
     for seed in range(3):
-        leave_run(tmp_path / f"runs/nce-{seed}", values[seed].tolist(), loss_type="nce", seed=seed, output_dir=str(seed))
+        place = tmp_path / f"runs/nce-{seed}"
+        leave_run(place, values[seed].tolist(), loss_type="nce", seed=seed, output_dir=str(seed))
     leave_run(tmp_path / f"runs/{HOSTILE.replace('/', '')}", [99.0] * 6, loss_type="hardnce")
     leave_run(tmp_path / "runs/other", values[3].tolist(), fingerprint="two", loss_type="nce")
     leave_run(tmp_path / "runs/other/seeds/0", values[3].tolist(), fingerprint="two", loss_type="nce", seed=0)
