@@ -50,7 +50,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Result:
+class Repeats:
     """The runs that differ in nothing but the seed."""
 
     name: str
@@ -67,7 +67,7 @@ class Result:
         return statistics.stdev(self.values(metric)) if len(self.runs) > 1 else None
 
 
-def write_results(folder: str | Path, paths: Iterable[str | Path]) -> tuple[Path, dict[str, list[Result]]]:
+def write_results(folder: str | Path, paths: Iterable[str | Path]) -> tuple[Path, dict[str, list[Repeats]]]:
     """Writes the page of all evaluations in `paths`.
 
     Args:
@@ -84,7 +84,7 @@ def write_results(folder: str | Path, paths: Iterable[str | Path]) -> tuple[Path
     """
     folder = check_report(folder)
     tables = results_by_test_set(read_runs(paths, folder))
-    page = render(tables, folder)
+    page = render_results(tables, folder)
     write_text(folder / RECORD_FILE, json.dumps(numbers(tables), indent=1, ensure_ascii=False))
     write_text(folder / PAGE_FILE, page)
     return folder / PAGE_FILE, tables
@@ -118,7 +118,7 @@ def runs_of(path: Path) -> list[Run]:
     return [Run(shown[name], path, record, recipe, commit) for name, record in records.items()]
 
 
-def results_by_test_set(runs: Sequence[Run]) -> dict[str, list[Result]]:
+def results_by_test_set(runs: Sequence[Run]) -> dict[str, list[Repeats]]:
     """Title of the test set -> its results; a second test set of one title bears its digest too."""
     sets: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
@@ -130,13 +130,13 @@ def results_by_test_set(runs: Sequence[Run]) -> dict[str, list[Result]]:
     }
 
 
-def results_of(runs: Sequence[Run]) -> list[Result]:
+def results_of(runs: Sequence[Run]) -> list[Repeats]:
     """The runs of one recipe together; a run without a recipe alone."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
         settings = json.dumps(run.settings, sort_keys=True, default=str)
         groups.setdefault(settings if run.recipe else f"{run.file} {run.name}", []).append(run)
-    results = [Result(common_name([run.name for run in group]), group) for group in groups.values()]
+    results = [Repeats(common_name([run.name for run in group]), group) for group in groups.values()]
     return sorted(results, key=lambda result: -result.mean("rsum"))
 
 
@@ -147,7 +147,7 @@ def common_name(names: Sequence[str]) -> str:
     return os.path.commonprefix(list(names)).rstrip("-_. ") or names[0]
 
 
-def differences(results: Sequence[Result]) -> list[dict[str, Any]]:
+def differences(results: Sequence[Repeats]) -> list[dict[str, Any]]:
     """For each result the settings in which it differs from another result of the table; None where it has none."""
     settings = [result.runs[0].settings for result in results]
     keys = sorted({key for each in settings for key in each})
@@ -155,7 +155,7 @@ def differences(results: Sequence[Result]) -> list[dict[str, Any]]:
     return [{key: each[key] for key in told if key in each} for each in settings]
 
 
-def numbers(tables: Mapping[str, Sequence[Result]]) -> dict[str, Any]:
+def numbers(tables: Mapping[str, Sequence[Repeats]]) -> dict[str, Any]:
     """The page as JSON."""
     return {
         "format": 1,
@@ -174,14 +174,14 @@ def numbers(tables: Mapping[str, Sequence[Result]]) -> dict[str, Any]:
     }
 
 
-def link(result: Result, folder: Path) -> list[tuple[str, str]]:
+def pages_near(result: Repeats, folder: Path) -> list[tuple[str, str]]:
     """(name, address) of the runs' own pages, where they have one near the front page."""
     pages = [(run.name, run.file.parent / "report" / PAGE_FILE) for run in result.runs]
     there = {name: page for name, page in pages if page.is_file()}
     return [(name, os.path.relpath(page, folder.resolve())) for name, page in there.items()]
 
 
-def render(tables: Mapping[str, Sequence[Result]], folder: Path) -> str:
+def render_results(tables: Mapping[str, Sequence[Repeats]], folder: Path) -> str:
     from jinja2 import Environment
 
     room = files("hf_vse.report")
@@ -191,7 +191,7 @@ def render(tables: Mapping[str, Sequence[Result]], folder: Path) -> str:
         style=style,
         tables=tables,
         differences=differences,
-        link=lambda result: link(result, folder),
+        pages_near=lambda result: pages_near(result, folder),
         charts={
             title: to_svg(runs_figure({result.name: result.values("rsum") for result in named_apart(results)}))
             for title, results in tables.items()
@@ -200,10 +200,10 @@ def render(tables: Mapping[str, Sequence[Result]], folder: Path) -> str:
     )
 
 
-def named_apart(results: Sequence[Result]) -> list[Result]:
+def named_apart(results: Sequence[Repeats]) -> list[Repeats]:
     """The same with different names."""
     names = [result.name for result in results]
     return [
-        result if names.count(result.name) == 1 else Result(f"{result.name} ({place})", result.runs)
+        result if names.count(result.name) == 1 else Repeats(f"{result.name} ({place})", result.runs)
         for place, result in enumerate(results, start=1)
     ]
