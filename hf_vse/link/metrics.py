@@ -1,6 +1,6 @@
 """How right links and clusters are."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 
 import numpy as np
@@ -31,6 +31,43 @@ def linkage_metrics(found: Mapping[int, int | None], truth: Mapping[int, Abstrac
     true_pairs = [(each, match) for each, matches in truth.items() for match in matches]
     ari = adjusted_rand_index(*partitions(list(truth), links, true_pairs))
     return {"accuracy": agreed / max(1, len(truth))} | precision_recall(right, made, pairs) | {"ari": ari}
+
+
+def resampled_metrics(
+    found: Mapping[int, int | None],
+    truth: Mapping[int, AbstractSet[int]],
+    entities: Mapping[int, Hashable],
+    resamples: int = 1000,
+    seed: int = 0,
+) -> list[dict[str, float]]:
+    """What `linkage_metrics` would be on other entities: the bootstrap, for percentile intervals (Efron & Tibshirani,
+    An Introduction to the Bootstrap, 1993, chapter 13).
+
+    As many entities as there are, are drawn with replacement, each with all of its records and what they are linked
+    to. One that is drawn twice counts as two, so links must be one-to-one. With the same truth, entities and seed, the
+    same entities are drawn: differences of two ways to link are paired.
+
+    Args:
+        found, truth: see `linkage_metrics`.
+        entities: record -> what it shows, for each record of `truth`.
+    """
+    of_entity: dict[Hashable, list[int]] = {}
+    for record in truth:
+        of_entity.setdefault(entities[record], []).append(record)
+    records, rng = list(of_entity.values()), np.random.default_rng(seed)
+    known: dict[tuple[int, int], int] = {}
+    metrics = []
+    for _ in range(resamples):
+        linked: dict[int, int | None] = {}
+        matches: dict[int, AbstractSet[int]] = {}
+        for copy, place in enumerate(rng.integers(len(records), size=len(records)).tolist()):
+            for record in records[place]:
+                row = len(matches)
+                matches[row] = {known.setdefault((copy, each), len(known)) for each in truth[record]}
+                link = found[record]
+                linked[row] = None if link is None else known.setdefault((copy, link), len(known))
+        metrics.append(linkage_metrics(linked, matches))
+    return metrics
 
 
 def partitions(

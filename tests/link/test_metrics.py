@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import adjusted_rand_score
 
-from hf_vse.link.metrics import adjusted_rand_index, cluster_metrics, linkage_metrics
+from hf_vse.link.metrics import adjusted_rand_index, cluster_metrics, linkage_metrics, resampled_metrics
 from hf_vse.link.threshold import threshold_for_f1, threshold_for_false_accepts
 
 
@@ -111,3 +111,49 @@ def test_the_false_accept_rate_is_kept_where_the_assumption_holds():
             threshold_for_false_accepts(scores[:, -2], wrong)
     with pytest.raises(ValueError, match="no record has two candidates"):
         threshold_for_false_accepts(np.array([-np.inf]), 0.05)
+
+
+def one_to_one_links(seed: int):
+    """100 records of 80 entities, of which some are linked right, some wrong and some not."""
+    rng = np.random.default_rng(seed)
+    truth = {record: {record} if record < 60 else set() for record in range(100)}
+    found = {record: record if rng.random() < 0.7 else None for record in range(70)}
+    found |= {record: int(1000 + record) if rng.random() < 0.3 else None for record in range(100) if record >= 60}
+    return found, truth, {record: f"e{record % 80}" for record in truth}
+
+
+def test_entities_are_drawn_with_all_their_records(monkeypatch):
+    found, truth, entities = one_to_one_links(0)
+    drawn = np.random.default_rng(3).integers(80, size=(20, 80))
+    metrics = resampled_metrics(found, truth, entities, resamples=20, seed=3)
+    for draw, of_draw in zip(drawn, metrics, strict=True):
+        rows = [record for place in draw for record in truth if entities[record] == f"e{place}"]
+        right = sum(found[row] in truth[row] for row in rows)
+        made, pairs = sum(found[row] is not None for row in rows), sum(len(truth[row]) for row in rows)
+        agreed = sum(found[row] in truth[row] or (found[row] is None and not truth[row]) for row in rows)
+        assert of_draw["f1"] == pytest.approx(2 * right / (made + pairs))
+        assert of_draw["accuracy"] == pytest.approx(agreed / len(rows))
+    assert len({each["ari"] for each in metrics}) > 10
+
+
+def test_each_entity_drawn_once_gives_the_metrics_themselves(monkeypatch):
+    found, truth, entities = one_to_one_links(1)
+
+    class Once:
+        def integers(self, count, size):
+            return np.arange(count)
+
+    monkeypatch.setattr(np.random, "default_rng", lambda seed: Once())
+    assert resampled_metrics(found, truth, entities, resamples=1) == [linkage_metrics(found, truth)]
+
+
+def test_the_interval_is_as_wide_as_other_samples_spread():
+    """Shares of accuracy of independent samples of 80 entities have the spread that the bootstrap of one tells."""
+    found, truth, entities = one_to_one_links(2)
+    values = [each["accuracy"] for each in resampled_metrics(found, truth, entities, resamples=400)]
+    others = []
+    for seed in range(400):
+        linked, of_others, _ = one_to_one_links(seed)
+        others.append(linkage_metrics(linked, of_others)["accuracy"])
+    assert np.std(values) == pytest.approx(np.std(others), rel=0.35)
+    assert np.mean(values) == pytest.approx(linkage_metrics(found, truth)["accuracy"], abs=0.02)
