@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 DESCRIPTION = """Finds which records of two catalogues are the same thing (product, firm, work of art), or the
 duplicates in one. A record is a photograph, a text, or both: its vector is the weighted sum of theirs. A catalogue is
 a folder of images with metadata.jsonl, as `hf-vse index` takes it; a file.jsonl of the same lines, of which some may
-have no file_name and be a text alone; or a gallery.
+have no file_name and be a text alone; a gallery in a folder or an engine; or a data set, saved, in parquet or tar
+files, or of the Hub, with #SPLIT where it has several.
 
 Every record gets the best match, or none below a threshold. A CSV file of known pairs (columns a and b; an empty b
 says that a has no match) chooses the threshold with the highest F1: half of the records that it names choose it, the
@@ -36,7 +37,8 @@ EXAMPLES = """
   hf-vse link shop_a shop_b --model DIR --labels pairs.csv --strings     compared with the similarity of the texts
   hf-vse link products offers --model DIR --one_to_many --block brand    many offers of one product, within a brand
   hf-vse link shop_a --model DIR --sheet doubtful.png            duplicates in one, and the doubtful ones to look at
-  hf-vse link gallery_a gallery_b --image_weight 1 --kind auto   large galleries, whose model is known"""
+  hf-vse link gallery_a gallery_b --image_weight 1 --kind auto   large galleries, whose model is known
+  hf-vse link milvus://host:19530/shop_a shop_b.parquet#train    a gallery in an engine and a data set"""
 METRICS = {"accuracy": "accuracy", "precision": "precision", "recall": "recall", "f1": "F1", "ari": "ARI"}
 DOUBTFUL = 10  # links that are shown
 

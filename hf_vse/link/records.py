@@ -1,7 +1,8 @@
 """The records of a catalogue: a name, fields, texts, and one vector of photograph and texts together.
 
 A catalogue is a folder of images with `metadata.jsonl`, as `hf-vse index` takes it; a JSON Lines file of the same
-lines, of which some may lack `file_name` and be a text alone; or a gallery, whose image vectors are used as they are.
+lines, of which some may lack `file_name` and be a text alone; a gallery in a folder or an engine, whose image vectors
+are used as they are; or a split of a data set, see `data_sets.py`.
 """
 
 import logging
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from datasets import Dataset
 from PIL import Image
 
 from hf_vse.data.decoding import decode_image
@@ -21,11 +23,14 @@ from hf_vse.embed.encoder import Encoder
 from hf_vse.embed.run import encode_images, encode_texts
 from hf_vse.embed.store import Store
 from hf_vse.files import inside, read_json_lines
+from hf_vse.link.data_sets import dataset_items, is_dataset, load_catalogue
 from hf_vse.link.pooling import mean_of_texts, pooled_vectors
 from hf_vse.search.gallery import GalleryIndex
 from hf_vse.search.gallery_images import is_unicode, of_folder
 from hf_vse.search.header import HEADER_FILE
+from hf_vse.search.locations import is_engine, open_store
 from hf_vse.search.pictures import SIDE, find_images
+from hf_vse.search.store import GalleryStore, in_order
 
 logger = logging.getLogger(__name__)
 
@@ -38,22 +43,26 @@ class Records:
     """One catalogue. Without `embeds` it is what was found; `embed_records` adds them.
 
     Args:
-        source: its folder, file or gallery.
+        source: its folder, file, gallery or data set.
         names: unique, one for each record.
         items: the fields of each record.
         texts: the sentences of each record, may be none.
-        files: the image of each record; None where it has none, or is in a gallery.
+        files: the image of each record, a file or a row of `pictures`; None where it has none, or is in a gallery.
         gallery: which holds the image vectors.
+        vectors: these, (records of the gallery, dim).
+        pictures: the images of a data set, undecoded.
         embeds: (records, dim) float32 unit vectors.
         left_out: names of records that have neither a readable image nor a text.
     """
 
-    source: Path
+    source: Path | str
     names: list[str]
     items: list[Any]
     texts: list[list[str]]
-    files: list[Path | None]
-    gallery: GalleryIndex | None = None
+    files: list[Path | int | None]
+    gallery: GalleryIndex | GalleryStore | None = None
+    vectors: np.ndarray | None = None
+    pictures: Dataset | None = None
     embeds: np.ndarray | None = None
     left_out: list[str] = field(default_factory=list)
 
@@ -80,7 +89,10 @@ class Records:
         try:
             if self.gallery is not None:
                 return find_images(self.gallery, [self.items[row]])[0]
-            return None if self.files[row] is None else decode_image(str(self.files[row]), needed=SIDE)
+            file = self.files[row]
+            if isinstance(file, int):
+                return decode_image(self.pictures[file][IMAGE], needed=SIDE)
+            return None if file is None else decode_image(str(file), needed=SIDE)
         except (OSError, ValueError) as error:
             logger.warning("%s of %s is not shown: %s", self.names[row], self.source, error)
             return None
@@ -97,16 +109,24 @@ def read_records(source: str | Path, name: str | None = None, text: str = CAPTIO
         OSError: there is nothing of that name, or no record in it.
         ValueError: a line is wrong, two records have one name, or none has texts where a field for them is given.
     """
-    source, gallery = Path(source), None
-    if (source / HEADER_FILE).is_file():
-        gallery = GalleryIndex.load(source)
-        items = list(gallery.items)
+    gallery = vectors = pictures = None
+    folder = Path(source)
+    if is_engine(source):
+        gallery = open_store(source)
+        items, vectors = rows_of_engine(gallery)
         files = [None] * len(items)
-    elif source.suffix == LINES:
-        items, files = read_lines_of_records(source)
+    elif is_dataset(source):
+        items, pictures = dataset_items(load_catalogue(str(source)))
+        files = list(range(len(items)))
+    elif (folder / HEADER_FILE).is_file():
+        gallery = GalleryIndex.load(folder)
+        items, vectors = list(gallery.items), gallery.embeds
+        files = [None] * len(items)
+    elif folder.suffix == LINES:
+        items, files = read_lines_of_records(folder)
     else:
-        items = [image.item for image in of_folder(source)[0]]
-        files = [source / item["file"] for item in items]
+        items = [image.item for image in of_folder(folder)[0]]
+        files = [folder / item["file"] for item in items]
     names = [record_name(item, row, name) for row, item in enumerate(items)]
     repeated, times = Counter(names).most_common(1)[0]
     if times > 1:
@@ -116,7 +136,17 @@ def read_records(source: str | Path, name: str | None = None, text: str = CAPTIO
     texts = [record_texts(item, text, f"{source}: {each}") for item, each in zip(items, names, strict=True)]
     if text != CAPTIONS and not any(texts):
         raise ValueError(f"no record of {source} has a text in {text!r}: name another field with --text")
-    return Records(source, names, items, texts, files, gallery)
+    return Records(source, names, items, texts, files, gallery, vectors, pictures)
+
+
+def rows_of_engine(store: GalleryStore) -> tuple[list[Any], np.ndarray]:
+    """What a gallery in an engine holds, in the order that a folder has: its items, and (items, dim) vectors."""
+    parts = list(store.rows())
+    rows = [row for part, _ in parts for row in part]
+    if not rows:
+        raise ValueError(f"{store.location} holds no items: there is nothing to link")
+    order = sorted(range(len(rows)), key=lambda place: in_order(rows[place]))
+    return [rows[place].item for place in order], np.concatenate([embeds for _, embeds in parts])[order]
 
 
 def read_lines_of_records(path: Path) -> tuple[list[dict[str, Any]], list[Path | None]]:
@@ -204,19 +234,21 @@ def embed_records(
         )
     embeds = pooled_vectors(images[kept], of_texts[kept], image_weight)
     lists = ([each[row] for row in kept] for each in (records.names, records.items, records.texts, records.files))
-    return Records(records.source, *lists, records.gallery, embeds, left_out)
+    return Records(records.source, *lists, records.gallery, None, records.pictures, embeds, left_out)
 
 
 def image_vectors(records: Records, encoder: Encoder, **options: Any) -> tuple[np.ndarray, Sequence[int]]:
     """(records, dim), zero where a record has no image or one that cannot be read, and the rows of these latter."""
     if records.gallery is not None:
         records.gallery.check_model(encoder)
-        return np.asarray(records.gallery.embeds, np.float32), []
+        return np.asarray(records.vectors, np.float32), []
     rows = [row for row, file in enumerate(records.files) if file is not None]
     images = np.zeros((len(records), encoder.dim), np.float32)
     if not rows:
         return images, []
-    found = encode_images(encoder, [{IMAGE: str(records.files[row])} for row in rows], **options)
+    pictures = records.pictures
+    pictures = [{IMAGE: str(records.files[row])} for row in rows] if pictures is None else pictures
+    found = encode_images(encoder, pictures, **options)
     readable = found.readable.numpy()
     images[np.array(rows)[readable]] = found.embeds.numpy()[readable]
     return images, np.array(rows)[~readable].tolist()
