@@ -184,8 +184,15 @@ def rows_by_name(records: "Records") -> dict[str, int]:
 
 def encoded(catalogues: "list[Records]", arguments: argparse.Namespace) -> "list[Records]":
     """The catalogues with vectors, by the model that is named, or that made a gallery among them."""
-    from hf_vse.embed.load import load_encoder
     from hf_vse.link.records import embed_records
+
+    encoder, options = encoding_of(catalogues, arguments)
+    return [embed_records(each, encoder, arguments.image_weight, **options) for each in catalogues]
+
+
+def encoding_of(catalogues: "list[Records]", arguments: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
+    """That model, and the options of `vectors_of_records`."""
+    from hf_vse.embed.load import load_encoder
     from hf_vse.search.model import open_model
 
     gallery = next((each.gallery for each in catalogues if each.gallery is not None), None)
@@ -200,8 +207,7 @@ def encoded(catalogues: "list[Records]", arguments: argparse.Namespace) -> "list
         from hf_vse.evaluation.evaluator import kept_vectors
 
         options["stores"] = kept_vectors(encoder, arguments.embeddings)
-    options["progress"] = not arguments.quiet
-    return [embed_records(each, encoder, arguments.image_weight, **options) for each in catalogues]
+    return encoder, options | {"progress": not arguments.quiet}
 
 
 def summary_lines(record: dict[str, Any], names: Sequence[str]) -> list[str]:

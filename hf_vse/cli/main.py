@@ -27,6 +27,7 @@ COMMANDS = {
     "index": "encode images into a searchable gallery",
     "search": "find images by text, by image, or both",
     "link": "find the same records in two catalogues, or duplicates in one",
+    "identify": "tell which thing of a labelled gallery a photograph shows, or none",
     "report": "write one page of the results of all runs",
     "export": "write a model in the format of another library",
     "push": "publish a model with its card on the Hub",

@@ -17,6 +17,7 @@ from hf_vse.link.matching import components
 
 Pairs = Sequence[tuple[int | None, int | None]]  # rows of the two catalogues
 LEFT_OUT = -1  # the row of a record that has no vector
+FEW = 20  # labelled records, below which all of them choose a threshold and judge it
 
 
 def read_labels(
@@ -80,6 +81,15 @@ def truth_of(pairs: Pairs, asking: int) -> dict[int, AbstractSet[int]]:
         if own is not None:
             truth.setdefault(own, set()).update([] if other is None else [other])
     return {own: matches for own, matches in truth.items() if own != LEFT_OUT and LEFT_OUT not in matches}
+
+
+def halves(labelled: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Those that choose a threshold and those that judge it, drawn with a fixed seed; few do both."""
+    if len(labelled) < FEW:
+        return list(labelled), list(labelled)
+    order = np.random.default_rng(0).permutation(len(labelled))
+    middle = len(order) // 2
+    return [labelled[place] for place in order[:middle]], [labelled[place] for place in order[middle:]]
 
 
 def true_clusters(pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:

@@ -1,6 +1,7 @@
 """Links as a CSV file, in one line for each record that asks, and which of them are the least certain."""
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ COLUMNS = ("a", "b", "score", "runner_up", "runner_up_score")
 CLUSTER = "cluster"
 
 
-def check_links_file(path: str | Path) -> Path:
-    """The path, if links can be written there: it is new, or holds links.
+def check_links_file(path: str | Path, columns: Sequence[str] = COLUMNS, what: str = "links") -> Path:
+    """The path, if links, or a table of other columns, can be written there: it is new, or holds such a table.
 
     Raises:
         OSError, ValueError: it cannot be written, or holds something else.
@@ -23,8 +24,8 @@ def check_links_file(path: str | Path) -> Path:
     if path.is_file() and path.stat().st_size:
         with path.open("rb") as file:
             header = file.readline(200)
-        if not header.startswith(",".join(COLUMNS).encode()):
-            raise ValueError(f"--output {path} is there and holds no links: give another name, or remove it")
+        if not header.startswith(",".join(columns).encode()):
+            raise ValueError(f"--output {path} is there and holds no {what}: give another name, or remove it")
     return path
 
 

@@ -46,8 +46,12 @@ def mean_of_texts(embeds: np.ndarray, counts: np.ndarray) -> np.ndarray:
         embeds: (texts, dim) unit vectors, those of a record one after the other.
         counts: (records,) how many texts each record has.
     """
-    record = np.repeat(np.arange(len(counts)), counts)
-    sums = np.zeros((len(counts), embeds.shape[1]), np.float32)
-    np.add.at(sums, record, embeds)
+    return mean_of_rows(embeds, np.repeat(np.arange(len(counts)), counts), len(counts))
+
+
+def mean_of_rows(embeds: np.ndarray, owner: np.ndarray, count: int) -> np.ndarray:
+    """The unit mean of the rows of each owner, (count, dim); zero for one without any. Rows of zeros do not count."""
+    sums = np.zeros((count, embeds.shape[1]), np.float32)
+    np.add.at(sums, owner, embeds)
     lengths = np.linalg.norm(sums, axis=1, keepdims=True)
     return sums / np.where(lengths > SHORTEST, lengths, 1)

@@ -8,7 +8,7 @@ are used as they are; or a split of a data set, see `data_sets.py`.
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -190,14 +190,44 @@ def embed_records(
     records: Records,
     encoder: Encoder,
     image_weight: float = 0.5,
+    **options: Any,
+) -> Records:
+    """The records with pooled vectors, see `pooled_vectors`; those that have nothing to pool are left out.
+
+    Args:
+        options: see `vectors_of_records`, which also says what is raised.
+    """
+    images, of_texts = vectors_of_records(records, encoder, image_weight, **options)
+    kept = np.flatnonzero(images.any(axis=1) | of_texts.any(axis=1))
+    embeds = pooled_vectors(images[kept], of_texts[kept], image_weight)
+    return replace(some_records(records, kept), embeds=embeds)
+
+
+def some_records(records: Records, kept: np.ndarray) -> Records:
+    """These rows alone; the names of the others are in `left_out`."""
+    names = ("names", "items", "texts", "files")
+    lists = {name: [getattr(records, name)[row] for row in kept] for name in names}
+    left_out = [records.names[row] for row in np.setdiff1d(np.arange(len(records)), kept)]
+    if left_out:
+        logger.warning(
+            "%s: %d records without image and text are left out (%s)", records.source, len(left_out), left_out[0]
+        )
+    return replace(records, **lists, vectors=None, left_out=left_out)
+
+
+def vectors_of_records(
+    records: Records,
+    encoder: Encoder,
+    image_weight: float = 0.5,
     *,
     batch_size: int = 64,
     num_workers: int = 0,
     max_broken_share: float = MAX_BROKEN_SHARE,
     stores: tuple[Store | None, Store | None] = (None, None),
     progress: bool = False,
-) -> Records:
-    """The records with pooled vectors, see `pooled_vectors`; those that have nothing to pool are left out.
+) -> tuple[np.ndarray, np.ndarray]:
+    """Unit vectors of images, and the unit mean of the texts, of each record, (records, dim); zeros where there are
+    none, or where `image_weight` leaves nothing for them.
 
     Args:
         stores: keep vectors of images and of texts, so that an interrupted call goes on.
@@ -221,20 +251,11 @@ def embed_records(
     else:
         of_texts = np.zeros_like(images)
     images = np.zeros_like(of_texts) if images is None else images
-    something = images.any(axis=1) | of_texts.any(axis=1)
-    if not something.any():
+    if not images.any() and not of_texts.any():
         raise ValueError(
-            f"no record of {records.source} has an image that can be read, or a text: there is nothing to link"
+            f"no record of {records.source} has an image that can be read, or a text: there is nothing to compare"
         )
-    kept = np.flatnonzero(something)
-    left_out = [records.names[row] for row in np.flatnonzero(~something)]
-    if left_out:
-        logger.warning(
-            "%s: %d records without image and text are left out (%s)", records.source, len(left_out), left_out[0]
-        )
-    embeds = pooled_vectors(images[kept], of_texts[kept], image_weight)
-    lists = ([each[row] for row in kept] for each in (records.names, records.items, records.texts, records.files))
-    return Records(records.source, *lists, records.gallery, None, records.pictures, embeds, left_out)
+    return images, of_texts
 
 
 def image_vectors(records: Records, encoder: Encoder, **options: Any) -> tuple[np.ndarray, Sequence[int]]:

@@ -8,14 +8,13 @@
 With known pairs, half of the records that they name choose the threshold and the other half judge it.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 
 from hf_vse.link.candidates import NOBODY, BestCandidates, block_numbers, find_candidates
-from hf_vse.link.labels import Pairs, true_clusters, truth_of
+from hf_vse.link.labels import FEW, Pairs, halves, true_clusters, truth_of
 from hf_vse.link.matching import (
     acceptable_candidates,
     best_links,
@@ -27,15 +26,13 @@ from hf_vse.link.matching import (
 from hf_vse.link.metrics import cluster_metrics, linkage_metrics
 from hf_vse.link.records import Records
 from hf_vse.link.strings import string_candidates
-from hf_vse.link.threshold import threshold_for_f1, threshold_for_false_accepts
+from hf_vse.link.threshold import FALSE_ACCEPT_RATE, threshold_for_f1, threshold_for_false_accepts
 
 Mode = Literal["one_to_one", "one_to_many", "clusters"]
 Assignment = Literal["greedy", "optimal"]
 Blocks = tuple[np.ndarray, np.ndarray] | None
 
 LISTED = 10  # candidates of each record
-FALSE_ACCEPT_RATE = 0.01
-FEW = 20  # labelled records, below which all of them choose the threshold and judge it
 STEPS = 200  # thresholds that are tried for clusters
 LOWEST = -2.0  # below every cosine
 
@@ -140,15 +137,6 @@ def link_records(
         found = decided(candidates, len(others), cut, wanted, None, blocks)
         linkage.judged["strings"] = judge_links(found, by_f1)
     return linkage
-
-
-def halves(labelled: Sequence[int]) -> tuple[list[int], list[int]]:
-    """Those that choose a threshold and those that judge it, drawn with a fixed seed; few do both."""
-    if len(labelled) < FEW:
-        return list(labelled), list(labelled)
-    order = np.random.default_rng(0).permutation(len(labelled))
-    middle = len(order) // 2
-    return [labelled[place] for place in order[:middle]], [labelled[place] for place in order[middle:]]
 
 
 def choosing(wanted: Wanted) -> bool:

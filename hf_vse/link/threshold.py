@@ -2,6 +2,8 @@
 
 import numpy as np
 
+FALSE_ACCEPT_RATE = 0.01  # where nobody states one
+
 
 def threshold_for_f1(scores: np.ndarray, right: np.ndarray, true_pairs: int) -> float:
     """The threshold with the highest F1, halfway between the last link that it keeps and the first that it refuses.

@@ -12,12 +12,19 @@ from hf_vse.plots.retrieval import draw_found
 Shown = tuple[Image.Image | None, str]  # a photograph, if there is one, and what is written below it
 
 
-def plot_links(title: str, rows: Sequence[tuple[Shown, Shown | None, Shown | None]], path: str | Path) -> Path:
+def plot_links(
+    title: str,
+    rows: Sequence[tuple[Shown, Shown | None, Shown | None]],
+    path: str | Path,
+    heads: Sequence[str] = ("record", "linked to", "runner-up"),
+    without: str = "no match",
+) -> Path:
     """For every record a row: itself, what it is linked to in a green frame, and the runner-up.
 
     Args:
         rows: for each record itself, its link and its runner-up, None where it has none.
         path: the PNG file to write.
+        heads: of the three columns; without: what stands in the second where there is no link.
 
     Raises:
         ValueError: there is no row.
@@ -27,11 +34,11 @@ def plot_links(title: str, rows: Sequence[tuple[Shown, Shown | None, Shown | Non
     figure = new_figure(8.0, 0.6 + 2.1 * len(rows))
     take_literally([figure.suptitle(textwrap.fill(title, 90), x=0.02, ha="left", fontsize=12)])
     grid = figure.subplots(len(rows), 3, squeeze=False)
-    for axes, head in zip(grid[0], ("record", "linked to", "runner-up"), strict=True):
+    for axes, head in zip(grid[0], heads, strict=True):
         axes.set_title(head, fontsize=10, color=QUIET)
     for axes_of_row, row in zip(grid, rows, strict=True):
         for place, (axes, shown) in enumerate(zip(axes_of_row, row, strict=True)):
-            image, text = shown or (None, "no match" if place == 1 else "none")
+            image, text = shown or (None, without if place == 1 else "none")
             if image is None:
                 axes.set_xticks([])
                 axes.set_yticks([])
