@@ -78,15 +78,16 @@ def blocks(resamples: int, images: int) -> Iterator[int]:
 
 def drawn_sums(sums: np.ndarray, resamples: int, seed: int) -> np.ndarray:
     """Sums over as many images as there are, drawn with replacement, (resamples, columns of `sums`)."""
+    return np.concatenate([times.astype(np.float64) @ sums for times in drawn_times(len(sums), resamples, seed)])
+
+
+def drawn_times(images: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """How often each of the images was drawn, in blocks of resamples (block, images)."""
     rng = np.random.default_rng(seed)
-    images = len(sums)
-    totals = []
     for size in blocks(resamples, images):
         drawn = rng.integers(images, size=(size, images))
         drawn += images * np.arange(size)[:, None]
-        times = np.bincount(drawn.ravel(), minlength=size * images).reshape(size, images)
-        totals.append(times.astype(np.float64) @ sums)
-    return np.concatenate(totals)
+        yield np.bincount(drawn.ravel(), minlength=size * images).reshape(size, images)
 
 
 def interval(values: np.ndarray, confidence: float) -> list[float]:
