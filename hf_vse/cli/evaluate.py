@@ -41,6 +41,7 @@ EXAMPLES = """
   hf-vse evaluate embeddings.safetensors --dataset flickr30k --data_dir DIR
   hf-vse evaluate DIR --foils sugarcrepe --foils_dir SUGARCREPE --foils_images COCO_VAL2017
   hf-vse evaluate DIR --labelled photos_by_class --json | jq '.metrics[].zero_shot.top1'
+  hf-vse evaluate DIR --dataset imagefolder --data_dir things --split train --identify --distractors other_photos
   accelerate launch --num_processes 8 -m hf_vse.cli evaluate DIR    every process encodes a share"""
 FOILS = (
     "auto", "none", "scenes", "captions", "vg_relation", "vg_attribution", "sugarcrepe", "winoground", "coco_order",
@@ -85,6 +86,14 @@ def add_questions(parser: argparse.ArgumentParser) -> None:
         "--labelled", metavar="DIR", help="zero-shot classification: a folder of class folders, a data set or Hub id"
     )
     group.add_argument("--label_column", metavar="NAME", help="column of the labels, where its name does not tell")
+    group.add_argument(
+        "--identify",
+        action="store_true",
+        help="recognise things with one example each: those of --labelled, else of a column of the data",
+    )
+    group.add_argument("--entity", metavar="COLUMN", help="that column [group_column of the data, else entity]")
+    group.add_argument("--references", type=positive, metavar="N", help="examples of a thing [1]")
+    group.add_argument("--distractors", metavar="DIR", help="images of other things, which are references too")
     group.add_argument("--templates", type=Path, metavar="FILE", help="sentences with {}, one in each line")
     group.add_argument(
         "--correction",
@@ -177,6 +186,7 @@ def questions_of(arguments: argparse.Namespace) -> "Questions":
         correction=arguments.correction,
         labelled=arguments.labelled,
         label_column=arguments.label_column,
+        **{name: getattr(arguments, name) for name in ("identify", "entity", "references", "distractors")},
         templates=None if arguments.templates is None else read_lines("templates", arguments.templates),
         batch_size=arguments.batch_size,
         num_workers=arguments.num_workers,

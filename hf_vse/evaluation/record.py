@@ -36,6 +36,8 @@ Entries of a record:
 - `protocols`: by name `title`, `note` and `metrics`, see `protocol_results`.
 - `diagnostics`, `composition`, `zero_shot`, `corrected`: see `diagnose`, `choice.py`, `zero_shot_classification` and
   `corrected_results`; each absent where it was not asked for.
+- `identification`: where it was asked for, see `identification_metrics`; `of` which column, or `labelled`; how many
+  images are `left_out`, those of things that the training split shows (`trained_on`) among them.
 - `by_field`: for each field that was asked for the recalls of its values, see `recalls_by_field`.
 
 A `VSETrainer` without a recipe knows its logged metrics only: it leaves everything from `equal_captions` on out.

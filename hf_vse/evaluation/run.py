@@ -23,6 +23,14 @@ from hf_vse.evaluation.given import holds_embeddings, judge_given
 from hf_vse.evaluation.judge import Judgement, compare_judgements, judge
 from hf_vse.evaluation.questions import check_classes_asked, check_foils_asked
 from hf_vse.evaluation.record import evaluation_of
+from hf_vse.evaluation.things import (
+    ENTITY,
+    check_column_of_things,
+    check_things_asked,
+    distractor_vectors,
+    things_of_labelled,
+    things_of_split,
+)
 from hf_vse.evaluation.zero_shot import TEMPLATES, load_labelled, zero_shot_classification
 from hf_vse.files import check_output_folder
 
@@ -41,6 +49,8 @@ class Questions:
         by: fields of the data; recalls are also told for each of their values, see `by_field.py`.
         correction: also measure with this hub correction at query time, see `corrected.py`.
         labelled: folder of classes or data set for zero-shot classification, with `label_column`, `templates`.
+        identify: recognise things with `references` examples of each, among `distractors`, a folder of images: the
+            classes of `labelled`, else the values of the column `entity`; see `identification.py`.
         keep: folder for the embeddings.
     """
 
@@ -54,6 +64,10 @@ class Questions:
     labelled: str | None = None
     label_column: str | None = None
     templates: Sequence[str] | None = None
+    identify: bool = False
+    entity: str | None = None
+    references: int | None = None
+    distractors: str | None = None
     batch_size: int = 128
     num_workers: int = 0
     keep: Path | None = None
@@ -117,14 +131,19 @@ def evaluate_models(
         check_output_folder("embeddings", questions.keep)
     check_foils_asked(questions.foils, questions.foils_dir, questions.foils_images)
     check_classes_asked(questions.labelled, questions.label_column, questions.templates)
+    check_things_asked(questions.identify, questions.entity, questions.references, questions.distractors)
     state = PartialState(cpu=not torch.accelerator.is_available())
     with state.local_main_process_first():
         data_of = open_data(models, dataset, questions.split, data)
-    for _, splits in data_of.values():
+    for spec, splits in data_of.values():
         check_fields_asked(splits[questions.split], questions.by)
+        if questions.identify and questions.labelled is None:
+            check_column_of_things(splits[questions.split], column_of_things(questions, spec))
     judgements, spec, splits = [], None, None
     for name in models:
         if name not in data_of:
+            if questions.identify:
+                raise ValueError(f"identify: {name} holds embeddings, but no data say what they show: give --dataset")
             judgements.append(judge_given(name, diagnostics=questions.diagnostics))
             continue
         spec, splits = data_of[name]
@@ -185,7 +204,9 @@ def ask(name: str, loading: Loading, splits: DatasetDict, spec: DataSpec, questi
         "train_captions": None if train is None else flatten_captions(captions_by_image(train))[0],
     }
     if holds_embeddings(name):
-        return judge_given(name, dataset, **options)
+        judgement = judge_given(name, dataset, **options)
+        judgement.record |= ask_things(None, judgement, dataset, train, spec, questions)
+        return judgement
     if questions.correction is not None and train is None:
         raise ValueError(f"correction={questions.correction!r} needs a training split to learn hubs from")
     encoder = load_encoder(name, **vars(loading))
@@ -195,6 +216,7 @@ def ask(name: str, loading: Loading, splits: DatasetDict, spec: DataSpec, questi
         judgement.record["corrected"] = corrected_results(judgement.pairs, bank, questions.correction)
     if PartialState().is_main_process:
         judgement.record |= ask_further(encoder, judgement, dataset, spec, questions)
+        judgement.record |= ask_things(encoder, judgement, dataset, train, spec, questions)
     return judgement
 
 
@@ -224,6 +246,35 @@ def ask_further(
         templates = questions.templates or TEMPLATES
         found["zero_shot"] = zero_shot_classification(encoder, labelled, templates, **questions.reading)
     return found
+
+
+def column_of_things(questions: Questions, spec: DataSpec) -> str:
+    return questions.entity or spec.group_column or ENTITY
+
+
+def ask_things(
+    encoder: Encoder | None,
+    judgement: Judgement,
+    dataset: Dataset,
+    train: Dataset | None,
+    spec: DataSpec,
+    questions: Questions,
+) -> dict[str, Any]:
+    """The entry `identification` of a record, on the main process and where it was asked for."""
+    if not questions.identify or not PartialState().is_main_process:
+        return {}
+    if encoder is None and (questions.distractors is not None or questions.labelled is not None):
+        raise ValueError("identify: embeddings have no model that could read distractors or labelled images")
+    asked: dict[str, Any] = {"references": questions.references or 1, "progress": questions.progress}
+    if questions.distractors is not None:
+        asked["distractors"] = distractor_vectors(encoder, questions.distractors, questions.reading)
+    column = column_of_things(questions, spec)
+    if questions.labelled is not None:
+        labelled = load_labelled(questions.labelled, label_column=questions.label_column)
+        return {"identification": things_of_labelled(encoder, labelled, train, column, questions.reading, **asked)}
+    pairs = judgement.pairs
+    found = things_of_split(pairs.image_embeds.numpy(), pairs.image_rows.tolist(), dataset, train, column, **asked)
+    return {"identification": found}
 
 
 def captions_by_image(dataset: Dataset) -> list[list[str]]:

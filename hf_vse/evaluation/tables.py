@@ -1,6 +1,6 @@
 """Tables of an evaluation for people to read: plain text, a line for each record."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +113,33 @@ def field_tables(record: Record, name: str) -> list[str]:
     ]
 
 
+def identification_lines(found: Mapping[str, Any], name: str) -> list[str]:
+    """Verification, one-shot identification and open set with their intervals; name: of the model, of several."""
+    pairs, one_shot, open_set = found["verification"], found["one_shot"], found["open_set"]
+
+    def percent(value: float, bounds: Sequence[float]) -> str:
+        return f"{value:.1f} % ({bounds[0]:.1f} to {bounds[1]:.1f})"
+
+    low, high = pairs["roc_auc_interval"]
+    examples = "one reference" if found["references"] == 1 else f"{found['references']} references"
+    of_model = f"{name}, " if name else ""
+    lines = [
+        f"{of_model}things: {found['classes']:,} with {found['images']:,} images"
+        + (f"; {found['trained_on']:,} of things in the training split are left out" if found["trained_on"] else ""),
+        f"  two images of one thing: ROC-AUC {pairs['roc_auc']:.4f} ({low:.4f} to {high:.4f}), true accepts "
+        f"{percent(pairs['tar'], pairs['tar_interval'])} at {pairs['far']:g} % false accepts",
+        f"  {examples} a thing: top-1 {percent(one_shot['top1'], one_shot['top1_interval'])}, by chance "
+        f"{one_shot['chance']:.2g} %",
+    ]
+    lines += [
+        f"    with {each['distractors']:,} distractors: {percent(each['top1'], each['top1_interval'])}"
+        for each in one_shot.get("with_distractors", [])
+    ]
+    known = percent(open_set["tpir"], open_set["tpir_interval"])
+    strangers = f"where {open_set['fpir']:g} % of strangers are taken for one"
+    return [*lines, f"  recognised: {known} {strangers}; AUROC of known against unknown {open_set['auroc']:.4f}"]
+
+
 def evaluation_table(evaluation: Mapping[str, Any]) -> str:
     """Recalls of models on one split, how sure they are, and whether the models differ; see `record.py`."""
     records = evaluation["metrics"]
@@ -126,6 +153,9 @@ def evaluation_table(evaluation: Mapping[str, Any]) -> str:
         lines += [remark, ""]
     for name, record in records.items():
         lines += field_tables(record, names[name] if len(records) > 1 else "")
+    for name, record in records.items():
+        if "identification" in record:
+            lines += [*identification_lines(record["identification"], names[name] if len(records) > 1 else ""), ""]
     for name, record in records.items():
         low, high = record["intervals"]["rsum"]
         lines.append(f"{names[name]}: rsum {record['metrics']['rsum']:.1f}, 95 % interval {low:.1f} to {high:.1f}")
