@@ -53,7 +53,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--text", default="captions", metavar="FIELD", help="sentences about a view [captions]")
     parser.add_argument("--label_is_text", action="store_true", help="the label, in words, is a text of the thing too")
     parser.add_argument(
-        "--image_weight", type=share, default=1.0, help="of the photographs where a thing has texts too [1]"
+        "--image_weight", type=share, default=0.5, help="of the photographs where a thing has texts too [0.5]"
     )
     group = parser.add_argument_group("unknown")
     group.add_argument(
