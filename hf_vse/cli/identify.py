@@ -118,7 +118,7 @@ def run(arguments: argparse.Namespace) -> Result:
             draw_identified(photos, things, found, chosen, arguments.sheet)
     if arguments.output is not None:
         write_identified(lines, arguments.output)
-    record = summary(things, chosen, lines, unreadable)
+    record = identified_record(things, chosen, lines, unreadable)
     refused = f"{len(unreadable):,} photographs cannot be read (first: {unreadable[0]})" if unreadable else ""
     return Result(record, "\n".join(text_lines(record)), refused)
 
@@ -182,7 +182,7 @@ def write_identified(lines: Sequence[dict[str, Any]], path: Path) -> None:
                 writer.writerow("" if cell is None else cell for cell in cells)
 
 
-def summary(
+def identified_record(
     things: "Things", chosen: "Chosen", lines: list[dict[str, Any]], unreadable: Sequence[str]
 ) -> dict[str, Any]:
     record: dict[str, Any] = {"things": len(things.labels), "views": len(things.views)}

@@ -30,7 +30,7 @@ def check_things_asked(identify: bool, entity: str | None, references: int | Non
         if value is not None and not identify:
             raise ValueError(f"{name}={value!r} has no effect where nothing is identified: add --identify")
     if distractors is not None:
-        image_files(distractors)
+        distractor_files(distractors)
 
 
 def check_column_of_things(dataset: Dataset, entity: str) -> None:
@@ -42,7 +42,7 @@ def check_column_of_things(dataset: Dataset, entity: str) -> None:
         )
 
 
-def image_files(folder: str | Path) -> list[str]:
+def distractor_files(folder: str | Path) -> list[str]:
     """The image files below a folder, in the order of their names."""
     suffixes = registered_extensions()
     found = [str(path) for path in sorted(Path(folder).rglob("*")) if path.suffix.lower() in suffixes]
@@ -108,7 +108,7 @@ def of_unseen(embeds: np.ndarray, named: Sequence[Any], trained: set[Any], **ask
 
 def distractor_vectors(encoder: Encoder, folder: str, reading: dict[str, Any]) -> np.ndarray:
     """Vectors of the images of a folder that can be read."""
-    found = encode_images(encoder, [{IMAGE: name} for name in image_files(folder)], **reading)
+    found = encode_images(encoder, [{IMAGE: name} for name in distractor_files(folder)], **reading)
     if not found.readable.all():
         logger.warning("%d distractors of %s cannot be read", int((~found.readable).sum()), folder)
     return found.embeds.numpy()[found.readable.numpy()]

@@ -227,7 +227,7 @@ def choose_threshold(
     Raises:
         ValueError: nothing tells how alike strangers are.
     """
-    choose, judge = (None, None) if known is None else parts_of(known)
+    choose, judge = (None, None) if known is None else halves_of(known)
     if threshold is not None:
         return judged(things, Chosen(threshold, "given"), known)
     if known is not None and false_accept_rate is None:
@@ -255,7 +255,7 @@ def choose_threshold(
     return judged(things, Chosen(found, how), judge)
 
 
-def parts_of(known: Known) -> tuple[Known, Known]:
+def halves_of(known: Known) -> tuple[Known, Known]:
     """Those that choose a threshold, and those that judge it."""
     rows = halves(list(range(len(known.owner))))
     return tuple(Known(known.embeds[each], known.owner[each]) for each in rows)
