@@ -62,7 +62,7 @@ def find_shards(pattern: str) -> Shards:
     fs, root_path = fsspec.url_to_fs(root or "/")
     paths: dict[str, None] = {}
     for each in expanded(pattern):
-        path = fs._strip_protocol(each)
+        path = fsspec.url_to_fs(each)[1]
         paths |= dict.fromkeys(sorted(fs.glob(path)) if re.search(r"[*?\[]", path) else [path])
     with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
         identities = list(pool.map(partial(identity_of, fs), paths))

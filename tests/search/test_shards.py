@@ -26,6 +26,16 @@ from tests.data.test_sources import shard
 from tests.search.plain import PlainEncoder
 
 SHARDS, EACH = 4, 5
+MEAN = """
+import numpy as np
+from hf_vse import Encoder
+
+class Mean(Encoder):
+    def encode_images(self, images):
+        return np.stack([np.asarray(image, float).ravel() - 99 for image in images])
+    def encode_texts(self, texts):
+        return np.ones((len(texts), 48))
+"""
 
 
 def picture(number: int) -> bytes:
@@ -219,12 +229,7 @@ def test_braces(pattern, names):
 
 
 def test_the_command(photographs, tmp_path, capsys):
-    (tmp_path / "mean.py").write_text(
-        "import numpy as np\nfrom hf_vse import Encoder\n\nclass Mean(Encoder):\n"
-        "    def encode_images(self, images):\n"
-        "        return np.stack([np.asarray(image, float).ravel() - 99 for image in images])\n"
-        "    def encode_texts(self, texts):\n        return np.ones((len(texts), 48))\n"
-    )
+    (tmp_path / "mean.py").write_text(MEAN)
     words = ["index", f"{photographs}/{{00..03}}.tar", str(tmp_path / "index"), "--model", f"{tmp_path}/mean.py:Mean"]
     assert main([*words, "--json", "--quiet"]) == 0
     assert json.loads(capsys.readouterr().out)["items"] == SHARDS * EACH
