@@ -6,15 +6,13 @@ data as an uninterrupted one. An image may also come with several captions, or w
 them as `texts`.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from itertools import count, takewhile
 from typing import Any, NamedTuple
 
 import numpy as np
-from datasets import Dataset, Image, IterableDataset
+from datasets import Dataset, Image
 from torch.utils.data import Dataset as TorchDataset
-from torch.utils.data import IterableDataset as TorchIterableDataset
-from torch.utils.data import get_worker_info
 
 from hf_vse.data.features import FeatureRows
 from hf_vse.data.groups import plain_column
@@ -162,58 +160,3 @@ class PairDataset(TorchDataset):
             return text
         text |= {name: foil for name in ("caption", "whole_caption") if name in text}
         return text if self.foil_texts is None else text | {CAPTION_FEATURES: self.foil_texts[row][caption]}
-
-
-class StreamedPairs(TorchIterableDataset):
-    """Pairs of a streamed split: every image once per epoch with some of its captions, in shuffled stream order.
-
-    Args:
-        dataset: a streamed split as `load_pairs` returns it.
-        seed, buffer_size: seed and size of the shuffle buffer.
-        pieces_of: the pieces of a caption, see `Pieces`; one of them is drawn at a time.
-        captions_per_image: how many captions; where an image has fewer, it repeats them.
-    """
-
-    def __init__(
-        self,
-        dataset: IterableDataset,
-        seed: int = 0,
-        buffer_size: int = 1000,
-        pieces_of: Callable[[str], list[str]] | None = None,
-        captions_per_image: int = 1,
-    ):
-        source = IMAGE_FEATURES if IMAGE_FEATURES in (dataset.column_names or []) else IMAGE
-        self.source, self.pieces_of = source, pieces_of
-        self.rows = dataset.cast_column(IMAGE, Image(decode=False)) if source == IMAGE else dataset
-        self.rows = self.rows.shuffle(seed=seed, buffer_size=buffer_size)
-        self.seed = seed
-        self.captions_per_image = captions_per_image
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-        self.rows.set_epoch(epoch)
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        worker = get_worker_info()  # workers read different rows, so their draws must differ too
-        rng = np.random.default_rng((self.seed, self.epoch, 0 if worker is None else worker.id))
-        for row in self.rows:
-            of_pair = {name: row[name] for name in (self.source, IMAGE_ID, CAPTIONS) if name in row}
-            if row.get(GROUP_ID) is not None:
-                of_pair[IMAGE_ID] = row[GROUP_ID]  # no negatives of each other
-            of_pair["draw"] = draw = int(rng.integers(2**31))
-            captions, several = row[CAPTIONS], self.captions_per_image
-            if several == 1:
-                yield of_pair | self.text(captions[draw % len(captions)], draw)
-                continue
-            order = np.random.default_rng((draw, 3)).permutation(len(captions))
-            chosen = [captions[order[place % len(order)]] for place in range(several)]
-            seeds = seeds_of_texts(draw, several)
-            yield of_pair | {"texts": [self.text(each, seed) for each, seed in zip(chosen, seeds, strict=True)]}
-
-    def text(self, whole: str, draw: int) -> dict[str, Any]:
-        """A caption, or a piece of it."""
-        if self.pieces_of is None:
-            return {"caption": whole, "draw": draw}
-        pieces = self.pieces_of(whole)
-        return {"caption": pieces[drawn_piece(pieces, draw)], "draw": draw, "whole_caption": whole}

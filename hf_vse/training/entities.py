@@ -4,7 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from hf_vse.data.pairs import PairDataset, StreamedPairs
+from hf_vse.data.pairs import PairDataset
+from hf_vse.data.streams import StreamedPairs
 from hf_vse.objectives.entities import check_entity_execution
 from hf_vse.training.arguments import VSETrainingArguments
 

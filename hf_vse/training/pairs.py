@@ -9,8 +9,9 @@ from torch import Tensor
 
 from hf_vse.data.decoding import BrokenImageError
 from hf_vse.data.long_captions import Pieces, report_long_captions
-from hf_vse.data.pairs import PairDataset, StreamedPairs
+from hf_vse.data.pairs import PairDataset
 from hf_vse.data.schema import CAPTIONS
+from hf_vse.data.streams import StreamedPairs
 from hf_vse.model.processing_vse import VSEProcessor
 from hf_vse.training.arguments import VSETrainingArguments
 from hf_vse.training.foils import with_foil_column

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ from transformers import ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hf_vse.data.collator import TEXT_INPUTS, VSECollator
-from hf_vse.data.pairs import PairDataset, StreamedPairs
+from hf_vse.data.pairs import PairDataset
 from hf_vse.data.sampler import PairBatchSampler
 from hf_vse.data.schema import IMAGE_STATES
+from hf_vse.data.streams import StreamedPairs
 from hf_vse.embed.batches import to_device
 from hf_vse.evaluation.evaluator import evaluate_retrieval
 from hf_vse.model.modeling_vse import VSEModel, VSEOutput
@@ -48,6 +50,7 @@ from hf_vse.training.mosaics import mosaic_inputs
 from hf_vse.training.pairs import first_batch, pairs_of
 from hf_vse.training.publish import PublishingTrainer, check_hub_strategy
 from hf_vse.training.queue import PairQueue, check_queue_size
+from hf_vse.training.stream_place import StreamPlace
 from hf_vse.training.teachers import scores_of_teacher, soft_targets_of
 from hf_vse.training.trainable import (
     decayed_names,
@@ -110,7 +113,7 @@ class VSETrainer(PublishingTrainer):
         self.model_accepts_loss_kwargs = False
         self.averaged = AveragedWeights(args.ema_decay)
         self.add_callback(self.averaged)
-        self.queue = PairQueue.of(args)
+        self.queue, self.stream = PairQueue.of(args), StreamPlace()
         self.teacher_scores = scores_of_teacher(args)
         self.alarm = CollapseAlarm(args.collapse_patience)
         self.add_callback(self.alarm)
@@ -139,7 +142,7 @@ class VSETrainer(PublishingTrainer):
             logger.info("%d parameters take no part in the loss and stay as they are: %s", len(unused), unused)
 
     def get_train_dataloader(self) -> DataLoader:
-        """Batches of different images; a stream is read in its own order."""
+        """Batches of different images; of a stream this process reads its own shards."""
         options = {
             "collate_fn": self.data_collator,
             "num_workers": self.args.dataloader_num_workers,
@@ -149,20 +152,23 @@ class VSETrainer(PublishingTrainer):
         }
         groups = groups_of_batches(self.train_dataset, self.args)
         if isinstance(self.train_dataset, StreamedPairs):
-            loader = DataLoader(self.train_dataset, batch_size=self._train_batch_size, drop_last=True, **options)
-        else:
-            sampler = PairBatchSampler(
-                self.train_dataset,
-                batch_size=self._train_batch_size,
-                num_processes=self.accelerator.num_processes,
-                seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
-                unique_images=self.args.unique_images,
-                drop_last=self.args.dataloader_drop_last,
-                captions_per_image=self.args.captions_per_image,
-                **groups,
-            )
-            loader = DataLoader(self.train_dataset, batch_sampler=sampler, **options)
-        return self.accelerator.prepare(loader)
+            return self.stream.loader(self.train_dataset, self._train_batch_size, self.accelerator, **options)
+        sampler = PairBatchSampler(
+            self.train_dataset,
+            batch_size=self._train_batch_size,
+            num_processes=self.accelerator.num_processes,
+            seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
+            unique_images=self.args.unique_images,
+            drop_last=self.args.dataloader_drop_last,
+            captions_per_image=self.args.captions_per_image,
+            **groups,
+        )
+        return self.accelerator.prepare(DataLoader(self.train_dataset, batch_sampler=sampler, **options))
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
+        """As upstream; a pass of a stream ends when one process has read all of its share."""
+        batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
+        return self.stream.as_many_as_all_have(batches, device), count
 
     def _init_training_state(self, max_steps: int, steps_in_epoch: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
         """As upstream: passes and batches of a pass that were trained on; of a stream, whose length upstream does not
@@ -171,6 +177,8 @@ class VSETrainer(PublishingTrainer):
         trained = super()._init_training_state(max_steps, steps_in_epoch, *args, **kwargs)
         if not isinstance(self.train_dataset, StreamedPairs) or self.args.ignore_data_skip:
             return trained
+        if args[1] is not None:
+            self.stream.resume(Path(args[1]))
         passes = int(self.state.epoch or 0)
         batches = ((self.state.epoch or 0) - passes) * max_steps * self.args.gradient_accumulation_steps
         return passes, round(batches)
@@ -182,6 +190,7 @@ class VSETrainer(PublishingTrainer):
 
     def training_step(self, model: torch.nn.Module, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """As upstream; states that were kept of an image tower enter it where they belong."""
+        self.stream.follow(inputs)
         with states_in_place(self.lower_blocks, inputs):
             return super().training_step(model, inputs, *args, **kwargs)
 
@@ -348,6 +357,7 @@ class VSETrainer(PublishingTrainer):
         if self.args.should_save:
             self.averaged.save(self.model, self.checkpoint_folder())
         self.queue.save(self.checkpoint_folder(), self.args.should_save)
+        self.stream.save(self.checkpoint_folder())
         super()._save_checkpoint(model, trial)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:

@@ -10,8 +10,9 @@ from datasets import Dataset, IterableDataset
 
 from hf_vse.data.groups import group_counts, plain_column
 from hf_vse.data.neighbours import near_rows, vectors_of_images
-from hf_vse.data.pairs import PairDataset, StreamedPairs
+from hf_vse.data.pairs import PairDataset
 from hf_vse.data.schema import CAPTIONS, GROUP_ID, flatten_captions
+from hf_vse.data.streams import StreamedPairs
 from hf_vse.evaluation.equal_captions import Wording
 from hf_vse.training.arguments import VSETrainingArguments
 from hf_vse.training.entities import entities_of_batches

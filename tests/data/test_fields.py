@@ -9,8 +9,9 @@ import torch
 from datasets import ClassLabel, Dataset, Features, Image, List, Value
 
 from hf_vse.data.collator import VSECollator
-from hf_vse.data.pairs import Pair, PairDataset, StreamedPairs
+from hf_vse.data.pairs import Pair, PairDataset
 from hf_vse.data.sources import to_pairs
+from hf_vse.data.streams import StreamedPairs
 from hf_vse.model.processing_vse import VSEProcessor
 from hf_vse.search.filters import matching
 from hf_vse.search.gallery_images import of_dataset

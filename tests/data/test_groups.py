@@ -16,10 +16,11 @@ from hf_vse.data import image_hashes as hashes_module
 from hf_vse.data.features import features_dataset
 from hf_vse.data.groups import connected, equal_pairs, group_counts, hold_out, near_pairs, with_group_ids, with_groups
 from hf_vse.data.image_hashes import LENGTH, NEAR, UNIT, KeptHashes, image_hash, image_hashes
-from hf_vse.data.pairs import PairDataset, StreamedPairs
+from hf_vse.data.pairs import PairDataset
 from hf_vse.data.schema import GROUP_ID, IMAGE_ID
 from hf_vse.data.sources import with_validation
 from hf_vse.data.spec import DataSpec
+from hf_vse.data.streams import StreamedPairs
 from hf_vse.model.losses_vse import contrastive_loss
 from hf_vse.training.build import load_splits
 from hf_vse.training.pictures import draw_groups

@@ -11,8 +11,9 @@ from datasets import List, Value
 from hf_vse.data import long_captions
 from hf_vse.data.collator import VSECollator
 from hf_vse.data.long_captions import Pieces, clauses_of, drawn_piece, sentences_of
-from hf_vse.data.pairs import Pair, PairDataset, StreamedPairs
+from hf_vse.data.pairs import Pair, PairDataset
 from hf_vse.data.schema import text_id
+from hf_vse.data.streams import StreamedPairs
 from hf_vse.data.tokenization import train_word_tokenizer
 from hf_vse.model.losses_vse import contrastive_loss
 from hf_vse.model.processing_vse import VSEProcessor

@@ -9,9 +9,10 @@ import torch
 from datasets import List, Value
 
 from hf_vse.data.collator import VSECollator
-from hf_vse.data.pairs import Pair, PairDataset, StreamedPairs
+from hf_vse.data.pairs import Pair, PairDataset
 from hf_vse.data.sampler import PairBatchSampler, report_repeats
 from hf_vse.data.schema import text_id
+from hf_vse.data.streams import StreamedPairs
 from hf_vse.model.processing_vse import VSEProcessor
 from tests.conftest import make_captions, make_feature_pairs, make_pairs
 

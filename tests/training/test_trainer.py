@@ -10,7 +10,8 @@ from transformers import CLIPImageProcessorPil, TrainerCallback
 
 from hf_vse.data.decoding import BrokenImageError
 from hf_vse.data.long_captions import report_cut, report_long_captions
-from hf_vse.data.pairs import PairDataset, StreamedPairs
+from hf_vse.data.pairs import PairDataset
+from hf_vse.data.streams import StreamedPairs
 from hf_vse.embed.adapters.vse import VSEEncoder
 from hf_vse.embed.run import encode_texts
 from hf_vse.evaluation.diagnostics.geometry import mean_cosine
@@ -593,12 +594,28 @@ def test_stream_resumed_after_its_first_pass_ends_with_the_weights_of_an_uninter
             assert torch.equal(tensor, weights(resumed.model)[name]), (steps, name)
 
 
+def test_stream_of_shards_goes_on_where_each_worker_was(tokenizer, tmp_path):
+    """In the middle of a pass of two workers, and in the next one, of which one of them gave no batch yet."""
+    stream = make_feature_pairs(48).to_iterable_dataset(num_shards=6)
+    options = {"max_steps": 8, "save_strategy": "steps", "save_steps": 1, "save_total_limit": None}
+    options |= {"dataloader_num_workers": 2}
+    whole = make_trainer(tmp_path / "whole", tokenizer, stream, **options)
+    whole.train()
+    for steps in (3, 7):
+        folder = tmp_path / "whole" / f"checkpoint-{steps}"
+        assert (folder / "stream-0.json").is_file()
+        resumed = make_trainer(tmp_path / "resumed", tokenizer, stream, **options | {"save_strategy": "no"})
+        resumed.train(resume_from_checkpoint=str(folder))
+        assert losses(resumed)[steps:] == losses(whole)[steps:], steps
+        assert resumed.stream.states == whole.stream.states and len(resumed.stream.batches.states) == 2
+
+
 def test_workers_of_a_stream_draw_each_their_own(monkeypatch):
     pairs = StreamedPairs(make_feature_pairs(12).to_iterable_dataset(num_shards=2))
     draws = {}
     for number in range(2):
         worker = SimpleNamespace(id=number, num_workers=2, dataset=pairs, seed=0)
-        monkeypatch.setattr("hf_vse.data.pairs.get_worker_info", lambda worker=worker: worker)
+        monkeypatch.setattr("hf_vse.data.streams.get_worker_info", lambda worker=worker: worker)
         draws[number] = [row["draw"] for row in pairs][:6]
     assert not set(draws[0]) & set(draws[1])
 
