@@ -16,6 +16,7 @@ from hf_vse.evaluation.entities import entity_recall, records_of
 from hf_vse.link.pooling import mean_of_texts, pooled_vectors
 from hf_vse.objectives.execution import execute_loss
 from hf_vse.training.recipe import build_recipe
+from hf_vse.training.result import run_summary
 from hf_vse.training.run import run_recipe
 from tests.conftest import make_feature_pairs
 from tests.embed.test_transformers_models import CASES, save
@@ -143,6 +144,7 @@ def test_a_run_from_a_dual_encoder_on_a_catalogue(tmp_path, tokenizer):
     assert result["training_data"]["groups"] == {"groups": 9, "images": 27, "largest": 3}
     log = json.loads((tmp_path / "run" / "stages" / "train" / "stage.json").read_text())
     best = log["best_entity_r1"]
+    assert f"stage train: entity R@1 of validation records {best:.1f} at step" in run_summary(tmp_path / "run", result)
     assert best == max(entry["eval_entity_r1"] for entry in log["log"] if "eval_entity_r1" in entry)
 
 
