@@ -7,6 +7,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from hf_vse.data.karpathy import read_split_file
@@ -132,3 +133,60 @@ def test_pointing_asks_where_with_and_without_mosaics(run, tmp_path):
         assert 0 <= each["where"]["pointing"] <= 100 and each["where"]["pointing_by_chance"] == 11.11
         assert each["recipe"].get("mosaic_share", 0) == {"plain": 0, "mosaics": 0.5}[each["way"]]
         assert each["recalls"]["rsum"] > 0
+
+
+@pytest.fixture
+def names(monkeypatch):
+    """What a benchmark defines."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return lambda name: runpy.run_path(str(BENCHMARKS / f"{name}.py"))
+
+
+def test_faults_of_engines_tell_right_answers_from_wrong_ones(names):
+    faults = names("engine_faults")
+    state, count = faults["State"](1), faults["K"]
+    rows, query = state.rows(), faults["queries"]()[0]
+    best = sorted(rows, key=lambda name: -(rows[name] @ query))
+
+    def wrong(found: list[str], *versions: int, scores: np.ndarray | None = None) -> str:
+        scores = np.array([rows[name] @ query for name in found]) if scores is None else scores
+        return faults["Judge"](*versions).wrong(query, scores, [{"file": name} for name in found])
+
+    assert wrong(best[:count], 1) == ""
+    assert wrong([*best[: count - 1], best[count]], 1) == f"{best[count - 1]} is missing"
+    assert "9 different items of 10" in wrong([*best[: count - 1], best[0]], 1)
+    assert "does not score" in wrong(best[:count], 1, scores=np.linspace(0.9, 0.1, count))
+    other = faults["State"](2).rows()
+    assert len(other) == len(rows) and 0 < sum(name not in other for name in rows) < len(rows)
+    changed = next(name for name in best if name in other and not np.array_equal(rows[name], other[name]))
+    without = [name for name in best[: count + 1] if name != changed][:count]
+    assert wrong(best[:count], 1, 2) == "", "of a state that may be there"
+    assert (wrong(without, 1, 2) == "") == (changed not in best[:count] or best[count] in without)
+
+
+def test_answers_of_commands_are_compared_by_value(names):
+    compare = names("engine_commands")["compare"]
+    told = [("a", 0, {"score": 0.5, "items": [1, 2]}), ("b", 1, "error"), ("c", 0, [1.0])]
+    near = [("a", 0, {"score": 0.5001, "items": [1, 2]}), *told[1:]]
+    assert compare(told, near) == {"equal": 3, "refused_here": [], "different": []}
+    others = [("a", 0, {"score": 0.51, "items": [1, 2]}), ("b", 0, []), ("c", 1, "like: [%1%] is not supported")]
+    found = compare(told, others)
+    assert found["equal"] == 0 and found["refused_here"] == ["c"]
+    assert [each["command"] for each in found["different"]] == ["a", "b"]
+
+
+def test_machines_for_billions_follow_from_measured_bytes(run, tmp_path):
+    measured = {"client": 0, "servers": 3 * 2**30, "servers_empty": 2**30, "disk": 4 * 10**9}
+    engine = {"plan": {"kind": "hnsw"}, "bytes": measured}
+    of = {"vectors": 10**6, "engines": {"milvus": engine, "pgvector": engine | {"bytes": measured | {"index": 2**30}}}}
+    (tmp_path / "engines.json").write_text(json.dumps(of))
+    machine = ("--memory_gib", "256", "--disk_tb", "10", "--price", "2", "--object_price", "0.02")
+    result = run("scaling_search", "--results", str(tmp_path), *machine)
+    by_engine = {(row["engine"], row["index"]): row for row in result["needs"]["100 M"]}
+    milvus, postgres = by_engine["milvus", "hnsw"], by_engine["pgvector", "hnsw"]
+    assert milvus["memory_gib"] == 200 and milvus["disk_tb"] == 0.4, "2 GiB and 4 GB for a million"
+    assert milvus["machines"] == 2, "three quarters of 256 GiB are 192"
+    assert milvus["dollars_a_month"] == 2 * 2 * 730 + 0.02 * 400
+    assert postgres["memory_gib"] == 300 and postgres["machines"] is None, "one server holds it, or none"
+    disk = by_engine["milvus", "DiskANN"]
+    assert disk["disk_tb"] == 0.41 and disk["memory_gib"] == round(0.225 * 2048 * 10**8 / 2**30, 1)

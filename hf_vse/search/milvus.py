@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import re
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from urllib.parse import urlsplit
@@ -36,6 +37,7 @@ except ImportError as error:
 logging.getLogger("pymilvus").setLevel(logging.CRITICAL)  # it logs every error that it raises
 
 TIMEOUT = 60.0  # seconds for a call with all its repetitions
+LOADED_WITHIN = 20.0  # seconds that one who writes waits for a collection
 QUERIES_AT_ONCE = 256
 MOST_RESULTS = 16_384  # of a query, a limit of Milvus
 LONGEST_ITEM = 65_535  # bytes, another
@@ -152,8 +154,11 @@ class MilvusStore(EngineStore):
         return f'id < "{name}"'
 
     def count(self, table: str, where: str | None = None, latest: bool = True) -> int:
-        if not self.is_loaded(table):
-            raise OSError(f"{self.location}: its collection {table} is not loaded, or not yet: repeat it later")
+        end = time.monotonic() + (LOADED_WITHIN if latest else 0.0)  # another indexer may have just made it
+        while not self.is_loaded(table):
+            if time.monotonic() >= end:
+                raise OSError(f"{self.location}: its collection {table} is not loaded, or not yet: repeat it later")
+            time.sleep(0.2)
         options = {"consistency_level": level_of(latest), "output_fields": ["count(*)"]}
         return self.call("query", table, filter=where or "", **options)[0]["count(*)"]
 

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,7 +34,8 @@ KILLED_AFTER = 8  # of them
 SETTLED = 6.0  # seconds until a search sees the last writings of others
 TRIED_FOR = 90.0  # seconds until answers are to be right again
 KINDS = {"pgvector": PostgreSQL, "milvus": Milvus, "cluster": MilvusCluster}
-SERVERS = {"pgvector": ("postgres",), "milvus": ("standalone",), "cluster": ("querynode", "datanode", "proxy")}
+SEARCHING = {"pgvector": ["postgres"], "milvus": ["standalone"], "cluster": ["querynode", "proxy"]}  # killed then
+WRITING = {"pgvector": ["postgres"], "milvus": ["standalone"], "cluster": ["datanode"]}
 
 
 class Plain(Encoder):
@@ -285,11 +287,14 @@ def of_engine(kind: str, work: Path, programs: Path | None) -> list[dict[str, An
             ("two indexers at once", faults.two_indexers_at_once),
             ("readers during writes", faults.readers_during_writes),
         ]
-        for role in SERVERS[kind]:
-            plans.append((f"{role} killed during search", lambda role=role: faults.server_killed_during_search(role)))
-            plans.append(
-                (f"{role} killed during upserts", lambda role=role: faults.server_killed_during_upserts(role))
-            )
+        plans += [
+            (f"{role} killed during search", partial(faults.server_killed_during_search, role))
+            for role in SEARCHING[kind]
+        ]
+        plans += [
+            (f"{role} killed during upserts", partial(faults.server_killed_during_upserts, role))
+            for role in WRITING[kind]
+        ]
         for name, fault in plans:
             begun = time.monotonic()
             rows.append({"engine": kind, "fault": name} | fault() | {"took_s": round(time.monotonic() - begun, 1)})
