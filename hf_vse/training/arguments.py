@@ -258,6 +258,13 @@ class VSETrainingArguments(TrainingArguments):
             "model, whose vectors are theirs one beside the other: more recall, longer vectors."
         },
     )
+    class_weight: float = field(
+        default=0.0, metadata={"help": "Adds so many times the loss of a classifier of images by group_column (MOFI)."}
+    )
+    class_samples: int = field(default=10_000, metadata={"help": "Classes of a step, beside those of its images."})
+    class_margin: float = field(default=0.2, metadata={"help": "Taken from the cosine of an image with its class."})
+    class_temperature: float = field(default=0.05, metadata={"help": "Divides the cosines with classes."})
+    class_learning_rate: float = field(default=1e-3, metadata={"help": "Of the class vectors, which are not saved."})
     word_dropout: float = field(default=0.0, metadata={"help": "Share of words hidden in training."})
     set_dropout: float = field(
         default=0.0,

@@ -7,6 +7,7 @@ from hf_vse.objectives.captions import check_captioned
 from hf_vse.objectives.exchange import check_at_once
 from hf_vse.objectives.execution import choose_execution
 from hf_vse.training.arguments import VSETrainingArguments
+from hf_vse.training.class_head import check_class_head
 from hf_vse.training.entities import check_entities
 from hf_vse.training.foils import check_foils_wanted
 from hf_vse.training.mixing import check_mixing
@@ -23,6 +24,7 @@ def check_objective(loss_type: str, args: VSETrainingArguments, settings: dict[s
     check_mixing(args)
     check_foils_wanted(args)
     check_mosaics(args)
+    check_class_head(args)
     if args.positives == "entity":
         check_entities(args)
     if args.extra_negatives == "same_modality":

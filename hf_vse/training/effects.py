@@ -100,6 +100,7 @@ _TRAINED = Need(
     "no tower is trained: remove it, or freeze_image_tower or freeze_text_tower",
 )
 _FRESH = Need(lambda get: get("init_from") is None, "the towers are those of init_from: remove one of them")
+_CLASSES = Need(lambda get: get("class_weight") > 0, "there is no classifier: give class_weight")
 _GROUPS = Need(lambda get: get("batch_groups") != "none", "there are no groups: give batch_groups: neighbours")
 _GROUPED = Need(lambda get: _GROUPS.met(get) or get("positives") == "entity", _GROUPS.text)
 _LIMITED = Need(lambda get: get("loss_execution") != "dense", "loss_execution dense compares all at once: remove one")
@@ -110,6 +111,7 @@ NEEDS: dict[str, Need] = (
     | dict.fromkeys(HUB_KEYS, _HUB)
     | dict.fromkeys(("image_tower", "text_tower"), _FRESH)
     | dict.fromkeys(("head_init", "head_dropout"), _HEAD)
+    | dict.fromkeys(("class_samples", "class_margin", "class_temperature", "class_learning_rate"), _CLASSES)
     | dict.fromkeys(("group_first_rank", "group_last_rank"), _GROUPS)
     | {
         "vision_config": Need(

@@ -200,8 +200,9 @@ def check_together(recipe: Recipe, where: str) -> None:
     if not (recipe.values["output_dir"] or "").strip():
         raise ValueError(f"{where}: output_dir is empty: give the folder for the run, such as runs/vse")
     check_effects(recipe.values, recipe.stages, where)
-    if "entity" in [recipe.stage(stage).values.get("positives") for stage in recipe.stages]:
-        check_labels(recipe, where)
+    for stage in (recipe.stage(each).values for each in recipe.stages):
+        if stage.get("positives") == "entity" or stage.get("class_weight"):
+            check_labels(recipe, where, "positives entity" if stage.get("positives") == "entity" else "class_weight")
     if recipe.values.get("control_dataset") is not None:
         check_control(recipe, where)
     if recipe.values.get("joined_seeds", 1) > 1:
@@ -217,16 +218,16 @@ def check_together(recipe: Recipe, where: str) -> None:
             raise ValueError(f"{where}, stage {stage['name']!r}: {' '.join(str(error).split()):.300}") from error
 
 
-def check_labels(recipe: Recipe, where: str) -> None:
+def check_labels(recipe: Recipe, where: str, what: str) -> None:
     """Raises ValueError where groups of images are not the entities of a column alone."""
     if recipe.values.get("group_column") is None:
-        raise ValueError(f"{where}: positives entity needs labels: name their column as group_column")
+        raise ValueError(f"{where}: {what} needs labels: name their column as group_column")
     if recipe.data.near_duplicates != "none":
         raise ValueError(
             f"{where}: near_duplicates={recipe.data.near_duplicates} would make one entity of photographs that look "
             "alike: give near_duplicates: none"
         )
-    if recipe.values.get("control_dataset") is not None:
+    if what == "positives entity" and recipe.values.get("control_dataset") is not None:
         raise ValueError(f"{where}: control_dataset chooses weights by recall, positives entity does not: give one")
 
 

@@ -33,6 +33,7 @@ from hf_vse.training.arguments import VSETrainingArguments
 from hf_vse.training.averaging import AveragedWeights, check_averaging
 from hf_vse.training.callbacks import BatchDiagnostics, CollapseAlarm, LimitedTemperature, RecallProgress, StepDecay
 from hf_vse.training.check_objective import check_objective
+from hf_vse.training.class_head import ClassHead, check_whole
 from hf_vse.training.foils import foils_apart, ids_apart
 from hf_vse.training.lora import (
     ADAPTERS,
@@ -109,11 +110,14 @@ class VSETrainer(PublishingTrainer):
             **kwargs,
         )
         check_averaging(self, args)
+        check_whole(self, args)
         check_adapters(model, args, sharded=self.is_fsdp_enabled or self.is_deepspeed_enabled)
         self.model_accepts_loss_kwargs = False
         self.averaged = AveragedWeights(args.ema_decay)
         self.add_callback(self.averaged)
         self.queue, self.stream = PairQueue.of(args), StreamPlace()
+        self.class_head = ClassHead.of(args, train_dataset, model.config.projection_dim)
+        self.add_callback(self.class_head)
         self.teacher_scores = scores_of_teacher(args)
         self.alarm = CollapseAlarm(args.collapse_patience)
         self.add_callback(self.alarm)
@@ -256,7 +260,8 @@ class VSETrainer(PublishingTrainer):
         if self.queue.is_open(self.state.epoch or 0):
             self.queue.offer(*compared(images.detach(), texts.detach(), settings=options, **how, **ids))
         further = {"past": past, "soft": soft, "foils": foils}
-        return execute_loss(images, texts, execution=execution, **further, **how, **ids, **options)
+        of_classes = self.class_head.loss(images, ids.get("image_ids"), self.state.global_step)
+        return of_classes + execute_loss(images, texts, execution=execution, **further, **how, **ids, **options)
 
     def backward_of_part(self, loss: Tensor) -> None:
         """As `training_step` does it for the whole, of which this is a part."""
@@ -329,6 +334,7 @@ class VSETrainer(PublishingTrainer):
         if self.args.lora_rank:
             self.optimizer = None  # that of an earlier training is of its adapters
         self.queue.clear()
+        self.class_head.clear()
         with adapters(self.model, self.args):
             return super().train(*args, **kwargs)
 
@@ -358,6 +364,7 @@ class VSETrainer(PublishingTrainer):
             self.averaged.save(self.model, self.checkpoint_folder())
         self.queue.save(self.checkpoint_folder(), self.args.should_save)
         self.stream.save(self.checkpoint_folder())
+        self.class_head.save(self.checkpoint_folder(), self.args.should_save)
         super()._save_checkpoint(model, trial)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
@@ -367,6 +374,7 @@ class VSETrainer(PublishingTrainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         self.averaged.resume(self.model, Path(resume_from_checkpoint))
         self.queue.resume(Path(resume_from_checkpoint), self.args.device)
+        self.class_head.resume(Path(resume_from_checkpoint))
 
 
 def with_texts_in_a_row(inputs: dict[str, Tensor], captions: int) -> dict[str, Tensor]:
