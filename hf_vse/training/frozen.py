@@ -48,6 +48,7 @@ from hf_vse.data.schema import (
 )
 from hf_vse.data.transforms import Augmentation, needed_side
 from hf_vse.embed.batches import image_batches, text_batches, to_device
+from hf_vse.embed.memory import place_on
 from hf_vse.embed.store import KEY, Store
 from hf_vse.model.configuration_vse import FEATURES_MODEL_TYPE
 from hf_vse.model.modeling_vse import VSEModel
@@ -81,7 +82,7 @@ def cache_frozen_towers(
         return splits
     root = cache_root(args)
     check_shared(root)
-    model.to(args.device).eval()
+    place_on(model, args.device).eval()
     found = {}
     for name in (name for name in ("train", "validation", "control") if name in splits):
         split = splits[name]
@@ -109,7 +110,7 @@ def with_kept_captions(
     """
     if args.bf16 or not frozen_sides(model, args)[1]:
         return split
-    model.to(args.device).eval()
+    place_on(model, args.device).eval()
     texts = split.with_format(None)[CAPTIONS][:]
     return with_text_features(model, processor, split, cache_root(args), args, texts, CAPTION_FEATURES)
 

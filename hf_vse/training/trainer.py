@@ -21,6 +21,7 @@ from hf_vse.data.sampler import PairBatchSampler
 from hf_vse.data.schema import IMAGE_STATES
 from hf_vse.data.streams import StreamedPairs
 from hf_vse.embed.batches import to_device
+from hf_vse.embed.memory import place_on
 from hf_vse.evaluation.evaluator import evaluate_retrieval
 from hf_vse.model.modeling_vse import VSEModel, VSEOutput
 from hf_vse.model.processing_vse import VSEProcessor
@@ -100,6 +101,8 @@ class VSETrainer(PublishingTrainer):
             check_queue_size(args, pairs.caption_counts)
         dropout = args.word_dropout, args.max_broken_share, args.set_dropout
         collator = VSECollator(processing_class, args.augmentation, *dropout)
+        if args.device.type == "cpu":
+            place_on(model, args.device)
         super().__init__(
             model=model,
             args=args,

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.image_processing_utils import BaseImageProcessor
 
 from hf_vse.embed.encoder import Device, Precision
+from hf_vse.embed.memory import place_on
 from hf_vse.embed.sentences import positions_of
 from hf_vse.embed.stored import StoredTensor, stored_config, stored_json, stored_tensors, without_remarks
 from hf_vse.embed.weights import check_finite, chosen_device, chosen_precision, one_line
@@ -70,7 +71,7 @@ def load_vse_model(name: str | Path, device: Device = None, dtype: Precision = N
     check_same_keys(name, "lacks", found["missing_keys"], fresh)
     check_same_keys(name, "holds, foreign to its configuration,", found["unexpected_keys"], fresh)
     check_trained(name, model)
-    return model.to(device).eval()
+    return place_on(model, device).eval()
 
 
 def read_config(name: str, overrides: dict[str, Any]) -> tuple[VSEConfig, VSEConfig]:

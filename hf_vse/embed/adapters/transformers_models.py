@@ -31,6 +31,7 @@ from hf_vse.data.digests import (
 )  # fmt: skip
 from hf_vse.data.transforms import needed_side
 from hf_vse.embed.encoder import Device, NetworkEncoder, Precision
+from hf_vse.embed.memory import place_on
 from hf_vse.embed.sentences import Reading, SentenceReader, positions_of
 from hf_vse.embed.stored import SAFETENSORS_ONLY, without_remarks
 from hf_vse.embed.weights import check_finite, check_found, chosen_device, chosen_precision, one_line
@@ -112,7 +113,7 @@ class TransformersEncoder(NetworkEncoder):
             )
         check_found(name, model, found)
         check_finite(name, model)
-        return cls(model.to(chosen_device(device)), *preparation_of(name, trust_remote_code), name)
+        return cls(place_on(model, chosen_device(device)), *preparation_of(name, trust_remote_code), name)
 
     @property
     def temperature(self) -> float | None:
