@@ -30,7 +30,7 @@ from datasets.table import InMemoryTable
 from tqdm.auto import tqdm
 
 from hf_vse.data.collator import VSECollator
-from hf_vse.data.digests import configuration_digest, item_key, tokenizer_digest, weights_digest
+from hf_vse.data.digests import configuration_digest, image_processor_digest, item_key, tokenizer_digest, weights_digest
 from hf_vse.data.features import feature_column, feature_values, stored_field
 from hf_vse.data.images import check_broken_share
 from hf_vse.data.long_captions import Pieces, in_pieces
@@ -220,7 +220,7 @@ def with_image_outputs(
     output = image_output(model, prepare, kept)
     described = {
         "weights": weights_digest(*output.modules),
-        "image processor": processor.image_processor.to_dict(),
+        "image processor": image_processor_digest(processor.image_processor),
         "configuration": configuration_digest(model.config.vision_config),
         "pooling": model.config.vision_pooling,
         "augmentation": repr(augmentation) if views > 1 else None,
