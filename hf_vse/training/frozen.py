@@ -30,7 +30,13 @@ from datasets.table import InMemoryTable
 from tqdm.auto import tqdm
 
 from hf_vse.data.collator import VSECollator
-from hf_vse.data.digests import configuration_digest, image_processor_digest, item_key, tokenizer_digest, weights_digest
+from hf_vse.data.digests import (
+    configuration_digest,
+    image_processor_digest,
+    item_key,
+    tokenizer_digest,
+    weights_digest,
+)
 from hf_vse.data.features import feature_column, feature_values, stored_field
 from hf_vse.data.images import check_broken_share
 from hf_vse.data.long_captions import Pieces, in_pieces
