@@ -20,6 +20,7 @@ from hf_vse.link.identify import (
     stranger_scores,
 )
 from hf_vse.link.records import read_records
+from hf_vse.search.gallery import GalleryIndex
 from tests.link.conftest import ENCODER
 from tests.link.scenes_encoder import Scenes
 
@@ -139,6 +140,15 @@ def test_things_are_named_by_field_folder_or_file(catalogues, tmp_path):
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "kite/00002.png", "entity": "k"}\n')
     with pytest.raises(ValueError, match="red_star/00000.png of .* has no 'entity'.*--label"):
         labels_of(read_records(tmp_path))
+
+
+def test_a_gallery_and_its_folder_have_the_same_things(catalogues, tmp_path, things, known):
+    GalleryIndex.build(catalogues / "a", Scenes(), tmp_path / "gallery", progress=False)
+    found = embed_things(read_records(tmp_path / "gallery"), Scenes(), 0.5)
+    assert found.labels == things.labels and found.views.image(0).size == (64, 64)
+    np.testing.assert_allclose(found.embeds, things.embeds, atol=1e-6)
+    one, other = (identify(each, known.embeds, 0.9) for each in (found, things))
+    assert (one.things == other.things).all() and (one.views == other.views).all()
 
 
 def test_things_with_other_kinds_of_views_are_told(catalogues, tmp_path, caplog):
