@@ -27,7 +27,7 @@ NO_MATTER = {
 }  # fmt: skip
 # Image processor fields that do not affect the pixels: class names and the location of the code.
 NO_SETTING = {"image_processor_type", "processor_class", "_processor_class", "auto_map", "feature_extractor_type"}
-WHOLE_FILE = 2**17  # bytes; for a larger file only three blocks are read
+WHOLE_FILE = 2**18  # bytes; of a larger file three blocks are read, and the time
 BLOCK = 2**14  # bytes
 
 
@@ -115,11 +115,15 @@ def item_key(value: Any) -> str:
 
 
 def file_digest(path: Path) -> bytes:
-    """16-byte digest of a file; of its name alone if it does not exist."""
+    """16-byte digest of name and content of a file; of its name alone if it does not exist.
+
+    Of a file that is not read whole the time counts too. A copy of a small one has the same digest.
+    """
     digest = blake2b(path.name.encode(errors="surrogateescape"), digest_size=16)
     if path.is_file():
         status = path.stat()
-        digest.update(f" {status.st_size} {status.st_mtime_ns} ".encode())
+        time = status.st_mtime_ns if status.st_size > WHOLE_FILE else ""
+        digest.update(f" {status.st_size} {time} ".encode())
         for block in sampled(path, status.st_size, WHOLE_FILE):
             digest.update(block)
     return digest.digest()

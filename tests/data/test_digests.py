@@ -100,6 +100,15 @@ def test_a_file_exchanged_with_equal_size_and_time_is_noticed(size, tmp_path):
     assert images_digest(Dataset.from_list([{"image": {"path": str(path), "bytes": None}}])) == before
 
 
+@pytest.mark.parametrize("size", [1000, WHOLE_FILE + 1000])
+def test_a_copy_of_a_file_is_the_same_where_all_of_it_was_read(size, tmp_path):
+    path = tmp_path / "a.ppm"
+    path.write_bytes(bytes(size))
+    before = item_key(str(path))
+    os.utime(path, (1, 1))
+    assert (item_key(str(path)) == before) is (size <= WHOLE_FILE)
+
+
 def test_photographs_exchanged_under_their_names_are_judged_anew(tiny_model, photographs, tmp_path):
     """All of them exchanged, names, sizes and times as before: the old vectors were judged."""
     for picture in photographs.rglob("*.png"):
