@@ -39,7 +39,8 @@ def evaluated(scenes, tmp_path, capsys, *words, split="train"):
 
 
 def test_the_command_identifies_the_entities_of_the_data(scenes, tmp_path, capsys):
-    code, said, record = evaluated(scenes, tmp_path, capsys, "--identify", "--distractors", scenes / "a")
+    words = ("--identify", "--distractors", scenes / "a", "--report", tmp_path / "report", "--foils", "none")
+    code, said, record = evaluated(scenes, tmp_path, capsys, *words)
     found = next(iter(record["metrics"].values()))["identification"]
     split = load_pairs("imagefolder", data_dir=str(scenes / "train"))["train"]
     vectors = [
@@ -63,6 +64,10 @@ def test_the_command_identifies_the_entities_of_the_data(scenes, tmp_path, capsy
     assert found["one_shot"]["top1"] > 5 * found["one_shot"]["chance"] and found["verification"]["roc_auc"] > 0.6
     assert found["one_shot"]["with_distractors"][-1]["distractors"] == len(vectors[1])
     assert (found["of"], found["left_out"], found["trained_on"]) == ("entity", 0, 0)
+    page = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
+    assert "30 things with 120 images" in page and f"<th>with {len(vectors[1])} distractors</th>" in page
+    low, high = found["open_set"]["tpir_interval"]
+    assert f"{found['open_set']['tpir']:.1f} <small>({low:.1f} to {high:.1f})</small>" in page
     assert "things: 30 with 120 images\n" in said.out and "one reference a thing: top-1" in said.out
 
 
