@@ -125,7 +125,8 @@ class MilvusStore(EngineStore):
         self.call("create_collection", table, schema=schema, index_params=index, consistency_level="Bounded")
 
     def make_current(self, table: str, facts: dict[str, Any]) -> None:
-        self.call("alter_collection_properties", table, {FACTS: json.dumps(facts)})
+        for _ in range(2):  # after a restart Milvus 2.3.5 has those before the last (milvus-io/milvus#30144)
+            self.call("alter_collection_properties", table, {FACTS: json.dumps(facts)})
         there = self.call("has_collection", self.name)
         if not there or self.call("describe_collection", self.name)["collection_name"] != table:
             self.call("alter_alias" if there else "create_alias", table, self.name)

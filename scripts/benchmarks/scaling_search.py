@@ -2,12 +2,15 @@
 
     python scripts/benchmarks/scaling_search.py --output scripts/benchmarks/results/scaling_search.json
 
-Bytes of a vector come from the records of `engines.py` (a graph in every engine) and `large_gallery.py` (a folder with
-compressed vectors), divided by the number of vectors there. DiskANN of Milvus is not measured: its bytes follow from
-the settings that Milvus 2.3 comes with and the layout of its file (Subramanya et al., DiskANN, NeurIPS 2019):
+Bytes of a vector come from the records of `engines.py` (a graph in every engine) and, if it is there, of
+`large_gallery.py` (a folder with compressed vectors), divided by the number of vectors there. What is not measured
+follows from the layout:
 
-    memory    codes and cache, 0.125 + 0.1 of the bytes of the vectors
-    disk      of each vector itself and 56 neighbours of 4 bytes, a whole number of them in a sector of 4,096 bytes
+    folder, compressed   in memory a code of a byte for 8 values and a number of 8 bytes; on the disk that, the vector
+                         in half precision, and its item
+    Milvus, DiskANN      in memory codes and cache, 0.125 + 0.1 of the bytes of the vectors, as Milvus 2.3 comes; on
+                         the disk the vector and 56 neighbours of 4 bytes, a whole number of them in a sector of 4,096
+                         bytes (Subramanya et al., DiskANN, NeurIPS 2019)
 
 A machine offers a share of its memory and of its disk. Prices are options; their defaults are list prices on demand of
 one kind of machine, as known in 2025, and were not looked up again: state your own. A copy of everything in an object
@@ -25,6 +28,7 @@ from measuring import record
 RESULTS = Path(__file__).parent / "results"
 SIZES = {"50 M": 50_000_000, "100 M": 100_000_000, "1 B": 1_000_000_000, "10 B": 10_000_000_000}
 HOURS_OF_A_MONTH = 730
+ITEM_BYTES = 200  # of an item with its name and version
 CODES_AND_CACHE, NEIGHBOURS, SECTOR = 0.125 + 0.1, 56, 4096  # of DiskANN in Milvus
 SHARE_OF_MEMORY, SHARE_OF_DISK = 0.75, 0.8  # that are used
 ONE_SERVER = ("folder", "pgvector")  # a gallery there is not divided among machines
@@ -51,6 +55,9 @@ def bytes_of_vectors(results: Path, dim: int) -> list[Bytes]:
         found.append(
             Bytes("folder", of["searched"]["plan"]["kind"], memory / count, of["bytes_on_disk"] / count, count)
         )
+    else:
+        code = dim // 8 + 8
+        found.append(Bytes("folder", "pq", code, code + 2 * dim + ITEM_BYTES, 0))
     engines = results / "engines.json"
     if engines.is_file():
         measured = json.loads(engines.read_text(encoding="utf-8"))

@@ -251,6 +251,20 @@ def test_a_collection_of_something_else_is_left_alone(milvus):
         open_store(milvus.format("theirs")).check_place()
 
 
+def test_who_writes_to_milvus_waits_for_a_collection_that_another_has_just_made(milvus, monkeypatch):
+    store, states = open_store(milvus.format("waited")), [False, False, True]
+    store.build_of_vectors(unit_vectors(5), None, PlainEncoder())
+    table = store.whole()[0]
+    monkeypatch.setattr(type(store), "is_loaded", lambda self, table: states.pop(0))
+    with pytest.raises(OSError, match="is not loaded, or not yet: repeat it later"):
+        store.count(table, latest=False)
+    assert store.count(table) == 5 and not states
+    monkeypatch.setattr("hf_vse.search.milvus.LOADED_WITHIN", 0.0)
+    states.append(False)
+    with pytest.raises(OSError, match="is not loaded"):
+        store.count(table)
+
+
 def test_a_lost_connection_is_opened_again(postgresql):
     import psycopg
 
