@@ -95,7 +95,7 @@ docs: .venv-docs/installed
 
 $(VENV)/installed: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install -q --no-compile -c $(CONSTRAINTS) -e '.[test,plots,index,eval,minilm,kernels,demo,onnx,sentence,lora,browser,link,engines,dev]'
+	$(VENV)/bin/pip install -q --no-compile -c $(CONSTRAINTS) -e '.[test,plots,index,eval,minilm,kernels,demo,serve,onnx,sentence,lora,browser,link,engines,dev]'
 	$(COMPILE) $(VENV)/lib || true
 	touch $@
 

@@ -26,6 +26,7 @@ COMMANDS = {
     "features": "run an image tower once and save its outputs",
     "index": "encode images into a searchable gallery",
     "search": "find images by text, by image, or both",
+    "serve": "answer searches of a gallery over HTTP",
     "link": "find the same records in two catalogues, or duplicates in one",
     "identify": "tell which thing of a labelled gallery a photograph shows, or none",
     "report": "write one page of the results of all runs",
