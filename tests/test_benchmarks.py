@@ -11,7 +11,12 @@ import numpy as np
 import pytest
 
 from hf_vse.data.karpathy import read_split_file
+from hf_vse.data.scene_catalogues import write_catalogues
+from hf_vse.link.candidates import find_candidates
+from hf_vse.link.records import embed_records
+from hf_vse.link.run import link_records
 from tests.faults.killing import slow
+from tests.link.scenes_encoder import Scenes
 from tests.processes import run_fork
 
 BENCHMARKS = Path(__file__).parents[1] / "scripts" / "benchmarks"
@@ -190,3 +195,18 @@ def test_machines_for_billions_follow_from_measured_bytes(run, tmp_path):
     assert postgres["memory_gib"] == 300 and postgres["machines"] is None, "one server holds it, or none"
     disk = by_engine["milvus", "DiskANN"]
     assert disk["disk_tb"] == 0.41 and disk["memory_gib"] == round(0.225 * 2048 * 10**8 / 2**30, 1)
+
+
+def test_linking_judges_as_the_command_does(run, tmp_path):
+    """The half that judges, its metrics, and intervals around them."""
+    import linking
+
+    write_catalogues(tmp_path / "catalogues", 60, image_size=32)
+    judged = linking.Judged(tmp_path / "catalogues", resamples=40)
+    a, b = (embed_records(each, Scenes()) for each in judged.catalogues)
+    row = judged.of("model", find_candidates(a.embeds, b.embeds, len(b)), seed=3)
+    assert row["metrics"] == link_records(a, b, pairs=judged.wanted.pairs).judged["vectors"]
+    assert row["seed"] == 3 and row["intervals"]["gain"] == [0, 0]  # it is compared with the first row
+    for name in linking.METRICS:
+        low, high = row["intervals"][name]
+        assert low <= row["metrics"][name] <= high and low < high
