@@ -23,14 +23,25 @@ def linkage_metrics(found: Mapping[int, int | None], truth: Mapping[int, Abstrac
         ari: adjusted Rand index of the clusters that links and true pairs make of these records and of those of the
             other catalogue that either of them names.
     """
+    return metrics_of_counts(linkage_counts(found, truth))
+
+
+def linkage_counts(found: Mapping[int, int | None], truth: Mapping[int, AbstractSet[int]]) -> tuple[int, ...]:
+    """Records, those decided rightly, right links, links, true pairs; and of the clusters: the pairs that are together
+    in both, in those of links, in the true ones, and how many records of both catalogues there are."""
     right = sum(found[each] in truth[each] for each in truth)
     made = sum(found[each] is not None for each in truth)
-    pairs = sum(len(matches) for matches in truth.values())
     agreed = right + sum(found[each] is None and not matches for each, matches in truth.items())
     links = [(each, found[each]) for each in truth if found[each] is not None]
     true_pairs = [(each, match) for each, matches in truth.items() for match in matches]
-    ari = adjusted_rand_index(*partitions(list(truth), links, true_pairs))
-    return {"accuracy": agreed / max(1, len(truth))} | precision_recall(right, made, pairs) | {"ari": ari}
+    clusters = partitions(list(truth), links, true_pairs)
+    return len(truth), agreed, right, made, len(true_pairs), *pair_counts(*clusters)[:3], len(clusters[0])
+
+
+def metrics_of_counts(counts: Sequence[int]) -> dict[str, float]:
+    records, agreed, right, made, pairs, both, in_found, in_truth, named = counts
+    ari = rand_index(both, in_found, in_truth, named * (named - 1) // 2)
+    return {"accuracy": agreed / max(1, records)} | precision_recall(right, made, pairs) | {"ari": ari}
 
 
 def resampled_metrics(
@@ -54,20 +65,12 @@ def resampled_metrics(
     of_entity: dict[Hashable, list[int]] = {}
     for record in truth:
         of_entity.setdefault(entities[record], []).append(record)
-    records, rng = list(of_entity.values()), np.random.default_rng(seed)
-    known: dict[tuple[int, int], int] = {}
-    metrics = []
-    for _ in range(resamples):
-        linked: dict[int, int | None] = {}
-        matches: dict[int, AbstractSet[int]] = {}
-        for copy, place in enumerate(rng.integers(len(records), size=len(records)).tolist()):
-            for record in records[place]:
-                row = len(matches)
-                matches[row] = {known.setdefault((copy, each), len(known)) for each in truth[record]}
-                link = found[record]
-                linked[row] = None if link is None else known.setdefault((copy, link), len(known))
-        metrics.append(linkage_metrics(linked, matches))
-    return metrics
+    counts = np.array(
+        [linkage_counts(found, {record: truth[record] for record in records}) for records in of_entity.values()]
+    )
+    rng = np.random.default_rng(seed)
+    drawn = (rng.integers(len(counts), size=len(counts)) for _ in range(resamples))
+    return [metrics_of_counts(counts[places].sum(axis=0).tolist()) for places in drawn]
 
 
 def partitions(
@@ -103,7 +106,11 @@ def precision_recall(right: int, made: int, true: int) -> dict[str, float]:
 
 def adjusted_rand_index(found: np.ndarray, truth: np.ndarray) -> float:
     """Agreement of two clusterings: 1 where they are equal, 0 on average by chance (Hubert & Arabie, 1985)."""
-    both, in_found, in_truth, all_pairs = pair_counts(found, truth)
+    return rand_index(*pair_counts(found, truth))
+
+
+def rand_index(both: int, in_found: int, in_truth: int, all_pairs: int) -> float:
+    """The same from the counts of pairs, see `pair_counts`."""
     if in_found == in_truth == both:
         return 1.0
     expected = in_found * in_truth / all_pairs

@@ -58,6 +58,8 @@ def trained(folder: Path, seed: int, options: argparse.Namespace) -> tuple[Path,
         "best_entity_r1": stage["best_entity_r1"],
         "best_step": stage["best_step"],
     }
+    ends = {"start": result["start"]["metrics"], "end": result["metrics"]}
+    facts["rsum"] = {name: each["validation"]["metrics"]["rsum"] for name, each in ends.items()}
     return output, facts | {"recipe": result["recipe"], "environment": result["environment"]}
 
 

@@ -122,7 +122,7 @@ def one_to_one_links(seed: int):
     return found, truth, {record: f"e{record % 80}" for record in truth}
 
 
-def test_entities_are_drawn_with_all_their_records(monkeypatch):
+def test_entities_are_drawn_with_all_their_records():
     found, truth, entities = one_to_one_links(0)
     drawn = np.random.default_rng(3).integers(80, size=(20, 80))
     metrics = resampled_metrics(found, truth, entities, resamples=20, seed=3)
