@@ -60,7 +60,8 @@ def trained(folder: Path, seed: int, options: argparse.Namespace) -> tuple[Path,
     }
     ends = {"start": result["start"]["metrics"], "end": result["metrics"]}
     facts["rsum"] = {name: each["validation"]["metrics"]["rsum"] for name, each in ends.items()}
-    return output, facts | {"recipe": result["recipe"], "environment": result["environment"]}
+    places = {"data_dir": "catalogues/train", "init_from": options.start.name, "output_dir": output.name}
+    return output, facts | {"recipe": result["recipe"] | places, "environment": result["environment"]}
 
 
 class Judged:
