@@ -20,6 +20,7 @@ from datasets import Dataset, DatasetDict, Features, Image, IterableDataset, Ite
 
 from hf_vse.data.fields import Fields, field_columns, field_features, field_names, field_value, report_differing
 from hf_vse.data.images import MAX_BROKEN_SHARE, find_broken_rows, image_keys, stored_images
+from hf_vse.data.ready_columns import iter_captions, ready_texts
 from hf_vse.data.schema import (
     CAPTION_IDS,
     CAPTIONS,
@@ -200,6 +201,13 @@ def to_pairs(
     for name, part in parts.items():
         images = _image_column(part.with_format(None), where)
         broken = find_broken_rows(images, max_broken_share) if check_images else {}
+        if not broken and not divide and len(layout.captions) == 1:
+            texts = (layout.captions[0], layout.image_id, layout.caption_ids, max_captions)
+            if (ready := ready_texts(part.with_format(None), *texts)) is not None:
+                beside = [images, ready, _field_columns(part.with_format(None), fields)]
+                beside = [each for each in beside if each.column_names]
+                splits[name] = datasets.concatenate_datasets(beside, axis=1)
+                continue
         rows = _read_rows(name, part.with_format(None), layout, broken)
         if not divide or not _divides(part["split"], rows):
             rows = [replace(row, split=name) for row in rows]
@@ -207,7 +215,7 @@ def to_pairs(
         report_differing(name, others, _join_rows_of_one_image(rows, images))
         splits |= _assemble([images, others], rows, max_captions)
     for name, part in splits.items():
-        report_repeated(f"split {name}", part[CAPTIONS][:], part[IMAGE_ID][:])
+        report_repeated(f"split {name}", iter_captions(part), part[IMAGE_ID][:])
     return DatasetDict(splits)
 
 
@@ -289,6 +297,8 @@ def _read_rows(name: str, part: Dataset, layout: Layout, broken: Mapping[int, st
 
 
 def _field_columns(part: Dataset, fields: Fields) -> Dataset:
+    if not fields:
+        return Dataset.from_dict({})
     read = part.select_columns([name for name in part.column_names if name in {*fields, "json"}])
     return field_columns(({name: _field(row, name) for name in fields} for row in read), fields)
 

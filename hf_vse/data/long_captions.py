@@ -7,7 +7,7 @@ alone is cut. Evaluation reads captions as they are, cut.
 
 import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 
 import numpy as np
@@ -86,8 +86,7 @@ class Pieces:
 
     def too_long(self, texts: Iterable[str]) -> list[str]:
         """Those that have more tokens than the tower reads. A token stands for a byte at least."""
-        special = self.processor.tokenizer.num_special_tokens_to_add()
-        some = [text for text in texts if len(text.encode("utf-8", "surrogatepass")) + special > self.most]
+        some = list(self.perhaps_long(texts))
         found = []
         for start in range(0, len(some), AT_ONCE):
             part = some[start : start + AT_ONCE]
@@ -99,8 +98,13 @@ class Pieces:
 
     def of_long(self, captions: Iterable[Sequence[str]]) -> dict[str, list[str]]:
         """Caption -> pieces, of the captions of images that are too long."""
-        distinct = dict.fromkeys(caption for of_image in captions for caption in of_image)
-        return {caption: self(caption) for caption in self.too_long(distinct)}
+        some = dict.fromkeys(self.perhaps_long(caption for of_image in captions for caption in of_image))
+        return {caption: self(caption) for caption in self.too_long(some)}
+
+    def perhaps_long(self, texts: Iterable[str]) -> Iterator[str]:
+        """Those that have more bytes than the tower reads tokens."""
+        least = self.most - self.processor.tokenizer.num_special_tokens_to_add()
+        return (text for text in texts if len(text.encode("utf-8", "surrogatepass")) > least)
 
 
 def in_pieces(captions: Sequence[str], pieces: Mapping[str, list[str]]) -> list[str]:

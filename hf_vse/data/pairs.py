@@ -6,11 +6,12 @@ data as an uninterrupted one. An image may also come with several captions, or w
 them as `texts`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import count, takewhile
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import numpy as np
+import pyarrow.compute as pc
 from datasets import Dataset, Image
 from torch.utils.data import Dataset as TorchDataset
 
@@ -39,6 +40,30 @@ class Pair(NamedTuple):
     row: int
     caption: int | tuple[int, ...]
     draw: int
+
+
+class CaptionRows(Sequence):
+    """The captions of the images of a split, read from its column when they are asked for."""
+
+    def __init__(self, dataset: Dataset):
+        column = dataset.with_format("arrow").select_columns([CAPTIONS])[:][CAPTIONS]  # (images,) memory-mapped
+        self.chunks = [chunk for chunk in column.chunks if len(chunk)]
+        self.starts = np.cumsum([0, *map(len, self.chunks)])
+        self.counts = np.concatenate([pc.list_value_length(chunk).to_numpy() for chunk in self.chunks]).astype(int)
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    @overload
+    def __getitem__(self, row: int) -> list[str]: ...
+    @overload
+    def __getitem__(self, row: slice) -> list[list[str]]: ...
+    def __getitem__(self, row):
+        if isinstance(row, slice):
+            return [self[each] for each in range(len(self))[row]]
+        row = range(len(self))[row]  # raises IndexError
+        chunk = int(np.searchsorted(self.starts, row, side="right")) - 1
+        return self.chunks[chunk][row - int(self.starts[chunk])].as_py()
 
 
 def side_by_side(vectors: list[np.ndarray]) -> np.ndarray:
@@ -79,7 +104,7 @@ class PairDataset(TorchDataset):
         if not len(dataset):
             raise ValueError("the split is empty; check the data directory and the split names")
         self.source = source
-        self.captions: list[list[str]] = dataset.with_format(None)[CAPTIONS][:]
+        self.captions: Sequence[list[str]] = CaptionRows(dataset)
         image_ids, groups = plain_column(dataset, IMAGE_ID), plain_column(dataset, GROUP_ID)
         own = [image_id if group is None else group for image_id, group in zip(image_ids, groups, strict=True)]
         self.image_ids = np.array(own, dtype=np.int64)  # equal where images are no negatives of each other
@@ -111,6 +136,8 @@ class PairDataset(TorchDataset):
     @property
     def caption_counts(self) -> np.ndarray:
         """(rows,) number of captions per image."""
+        if isinstance(self.captions, CaptionRows):
+            return self.captions.counts
         return np.array([len(captions) for captions in self.captions])
 
     def __len__(self) -> int:

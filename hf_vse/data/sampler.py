@@ -38,7 +38,7 @@ def spread_order(
     """
     rows = np.repeat(np.arange(len(caption_counts)), caption_counts)
     place = np.concatenate([rng.permutation(count) for count in caption_counts])
-    captions = np.concatenate([np.arange(count) for count in caption_counts])
+    captions = np.arange(len(rows)) - np.repeat(np.cumsum(caption_counts) - caption_counts, caption_counts)
     if groups is None:
         when = rng.random(len(rows))
     else:
@@ -53,21 +53,23 @@ def unique_batches(rows: np.ndarray, batch_size: int) -> Iterator[list[int]]:
     A pair that has to wait comes first in the next batch. Pairs left at the end that would repeat a row are placed
     anyway, so there are always `ceil(pairs / batch_size)` batches.
     """
-    of_image = rows.tolist()
-    queue = deque(range(len(of_image)))
-    while queue:
+    waited: deque[int] = deque()
+    following = 0
+    while waited or following < len(rows):
         batch: list[int] = []
         present: set[int] = set()
         waiting: list[int] = []
-        while queue and len(batch) < batch_size:
-            position = queue.popleft()
-            if of_image[position] in present:
+        while (waited or following < len(rows)) and len(batch) < batch_size:
+            position = waited.popleft() if waited else following
+            following += position == following
+            row = int(rows[position])
+            if row in present:
                 waiting.append(position)
             else:
-                present.add(of_image[position])
+                present.add(row)
                 batch.append(position)
         missing = batch_size - len(batch)
-        queue.extendleft(reversed(waiting[missing:]))
+        waited.extendleft(reversed(waiting[missing:]))
         yield batch + waiting[:missing]
 
 
@@ -184,8 +186,8 @@ class PairBatchSampler:
         if not self.unique_images:
             shuffled = rng.permutation(len(rows))
             rows, captions = rows[shuffled], captions[shuffled]
-        draws = rng.integers(2**31, size=len(rows)).tolist()
-        chosen = captions.tolist() if self.captions_per_image == 1 else self.several(rows, captions, rng)
+        draws = rng.integers(2**31, size=len(rows))
+        several = None if self.captions_per_image == 1 else self.several(rows, captions, rng)
         batches = (
             unique_batches(rows, self.global_batch)
             if self.unique_images
@@ -195,7 +197,8 @@ class PairBatchSampler:
             if len(batch) < self.global_batch and not self.remainder:
                 return
             for piece in np.array_split(np.asarray(batch), self.num_processes):
-                yield [Pair(int(rows[i]), chosen[i], draws[i]) for i in piece]
+                chosen = captions[piece].tolist() if several is None else [several[place] for place in piece]
+                yield list(map(Pair, rows[piece].tolist(), chosen, draws[piece].tolist()))
 
     def several(self, rows: np.ndarray, visits: np.ndarray, rng: np.random.Generator) -> list[tuple[int, ...]]:
         """The captions of each visit of an image, which has them in an order of this epoch."""

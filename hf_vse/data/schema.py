@@ -18,7 +18,7 @@ The correspondence between captions and images is data (`text_to_image`), never 
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from hashlib import blake2b, sha256
 from itertools import chain
 from typing import Any
@@ -61,7 +61,7 @@ def is_id(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
 
 
-def report_repeated(where: str, captions: Sequence[Sequence[str]], image_ids: Sequence[int]) -> None:
+def report_repeated(where: str, captions: Iterable[Sequence[str]], image_ids: Sequence[int]) -> None:
     """Warns in one line each about repeated captions of an image and about image ids that occur in several rows."""
     if twice := sum(len(of_image) - len(set(of_image)) for of_image in captions):
         logger.warning("%s: %s captions repeat another caption of the same image", where, f"{twice:,}")

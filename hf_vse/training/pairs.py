@@ -10,7 +10,7 @@ from torch import Tensor
 from hf_vse.data.decoding import BrokenImageError
 from hf_vse.data.long_captions import Pieces, report_long_captions
 from hf_vse.data.pairs import PairDataset
-from hf_vse.data.schema import CAPTIONS
+from hf_vse.data.ready_columns import iter_captions
 from hf_vse.data.streams import StreamedPairs
 from hf_vse.model.processing_vse import VSEProcessor
 from hf_vse.training.arguments import VSETrainingArguments
@@ -29,11 +29,10 @@ def pairs_of(
         if pieces_of is not None:
             logger.info("of captions longer than %d tokens, sentences are drawn in turn", pieces_of.most)
         return StreamedPairs(train, args.seed, pieces_of=pieces_of, captions_per_image=args.captions_per_image)
-    captions = train.with_format(None)[CAPTIONS][:]
-    pieces = {} if pieces_of is None else pieces_of.of_long(captions)
+    pieces = {} if pieces_of is None else pieces_of.of_long(iter_captions(train))
     if pieces:
-        long = sum(caption in pieces for of_image in captions for caption in of_image)
-        report_long_captions(long, sum(map(len, captions)), pieces_of.most)
+        counts = [(sum(caption in pieces for caption in of_image), len(of_image)) for of_image in iter_captions(train)]
+        report_long_captions(*map(sum, zip(*counts, strict=True)), pieces_of.most)
     return PairDataset(train, pieces)
 
 

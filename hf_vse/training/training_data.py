@@ -3,17 +3,19 @@ which images are neighbours.
 """
 
 import logging
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
+import numpy as np
 from datasets import Dataset, IterableDataset
 
 from hf_vse.data.groups import group_counts, plain_column
 from hf_vse.data.neighbours import near_rows, vectors_of_images
 from hf_vse.data.pairs import PairDataset
-from hf_vse.data.schema import CAPTIONS, GROUP_ID, flatten_captions
+from hf_vse.data.ready_columns import iter_captions
+from hf_vse.data.schema import GROUP_ID, same_words
 from hf_vse.data.streams import StreamedPairs
-from hf_vse.evaluation.equal_captions import Wording
 from hf_vse.training.arguments import VSETrainingArguments
 from hf_vse.training.entities import entities_of_batches
 
@@ -26,12 +28,34 @@ def training_data(train: Dataset | IterableDataset) -> dict[str, Any]:
     """
     if isinstance(train, IterableDataset):
         return {}
-    captions, text_to_image = flatten_captions(train.with_format(None)[CAPTIONS][:])
-    found: dict[str, Any] = {"images": len(train), "captions": len(captions)}
-    found["equal_captions"] = Wording(captions, text_to_image, len(train)).counts()
+    counts: list[int] = []
+
+    def numbers() -> Iterator[int]:
+        for captions in iter_captions(train):
+            counts.append(len(captions))
+            yield from (hash(same_words(caption)) for caption in captions)
+
+    sentence = np.fromiter(numbers(), np.int64)
+    found: dict[str, Any] = {"images": len(train), "captions": len(sentence)}
+    found["equal_captions"] = shared_captions(sentence, np.repeat(np.arange(len(counts)), counts))
     if GROUP_ID in train.column_names:
         found["groups"] = group_counts(plain_column(train, GROUP_ID))
     return found
+
+
+def shared_captions(sentence: np.ndarray, image: np.ndarray) -> dict[str, int]:
+    """As `Wording.counts`, of the numbers of sentences and images of all captions, both (captions,)."""
+    order = np.lexsort((image, sentence))
+    sentence, image = sentence[order], image[order]
+    begins = np.append(True, sentence[1:] != sentence[:-1])
+    other_image = np.append(True, image[1:] != image[:-1]) | begins
+    images_of = np.add.reduceat(other_image.astype(int), np.flatnonzero(begins))  # (sentences,)
+    shared = (images_of > 1)[np.cumsum(begins) - 1]
+    return {
+        "captions": int(shared.sum()),
+        "images": len(np.unique(image[shared])),
+        "sentences": int((images_of > 1).sum()),
+    }
 
 
 def report_equal_captions(train: Dataset | IterableDataset, masked: bool) -> None:

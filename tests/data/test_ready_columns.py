@@ -1,0 +1,93 @@
+"""A split that is taken as it is equals what the general way makes of it; any other split goes the general way."""
+
+import sys
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+from datasets import Dataset, Features, List, Value
+
+from hf_vse.data import columns
+from hf_vse.data.columns import to_pairs
+from hf_vse.data.ready_columns import ready_texts
+from hf_vse.evaluation.equal_captions import Wording
+from hf_vse.training.training_data import shared_captions, training_data
+
+ROWS = [
+    {"image_features": [float(row)], "cocoid": 7 * row, "place": f"p{row}", "raw": [f"a {row}", "b"][: 1 + row % 2]}
+    for row in range(6)
+]
+
+
+def split_of(rows: list[dict], **types) -> Dataset:
+    kinds = {"image_features": List(Value("float32")), "cocoid": Value("int64"), "place": Value("string")}
+    kinds |= {"raw": List(Value("string")), "sentids": List(Value("int64"))} | types
+    return Dataset.from_list(rows, features=Features({name: kinds[name] for name in rows[0]}))
+
+
+@pytest.fixture
+def taken(monkeypatch) -> list[bool]:
+    """Whether each split was taken as it is."""
+    seen = []
+
+    def looked_at(*arguments):
+        seen.append((found := ready_texts(*arguments)) is not None)
+        return found
+
+    monkeypatch.setattr(columns, "ready_texts", looked_at)
+    return seen
+
+
+@pytest.mark.parametrize("more", [{}, {"sentids": True}])
+def test_a_split_that_needs_no_change_is_what_the_general_way_makes(more, taken, monkeypatch):
+    own = [row | {"sentids": list(range(50 - len(row["raw"]), 50))} if more else row for row in ROWS]
+    fast = to_pairs(split_of(own))["train"]
+    monkeypatch.setattr(columns, "ready_texts", lambda *_: None)
+    slow = to_pairs(split_of(own))["train"]
+    assert taken == [True] and fast.features == slow.features and fast.column_names == slow.column_names
+    assert fast[:] == slow[:]
+
+
+def changed(row: int, **values) -> list[dict]:
+    return [each | (values if number == row else {}) for number, each in enumerate(ROWS)]
+
+
+@pytest.mark.parametrize(
+    "rows, types",
+    [
+        (changed(2, raw=["a", " b"]), {}),
+        (changed(2, raw=["a", "b\u2003"]), {}),
+        (changed(2, raw=["a", ""]), {}),
+        (changed(2, raw=["a", None]), {}),
+        (changed(2, raw=[]), {}),
+        (changed(2, cocoid=None), {}),
+        ([row | {"raw": row["raw"][:1]} for row in ROWS], {}),
+        (ROWS, {"cocoid": Value("int32")}),
+        ([row | {"sentids": [1]} for row in ROWS], {}),
+    ],
+)
+def test_any_other_split_goes_the_general_way(rows, types, taken):
+    assert len(to_pairs(split_of(rows, **types))["train"]) >= 5 and taken == [False]
+
+
+def test_rows_that_were_selected_and_more_captions_than_are_kept_go_the_general_way(taken):
+    to_pairs(split_of(ROWS).select([3, 1, 4]))
+    assert max(map(len, to_pairs(split_of(ROWS), max_captions=1)["train"]["captions"])) == 1
+    assert taken == [False, False]
+
+
+def test_what_python_strips_is_white_space_for_arrow_too():
+    stripped = [char for char in map(chr, range(sys.maxunicode)) if char.isspace()]
+    assert len(stripped) > 20 and set(pc.utf8_trim_whitespace(pa.array(stripped)).to_pylist()) == {""}
+
+
+def test_shared_captions_are_counted_as_by_wording():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        size = int(rng.integers(1, 40))
+        sentence, image = rng.integers(1 + rng.integers(20), size=size), np.sort(rng.integers(9, size=size))
+        expected = Wording([f"c {each}" for each in sentence], image, 9).counts()
+        assert shared_captions(sentence, image) == expected
+    found = training_data(to_pairs(split_of(changed(2, raw=["A 1", "x"])))["train"])
+    assert found == {"images": 6, "captions": 10, "equal_captions": {"captions": 5, "images": 4, "sentences": 2}}
