@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.commands_table import commands_section
+from benchmarks.linking_table import linking_table
 from benchmarks.methods import METHODS, methods_table
 from benchmarks.models_table import clipping_table, models_table
 from benchmarks.tables import TABLES
@@ -23,6 +24,7 @@ TABLES = TABLES | {
     "models": models_table,
     "clipping": clipping_table,
     "methods": methods_table,
+    "linking": linking_table,
     "commands": commands_section,
 }
 FILES = (ROOT / "README.md", *sorted((ROOT / "scripts/docs/pages").glob("*.md")), METHODS / "README.md")
