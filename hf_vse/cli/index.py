@@ -27,6 +27,7 @@ EXAMPLES = """
   hf-vse index my_photos my_index --model google/siglip-base-patch16-224
   hf-vse index my_photos my_index --model my_encoder.py:MyEncoder
   hf-vse index my_index --dataset flickr8k --data_dir DIR --split validation --model runs/flickr8k_photos
+  hf-vse index my_photos my_index --model DIR --fast_queries                  to search without torch
   hf-vse index embeddings.npy my_index --model org/vse-hardnce --items items.jsonl
   hf-vse index my_photos my_index --model DIR --query_bank sentences.txt      to search with --correction
   hf-vse index my_photos my_index --model DIR --kind hnsw --recall 0.99
@@ -67,6 +68,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--parts", metavar="DIR", help="for shards: what is encoded of each; all processes see it [INDEX.parts]"
     )
+    parser.add_argument(
+        "--fast_queries",
+        action="store_true",
+        help="keep the text tower with the gallery, as ONNX: a search by text then needs no torch",
+    )
     add_model_options(parser)
     add_data_options(parser, None, "")
     arguments = parser.parse_args(argv)
@@ -74,7 +80,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         parser.error("give either a folder (or an array) or --dataset")
     shards = of_shards(arguments)
     copied = arguments.source is not None and not shards and holds_gallery(arguments.source)
-    useless = [name for name in ("model", "query_bank") if getattr(arguments, name) is not None]
+    useless = [name for name in ("model", "query_bank", "fast_queries") if getattr(arguments, name)]
     if copied and useless:
         parser.error(f"--{useless[0]} has no effect: a gallery is copied as it is")
     if not copied and arguments.model is None:
@@ -85,6 +91,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     given = [name for name in data_options(arguments) if name not in columns]
     if arguments.dataset is None and given:
         parser.error(f"--{given[0]} goes with --dataset")
+    if arguments.fast_queries and (shards or "://" in arguments.index):
+        parser.error("--fast_queries goes with a gallery of images or of an array, in a folder")
     if not shards and arguments.parts is not None:
         parser.error("--parts goes with shards (.tar, .parquet)")
     if shards and arguments.query_bank is not None:
@@ -127,9 +135,9 @@ def run(arguments: argparse.Namespace) -> Result | None:
     elif of_shards(arguments):
         from_shards(arguments, store)
     elif is_array(arguments):
-        from_array(arguments, store, bank)
+        keep_text_tower(arguments, from_array(arguments, store, bank))
     else:
-        from_images(arguments, store, bank)
+        keep_text_tower(arguments, from_images(arguments, store, bank))
     return described_gallery(store) if PartialState().is_main_process else None
 
 
@@ -147,9 +155,32 @@ def described_gallery(gallery: Any) -> Result:
     return Result(record, "\n".join(lines))
 
 
-def from_images(arguments: argparse.Namespace, store: Any, bank: list[str]) -> None:
-    """A gallery of a folder or of a data set."""
+def open_encoder(arguments: argparse.Namespace) -> Any:
+    """The model, which can do what is asked for."""
     from hf_vse.embed.load import load_encoder
+    from hf_vse.search.text_tower import check_text_tower
+
+    encoder = load_encoder(arguments.model, **model_options(arguments))
+    if arguments.fast_queries:
+        check_text_tower(encoder)
+    return encoder
+
+
+def keep_text_tower(arguments: argparse.Namespace, encoder: Any) -> None:
+    """With `--fast_queries`, by the main process: the text tower of the gallery's model, for `hf-vse search`."""
+    from accelerate import PartialState
+
+    if arguments.fast_queries and PartialState().is_main_process:
+        from hf_vse.hub.onnx_export import export_text_tower
+        from hf_vse.search.storage import locked
+        from hf_vse.search.text_tower import write_text_tower
+
+        with locked(Path(arguments.index)):
+            write_text_tower(Path(arguments.index), encoder, export_text_tower)
+
+
+def from_images(arguments: argparse.Namespace, store: Any, bank: list[str]) -> Any:
+    """A gallery of a folder or of a data set; returns its encoder."""
     from hf_vse.search.gallery_images import read_metadata
 
     names = ("kind", "recall", "batch_size", "num_workers", "max_broken_share")
@@ -158,10 +189,11 @@ def from_images(arguments: argparse.Namespace, store: Any, bank: list[str]) -> N
     if source is not None:
         read_metadata(Path(source))  # what is wrong with it is said before the model is loaded
     store.check_place(source)
-    encoder = load_encoder(arguments.model, **model_options(arguments))
+    encoder = open_encoder(arguments)
     if source is None:
         source, origin = load_split(arguments)
     store.build(source, encoder, origin=origin, query_bank=bank, progress=not arguments.quiet, **options)
+    return encoder
 
 
 def from_shards(arguments: argparse.Namespace, store: Any) -> None:
@@ -187,20 +219,20 @@ def load_split(arguments: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     return spec.load_split(), spec.absolute().to_dict()
 
 
-def from_array(arguments: argparse.Namespace, store: Any, bank: list[str]) -> None:
-    """A gallery of vectors that were computed elsewhere, with the model that queries will use."""
-    from hf_vse.embed.load import load_encoder
+def from_array(arguments: argparse.Namespace, store: Any, bank: list[str]) -> Any:
+    """A gallery of vectors that were computed elsewhere, with the model that queries will use, which it returns."""
     from hf_vse.search.header import file_checksum
 
     source = Path(arguments.source)
     embeds, items = read_vectors(source, arguments.items)
     store.check_place()
-    encoder = load_encoder(arguments.model, **model_options(arguments))
+    encoder = open_encoder(arguments)
     if embeds.shape[1] != encoder.dim:
         raise ValueError(f"{source} has vectors of {embeds.shape[1]}, {encoder.name} makes {encoder.dim}")
     options = {"kind": arguments.kind, "recall": arguments.recall, "query_bank": bank}
     options |= {"made_of": file_checksum(source), "progress": not arguments.quiet}
     store.build_of_vectors(embeds, items, encoder, **options)
+    return encoder
 
 
 def read_vectors(source: Path, items: Path | None) -> tuple[Any, list[Any] | None]:

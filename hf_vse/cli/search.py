@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> Result | None:
     gallery.check_conditions(arguments.where)  # a wrong condition is said before the model is loaded
     if not sentences and arguments.image is None and not sys.stdin.isatty():
         raise ValueError("nothing to search for: give a sentence, --image FILE, or - to read sentences from the input")
-    encoder = open_model(gallery, arguments.model, **model_options(arguments))
+    encoder = text_tower_of(gallery, arguments) or open_model(gallery, arguments.model, **model_options(arguments))
     if not sentences and arguments.image is None:
         for sentence in asked():
             print(results_table(answer(gallery, encoder, [sentence], arguments)), file=sys.__stdout__)
@@ -62,6 +62,14 @@ def run(arguments: argparse.Namespace) -> Result | None:
     if arguments.sheet or arguments.open:
         draw_sheet(gallery, encoder, found[0], arguments)
     return Result(found, results_table(found))
+
+
+def text_tower_of(gallery: Any, arguments: argparse.Namespace) -> Any:
+    """The text tower that the gallery carries, if nothing else of the model is asked for; otherwise None."""
+    from hf_vse.search.text_tower import open_text_tower
+
+    others = ("model", "device", "dtype", "trust_remote_code", "image", "relevance")
+    return None if any(getattr(arguments, name) for name in others) else open_text_tower(gallery)
 
 
 def read_sentences() -> list[str]:

@@ -18,7 +18,15 @@ from typing import Any
 import datasets
 from datasets import Dataset, DatasetDict, Features, Image, IterableDataset, IterableDatasetDict, Value
 
-from hf_vse.data.fields import Fields, field_columns, field_features, field_names, field_value, report_differing
+from hf_vse.data.fields import (
+    TEXT_FEATURES,
+    Fields,
+    field_columns,
+    field_features,
+    field_names,
+    field_value,
+    report_differing,
+)
 from hf_vse.data.images import MAX_BROKEN_SHARE, find_broken_rows, image_keys, stored_images
 from hf_vse.data.ready_columns import iter_captions, ready_texts
 from hf_vse.data.schema import (
@@ -27,7 +35,6 @@ from hf_vse.data.schema import (
     IMAGE,
     IMAGE_FEATURES,
     IMAGE_ID,
-    TEXT_FEATURES,
     is_id,
     report_repeated,
 )  # fmt: skip

@@ -9,15 +9,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from hashlib import blake2b
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from datasets import Dataset
 from PIL import Image
-from torch import nn
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
-from transformers.image_processing_utils import BaseImageProcessor
+
+if TYPE_CHECKING:  # files are told apart without them
+    from datasets import Dataset
+    from torch import nn
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+    from transformers.image_processing_utils import BaseImageProcessor
 
 # Configuration fields that do not affect the vectors.
 NO_MATTER = {
@@ -36,8 +37,10 @@ def digest_of(*parts: Any) -> str:
     return blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
 
-def weights_digest(*modules: nn.Module) -> str:
+def weights_digest(*modules: "nn.Module") -> str:
     """16-byte hex digest of all parameters and buffers of a model, or of the modules of a tower."""
+    import torch
+
     digest = blake2b(digest_size=16)
     for name, tensor in chain.from_iterable(sorted(module.state_dict().items()) for module in modules):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -45,7 +48,7 @@ def weights_digest(*modules: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+def tokenizer_digest(tokenizer: "PreTrainedTokenizerBase") -> str:
     """Digest of the vocabulary, rules, maximum length and sides; ignores the padding of the latest call."""
     if tokenizer.is_fast:
         rules = json.loads(tokenizer.backend_tokenizer.to_str()) | {"padding": None, "truncation": None}
@@ -55,18 +58,20 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     return digest_of(json.dumps(rules, sort_keys=True), sides)
 
 
-def image_processor_digest(image_processor: BaseImageProcessor) -> str:
+def image_processor_digest(image_processor: "BaseImageProcessor") -> str:
     """Digest of all settings of an image processor that affect the pixels."""
     settings = json.loads(image_processor.to_json_string())
     kind = type(image_processor).__name__.removesuffix("Fast").removesuffix("Pil")
     return digest_of(kind, sorted((key, value) for key, value in settings.items() if key not in NO_SETTING))
 
 
-def configuration_digest(config: PreTrainedConfig) -> str:
+def configuration_digest(config: "PreTrainedConfig") -> str:
     """Digest of how a tower uses its weights: activations, heads, scales, and so on.
 
     Only values that differ from the class defaults count, so new fields in a newer library change nothing.
     """
+    from transformers import PreTrainedConfig
+
     inner = [name for name in config.sub_configs if isinstance(getattr(config, name), PreTrainedConfig)]
     values = config.to_diff_dict()
     try:
@@ -82,7 +87,7 @@ def configuration_digest(config: PreTrainedConfig) -> str:
     return digest_of(config.model_type, json.dumps(told, sort_keys=True, default=str), towers)
 
 
-def images_digest(images: Dataset | Sequence[Mapping[str, Any]]) -> str:
+def images_digest(images: "Dataset | Sequence[Mapping[str, Any]]") -> str:
     """Digest of the contents of images, or of feature rows, in order.
 
     Args:

@@ -13,16 +13,16 @@ import math
 import mmap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-from datasets import Dataset, DatasetDict
-from datasets.table import InMemoryTable
-from tqdm.auto import tqdm
 
 from hf_vse.data.schema import CAPTION_IDS, CAPTIONS, IMAGE_FEATURES, IMAGE_ID, report_repeated
 from hf_vse.files import read_text
+
+if TYPE_CHECKING:  # a gallery is read without it
+    from datasets import Dataset, DatasetDict
 
 logger = logging.getLogger(__name__)
 
@@ -115,6 +115,8 @@ def _sample_rows(array: np.ndarray, most: int = _SAMPLED_ROWS) -> np.ndarray:
 
 def _check_finite(array: np.ndarray, path: Path) -> None:
     """Checks all rows, chunk by chunk: one nan would stop training hours later or corrupt a gallery."""
+    from tqdm.auto import tqdm
+
     step = max(1, _CHUNK_BYTES // array[0].nbytes)
     for start in tqdm(range(0, len(array), step), "checking features", disable=array.nbytes < _PROGRESS_FROM or None):
         chunk = array[start : start + step]
@@ -133,11 +135,14 @@ def features_dataset(
     image_ids: Sequence[int],
     captions: Sequence[Sequence[str]],
     caption_ids: Sequence[Sequence[int]],
-) -> Dataset:
+) -> "Dataset":
     """A data set whose column `image_features` is a view of `array`, without a copy.
 
     With `with_format("numpy")` a row is (dim,) or (regions, dim) in float32, even if the array is float16.
     """
+    from datasets import Dataset
+    from datasets.table import InMemoryTable
+
     lengths = {"image_ids": len(image_ids), "captions": len(captions), "caption_ids": len(caption_ids)}
     for what, length in lengths.items():
         if length != len(array):
@@ -192,7 +197,7 @@ class FeatureRows:
     `rows[i]` is (dim,) or (regions, dim) in float32; for `caption_features` it is (captions, dim).
     """
 
-    def __init__(self, dataset: Dataset, name: str):
+    def __init__(self, dataset: "Dataset", name: str):
         self.name = name
         stored = (dataset.data.schema.field(name).metadata or {}).get(STORED)
         self.files: list[dict] | None = None if stored is None else json.loads(stored)
@@ -248,13 +253,15 @@ def _fingerprint(array: np.ndarray, *columns: Sequence) -> str:
     return digest.hexdigest()
 
 
-def load_precomp(data_dir: str | Path) -> DatasetDict:
+def load_precomp(data_dir: str | Path) -> "DatasetDict":
     """A VSE++ / SCAN folder: `{train,dev,test,testall}_ims.npy` with `_caps.txt`, one caption per line.
 
     The array has one row per image (five captions each) or one row per caption. In the second case every image is
     repeated five times, or, if those five rows differ, rows and captions are one-to-one pairs. dev becomes
     `validation`.
     """
+    from datasets import DatasetDict
+
     data_dir = Path(data_dir)
     present = [name for name in _PRECOMP_SPLITS if (data_dir / f"{name}_ims.npy").is_file()]
     if not present:
@@ -263,7 +270,7 @@ def load_precomp(data_dir: str | Path) -> DatasetDict:
     return DatasetDict({_PRECOMP_SPLITS[name]: _precomp_split(data_dir, name) for name in present})
 
 
-def _precomp_split(data_dir: Path, name: str) -> Dataset:
+def _precomp_split(data_dir: Path, name: str) -> "Dataset":
     array = read_array(data_dir / f"{name}_ims.npy")
     caps_file = data_dir / f"{name}_caps.txt"
     if not caps_file.is_file():

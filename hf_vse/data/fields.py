@@ -20,6 +20,7 @@ NUMBERS_AND_TEXT = ("string", "large_string", "int", "uint", "float", "bool")
 # Names with a meaning in the rows of `load_pairs`, in training pairs, and in the items of a gallery.
 RESERVED = {IMAGE, IMAGE_FEATURES, IMAGE_ID, GROUP_ID, CAPTIONS, CAPTION_IDS, CAPTION_FEATURES}
 RESERVED |= {"caption", "whole_caption", "draw", "row", "file"}
+TEXT_FEATURES = {IMAGE_ID: Value("int64"), CAPTIONS: List(Value("string")), CAPTION_IDS: List(Value("int64"))}
 
 
 def is_field(feature: Any) -> bool:

@@ -21,8 +21,9 @@ from typing import Any
 from datasets import Dataset, DatasetDict, Features, Image, IterableDatasetDict, load_dataset
 
 from hf_vse.data.features import features_dataset, read_array
+from hf_vse.data.fields import TEXT_FEATURES
 from hf_vse.data.images import MAX_BROKEN_SHARE, check_broken_share, find_broken_images
-from hf_vse.data.schema import CAPTION_IDS, CAPTIONS, IMAGE, IMAGE_ID, TEXT_FEATURES, is_id, report_repeated
+from hf_vse.data.schema import CAPTION_IDS, CAPTIONS, IMAGE, IMAGE_ID, is_id, report_repeated
 from hf_vse.files import inside, parse_json
 
 logger = logging.getLogger(__name__)

@@ -15,10 +15,11 @@ from typing import get_args
 import datasets
 from datasets import Dataset, DatasetDict, Features, NamedSplit
 
+from hf_vse.data.fields import TEXT_FEATURES
 from hf_vse.data.scene_captions import CAPTIONS_PER_IMAGE, describe
 from hf_vse.data.scene_pictures import render
 from hf_vse.data.scene_truth import SPLITS, Difficulty, check_choice, random_stream, sample_scene
-from hf_vse.data.schema import CAPTION_IDS, CAPTIONS, IMAGE, IMAGE_ID, TEXT_FEATURES
+from hf_vse.data.schema import CAPTION_IDS, CAPTIONS, IMAGE, IMAGE_ID
 
 SCENES_VERSION = 1  # increase it when any pixel or word changes, so that old caches are not used
 

@@ -24,7 +24,6 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
-from datasets import List, Value
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +37,6 @@ CAPTION_IDS = "caption_ids"
 CAPTION_FEATURES = "caption_features"
 FOILS, FOIL_FEATURES = "foils", "foil_features"
 TEACHER_IMAGES, TEACHER_CAPTIONS = "teacher_images", "teacher_captions"
-TEXT_FEATURES = {IMAGE_ID: Value("int64"), CAPTIONS: List(Value("string")), CAPTION_IDS: List(Value("int64"))}
 
 
 def view_column(view: int, kind: str = IMAGE_FEATURES) -> str:

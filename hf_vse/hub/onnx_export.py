@@ -194,9 +194,7 @@ def export_onnx(
         "image": [image_inputs(model, processor, *size, by_region) for size in (EXAMPLE_SIZE, *SIZES)],
         "text": [text_inputs(model, processor, *size) for size in (EXAMPLE_SIZE, *SIZES)],
     }
-    longest = positions_of(model.config.text_config)
-    words = None if processor.full_length else Dim("words", max=longest) if longest else Dim("words")
-    positions = {"image": Dim("regions"), "text": words}
+    positions = {"image": Dim("regions"), "text": word_axis(model, processor)}
     record = {"opset": OPSET, "versions": {name: version(name) for name in ("torch", "transformers", *PACKAGES)}}
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}") as unfinished:
@@ -214,6 +212,20 @@ def export_onnx(
         for path in sorted(Path(unfinished).iterdir(), key=lambda path: path.name == RECORD_FILE):  # the record last
             path.replace(folder / path.name)
     return record
+
+
+def export_text_tower(model: VSEModel, processor: VSEProcessor, path: Path) -> None:
+    """Writes the text tower alone; the caller compares it with the model."""
+    model = deepcopy(model).float().cpu().eval()
+    example = text_inputs(model, processor, *EXAMPLE_SIZE)
+    tower = ExportedTower(with_onnx_recurrence(model), "get_text_features", list(example)).eval()
+    write_tower(tower, example, word_axis(model, processor), path)
+
+
+def word_axis(model: VSEModel, processor: VSEProcessor) -> Any:
+    """The number of words of a sentence; None where it is fixed."""
+    longest = positions_of(model.config.text_config)
+    return None if processor.full_length else Dim("words", max=longest) if longest else Dim("words")
 
 
 def check_export_folder(folder: str | Path) -> Path:

@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accelerate import PartialState
 
 from hf_vse.embed.hub_correction import Correction, QueryBank
-from hf_vse.search.build import build_gallery, build_of_vectors
 from hf_vse.search.change import GalleryChange, index_settings
 from hf_vse.search.gallery import GalleryIndex, Where, recipe_of
 from hf_vse.search.plan import Plan, bytes_on_disk, choose_plan
@@ -72,10 +70,16 @@ class FolderStore:
         check_place(self.folder, source)
 
     def build(self, source: Any, encoder: Any, **options: Any) -> None:
+        from hf_vse.search.build import build_gallery
+
         self.__dict__.pop("gallery", None)
         self.gallery = build_gallery(source, encoder, self.folder, **options)
 
     def build_of_vectors(self, embeds: np.ndarray, items: Any, encoder: Any, **options: Any) -> None:
+        from accelerate import PartialState
+
+        from hf_vse.search.build import build_of_vectors
+
         made_of = options.pop("made_of")
         if PartialState().is_main_process:
             self.gallery = build_of_vectors(embeds, items, encoder, self.folder, made_of, **options)

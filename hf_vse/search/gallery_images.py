@@ -10,17 +10,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from datasets import Dataset
-
 from hf_vse.data.digests import BLOCK, item_key, sampled
-from hf_vse.data.fields import is_field
-from hf_vse.data.pairs import undecoded_images
 from hf_vse.data.schema import CAPTIONS, IMAGE, IMAGE_FEATURES
-from hf_vse.embed.encoder import Encoder
 from hf_vse.files import inside, read_json_lines
+
+if TYPE_CHECKING:  # a folder is read without them
+    from datasets import Dataset
+
+    from hf_vse.embed.encoder import Encoder
 
 logger = logging.getLogger(__name__)
 
@@ -151,8 +151,11 @@ def file_key(name: str, path: Path) -> str:
         return f"{name} {uuid4().hex}"
 
 
-def of_dataset(dataset: Dataset, encoder: Encoder) -> list[GalleryImage]:
+def of_dataset(dataset: "Dataset", encoder: "Encoder") -> list[GalleryImage]:
     """The rows of a data set, with those of their other columns that JSON can represent."""
+    from hf_vse.data.fields import is_field
+    from hf_vse.data.pairs import undecoded_images
+
     column = next((name for name in (IMAGE_FEATURES, IMAGE) if name in dataset.column_names), None)
     if column is None:
         raise ValueError(f"the data set has no column image among {', '.join(dataset.column_names)}")

@@ -3,14 +3,12 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_vse.embed.encoder import Device, Encoder, Precision
-from hf_vse.embed.load import load_encoder
-
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # what is found of a model without opening it needs no torch
+    from hf_vse.embed.encoder import Device, Encoder, Precision
     from hf_vse.search.store import GalleryStore
 
 
-def model_facts(encoder: Encoder) -> dict[str, Any]:
+def model_facts(encoder: "Encoder") -> dict[str, Any]:
     """What `gallery.json` says of the model.
 
     `digest` identifies weights and preparation. `encoder` says how to open the model: `place` is the argument of
@@ -24,10 +22,10 @@ def open_model(
     gallery: "GalleryStore",
     name: str | None = None,
     *,
-    device: Device = None,
-    dtype: Precision = None,
+    device: "Device" = None,
+    dtype: "Precision" = None,
     trust_remote_code: bool = False,
-) -> Encoder:
+) -> "Encoder":
     """Opens the encoder for queries to a gallery and checks that it is the one that made the gallery.
 
     Args:
@@ -40,6 +38,8 @@ def open_model(
         ValueError: the gallery names no model, or a Python class without consent, or weights or preparation differ.
         OSError, ImportError: it is gone, or a package is missing, see `load_encoder`.
     """
+    from hf_vse.embed.load import load_encoder
+
     recorded = gallery.facts.get("encoder") or {}
     kind = "auto" if name is not None else recorded.get("kind", "auto")
     name = recorded_name(gallery, trust_remote_code) if name is None else name
@@ -62,6 +62,8 @@ def recorded_name(gallery: "GalleryStore", trust_remote_code: bool = False) -> s
         ValueError: the gallery names none, or a Python class without consent to run it.
         OSError: it is not there any more.
     """
+    from hf_vse.embed.encoder import Encoder
+
     recorded = gallery.facts.get("encoder") or {}
     name, kind = recorded.get("place") or gallery.model, recorded.get("kind", "auto")
     if name is None:

@@ -3,6 +3,7 @@
 INDEX/gallery.json                     names the version that is current, see `header.py`
 INDEX/versions/VERSION/                its files, which never change once `gallery.json` names them
 INDEX/parts/DIGEST/                    what interrupted runs have encoded, see `parts.py`
+INDEX/queries/DIGEST/                  the text tower of the model with that digest, see `text_tower.py`
 
 A reader checks the files that `gallery.json` names, and reads it again if it was replaced meanwhile. Old versions are
 removed after the rename; a process that has mapped their files into memory can still use them. Only files with these
@@ -33,6 +34,7 @@ from hf_vse.search.header import (
     to_json,
 )
 from hf_vse.search.parts import DIGEST_FOLDER, PART_FILE, PARTS_FOLDER, remove_if_empty, remove_parts
+from hf_vse.search.text_tower import QUERIES_FOLDER, TOWER_FILES, TOWER_FOLDER, remove_other_towers
 
 try:
     import fcntl
@@ -89,6 +91,9 @@ def not_ours(folder: Path) -> Iterator[str]:
         elif path.name == PARTS_FOLDER and path.is_dir():
             inner = [each for each in path.glob("*/*") if not PART_FILE.fullmatch(each.name)]
             inner += [each for each in path.glob("*") if not (each.is_dir() and DIGEST_FOLDER.fullmatch(each.name))]
+        elif path.name == QUERIES_FOLDER and path.is_dir():
+            inner = [each for each in path.glob("*/*") if each.name not in TOWER_FILES]
+            inner += [each for each in path.glob("*") if not (each.is_dir() and TOWER_FOLDER.fullmatch(each.name))]
         else:
             inner = [] if UNFINISHED_HEADER.fullmatch(path.name) else [path]
         yield from (each.relative_to(folder).as_posix() for each in inner)
@@ -201,6 +206,7 @@ def remove_leftovers(folder: Path) -> None:
             path.unlink(missing_ok=True)
     remove_parts(folder)
     remove_versions(folder)
+    remove_other_towers(folder, read_json(folder / HEADER_FILE, dict).get("digest"))
 
 
 def remove_versions(folder: Path) -> None:

@@ -16,14 +16,17 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from pathlib import PurePosixPath
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
-from datasets import Dataset
 
-from hf_vse.embed.encoder import Encoder
 from hf_vse.embed.hub_correction import Correction
 from hf_vse.search.plan import Plan
+
+if TYPE_CHECKING:  # galleries are read without them
+    from datasets import Dataset
+
+    from hf_vse.embed.encoder import Encoder
 
 NAME_BYTES, VERSION_BYTES = 16, 8
 READ_AT_ONCE = 1000  # rows
@@ -99,11 +102,11 @@ class GalleryStore(Protocol):
     def check_place(self, source: str | None = None) -> None:
         """Raises OSError or ValueError, before the work, if nothing can be written there."""
 
-    def build(self, source: str | Dataset, encoder: Encoder, **options: Any) -> None:
+    def build(self, source: "str | Dataset", encoder: "Encoder", **options: Any) -> None:
         """Encodes what is new or changed of a folder or a data set; options as of `build_gallery`."""
 
     def build_of_vectors(
-        self, embeds: np.ndarray, items: Sequence[Any] | None, encoder: Encoder, **options: Any
+        self, embeds: np.ndarray, items: Sequence[Any] | None, encoder: "Encoder", **options: Any
     ) -> None:
         """The same for vectors that exist already; options `kind`, `recall`, `query_bank`, `progress`."""
 

@@ -8,7 +8,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from hf_vse.embed.matrices import best_of, merge_best, no_candidates
 from hf_vse.search.plan import EXACT_VALUES, RERANK, Plan
@@ -24,6 +23,7 @@ ITERATIONS = 10  # of k-means
 BUILD_EFFORT = 80  # nodes kept while a graph is built
 EFFORT_STEP = 1.3
 UNIT_TOLERANCE = 0.01
+FEW_QUERIES = 8  # answered by a matrix product before FAISS is imported for an exact search
 SMALL_SUBSET = 50_000  # allowed vectors that are compared one by one instead of filtered
 
 
@@ -39,12 +39,8 @@ class VectorIndex:
         self.embeds = embeds
         self.plan = plan
         self.faiss = None
-        if plan.kind == "exact" and find_spec("faiss") and embeds.size <= EXACT_VALUES:
-            import faiss
-
-            self.faiss = faiss.IndexFlatIP(embeds.shape[1])
-            self.faiss.add(np.ascontiguousarray(embeds, np.float32))
-        elif plan.kind != "exact" and not find_spec("faiss"):
+        self.asked = 0
+        if plan.kind != "exact" and not find_spec("faiss"):
             remedy = "pip install 'hf_vse[index]', or kind='exact'"
             raise ImportError(f"an index of kind {plan.kind!r} needs FAISS: {remedy}")
 
@@ -79,6 +75,8 @@ class VectorIndex:
 
     def add(self, first: int, progress: bool = False) -> None:
         """Adds the vectors from a row on to the index."""
+        from tqdm.auto import tqdm
+
         starts = range(first, len(self.embeds), BLOCK)
         for start in tqdm(starts, f"indexing ({self.plan.kind})", disable=not progress, leave=False):
             self.faiss.add(np.ascontiguousarray(self.embeds[start : start + BLOCK], np.float32))
@@ -111,6 +109,9 @@ class VectorIndex:
             `scores` and `rows`, both (queries, min(k, allowed rows)).
         """
         k = min(k, len(self.embeds) if allowed is None else int(allowed.sum()))
+        self.asked += len(queries)
+        if self.plan.kind == "exact" and self.faiss is None and self.asked > FEW_QUERIES:
+            self.make_flat()
         if allowed is not None and (self.faiss is None or allowed.sum() <= SMALL_SUBSET):
             return self.exactly(queries, k, allowed)
         if self.faiss is None:
@@ -130,6 +131,15 @@ class VectorIndex:
         if len(short):
             scores[short], rows[short] = self.exactly(queries[short], k, allowed)
         return scores, rows
+
+    def make_flat(self) -> None:
+        """A copy of the vectors in FAISS, for those who ask often; the first queries do not wait for its import."""
+        if find_spec("faiss") and self.embeds.size <= EXACT_VALUES:
+            import faiss
+
+            flat = faiss.IndexFlatIP(self.embeds.shape[1])
+            flat.add(np.ascontiguousarray(self.embeds, np.float32))
+            self.faiss = flat
 
     def parameters(self, wanted: int, allowed: np.ndarray | None):
         """Parameters for FAISS: the filter, and the effort, increased if few vectors per cell are left."""
@@ -160,9 +170,9 @@ class VectorIndex:
         return scores, rows[places]
 
     def save(self, path: Path) -> None:
-        import faiss
-
         if self.plan.kind != "exact":
+            import faiss
+
             faiss.write_index(self.faiss, str(path))
 
     def load(self, path: Path, indexed: int | None = None) -> None:
@@ -174,10 +184,10 @@ class VectorIndex:
         Raises:
             ValueError: it is not, or belongs to other vectors.
         """
-        import faiss
-
         if self.plan.kind == "exact":
             return
+        import faiss
+
         indexed = len(self.embeds) if indexed is None else indexed
         if indexed > len(self.embeds):
             raise ValueError(f"{path} has {indexed} vectors, the gallery {len(self.embeds)}: build the gallery again")
