@@ -129,21 +129,37 @@ def read(location: str, versions: tuple[int, ...], stop: Path) -> dict[str, Any]
 def names_there(location: str) -> set[str]:
     """Of the rows that are stored, whether or not a search sees them yet."""
     store = open_store(location)
-    store.begin({"model": Plain.name, "digest": Plain.digest}, DIM, ROWS, "exact")
-    return set(store.versions())
+
+    def names() -> set[str]:
+        store.begin({"model": Plain.name, "digest": Plain.digest}, DIM, ROWS, "exact")
+        return set(store.versions())
+
+    return answered(names, set())
 
 
 def whole(location: str, version: int) -> dict[str, int]:
-    """Rows that are missing, foreign or changed, and wrong answers; nothing else goes on."""
-    expected, store = State(version).rows(), open_store(location)
-    there = {
-        row.item["file"]: embeds for rows, of_rows in store.rows() for row, embeds in zip(rows, of_rows, strict=True)
-    }
-    lost = sum(name not in there or not np.array_equal(there[name], each) for name, each in expected.items())
-    judge = Judge(version)
-    answers = zip(queries(), *store.search(queries(), K), strict=True)
-    wrong = sum(bool(judge.wrong(query, scores, items)) for query, scores, items in answers)
-    return {"lost": lost + len(there.keys() - expected.keys()), "wrong": wrong}
+    """Rows that are missing, foreign or changed, and wrong answers, while nothing else goes on."""
+    expected, store, judge = State(version).rows(), open_store(location), Judge(version)
+
+    def state() -> dict[str, int]:
+        answers = zip(queries(), *store.search(queries(), K), strict=True)
+        wrong = sum(bool(judge.wrong(*each)) for each in answers)
+        there = {row.item["file"]: each for rows, of in store.rows() for row, each in zip(rows, of, strict=True)}
+        lost = sum(name not in there or not np.array_equal(there[name], each) for name, each in expected.items())
+        return {"lost": lost + len(there.keys() - expected.keys()), "wrong": wrong}
+
+    return answered(state, {"lost": len(expected), "wrong": 0})
+
+
+def answered(work: Callable[[], Any], otherwise: Any) -> Any:
+    """What it returns as soon as the engine answers; `otherwise` if it never does."""
+    end = time.monotonic() + TRIED_FOR
+    while time.monotonic() < end:
+        try:
+            return work()
+        except (OSError, ValueError):
+            time.sleep(1)
+    return otherwise
 
 
 class Running:
@@ -183,33 +199,33 @@ class Faults:
         indexer = Running(State(1).index, location, log)
         confirmed = wait_for_lines(log)
         indexer.kill()
-        gone = confirmed - Running(names_there, location).result()
+        gone = confirmed - self.ask(names_there, location)
         stop = self.stopped(0.5, log)
-        told = Running(read, location, (1,), stop).result()  # no gallery yet: must be said
-        again = Running(State(1).index, location, log).result()
+        told = self.ask(read, location, (1,), stop)  # no gallery yet: must be said
+        again = self.ask(State(1).index, location, log)
         return self.finished(location, 1, told, again) | {"confirmed_and_gone": len(gone)}
 
     def two_indexers_at_once(self) -> dict[str, Any]:
         location, log = self.place()
         both = [Running(State(1).index, location, log) for _ in range(2)]
-        said = [error for each in both if (error := each.result())]
-        again = Running(State(1).index, location, log).result() if said else ""
+        said = [error for each in both if (error := self.result_of(each))]
+        again = self.ask(State(1).index, location, log) if said else ""
         return self.finished(location, 1, {"said": len(said), "examples": said}, again)
 
     def readers_during_writes(self) -> dict[str, Any]:
         location, log = self.place()
-        Running(State(1).index, location, log).result()
+        self.ask(State(1).index, location, log)
         stop = log.with_suffix(".stop")
         readers = [Running(read, location, (1, 2), stop) for _ in range(2)]
         time.sleep(1)
-        error = Running(State(2).index, location, log).result()
+        error = self.ask(State(2).index, location, log)
         time.sleep(SETTLED)
         stop.touch()
-        return self.finished(location, 2, joined([each.result() for each in readers]), error)
+        return self.finished(location, 2, joined([self.result_of(each) for each in readers]), error)
 
     def server_killed_during_search(self, role: str) -> dict[str, Any]:
         location, log = self.place()
-        error = Running(State(1).index, location, log).result()
+        error = self.ask(State(1).index, location, log)
         stop = log.with_suffix(".stop")
         reader = Running(read, location, (1,), stop)
         time.sleep(SETTLED)
@@ -217,7 +233,7 @@ class Faults:
         self.restart(role)
         self.wait_until_right(location, log)
         stop.touch()
-        told = reader.result()
+        told = self.result_of(reader)
         told["s_until_right"] = round(max(0.0, told["last_failure"] - killed), 1)
         return self.finished(location, 1, told, error)
 
@@ -226,12 +242,21 @@ class Faults:
         indexer = Running(State(1).index, location, log)
         wait_for_lines(log)
         self.restart(role)
-        error = indexer.result()
+        error = self.result_of(indexer)
         confirmed = set(log.read_text().split())
-        gone = confirmed - Running(names_there, location).result()
-        again = Running(State(1).index, location, log).result() if error else ""
+        gone = confirmed - self.ask(names_there, location)
+        again = self.ask(State(1).index, location, log) if error else ""
         told = {"said": bool(error), "examples": [error] if error else []}
         return self.finished(location, 1, told, again) | {"confirmed_and_gone": len(gone)}
+
+    def ask(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        return self.result_of(Running(work, *arguments))
+
+    def result_of(self, running: Running) -> Any:
+        """While it works, a server that has ended by itself is started again, as those who run servers do."""
+        while not running.answers.poll(1):
+            self.servers.revive()
+        return running.result()
 
     def restart(self, role: str) -> None:
         self.servers.kill(role)
@@ -249,15 +274,17 @@ class Faults:
         end, right = time.monotonic() + TRIED_FOR, 0
         while right < 3 and time.monotonic() < end:
             stop = self.stopped(1.0, log.with_name(f"{log.stem}-{time.monotonic_ns()}"))
-            told = Running(read, location, (1,), stop).result()
+            told = self.ask(read, location, (1,), stop)
             right = right + 1 if told["right"] and not told["said"] and not told["wrong"] else 0
 
     def finished(self, location: str, version: int, told: dict[str, Any], error: str) -> dict[str, Any]:
         if error:
             told = told | {"examples": [*told.get("examples", []), error]}
         time.sleep(SETTLED)
-        at_last = Running(whole, location, version).result()
+        at_last = self.ask(whole, location, version)
         wrong = told.get("wrong", 0) + at_last["wrong"]
+        told.pop("last_failure", None)
+        told["examples"] = [each.replace(location, "GALLERY") for each in told.get("examples", [])]
         return {"right": 0, "said": 0} | told | {"wrong": wrong, "lost": at_last["lost"], "ended": not error}
 
 
@@ -311,9 +338,11 @@ def main() -> None:
     private_network()
     with tempfile.TemporaryDirectory(prefix="faults") as folder:
         Path(folder).chmod(0o755)
-        rows = [row for kind in arguments.engines for row in of_engine(kind, Path(folder), arguments.programs)]
-    result = {"command": " ".join(sys.argv), "items": ROWS, "dim": DIM, "faults": rows}
-    record(result | {"environment": environment()}, arguments.output)
+        rows: list[dict[str, Any]] = []
+        for kind in arguments.engines:
+            rows += of_engine(kind, Path(folder), arguments.programs)
+            result = {"command": " ".join(sys.argv), "items": ROWS, "dim": DIM, "faults": rows}
+            record(result | {"environment": environment()}, arguments.output)
     if bad := [
         row for row in rows if row["wrong"] or row["lost"] or row.get("confirmed_and_gone") or not row["ended"]
     ]:

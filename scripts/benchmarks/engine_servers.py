@@ -92,6 +92,12 @@ class Servers:
         """A process that was killed."""
         raise NotImplementedError
 
+    def revive(self) -> None:
+        """Starts what has ended by itself."""
+        for name, process in list(self.processes.items()):
+            if process.poll() is not None:
+                self.start_again(name)
+
     def run(self, name: str, command: list[object], **environment: str) -> None:
         with open(self.folder / f"{name}.log", "ab") as log:
             self.processes[name] = subprocess.Popen(
