@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.commands_table import commands_section
+from benchmarks.engine_tables import engines_table, faults_table, scaling_search_table
 from benchmarks.linking_table import linking_table
 from benchmarks.methods import METHODS, methods_table
 from benchmarks.models_table import clipping_table, models_table
@@ -26,6 +27,9 @@ TABLES = TABLES | {
     "methods": methods_table,
     "linking": linking_table,
     "commands": commands_section,
+    "engines": engines_table,
+    "engine_faults": faults_table,
+    "scaling_search": scaling_search_table,
 }
 FILES = (ROOT / "README.md", *sorted((ROOT / "scripts/docs/pages").glob("*.md")), METHODS / "README.md")
 BEGIN = re.compile(r"<!-- (\w+):begin -->")

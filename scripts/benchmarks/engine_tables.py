@@ -1,6 +1,6 @@
 """Tables of engines for galleries: what they take beside a folder, what kills leave, and what billions would take."""
 
-from benchmarks.tables import load
+from benchmarks.tables import RESULTS, load
 
 NAMES = {
     "folder": "folder (FAISS)",
@@ -14,6 +14,8 @@ MIB = 2**20
 
 def engines_table() -> str:
     """A column for each engine, and its ratio to the folder where one says more."""
+    if not (RESULTS / "engines.json").is_file():
+        return "*Not recorded yet.*"
     result = load("engines")
     measured, ratios = result["engines"], result["ratios_to_the_folder"]
 
@@ -47,9 +49,10 @@ def filtered(of: dict, name: str) -> str:
 
 
 def faults_table() -> str:
-    result = load("engine_faults")
+    """Of one server of each engine, and of the cluster where it is recorded."""
     lines = ["| fault | engine | right answers | errors said | wrong answers | rows lost |", "|---" * 6 + "|"]
-    for row in result["faults"]:
+    records = [name for name in ("engine_faults", "engine_faults_cluster") if (RESULTS / f"{name}.json").is_file()]
+    for row in (row for name in records for row in load(name)["faults"]):
         lost = row["lost"] + row.get("confirmed_and_gone", 0)
         cells = [row["fault"], NAMES[row["engine"]], *(f"{row[name]:,}" for name in ("right", "said", "wrong"))]
         lines.append(f"| {' | '.join(cells)} | {lost} |")
