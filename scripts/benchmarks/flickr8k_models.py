@@ -20,9 +20,10 @@ from hf_vse.training.recipe import read_recipe
 
 SCRIPTS = Path(__file__).parents[1]
 SEEDS = (0, 10, 20)  # joined seeds follow the first, so that no two models share one
-RECIPES = ("flickr8k_features_best", "flickr8k_photos", "flickr8k_record")
+STARTS = {"flickr8k_finetuned_record": "flickr8k_record"}  # recipes that start from the model of another
+RECIPES = ("flickr8k_features_best", "flickr8k_photos", "flickr8k_record", "flickr8k_finetuned", *STARTS)
 SECONDS = ("seconds", "seconds_before_training")
-PLACES = ("data_dir", "output_dir", "frozen_cache_dir", "image_tower_weights")
+PLACES = ("data_dir", "output_dir", "frozen_cache_dir", "image_tower_weights", "init_from")
 
 
 def run(script: str, *options: str | Path) -> None:
@@ -89,7 +90,8 @@ def main() -> None:
                 folder = args.work_dir / f"{recipe}-{fold}-{seed}"
                 if (folder / "metrics.json").is_file():
                     continue
-                run("train.py", *of_recipe, *of_fold, "--seed", str(seed), "--output_dir", folder)
+                start = ["--init_from", args.work_dir / f"{STARTS[recipe]}-{fold}-{seed}"] if recipe in STARTS else []
+                run("train.py", *of_recipe, *of_fold, *start, "--seed", str(seed), "--output_dir", folder)
         result["recipes"][recipe] = {fold: collected(recipe, fold, args.work_dir) for fold in args.folds}
     if args.tried:
         result["tried_on_fold_A"] = [json.loads(line) for line in args.tried.read_text(encoding="utf-8").splitlines()]
