@@ -126,3 +126,8 @@ def test_imported_names_are_looked_for(tmp_path, line, said):
     result = subprocess.run([sys.executable, tmp_path / ".ci/names.py"], capture_output=True, text=True, check=False)
     assert result.returncode == 1
     assert result.stderr == f"hf_vse/wrong.py:2: {said}\n"
+
+
+def test_records_name_no_folder_of_a_machine():
+    found = {path.name: path.read_text(encoding="utf-8") for path in ROOT.glob("scripts/benchmarks/results/*.json")}
+    assert found and not [name for name, text in found.items() if re.search(r'[\s"](/tmp|/home|/root|/work)/', text)]

@@ -8,6 +8,7 @@ to the items, and no item that was there all the time is missing. An answer is r
 """
 
 import argparse
+import json
 import multiprocessing
 import os
 import signal
@@ -329,6 +330,14 @@ def of_engine(kind: str, work: Path, programs: Path | None, only: str) -> list[d
     return rows
 
 
+def without_places(result: dict[str, Any], places: dict[str, str]) -> dict[str, Any]:
+    """The result with folders of this machine by other names."""
+    text = json.dumps(result)
+    for place, name in places.items():
+        text = text.replace(place, name)
+    return json.loads(text)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engines", nargs="*", choices=list(KINDS), default=["pgvector", "milvus"])
@@ -343,7 +352,8 @@ def main() -> None:
         for kind in arguments.engines:
             rows += of_engine(kind, Path(folder), arguments.programs, arguments.only)
             result = {"command": " ".join(sys.argv), "items": ROWS, "dim": DIM, "faults": rows}
-            record(result | {"environment": environment()}, arguments.output)
+            places = {folder: "FOLDER", str(arguments.programs): "PROGRAMS", str(arguments.output): "OUTPUT"}
+            record(without_places(result, places) | {"environment": environment()}, arguments.output)
     if bad := [
         row for row in rows if row["wrong"] or row["lost"] or row.get("confirmed_and_gone") or not row["ended"]
     ]:
