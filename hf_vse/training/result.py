@@ -80,7 +80,7 @@ def run_summary(output_dir: Path, result: dict[str, Any]) -> str:
         for remark_of in (equal_caption_remark, group_remark):
             lines += [f"{name}: {remark}" for name, each in records.items() if (remark := remark_of(each))]
         lines += interpolation_lines(result.get("interpolation")) + difference_lines(result)
-        for stage in (each for each in result["stages"] if each.get("best_entity_r1") is not None):
+        for stage in (each for each in result.get("stages", []) if each.get("best_entity_r1") is not None):
             found = f"{stage['best_entity_r1']:.1f} at step {stage['best_step']}, which is kept"
             lines += [f"stage {stage['name']}: entity R@1 of validation records {found}", ""]
     lines += [f"numbers   {output_dir / 'metrics.json'}", f"card      {output_dir / 'README.md'}"]
