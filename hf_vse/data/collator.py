@@ -4,7 +4,7 @@ The collator decodes, augments and processes images and tokenizes captions. Imag
 the batch and counted, so one bad image does not stop a long run, but many do.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ from hf_vse.model.processing_vse import VSEFeatureProcessor, VSEProcessor
 
 TEXT_INPUTS = ("input_ids", "attention_mask", "text_features")  # of a model, in a batch
 REMEMBERED_CAPTIONS = 1_000_000  # about 150 MB
+Generators = list[np.random.Generator | None]
 
 
 class VSECollator:
@@ -72,7 +73,7 @@ class VSECollator:
             (batch, 2) for pieces and whole captions. Of several captions for each image, everything about texts is
             (batch, captions, ...).
         """
-        draws = [np.random.default_rng(item.get("draw", 0)) for item in items]
+        draws = self.generators(item.get("draw", 0) for item in items)
         if IMAGE in items[0]:
             kept, batch = self.pixels([item[IMAGE] for item in items], draws)
         elif IMAGE_STATES in items[0]:
@@ -87,12 +88,15 @@ class VSECollator:
         if "texts" not in items[0]:
             return batch | self.of_texts([items[place] for place in kept], [draws[place] for place in kept])
         texts = [text for place in kept for text in items[place]["texts"]]
-        found = self.of_texts(texts, [np.random.default_rng(text["draw"]) for text in texts])
+        found = self.of_texts(texts, self.generators(text["draw"] for text in texts))
         return batch | {name: each.unflatten(0, (len(kept), -1)) for name, each in found.items()}
 
-    def of_texts(
-        self, texts: Sequence[Mapping[str, Any]], draws: list[np.random.Generator]
-    ) -> dict[str, torch.Tensor]:
+    def generators(self, draws: Iterable[int]) -> Generators:
+        """A generator for each draw, none where nothing is left to chance: making them takes a sixth of a step."""
+        chance = self.augmentation is not None or self.word_dropout or self.set_dropout
+        return [np.random.default_rng(draw) if chance else None for draw in draws]
+
+    def of_texts(self, texts: Sequence[Mapping[str, Any]], draws: Generators) -> dict[str, torch.Tensor]:
         """The part of a batch that comes from captions."""
         if CAPTION_FEATURES in texts[0]:
             batch = {"text_features": torch.from_numpy(np.stack([text[CAPTION_FEATURES] for text in texts]))}
@@ -104,7 +108,7 @@ class VSECollator:
             batch["text_ids"] = torch.tensor([text_ids_of(text) for text in texts])
         return batch
 
-    def features(self, items: Sequence[Mapping[str, Any]], rngs: list[np.random.Generator]) -> dict[str, torch.Tensor]:
+    def features(self, items: Sequence[Mapping[str, Any]], rngs: Generators) -> dict[str, torch.Tensor]:
         """The precomputed features of images, of sets of regions some."""
         given = [np.asarray(item[IMAGE_FEATURES]) for item in items]
         if self.set_dropout and given[0].ndim == 2:
@@ -113,7 +117,7 @@ class VSECollator:
             ]
         return dict(VSEFeatureProcessor()(given))
 
-    def pixels(self, values: list[Any], rngs: list[np.random.Generator]) -> tuple[list[int], dict[str, torch.Tensor]]:
+    def pixels(self, values: list[Any], rngs: Generators) -> tuple[list[int], dict[str, torch.Tensor]]:
         """Indices of the readable images and their model inputs; decodes in groups to limit memory."""
         needed = None if self.augmentation and self.augmentation.crops else needed_side(self.processor.image_processor)
         kept: list[int] = []
@@ -139,7 +143,7 @@ class VSECollator:
         self.broken.seen_good()
         return image
 
-    def image_inputs(self, images: list, rngs: list[np.random.Generator]) -> Mapping[str, torch.Tensor]:
+    def image_inputs(self, images: list, rngs: Generators) -> Mapping[str, torch.Tensor]:
         if self.augmentation is None:
             return self.processor(images=images)
         size = input_size(self.processor.image_processor)
@@ -163,7 +167,7 @@ class VSECollator:
         kept[~kept] = kept_of_set(int((~kept).sum()), self.set_dropout, rng)
         return token_ids[kept]
 
-    def text_inputs(self, captions: list[str], rngs: list[np.random.Generator]) -> dict[str, torch.Tensor]:
+    def text_inputs(self, captions: list[str], rngs: Generators) -> dict[str, torch.Tensor]:
         tokenizer = self.processor.tokenizer
         full = tokenizer.model_max_length if self.processor.full_length else None
         side = "right" if full else tokenizer.padding_side

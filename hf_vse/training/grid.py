@@ -27,6 +27,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from itertools import pairwise, product
+from math import nan
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -164,6 +165,7 @@ def run_cell(task: tuple[Grid, str, int, Path, int]) -> dict[str, Any]:
         "cell": cell,
         "seed": seed,
         "seconds": sum(stage["seconds"] for stage in result["stages"]),
+        "cpu_seconds": sum(stage["cpu_seconds"] for stage in result["stages"]),
         "metrics": {name: round(judged["metrics"][name], 2) for name in KEPT},
         "fingerprint": judged["fingerprint"],
         "environment": result["environment"],
@@ -192,14 +194,14 @@ def run_grid(grid: Grid, folder: Path, workers: int = 1) -> list[dict[str, Any]]
 
 
 def summarise(runs: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """For each cell, by name: means over the seeds of recalls and seconds, and the standard deviation of `rsum`."""
+    """For each cell, by name: means over the seeds of recalls and CPU seconds, and the deviation of `rsum`."""
     of_cell: dict[str, list[Mapping[str, Any]]] = {}
     for run in runs:
         of_cell.setdefault(run["cell"], []).append(run)
     return {
         name: {
             "seeds": len(found),
-            "seconds": mean(run["seconds"] for run in found),
+            "cpu_seconds": mean(run.get("cpu_seconds", nan) for run in found),  # older records have none
             "rsum_std": stdev(run["metrics"]["rsum"] for run in found) if len(found) > 1 else 0.0,
             **{key: mean(run["metrics"][key] for run in found) for key in KEPT},
         }
@@ -208,11 +210,11 @@ def summarise(runs: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def grid_table(summary: Mapping[str, Mapping[str, Any]], base: str | None = None) -> str:
-    """Markdown: a line for each cell with `rsum`, its difference from that of the base, and seconds of training."""
+    """Markdown: a line for each cell with `rsum`, its difference from that of the base, and CPU seconds."""
     of_base = None if base is None else f" | from {base}"
-    lines = [f"| | rsum{of_base or ''} | seconds |", f"|---|---{'' if base is None else '|---'}|---|"]
+    lines = [f"| | rsum{of_base or ''} | CPU seconds |", f"|---|---{'' if base is None else '|---'}|---|"]
     for name, found in summary.items():
-        parts = [name, f"{found['rsum']:.1f} ± {found['rsum_std']:.1f}", f"{found['seconds']:.0f}"]
+        parts = [name, f"{found['rsum']:.1f} ± {found['rsum_std']:.1f}", f"{found['cpu_seconds']:.0f}"]
         if base is not None:
             parts.insert(2, "" if name == base else f"{found['rsum'] - summary[base]['rsum']:+.1f}")
         lines.append(f"| {' | '.join(parts)} |")

@@ -349,7 +349,7 @@ def bytes_needed(model: VSEModel, args: VSETrainingArguments) -> int:
 def train_stage(stage: Stage, model: VSEModel, processor: VSEProcessor, splits: dict[str, Any]) -> dict[str, Any]:
     """Trains a model and saves it in the folder of the stage. The file with the record is written last."""
     args, folder = stage.args, stage.folder
-    start = time.perf_counter()
+    start, cpu_start = time.perf_counter(), time.process_time()
     align_special_tokens(model, processor)  # as `Trainer.train` does: what towers are kept for does not change then
     splits = splits | {"train": with_foil_column(splits["train"], args)}
     read = cache_frozen_towers(model, processor, with_teachers(splits, args), args)
@@ -363,6 +363,7 @@ def train_stage(stage: Stage, model: VSEModel, processor: VSEProcessor, splits: 
         "name": stage.name,
         "loss_type": model.config.loss_type,
         "seconds": round(time.perf_counter() - start, 1),  # frozen towers included
+        "cpu_seconds": round(time.process_time() - cpu_start, 1),  # of this process, without workers of its loader
         "seconds_before_training": round(before_training - start, 1),
         "steps": trainer.state.global_step,
         "epochs": trainer.state.epoch,

@@ -118,7 +118,12 @@ def test_a_cell_is_trained_once_and_a_run_with_other_settings_is_not_taken_for_i
 
 
 RUNS = [
-    {"cell": cell, "seed": seed, "seconds": 60.0, "metrics": dict.fromkeys(KEPT, 10.0) | {"rsum": rsum + 10 * seed}}
+    {
+        "cell": cell,
+        "seed": seed,
+        "cpu_seconds": 60.0,
+        "metrics": dict.fromkeys(KEPT, 10.0) | {"rsum": rsum + 10 * seed},
+    }
     for seed in range(3)
     for cell, rsum in (("base", 100.0), ("better", 104.0))
 ]
@@ -148,7 +153,7 @@ def test_script_writes_numbers_table_and_picture(grid, tmp_path, capsys, monkeyp
 def test_table_has_mean_spread_difference_and_seconds():
     summary = summarise(RUNS)
     assert summary["better"] == dict.fromkeys(KEPT, 10.0) | {
-        "seeds": 3, "seconds": 60, "rsum": 114, "rsum_std": 10
+        "seeds": 3, "cpu_seconds": 60, "rsum": 114, "rsum_std": 10
     }  # fmt: skip
     assert grid_table(summary, "base").splitlines()[2:] == [
         "| base | 110.0 ± 10.0 |  | 60 |", "| better | 114.0 ± 10.0 | +4.0 | 60 |",
