@@ -5,11 +5,12 @@ disk is full. Text is UTF-8, with or without a byte order mark. Only a line feed
 any other separator.
 """
 
+import csv
 import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -99,6 +100,15 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, value: Any, indent: int | None = 1) -> None:
     """Writes a JSON file atomically; see `whole_file`."""
     write_text(path, json.dumps(value, indent=indent, ensure_ascii=False))
+
+
+def write_table(path: str | Path, columns: Sequence[str], lines: Iterable[Sequence[Any]]) -> None:
+    """Writes a CSV file atomically, see `whole_file`: None is an empty cell, half a character is escaped."""
+    with whole_file(path) as unfinished:
+        with unfinished.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(columns)
+            writer.writerows(lines)
 
 
 def sync(path: Path) -> None:

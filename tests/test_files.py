@@ -1,5 +1,6 @@
 """Reading and writing files: one clear line, whole or not at all."""
 
+import csv
 import json
 import os
 import sys
@@ -17,6 +18,7 @@ from hf_vse.files import (
     read_json_lines,
     read_text,
     write_json,
+    write_table,
     write_text,
 )
 
@@ -77,6 +79,17 @@ def test_what_cannot_be_written_leaves_the_old(tmp_path):
     with pytest.raises(UnicodeEncodeError):
         write_text(tmp_path / "file.json", "\ud83d")
     assert read_text(tmp_path / "file.json") == "old" and os.listdir(tmp_path) == ["file.json"]
+
+
+def test_a_table_is_read_as_it_was_written(tmp_path):
+    path = tmp_path / "new/table.csv"
+    write_table(path, ("name", "score"), iter([('a "b", c\nd', "0.5"), ("\udce9.jpg", None)]))
+    with path.open(encoding="utf-8", newline="") as file:
+        assert list(csv.reader(file)) == [["name", "score"], ['a "b", c\nd', "0.5"], ["\\udce9.jpg", ""]]
+    with pytest.raises(ZeroDivisionError):
+        write_table(path, ("other",), ([1 / each] for each in (1, 0)))
+    assert path.read_text(encoding="utf-8").startswith("name,score\n")
+    assert [each.name for each in path.parent.iterdir()] == ["table.csv"]
 
 
 def test_outputs_are_checked_before_the_work(tmp_path):

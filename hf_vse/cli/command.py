@@ -61,6 +61,18 @@ def model_options(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(arguments, name) for name in ("device", "dtype", "trust_remote_code")}
 
 
+def add_encoding(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """How images are encoded."""
+    parser.add_argument("--batch_size", type=positive, default=64, help="images encoded at once [64]")
+    parser.add_argument("--num_workers", type=at_least_zero, default=0, help="processes that decode images [0]")
+    parser.add_argument("--max_broken_share", type=share, default=0.01, help="unreadable images tolerated [0.01]")
+
+
+def encoding_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Those given, for whatever encodes images."""
+    return {name: getattr(arguments, name) for name in ("batch_size", "num_workers", "max_broken_share")}
+
+
 def positive(text: str) -> int:
     """Option type: an integer >= 1. `at_least_zero` is an integer >= 0, `share` a number between 0 and 1."""
     return whole_number(text, 1)

@@ -1,13 +1,12 @@
 """`hf-vse identify`."""
 
 import argparse
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_vse.cli.command import Result, add_model_options, at_least_zero, command_parser, positive, share
-from hf_vse.cli.link import auto_or_number, check_sheet, encoding_of, rate
+from hf_vse.cli.command import Result, command_parser, share
+from hf_vse.cli.link import add_kept_encoding, auto_or_number, check_sheet, encoding_of, rate
 
 if TYPE_CHECKING:
     from hf_vse.link.identify import Chosen, Identified, Things
@@ -69,11 +68,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     group = parser.add_argument_group("execution")
     group.add_argument("--output", type=Path, help="CSV file with a line for each photograph")
     group.add_argument("--sheet", type=Path, help=f"PNG file: contact sheet, of the {SHOWN} least certain if more")
-    group.add_argument("--embeddings", type=Path, metavar="DIR", help="keep vectors there: an interrupted run goes on")
-    group.add_argument("--batch_size", type=positive, default=64, help="images encoded at once [64]")
-    group.add_argument("--num_workers", type=at_least_zero, default=0, help="processes that decode images [0]")
-    group.add_argument("--max_broken_share", type=share, default=0.01, help="unreadable images tolerated [0.01]")
-    add_model_options(group)
+    add_kept_encoding(group)
     arguments = parser.parse_args(argv)
     if not arguments.photos and arguments.labelled is None:
         parser.error("give photographs to identify, or --labelled to see how good it is")
@@ -171,15 +166,10 @@ def identified_lines(photos: Sequence[str], things: "Things", found: "Identified
 def write_identified(lines: Sequence[dict[str, Any]], path: Path) -> None:
     """Writes the CSV file, whole or not at all; `label` is empty for an unknown thing, whose best candidate then is
     the runner-up."""
-    from hf_vse.files import whole_file
+    from hf_vse.files import write_table
 
-    with whole_file(path) as unfinished:
-        with unfinished.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(COLUMNS)
-            for line in lines:
-                cells = (f"{each:.6f}" if isinstance(each, float) else each for each in line.values())
-                writer.writerow("" if cell is None else cell for cell in cells)
+    rows = ([f"{each:.6f}" if isinstance(each, float) else each for each in line.values()] for line in lines)
+    write_table(path, COLUMNS, rows)
 
 
 def identified_record(

@@ -8,12 +8,12 @@ from typing import Any, get_args
 from hf_vse.cli.command import (
     Result,
     add_data_options,
+    add_encoding,
     add_model_options,
-    at_least_zero,
     command_parser,
     data_options,
+    encoding_options,
     model_options,
-    positive,
     read_lines,
     share,
 )
@@ -56,9 +56,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--split", default="test", help="of the data set [test]")
     parser.add_argument("--kind", default="auto", choices=KINDS, help="how it is searched [auto]")
     parser.add_argument("--recall", type=share, default=0.95, help="of an approximate index, to be reached [0.95]")
-    parser.add_argument("--batch_size", type=positive, default=64, help="images encoded at once [64]")
-    parser.add_argument("--num_workers", type=at_least_zero, default=0, help="processes that decode images [0]")
-    parser.add_argument("--max_broken_share", type=share, default=0.01, help="unreadable images tolerated [0.01]")
+    add_encoding(parser)
     parser.add_argument(
         "--query_bank",
         type=Path,
@@ -183,8 +181,7 @@ def from_images(arguments: argparse.Namespace, store: Any, bank: list[str]) -> A
     """A gallery of a folder or of a data set; returns its encoder."""
     from hf_vse.search.gallery_images import read_metadata
 
-    names = ("kind", "recall", "batch_size", "num_workers", "max_broken_share")
-    options = {name: getattr(arguments, name) for name in names}
+    options = {"kind": arguments.kind, "recall": arguments.recall} | encoding_options(arguments)
     source, origin = arguments.source, None
     if source is not None:
         read_metadata(Path(source))  # what is wrong with it is said before the model is loaded
@@ -205,8 +202,8 @@ def from_shards(arguments: argparse.Namespace, store: Any) -> None:
     shards = find_shards(arguments.source)  # what is missing is said before the model is loaded
     store.check_place()
     encoder = load_encoder(arguments.model, **model_options(arguments))
-    names = ("kind", "recall", "batch_size", "num_workers", "max_broken_share", "image_column", "caption_column")
-    options = {name: getattr(arguments, name) for name in names}
+    names = ("kind", "recall", "image_column", "caption_column")
+    options = {name: getattr(arguments, name) for name in names} | encoding_options(arguments)
     parts = arguments.parts or f"{arguments.index.rstrip('/')}.parts"
     index_shards(shards, encoder, arguments.index, parts, progress=not arguments.quiet, **options)
 

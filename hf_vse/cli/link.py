@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from hf_vse.cli.command import (
     Result,
+    add_encoding,
     add_model_options,
-    at_least_zero,
     command_parser,
+    encoding_options,
     model_options,
-    positive,
     share,
 )
 from hf_vse.cli.index import KINDS
@@ -102,10 +102,13 @@ def add_outputs(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("execution")
     group.add_argument("--output", type=Path, default=Path("links.csv"), help="CSV file of links [links.csv]")
     group.add_argument("--sheet", type=Path, help=f"PNG file: contact sheet of the {DOUBTFUL} least certain links")
+    add_kept_encoding(group)
+
+
+def add_kept_encoding(group: argparse._ArgumentGroup) -> None:
+    """How records are encoded, and where their vectors are kept, see `encoding_of`."""
     group.add_argument("--embeddings", type=Path, metavar="DIR", help="keep vectors there: an interrupted run goes on")
-    group.add_argument("--batch_size", type=positive, default=64, help="images encoded at once [64]")
-    group.add_argument("--num_workers", type=at_least_zero, default=0, help="processes that decode images [0]")
-    group.add_argument("--max_broken_share", type=share, default=0.01, help="unreadable images tolerated [0.01]")
+    add_encoding(group)
     add_model_options(group)
 
 
@@ -202,7 +205,7 @@ def encoding_of(catalogues: "list[Records]", arguments: argparse.Namespace) -> t
         encoder = load_encoder(arguments.model, **model_options(arguments))
     else:
         encoder = open_model(gallery, arguments.model, **model_options(arguments))
-    options = {name: getattr(arguments, name) for name in ("batch_size", "num_workers", "max_broken_share")}
+    options = encoding_options(arguments)
     if arguments.embeddings is not None:
         from hf_vse.evaluation.evaluator import kept_vectors
 

@@ -21,11 +21,14 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def run(arguments: argparse.Namespace) -> Result:
-    from hf_vse.report.results import numbers, write_results
+    from hf_vse.files import read_json
+    from hf_vse.report.page import RECORD_FILE
+    from hf_vse.report.results import write_results
 
     page, tables = write_results(arguments.output, arguments.paths)
     best = [
         f"  {title}: {results[0].name} {results[0].mean('rsum'):.1f}, the best of {len(results)}"
         for title, results in tables.items()
     ]
-    return Result(numbers(tables) | {"page": str(page)}, "\n".join([f"page: {page}", "rsum:", *best]))
+    record = read_json(page.with_name(RECORD_FILE)) | {"page": str(page)}
+    return Result(record, "\n".join([f"page: {page}", "rsum:", *best]))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+from PIL.Image import registered_extensions
 
 from hf_vse.files import inside, read_json, read_json_lines, read_text
 
@@ -45,6 +46,12 @@ def check_image_folder(path: Path) -> None:
             path,
             unnamed[0].relative_to(path),
         )
+
+
+def images_below(folder: str | Path) -> list[str]:
+    """The files below a folder whose names end as those of pictures do, in the order of their names."""
+    suffixes = registered_extensions()
+    return [str(path) for path in sorted(Path(folder).rglob("*")) if path.suffix.lower() in suffixes]
 
 
 def named_files(file: Path) -> Iterator[str]:

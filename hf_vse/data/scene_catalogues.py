@@ -10,7 +10,6 @@ FOLDER/duplicates.csv                              records of `a` that show the 
 FOLDER/train/                                      views of further entities, of which neither a nor b shows any
 """
 
-import csv
 import json
 import random
 import shutil
@@ -35,7 +34,7 @@ from hf_vse.data.scene_truth import (
     sample_scene,
     visible_colours,
 )
-from hf_vse.files import check_output_folder
+from hf_vse.files import check_output_folder, write_table
 
 TRIES = 100  # scenes for each entity, until one shows other objects than all before
 
@@ -158,7 +157,4 @@ def write_truth(folder: Path, first: dict[str, int], second: dict[str, int]) -> 
     pairs += [("", name) for name, entity in second.items() if entity not in in_first]
     duplicates = [(names[0], other) for names in in_first.values() for other in names[1:] or [""]]
     for file_name, lines in (("pairs.csv", pairs), ("duplicates.csv", duplicates)):
-        with (folder / file_name).open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(("a", "b"))
-            writer.writerows(lines)
+        write_table(folder / file_name, ("a", "b"), lines)

@@ -1,10 +1,12 @@
-"""Matrices of vectors: checked, and read from safetensors files; the best candidates of queries."""
+"""Matrices of vectors: checked, read from safetensors files, and averaged; the best candidates of queries."""
 
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
+
+SHORTEST = 1e-6  # a sum of unit vectors that is shorter has no direction
 
 
 def read_tensors(path: str | Path, *names: str) -> list[np.ndarray]:
@@ -26,6 +28,14 @@ def as_vectors(name: str, embeds: Any) -> np.ndarray:
     if embeds.ndim != 2 or not len(embeds):
         raise ValueError(f"{name} must be a non-empty (items, dim) matrix, got shape {embeds.shape}")
     return embeds
+
+
+def mean_of_rows(embeds: np.ndarray, owner: np.ndarray, count: int) -> np.ndarray:
+    """The unit mean of the rows of each owner, (count, dim); zero for one without any. Rows of zeros do not count."""
+    sums = np.zeros((count, embeds.shape[1]), np.float32)
+    np.add.at(sums, owner, embeds)
+    lengths = np.linalg.norm(sums, axis=1, keepdims=True)
+    return sums / np.where(lengths > SHORTEST, lengths, 1)
 
 
 def best_of(scores: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from hf_vse.embed.matrices import mean_of_rows
 from hf_vse.evaluation.intervals import CONFIDENCE, drawn_sums, drawn_times, interval
 from hf_vse.evaluation.verification import verification_metrics
 
@@ -68,7 +69,7 @@ def one_shot_answers(
         order = order[np.argsort(labels[order], kind="stable")]
         starts = np.searchsorted(labels[order], labels[order])
         chosen = order[np.arange(len(order)) - starts < references]
-        gallery = unit_means(embeds[chosen], labels[chosen])
+        gallery = mean_of_rows(embeds[chosen], labels[chosen], int(labels.max()) + 1)
         asking = np.setdiff1d(order, chosen)
         own, other = np.empty(len(asking), np.float32), np.empty(len(asking), np.float32)
         for start in range(0, len(asking), TILE):
@@ -79,12 +80,6 @@ def one_shot_answers(
             other[start : start + TILE] = scores.max(axis=1)
         found.append((labels[asking], own, other, far[asking]))
     return Answers(*map(np.concatenate, zip(*found, strict=True)))
-
-
-def unit_means(embeds: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    sums = np.zeros((int(labels.max()) + 1, embeds.shape[1]), np.float32)
-    np.add.at(sums, labels, embeds)
-    return sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)
 
 
 def levels_of(distractors: np.ndarray | None) -> list[int]:

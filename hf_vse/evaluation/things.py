@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset
-from PIL.Image import registered_extensions
 
+from hf_vse.data.folders import images_below
 from hf_vse.data.groups import is_none, plain_column
 from hf_vse.data.schema import IMAGE
 from hf_vse.embed.encoder import Encoder
@@ -43,9 +43,8 @@ def check_column_of_things(dataset: Dataset, entity: str) -> None:
 
 
 def distractor_files(folder: str | Path) -> list[str]:
-    """The image files below a folder, in the order of their names."""
-    suffixes = registered_extensions()
-    found = [str(path) for path in sorted(Path(folder).rglob("*")) if path.suffix.lower() in suffixes]
+    """The image files below a folder."""
+    found = images_below(folder)
     if not found:
         raise FileNotFoundError(f"distractors {folder} holds no image: give a folder of images of other things")
     return found

@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 import datasets
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
-from PIL.Image import registered_extensions
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from hf_vse.data.columns import SPLITS
+from hf_vse.data.folders import images_below
 from hf_vse.data.karpathy import load_from_hub
 from hf_vse.data.pairs import undecoded_images
 from hf_vse.data.schema import IMAGE
@@ -275,13 +275,7 @@ def read_class_folders(root: Path, split: str | None = None) -> Dataset:
         return read_class_folders(choose_split(folders, split))
     if split is not None:
         raise ValueError(f"split={split!r} cannot be chosen, {root} has no folders of splits: leave it out")
-    suffixes = registered_extensions()
-    files = [
-        (str(file), label)
-        for label, folder in enumerate(folders.values())
-        for file in sorted(folder.rglob("*"))
-        if file.suffix.lower() in suffixes
-    ]
+    files = [(file, label) for label, folder in enumerate(folders.values()) for file in images_below(folder)]
     if not files:
         raise FileNotFoundError(f"{root} holds no folders of images: give a folder with one folder for each class")
     names = [name.replace("-", " ").replace("_", " ") for name in folders]

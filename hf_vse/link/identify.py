@@ -20,10 +20,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hf_vse.embed.encoder import Encoder
+from hf_vse.embed.matrices import mean_of_rows
 from hf_vse.link.candidates import NOBODY, find_candidates
 from hf_vse.link.labels import halves
 from hf_vse.link.metrics import linkage_metrics
-from hf_vse.link.pooling import mean_of_rows, pooled_vectors
+from hf_vse.link.pooling import pooled_vectors
 from hf_vse.link.records import Records, some_records, vectors_of_records
 from hf_vse.link.threshold import FALSE_ACCEPT_RATE, threshold_for_f1, threshold_for_false_accepts
 

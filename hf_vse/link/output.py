@@ -1,13 +1,12 @@
 """Links as a CSV file, in one line for each record that asks, and which of them are the least certain."""
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hf_vse.files import check_output_file, whole_file
+from hf_vse.files import check_output_file, write_table
 from hf_vse.link.run import Linkage
 
 COLUMNS = ("a", "b", "score", "runner_up", "runner_up_score")
@@ -36,13 +35,8 @@ def write_links(linkage: Linkage, path: Path) -> None:
     `runner_up`, the best candidate that was not linked, then is the best of all. Of one catalogue, `b` is the best
     duplicate of `a`, and `cluster` names the first record of its cluster.
     """
-    clustered = linkage.clusters is not None
-    with whole_file(path) as unfinished:
-        with unfinished.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow([*COLUMNS, CLUSTER] if clustered else COLUMNS)
-            for row in range(len(linkage.asking)):
-                writer.writerow(line_of(linkage, row))
+    columns = COLUMNS if linkage.clusters is None else (*COLUMNS, CLUSTER)
+    write_table(path, columns, (line_of(linkage, row) for row in range(len(linkage.asking))))
 
 
 def line_of(linkage: Linkage, row: int) -> list[Any]:

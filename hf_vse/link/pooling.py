@@ -2,9 +2,7 @@
 
 import numpy as np
 
-from hf_vse.embed.matrices import as_vectors
-
-SHORTEST = 1e-6  # a sum of unit vectors that is shorter has no direction
+from hf_vse.embed.matrices import SHORTEST, as_vectors, mean_of_rows
 
 
 def pooled_vectors(image_embeds: np.ndarray, text_embeds: np.ndarray, image_weight: float = 0.5) -> np.ndarray:
@@ -47,11 +45,3 @@ def mean_of_texts(embeds: np.ndarray, counts: np.ndarray) -> np.ndarray:
         counts: (records,) how many texts each record has.
     """
     return mean_of_rows(embeds, np.repeat(np.arange(len(counts)), counts), len(counts))
-
-
-def mean_of_rows(embeds: np.ndarray, owner: np.ndarray, count: int) -> np.ndarray:
-    """The unit mean of the rows of each owner, (count, dim); zero for one without any. Rows of zeros do not count."""
-    sums = np.zeros((count, embeds.shape[1]), np.float32)
-    np.add.at(sums, owner, embeds)
-    lengths = np.linalg.norm(sums, axis=1, keepdims=True)
-    return sums / np.where(lengths > SHORTEST, lengths, 1)

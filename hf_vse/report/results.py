@@ -84,8 +84,9 @@ def write_results(folder: str | Path, paths: Iterable[str | Path]) -> tuple[Path
     """
     folder = check_report(folder)
     tables = results_by_test_set(read_runs(paths, folder))
-    page = render_results(tables, folder)
-    write_text(folder / RECORD_FILE, json.dumps(numbers(tables), indent=1, ensure_ascii=False))
+    record = numbers(tables)
+    page = render_results(tables, record, folder)
+    write_text(folder / RECORD_FILE, json.dumps(record, indent=1, ensure_ascii=False))
     write_text(folder / PAGE_FILE, page)
     return folder / PAGE_FILE, tables
 
@@ -181,7 +182,7 @@ def pages_near(result: Repeats, folder: Path) -> list[tuple[str, str]]:
     return [(name, os.path.relpath(page, folder.resolve())) for name, page in there.items()]
 
 
-def render_results(tables: Mapping[str, Sequence[Repeats]], folder: Path) -> str:
+def render_results(tables: Mapping[str, Sequence[Repeats]], record: Mapping[str, Any], folder: Path) -> str:
     from jinja2 import Environment
 
     room = files("hf_vse.report")
@@ -190,13 +191,13 @@ def render_results(tables: Mapping[str, Sequence[Repeats]], folder: Path) -> str
     return template.render(
         style=style,
         tables=tables,
-        differences=differences,
+        numbers=record["results"],
         pages_near=lambda result: pages_near(result, folder),
         charts={
             title: to_svg(runs_figure({result.name: result.values("rsum") for result in named_apart(results)}))
             for title, results in tables.items()
         },
-        data=json.dumps(numbers(tables), ensure_ascii=False).replace("<", "\\u003c"),
+        data=json.dumps(record, ensure_ascii=False).replace("<", "\\u003c"),
     )
 
 

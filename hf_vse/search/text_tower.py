@@ -25,6 +25,8 @@ from hf_vse.search.header import file_checksum
 from hf_vse.search.parts import remove_if_empty
 
 if TYPE_CHECKING:  # queries are answered without them
+    from tokenizers import Encoding
+
     from hf_vse.embed.adapters.vse import VSEEncoder
     from hf_vse.embed.encoder import Encoder
     from hf_vse.search.store import GalleryStore
@@ -86,14 +88,14 @@ class TextTower:
         sentences = [text] if isinstance(text, str) else list(text)
         if not sentences or not all(sentence.strip() for sentence in sentences):
             raise ValueError("a query is empty; write a sentence, such as 'two dogs in the snow'")
-        if any(each.overflowing for each in self.tokenizer.encode_batch(sentences)):
+        tokens = self.tokenizer.encode_batch(sentences)
+        if any(each.overflowing for each in tokens):
             most = self.tokenizer.truncation["max_length"]
             logger.warning("the text tower reads %d tokens of a sentence; longer ones are cut", most)
-        return self.encode_texts(sentences)
+        return self.encode_tokens(tokens)
 
-    def encode_texts(self, sentences: list[str]) -> np.ndarray:
+    def encode_tokens(self, tokens: "Sequence[Encoding]") -> np.ndarray:
         """(sentences, dim)"""
-        tokens = self.tokenizer.encode_batch(sentences)
         known = {
             "input_ids": [each.ids for each in tokens],
             "attention_mask": [each.attention_mask for each in tokens],
@@ -161,7 +163,7 @@ def write_text_tower(folder: Path, encoder: "VSEEncoder", export: Callable[[Any,
             record |= {name: file_checksum(unfinished / name) for name in (TOWER_FILE, TOKENIZER_FILE)}
             write_json(unfinished / RECORD_FILE, record)
             tower = TextTower(unfinished, encoder.digest)
-            found = np.abs(tower.encode_texts(PROBES) - wanted).max()
+            found = np.abs(tower.encode_tokens(tower.tokenizer.encode_batch(PROBES)) - wanted).max()
             if not found <= LARGEST_DIFFERENCE:
                 raise ValueError(
                     f"the exported text tower of {encoder.name} differs from the model by {found:.1e}: leave out "

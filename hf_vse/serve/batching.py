@@ -7,7 +7,7 @@ thread makes all calls, so what answers needs no locks.
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from hf_vse.serve.metrics import Histogram
@@ -46,12 +46,10 @@ class Batcher:
     async def run(self) -> None:
         while True:
             batch = [await self.waiting.get()]
-            try:
+            with suppress(TimeoutError):
                 async with asyncio.timeout(self.wait):
                     while len(batch) < self.most:
                         batch.append(await self.waiting.get())
-            except TimeoutError:
-                pass
             batch = [(question, future) for question, future in batch if not future.done()]
             if batch:
                 await self.answer_batch(*zip(*batch, strict=True))

@@ -63,7 +63,7 @@ def scaling_search_table() -> str:
     """Memory, disk, machines and money for each size and engine."""
     result = load("scaling_search")
     lines = [
-        f"| | {' | '.join(f'{size} vectors' for size in result['needs'])} |",
+        f"| at assumed prices | {' | '.join(f'{size} vectors' for size in result['needs'])} |",
         "|---" * (1 + len(result["needs"])) + "|",
     ]
     for number, of in enumerate(result["bytes_of_a_vector"]):
@@ -74,7 +74,9 @@ def scaling_search_table() -> str:
         )
     stated = result["stated"]
     note = f"Of one machine ({stated['machine']}): {stated['memory_gib']:.0f} GiB, {stated['disk_tb']} TB, "
-    return "\n".join([*lines, "", f"{note}{stated['price']:.2f} dollars an hour."])
+    prices = f"{stated['price']:.2f} dollars an hour (assumed)"
+    stored = f"{stated['object_price']} dollars for a GB and month in an object store (assumed)"
+    return "\n".join([*lines, "", f"{note}{prices}; {stored}."])
 
 
 def needed(of: dict) -> str:

@@ -12,9 +12,9 @@ follows from the layout:
                          the disk the vector and 56 neighbours of 4 bytes, a whole number of them in a sector of 4,096
                          bytes (Subramanya et al., DiskANN, NeurIPS 2019)
 
-A machine offers a share of its memory and of its disk. Prices are options; their defaults are list prices on demand of
-one kind of machine, as known in 2025, and were not looked up again: state your own. A copy of everything in an object
-store is counted for Milvus, which needs one. Network, people and a second copy for failures are not.
+A machine offers a share of its memory and of its disk. Prices are options; their defaults are assumed: list prices on
+demand of one kind of machine, as known in 2025, that were not looked up again. State your own. A copy of everything in
+an object store is counted for Milvus, which needs one. Network, people and a second copy for failures are not.
 """
 
 import argparse
@@ -105,8 +105,10 @@ def main() -> None:
     parser.add_argument("--machine", default="AWS r6id.8xlarge, 32 threads, us-east-1, on demand, 2025")
     parser.add_argument("--memory_gib", type=float, default=256, help="of a machine [256]")
     parser.add_argument("--disk_tb", type=float, default=1.9, help="NVMe of a machine [1.9]")
-    parser.add_argument("--price", type=float, default=2.4192, help="dollars per hour of a machine [2.4192]")
-    parser.add_argument("--object_price", type=float, default=0.023, help="dollars per GB and month, AWS S3 [0.023]")
+    parser.add_argument("--price", type=float, default=2.4192, help="dollars per hour of a machine [2.4192, assumed]")
+    parser.add_argument(
+        "--object_price", type=float, default=0.023, help="dollars per GB and month, AWS S3 [0.023, assumed]"
+    )
     parser.add_argument("--dim", type=int, default=512, help="[512]")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder with the records [results]")
     parser.add_argument("--output", type=Path)
