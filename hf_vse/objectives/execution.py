@@ -111,6 +111,7 @@ def execute_loss(
     soft: SoftTargets | None = None,
     same_modality: bool = False,
     foils: Candidates | None = None,
+    caption_weight: float = 0.0,
     **options: float | Tensor | None,
 ) -> Tensor:
     """`contrastive_loss` on the pairs of all processes, computed as `execution` says.
@@ -119,11 +120,13 @@ def execute_loss(
         image_embeds, text_embeds: (local, dim) unit vectors of this process; texts (local, K, dim) where images have K
             captions, see `captions`.
         positives: which of K captions are positives; or `entity`, see `entities.py`: `image_ids` are the labels, and
-            nothing further is contrasted.
+            only captions are contrasted beside them.
         past: further candidates, see `past.py`.
         soft: adds the cross entropy with soft targets, see `soft_targets.py`; in chunks except by `dense`.
         same_modality: images are negatives of images too, and texts of texts, see `same_modality.py`.
         foils: of this process, with text ids, (n, kinds): further negatives of images, see `foils.py`.
+        caption_weight: with `entity`, of the contrast of images with their captions, `one` or `each`, which is added;
+            both directions weigh the same there. Other records of an entity are no negatives.
         options: `image_ids`, `text_ids`, `image_weight` and settings, as in `contrastive_loss`.
 
     Returns:
@@ -140,7 +143,12 @@ def execute_loss(
         check_entity_execution(execution.name, execution.negatives)
         size = None if execution.name == "dense" else execution.chunk_size or DEFAULT_CHUNK
         how = {"loss_type": loss_type, "negatives": execution.negatives, "chunk_size": size}
-        return entity_loss(image_embeds, text_embeds, **how, **options)
+        loss = entity_loss(image_embeds, text_embeds, **how, **options)
+        if not caption_weight:
+            return loss
+        how = {"execution": execution, "loss_type": loss_type, "positives": "one" if text_embeds.ndim == 2 else "each"}
+        options = {key: value for key, value in options.items() if key != "image_weight"}  # there of the pooled vector
+        return loss + caption_weight * execute_loss(image_embeds, text_embeds, **how, **options)
     pairs = text_embeds.shape[:-1].numel()
     length = (0 if past is None else len(past.texts.ids)) + (pairs if same_modality else 0)
     length += 0 if foils is None else len(foils.ids)

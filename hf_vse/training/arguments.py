@@ -104,6 +104,9 @@ class VSETrainingArguments(TrainingArguments):
             "choices": [*get_args(Positives), "entity"],
         },
     )
+    caption_weight: float = field(
+        default=0.0, metadata={"help": "With positives entity, of images against captions, so that search stays good."}
+    )
     unique_images: bool = field(default=True, metadata={"help": "Batches in which no image occurs twice."})
     batch_groups: str = field(
         default="none",

@@ -149,6 +149,9 @@ NEEDS: dict[str, Need] = (
             lambda get: get("captions_per_image") > 1 or get("positives") == "entity",
             "an image comes with one caption: give captions_per_image",
         ),
+        "caption_weight": Need(
+            lambda get: get("positives") == "entity", "captions are all that is contrasted: give positives: entity"
+        ),
         "hard_negative_warmup_loss": Need(
             lambda get: get("hard_negative_warmup_epochs") > 0, "there is no warm-up: give hard_negative_warmup_epochs"
         ),

@@ -91,7 +91,7 @@ LIMITS: dict[str, Limit] = (
         Limit(0, 1), "word_dropout", "set_dropout", "crop_min_scale", "max_broken_share", "label_smoothing_factor"
     )
     | limits(Limit(0, 1), "mosaic_share")
-    | limits(Limit(0, MANY), "class_weight")
+    | limits(Limit(0, MANY), "class_weight", "caption_weight")
     | limits(Limit(1, MANY), "class_samples")
     | limits(Limit(0, 2), "class_margin")
     | limits(Limit(0, 100, above=True), "class_temperature", "class_learning_rate")

@@ -262,7 +262,7 @@ class VSETrainer(PublishingTrainer):
         foils = foils and foils._replace(embeds=foils.embeds.to(dtype))
         if self.queue.is_open(self.state.epoch or 0):
             self.queue.offer(*compared(images.detach(), texts.detach(), settings=options, **how, **ids))
-        further = {"past": past, "soft": soft, "foils": foils}
+        further = {"past": past, "soft": soft, "foils": foils, "caption_weight": self.args.caption_weight}
         of_classes = self.class_head.loss(images, ids.get("image_ids"), self.state.global_step)
         return of_classes + execute_loss(images, texts, execution=execution, **further, **how, **ids, **options)
 

@@ -60,6 +60,38 @@ def test_the_loss_is_that_of_a_double_loop(loss_type, captions, weight):
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
+def captions_loop(images, texts, loss_type: str):
+    """The contrast of images with captions, each score on its own; other records of an entity are left out."""
+    labels, captions = LABELS.tolist(), [(i, k) for i in range(len(texts)) for k in range(texts.shape[1])]
+    row, of_images, of_texts = ROWS[loss_type], 0.0, 0.0
+    for i, k in captions:
+        own = images[i] @ texts[i, k]
+        negatives = [images[i] @ texts[j, other] for j, other in captions if labels[j] != labels[i]]
+        of_images = of_images + row(own, negatives) / texts.shape[1]
+        negatives = [image @ texts[i, k] for j, image in enumerate(images) if labels[j] != labels[i]]
+        of_texts = of_texts + row(own, negatives) / texts.shape[1]
+    chosen = OBJECTIVES[loss_type]
+    total = (of_images + of_texts) / (len(images) if chosen.reduction == "mean" else 1)
+    return total / 2 if chosen.directions == "average" else total
+
+
+@pytest.mark.parametrize("captions", [1, 3])
+@pytest.mark.parametrize("loss_type", ROWS)
+def test_captions_are_contrasted_beside_the_records(loss_type, captions):
+    images, texts, unit = inputs(captions)
+    double = unit[0].double()[:, 0], unit[1].double()
+    expected = double_loop(*double, loss_type, 0.3) + 0.7 * captions_loop(*double, loss_type)
+    gradients = torch.autograd.grad(expected, (images, texts), retain_graph=True)
+    shown = unit[0][:, 0], unit[1][:, 0] if captions == 1 else unit[1]
+    options = OPTIONS | ENTITY | {"loss_type": loss_type, "image_ids": LABELS, "image_weight": 0.3}
+    for execution in (Execution("dense"), Execution("chunked", chunk_size=4), Execution()):
+        found = execute_loss(*shown, execution=execution, caption_weight=0.7, **options)
+        torch.testing.assert_close(found, expected.float(), rtol=1e-5, atol=1e-5)
+        of_found = torch.autograd.grad(found, (images, texts), retain_graph=True)
+        for one, other in zip(of_found, gradients, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
 def test_nce_is_supcon_without_the_other_positives_in_its_denominator():
     """Written with log-softmax over masked rows, as SupCon's authors do; two records an entity: SupCon itself."""
     _, _, (images, texts) = inputs(1)
@@ -90,8 +122,8 @@ def check_processes(rank: int, world: int) -> None:
     for captions in (1, 2):
         batch = Batch(11, ids=1, captions=captions)
         batch.ids["image_ids"] = torch.tensor([0, 1, 0, 2, 3, 1, 1, 2, 8, 0, 9])
-        for loss_type in ("nce", "hinge_sum", "siglip"):
-            options = ENTITY | {"loss_type": loss_type}
+        for loss_type, weight in (("nce", 0.0), ("hinge_sum", 0.0), ("siglip", 0.0), ("nce", 0.5), ("hinge_sum", 0.5)):
+            options = ENTITY | {"loss_type": loss_type, "caption_weight": weight}
             expected = batch.loss_and_gradients(execute_loss, **options, execution=Execution(negatives="local"))
             assert expected[0] > 0 and expected[1].abs().max() > 0
             for execution in (Execution(), Execution("chunked", chunk_size=3)):

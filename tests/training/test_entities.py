@@ -64,7 +64,7 @@ def test_a_batch_has_records_of_the_same_entities(processes):
 
 
 @pytest.mark.parametrize("captions", [1, 2])
-@pytest.mark.parametrize("execution", [{}, {"grad_cache_batch_size": 3}])
+@pytest.mark.parametrize("execution", [{}, {"grad_cache_batch_size": 3}, {"caption_weight": 0.5}])
 def test_gradient_of_a_step_is_that_of_the_records(captions, execution, tokenizer, tmp_path):
     data = records()
     more = ENTITY | {"captions_per_image": captions, "max_steps": 1} | execution
@@ -77,7 +77,8 @@ def test_gradient_of_a_step_is_that_of_the_records(captions, execution, tokenize
     texts = reference.get_text_features(words, mask).pooler_output
     texts = texts if captions == 1 else texts.view(8, captions, -1)
     pooled = {"positives": "entity", "image_weight": 0.3, "temperature": 0.1}
-    loss = execute_loss(images, texts, image_ids=batch["image_ids"], **pooled)
+    beside = {"caption_weight": execution.get("caption_weight", 0.0)}
+    loss = execute_loss(images, texts, image_ids=batch["image_ids"], **beside, **pooled)
     loss.backward()
     seen = {}
     trainer.add_callback(GradientSpy(seen))
@@ -178,6 +179,10 @@ def test_data_without_entities_are_refused(tokenizer, tmp_path):
     ("values", "message"),
     [
         ({}, "positives entity needs labels: name their column as group_column"),
+        (
+            {"positives": "one", "caption_weight": 0.5},
+            "caption_weight does nothing: captions are all that is contrasted",
+        ),
         ({"group_column": "entity"}, "near_duplicates=auto would make one entity of .*give near_duplicates: none"),
         (
             {"group_column": "entity", "near_duplicates": "none", "control_dataset": "scenes", "init_from": "some"},
