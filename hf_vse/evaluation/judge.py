@@ -19,6 +19,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from hf_vse.data.groups import group_counts, plain_column
+from hf_vse.data.official import OFFICIAL_DIGESTS, split_digests
 from hf_vse.data.schema import CAPTION_IDS, CAPTIONS, GROUP_ID, IMAGE_ID, data_fingerprint
 from hf_vse.embed.encoder import Encoder
 from hf_vse.evaluation.diagnostics.diagnose import diagnose
@@ -110,6 +111,9 @@ def judge_embeddings(
     correspondence = pairs.image_embeds, pairs.text_embeds, pairs.text_to_image
     ranks = distributed_ranks(*correspondence)
     images, captions = len(pairs.image_embeds), len(pairs.text_embeds)
+    digests = None
+    if texts.captions is not None and (source, split) in OFFICIAL_DIGESTS:
+        digests = split_digests(texts.captions, pairs.text_to_image, texts.image_ids, texts.caption_ids)
     record = plain_record(
         summarize_ranks(*ranks),
         chance_recalls(images, captions, pairs.text_to_image.bincount().tolist()),
@@ -121,6 +125,7 @@ def judge_embeddings(
         model=name,
         facts=facts,
         fingerprint=None if dataset is None else data_fingerprint(dataset),
+        digests=digests,
     )
     judgement = Judgement(record, pairs, texts, ranks)
     if not PartialState().is_main_process:
@@ -130,7 +135,7 @@ def judge_embeddings(
     record["intervals"] = recall_intervals(*ranks, pairs.text_to_image)
     ids = {"image_ids": texts.image_ids, "caption_ids": texts.caption_ids}
     record["protocols"] = protocol_results(
-        *correspondence, source=source, split=split, broken=pairs.broken, ranks=ranks, **ids
+        *correspondence, source=source, split=split, broken=pairs.broken, digests=digests, ranks=ranks, **ids
     )
     if "folds_1k" in record["protocols"]:
         record["metrics_1k_folds"] = record["protocols"]["folds_1k"]["metrics"]

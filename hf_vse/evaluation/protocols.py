@@ -3,12 +3,12 @@
 The field's R@K is a hit rate on a split of fixed size (Karpathy & Fei-Fei, arXiv 1412.2306): 1,000 images of
 Flickr30K, 5,000 of COCO or the mean over five folds of 1,000. Tables that look the same may count otherwise: true
 recall, one caption per image, the captions of an image averaged, more positives (CxC, ECCV Caption). Each is given
-beside the hit rate with a title and a sentence of explanation, and a split of another size never gets an official
-title.
+beside the hit rate with a title and a sentence of explanation. Only the split itself gets its official title, which
+its captions or ids tell, see `data/official.py`: neither one of another size nor other images of the same number.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from hashlib import sha256
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from hf_vse.data.karpathy import CAPTIONS_PER_IMAGE, OFFICIAL_IMAGES
+from hf_vse.data.official import OFFICIAL_DIGESTS
 from hf_vse.evaluation.extended import extended_metrics, extended_positives
 from hf_vse.evaluation.metrics import fold_metrics, retrieval_metrics, summarize_ranks
 from hf_vse.evaluation.positions import standard_positives
@@ -26,6 +27,7 @@ from hf_vse.evaluation.ranks import ROWS_AT_ONCE, Array, as_matrix, as_tensor, r
 logger = logging.getLogger(__name__)
 
 DISPLAY_NAMES = {"coco": "COCO", "flickr30k": "Flickr30K", "flickr8k": "Flickr8k"}
+NOT_CHECKED = "as many as official, not checked to be these"
 FOLD_SIZE = 1000
 # Of the COCO ids of the Karpathy test split, in the order in which its consecutive thousands are the published folds.
 COCO_TEST_ORDER = "203ac417d83f9dae"
@@ -75,19 +77,27 @@ def official_split(source: str, split: str) -> tuple[int, int] | None:
     return None if images is None else (images, images * CAPTIONS_PER_IMAGE)
 
 
-def split_title(source: str, split: str, images: int, captions: int, broken: int = 0) -> tuple[str, bool]:
+def split_title(
+    source: str, split: str, images: int, captions: int, broken: int = 0, digests: Collection[str] | None = None
+) -> tuple[str, bool | None]:
     """The title of results on a split, and whether it is an official split.
 
     Args:
         source: the data set, "coco", "flickr30k", "flickr8k" or any other; split: "train", "validation" or "test".
         images: those that were evaluated; captions: theirs; broken: images left out because they cannot be read.
+        digests: what `split_digests` says of them; None where neither captions nor ids are known.
 
     Returns:
-        "Flickr30K test 1K" and True where the sizes are the official ones, otherwise a title that says the sizes, such
-        as "flickr30k test, 500 images (official: 1,000)", and False.
+        "Flickr30K test 1K" and True where a digest is the official one; "flickr8k test, 1,000 images, 5,000 captions
+        (as many as official, not checked to be these)" and None where the sizes are and no digest is known to compare
+        with; otherwise a title that says the sizes, such as "flickr30k test, 500 images (official: 1,000)", and False.
     """
-    official = official_split(source, split)
+    official, known = official_split(source, split), OFFICIAL_DIGESTS.get((source, split))
     if (images, captions) == official and not broken:
+        if known is None or digests is None:
+            return f"{source} {split}, {images:,} images, {captions:,} captions ({NOT_CHECKED})", None
+        if known.isdisjoint(digests):
+            return f"{source} {split}, {images:,} images, {captions:,} captions (not the official ones)", False
         size = f"{images // 1000}K" if images % 1000 == 0 else f"{images:,}"
         return f"{DISPLAY_NAMES[source]} {split} {size}", True
     title = ", ".join(filter(None, (f"{source} {split}".strip(), f"{images:,} images")))
@@ -145,6 +155,7 @@ def protocol_results(
     image_ids: Sequence[int] | None = None,
     caption_ids: Sequence[int] | None = None,
     broken: int = 0,
+    digests: Collection[str] | None = None,
     extended: bool = True,
     ranks: tuple[Tensor, Tensor] | None = None,
 ) -> dict[str, dict[str, Any]]:
@@ -152,7 +163,7 @@ def protocol_results(
 
     Args:
         image_embeds: (images, dim); text_embeds: (texts, dim); text_to_image: (texts,); see `retrieval_metrics`.
-        source, split, broken: see `split_title`.
+        source, split, broken, digests: see `split_title`.
         image_ids: (images,); caption_ids: (texts,); the data set's own ids in the order of the embeddings.
         extended: also CxC and ECCV Caption, where the split is COCO's test split with its ids.
         ranks: of `retrieval_ranks`, where they are known already.
@@ -180,7 +191,8 @@ def protocol_results(
         metrics["mean_caption"] = retrieval_metrics(images, mean_captions(texts, owner, count), each)
     if extended and (source, split) == ("coco", "test") and image_ids is not None and caption_ids is not None:
         metrics |= extended_results((images, texts), (image_ids, caption_ids))
-    title = split_title(source, split, count, len(texts), broken)[0] + (", one-to-one pairs" if one_to_one else "")
+    title = split_title(source, split, count, len(texts), broken, digests)[0]
+    title += ", one-to-one pairs" if one_to_one else ""
     results: dict[str, dict[str, Any]] = {}
     for name, found in metrics.items():
         subtitle, note = PROTOCOLS[name]

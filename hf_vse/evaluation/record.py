@@ -21,7 +21,8 @@ Entries of a record:
 
 - `model`: its name; `model_facts`: what `Encoder.facts` says of it.
 - `dataset`, `split`: their names, empty where they are not known.
-- `title`: the name that the numbers may bear; `official`: whether it is a split of the field in full.
+- `title`: the name that the numbers may bear; `official`: whether it is a split of the field in full, null where
+  nothing but its size says so (earlier versions wrote true there).
 - `protocol`: a sentence on what `metrics` are.
 - `images`, `captions`: how many were embedded; `broken_images`: how many could not be read and are left out.
 - `fingerprint`: of the ids of the images and the captions; None where embeddings came without their data.
@@ -45,7 +46,7 @@ A `VSETrainer` without a recipe knows its logged metrics only: it leaves everyth
 with `images` and `texts` (the `captions` of a record).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +71,10 @@ def plain_record(
     model: str = "",
     facts: Mapping[str, Any] | None = None,
     fingerprint: str | None = None,
+    digests: Collection[str] | None = None,
 ) -> dict[str, Any]:
-    """The entries that every record has; see above."""
-    title, official = split_title(source, split, images, captions, broken_images)
+    """The entries that every record has; see above. `digests`: see `split_title`."""
+    title, official = split_title(source, split, images, captions, broken_images, digests)
     return {
         "model": model,
         "model_facts": dict(facts or {}),

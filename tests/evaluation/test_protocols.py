@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from hf_vse.data.official import OFFICIAL_DIGESTS, split_digests
 from hf_vse.evaluation import extended
+from hf_vse.evaluation.evaluator import PairEmbeddings
 from hf_vse.evaluation.extended import annotation_folder, extended_metrics, extended_positives
+from hf_vse.evaluation.judge import Texts, judge_embeddings
 from hf_vse.evaluation.positions import standard_positives
 from hf_vse.evaluation.protocols import PROTOCOLS, fold_order, official_split, protocol_results, split_title
 from tests.evaluation.test_metrics import independent_metrics
@@ -102,9 +105,15 @@ def test_only_official_sizes_bear_the_official_name():
         (("flickr30k", "test", 1_000, 5_000), "Flickr30K test 1K"),
         (("coco", "test", 5_000, 25_000), "COCO test 5K"),
         (("flickr30k", "validation", 1_014, 5_070), "Flickr30K validation 1,014"),
-        (("coco", "train", 113_287, 566_435), "COCO train 113,287"),
+        (("flickr8k", "train", 6_000, 30_000), "Flickr8k train 6K"),
     ):
-        assert split_title(*arguments) == (title, True)
+        for digest in OFFICIAL_DIGESTS[arguments[:2]]:
+            assert split_title(*arguments, digests={digest, "of its ids"}) == (title, True)
+        name = f"{arguments[0]} {arguments[1]}, {arguments[2]:,} images, {arguments[3]:,} captions"
+        assert split_title(*arguments, digests={"another"}) == (f"{name} (not the official ones)", False)
+        assert split_title(*arguments) == (f"{name} (as many as official, not checked to be these)", None)
+    unknown = "flickr8k test, 1,000 images, 5,000 captions (as many as official, not checked to be these)"
+    assert split_title("flickr8k", "test", 1_000, 5_000, digests={"any"}) == (unknown, None)
     for arguments, title in (
         (("flickr30k", "test", 500, 2_500), "flickr30k test, 500 images (official: 1,000)"),
         (
@@ -115,7 +124,27 @@ def test_only_official_sizes_bear_the_official_name():
         (("scenes", "test", 500, 2_500), "scenes test, 500 images, 2,500 captions"),
     ):
         assert split_title(*arguments) == (title, False)
-    assert not split_title("flickr8k", "test", 1_000, 5_000, broken=3)[1]
+    assert split_title("flickr8k", "test", 1_000, 5_000, broken=3)[1] is False
+
+
+def test_other_images_of_the_right_number_do_not_get_the_title(monkeypatch):
+    captions = [f"scene {number} from {side} sides" for number in range(1_000) for side in range(5)]
+    monkeypatch.setitem(OFFICIAL_DIGESTS, ("flickr8k", "validation"), split_digests(captions, np.arange(5_000) // 5))
+
+    def judged(captions, split="validation"):
+        images, texts, owner = pairs(1_000)
+        order = torch.argsort(owner, stable=True)
+        embeds = PairEmbeddings(images, texts[order], owner[order], torch.arange(1_000), 0)
+        record = judge_embeddings(embeds, Texts(captions), name="any", facts={}, source="flickr8k", split=split).record
+        titles = {each["title"].removesuffix(f", {PROTOCOLS[name][0]}") for name, each in record["protocols"].items()}
+        assert titles == {record["title"]}
+        return record["title"], record["official"]
+
+    assert judged(captions) == ("Flickr8k validation 1K", True)
+    others = [*captions[:-1], "another image"]
+    assert judged(others) == ("flickr8k validation, 1,000 images, 5,000 captions (not the official ones)", False)
+    for unchecked in (judged(None), judged(captions, "test")):
+        assert unchecked[0].endswith("(as many as official, not checked to be these)") and unchecked[1] is None
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +195,7 @@ def authors(coco):
 def test_coco_gets_all_protocols_and_the_numbers_of_the_authors(coco, authors):
     *data, image_ids, caption_ids = coco
     ids = {"image_ids": image_ids, "caption_ids": caption_ids}
-    results = protocol_results(*data, source="coco", split="test", **ids)
+    results = protocol_results(*data, source="coco", split="test", digests=OFFICIAL_DIGESTS["coco", "test"], **ids)
     assert list(results) == list(PROTOCOLS)
     assert results["eccv"]["title"] == "COCO test 5K, ECCV Caption"
     assert results["folds_1k"]["note"].endswith("the folds are the published ones.")
