@@ -55,7 +55,9 @@ def offer_examples(on: Handlers, sentence: gr.Textbox, count: int, then: dict) -
     taken.then(**then)
 
 
-def offer_photographs(on: Handlers, page: gr.Blocks) -> tuple[gr.Image, Callable[[dict], None]]:
+def offer_photographs(
+    on: Handlers, page: gr.Blocks, with_samples: bool = True
+) -> tuple[gr.Image, Callable[[dict], None]]:
     """An image input and a strip of samples; call the returned function to set the search that follows."""
     photograph = photo_input(
         label="Photograph",
@@ -65,15 +67,17 @@ def offer_photographs(on: Handlers, page: gr.Blocks) -> tuple[gr.Image, Callable
         show_label=False,
         elem_classes="photo",
     )
-    gr.Markdown("…or choose one of these", elem_classes="hint")
-    strip = tiles(SAMPLES, label="Samples", allow_preview=False, elem_classes="strip")
+    if with_samples:
+        gr.Markdown("…or choose one of these", elem_classes="hint")
+        strip = tiles(SAMPLES, label="Samples", allow_preview=False, elem_classes="strip")
 
     def then(search: dict) -> None:
-        page.load(on.samples, None, strip, **PRIVATE)
         dropped = photograph.upload(on.receive, photograph, photograph, **PRIVATE)
         dropped.failure(lambda: None, None, photograph, api_visibility="private")
         dropped.success(**search)
-        strip.select(on.take_sample, None, photograph, **PRIVATE).success(**search)
+        if with_samples:
+            page.load(on.samples, None, strip, **PRIVATE)
+            strip.select(on.take_sample, None, photograph, **PRIVATE).success(**search)
 
     return photograph, then
 
@@ -184,11 +188,16 @@ def about_tab(on: Handlers) -> None:
     )
 
 
-def build(settings: Settings, load: Callable[..., PublishedModel] = PublishedModel) -> Page:
+def build(
+    settings: Settings,
+    load: Callable[..., PublishedModel] = PublishedModel,
+    add_tabs: Callable[[Handlers, Page], None] = lambda on, page: None,
+) -> Page:
     """Builds the page, with model and gallery loaded.
 
     Args:
         load: loads a model, given its name and the variable that holds the name.
+        add_tabs: adds tabs before the last one.
 
     Raises:
         SettingsError: a model or the data set cannot be loaded.
@@ -218,6 +227,7 @@ def build(settings: Settings, load: Callable[..., PublishedModel] = PublishedMod
         if len(searches) > 1:
             with gr.Tab("Compare"):
                 compare_tab(on)
+        add_tabs(on, page)
         with gr.Tab("About"):
             about_tab(on)
         add_api(searches)
@@ -236,7 +246,10 @@ def end_at_once(uploads: str) -> NoReturn:
     os._exit(0)
 
 
-def main(load: Callable[..., PublishedModel] = PublishedModel) -> None:
+def main(
+    load: Callable[..., PublishedModel] = PublishedModel,
+    add_tabs: Callable[[Handlers, Page], None] = lambda on, page: None,
+) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
@@ -245,7 +258,7 @@ def main(load: Callable[..., PublishedModel] = PublishedModel) -> None:
             for name in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(name, lambda *_: end_at_once(uploads))
             os.environ["GRADIO_TEMP_DIR"] = uploads  # used only by this page, deleted with it
-            page = build(settings, load)
+            page = build(settings, load, add_tabs)
             page.launch(
                 theme=theme(),
                 css=CSS,

@@ -25,6 +25,7 @@ from hf_vse.cli.command import (
     model_options,
     positive,
 )
+from hf_vse.cli.identify import add_things, add_unknown, check_unknown
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -35,11 +36,13 @@ sentences, label photographs, add your own. Without --model it takes runs/quicks
 EXAMPLES = """
   hf-vse demo                                                generated scenes, nothing to download
   hf-vse demo my_index                                       the images and the model of a gallery
+  hf-vse demo logos_index --label brand                      a place that tells which brand a photograph shows
   hf-vse demo --model runs/flickr8k_photos --data_dir DIR    the photographs of its validation split
   hf-vse demo --model org/vse-flickr8k --dataset org/my-photos
   hf-vse demo --model DIR --compare google/siglip-base-patch16-224 --port 7861"""
 QUICKSTART = Path("runs/quickstart")
 MOST_IMAGES = 5000  # that the page shows, unless told otherwise
+THINGS = ("label", "label_is_text", "image_weight", "threshold", "false_accept_rate", "labelled")
 SMALL_RUN = ("--difficulty", "easy", "--num_train", "1200", "--num_eval", "300", "--num_train_epochs", "4")
 
 
@@ -55,7 +58,16 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--title", help="heading of the page")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 to be reached from other machines [127.0.0.1]")
     parser.add_argument("--port", type=at_least_zero, help="[7860, or the next that is free]")
-    return parser.parse_args(argv)
+    group = parser.add_argument_group("recognise things of a gallery, as `hf-vse identify`")
+    add_things(group)
+    add_unknown(group)
+    arguments = parser.parse_args(argv)
+    check_unknown(parser, arguments)
+    given = [name for name in THINGS if getattr(arguments, name) != parser.get_default(name)]
+    if given and arguments.gallery is None:
+        parser.error(f"--{given[0]} is of the things of a gallery: name one that `hf-vse index` has written")
+    arguments.recognise = bool(given)
+    return arguments
 
 
 def run(arguments: argparse.Namespace) -> Result | None:
@@ -83,7 +95,8 @@ def run(arguments: argparse.Namespace) -> Result | None:
         if name in given:
             given[name] = model_place(given[name])
     given["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]))
-    command = [sys.executable, "-m", "hf_vse.cli.demo_page", json.dumps(page_options(arguments))]
+    told = {"model": page_options(arguments), "places": places_of(arguments)}
+    command = [sys.executable, "-m", "hf_vse.cli.demo_page", json.dumps(told)]
     code = run_to_its_end(command, cwd=bundled("spaces_demo"), env=os.environ | given)
     if code not in (0, -2, 130):
         raise ValueError(f"the page ended with exit code {code}; its last lines say why")
@@ -96,6 +109,24 @@ def page_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
     gallery = {} if arguments.gallery is None else {"gallery": absolute_location(arguments.gallery)}
     return model_options(arguments) | gallery
+
+
+def places_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the page has beside search, see `add_places`.
+
+    A gallery that the page shows only in part is searched for things only if an option asks for it: that takes time.
+    """
+    from hf_vse.link.records import absolute_source
+    from hf_vse.search.locations import open_store
+
+    if arguments.gallery is None:
+        return {}
+    if not arguments.recognise and len(open_store(arguments.gallery)) > (arguments.max_images or MOST_IMAGES):
+        return {}
+    things = {name: getattr(arguments, name) for name in THINGS}
+    if arguments.labelled is not None:
+        things["labelled"] = absolute_source(arguments.labelled)
+    return {"things": things | {"gallery": absolute_source(arguments.gallery), "asked": arguments.recognise}}
 
 
 def of_gallery(arguments: argparse.Namespace) -> tuple[str, str]:

@@ -8,7 +8,7 @@ imports.
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -18,8 +18,11 @@ import numpy as np
 import PIL.Image
 import torch
 from encoder import in_one_thread, words_unknown_to
+from handlers import Handlers
+from page import Page
 from settings import SettingsError
 
+from hf_vse.cli.demo_things import add_things_tab, labelled_gallery, open_things
 from hf_vse.embed.load import load_encoder
 from hf_vse.embed.relevance import Relevance, relevance, why_no_cells
 from hf_vse.embed.run import encode_images, encode_texts
@@ -57,6 +60,11 @@ class LocalModel:
             raise SettingsError(f"{variable}={name!r} has no digest to keep its vectors by; give its class one")
         self.has_temperature = self.encoder.temperature is not None
         self._thread = ThreadPoolExecutor(1, "model")
+
+    @in_one_thread
+    def with_encoder(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """What a function of the encoder answers, in the thread of the model."""
+        return function(self.encoder, *arguments)
 
     @property
     def shows_where(self) -> bool:
@@ -98,7 +106,20 @@ class LocalModel:
         return [] if reader is None else words_unknown_to(reader.tokenizer, sentence)
 
 
+def add_places(on: Handlers, page: Page, things: dict[str, Any] | None = None) -> None:
+    """Adds what the published Space does not have.
+
+    Args:
+        things: arguments of `open_things`, and `asked`: otherwise only a gallery with labels has a place for them.
+    """
+    if things is not None:
+        asked, gallery = things.pop("asked"), things.pop("gallery")
+        if asked or labelled_gallery(gallery):
+            add_things_tab(on, page, on.main.encoder.with_encoder(partial(open_things, gallery=gallery, **things)))
+
+
 if __name__ == "__main__":
     logging.getLogger("hf_vse").setLevel(logging.INFO)
     with one_line_errors():
-        app.main(partial(LocalModel, **json.loads(sys.argv[1])))
+        given = json.loads(sys.argv[1])
+        app.main(partial(LocalModel, **given["model"]), partial(add_places, **given["places"]))

@@ -45,26 +45,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("gallery", help="the things, with one or several views of each")
     parser.add_argument("photos", nargs="*", metavar="photo", help="photographs, or folders of them")
     parser.add_argument("--model", help="any model that `hf-vse evaluate` takes [the one of the gallery]")
-    parser.add_argument(
-        "--label", metavar="FIELD", help="what names the thing [entity, else the folder, else each image is a thing]"
-    )
+    add_things(parser)
     parser.add_argument("--name", metavar="FIELD", help="what a view is called [file, else id, image_id or row]")
     parser.add_argument("--text", default="captions", metavar="FIELD", help="sentences about a view [captions]")
-    parser.add_argument("--label_is_text", action="store_true", help="the label, in words, is a text of the thing too")
-    parser.add_argument(
-        "--image_weight", type=share, default=0.5, help="of the photographs where a thing has texts too [0.5]"
-    )
-    group = parser.add_argument_group("unknown")
-    group.add_argument(
-        "--threshold", type=auto_or_number, metavar="auto|NUMBER", help="lower scores are unknown [auto]"
-    )
-    group.add_argument(
-        "--false_accept_rate",
-        type=rate,
-        metavar="RATE",
-        help="share of the photographs of other things that may be taken for one [0.01 without --labelled]",
-    )
-    group.add_argument("--labelled", metavar="GALLERY", help="known photographs, labelled like the gallery")
+    add_unknown(parser.add_argument_group("unknown"))
     group = parser.add_argument_group("execution")
     group.add_argument("--output", type=Path, help="CSV file with a line for each photograph")
     group.add_argument("--sheet", type=Path, help=f"PNG file: contact sheet, of the {SHOWN} least certain if more")
@@ -74,9 +58,38 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         parser.error("give photographs to identify, or --labelled to see how good it is")
     if not arguments.photos and (arguments.output or arguments.sheet):
         parser.error("--output and --sheet are of photographs: give some")
+    check_unknown(parser, arguments)
+    return arguments
+
+
+def add_things(parser: argparse._ActionsContainer) -> None:
+    """Adds options that say what the things of a gallery are."""
+    parser.add_argument(
+        "--label", metavar="FIELD", help="what names the thing [entity, else the folder, else each image is a thing]"
+    )
+    parser.add_argument("--label_is_text", action="store_true", help="the label, in words, is a text of the thing too")
+    parser.add_argument(
+        "--image_weight", type=share, default=0.5, help="of the photographs where a thing has texts too [0.5]"
+    )
+
+
+def add_unknown(parser: argparse._ActionsContainer) -> None:
+    """Adds options that say what is unknown."""
+    parser.add_argument(
+        "--threshold", type=auto_or_number, metavar="auto|NUMBER", help="lower scores are unknown [auto]"
+    )
+    parser.add_argument(
+        "--false_accept_rate",
+        type=rate,
+        metavar="RATE",
+        help="share of the photographs of other things that may be taken for one [0.01 without --labelled]",
+    )
+    parser.add_argument("--labelled", metavar="GALLERY", help="known photographs, labelled like the gallery")
+
+
+def check_unknown(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     if arguments.threshold is not None and arguments.false_accept_rate is not None:
         parser.error("--threshold NUMBER and --false_accept_rate exclude each other: give one of them")
-    return arguments
 
 
 def run(arguments: argparse.Namespace) -> Result:

@@ -105,6 +105,12 @@ def labels_of(records: Records, name: str | None = None) -> list[str]:
     return [str(value) for value in values]
 
 
+def has_labels(records: Records) -> bool:
+    """Whether a field or folders say what each record shows, and there is more than one such thing."""
+    labels = labels_of(records)
+    return labels != records.names and len(set(labels)) > 1
+
+
 def embed_things(
     records: Records,
     encoder: Encoder,

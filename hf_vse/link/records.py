@@ -98,6 +98,14 @@ class Records:
             return None
 
 
+def absolute_source(source: str) -> str:
+    """What names the same catalogue for a process that runs in another folder, or later."""
+    if is_engine(source):
+        return source
+    name, mark, split = (source, "", "") if Path(source).exists() else source.partition("#")
+    return f"{Path(name).absolute()}{mark}{split}" if Path(name).exists() else source
+
+
 def read_records(source: str | Path, name: str | None = None, text: str = CAPTIONS) -> Records:
     """What a catalogue holds; runs no model.
 

@@ -1,13 +1,16 @@
 """The demo is a folder of its own: its modules are found as they are when app.py runs."""
 
+import contextlib
 import io
 import json
 import os
+import re
+import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,12 +26,17 @@ from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.model.processing_vse import VSEProcessor
 from tests.conftest import make_pairs
 from tests.hub.fake_hub import TOKEN, FakeHub, Repository
-from tests.processes import run_fork
+from tests.processes import run_fork, start_fork
 
 DEMO = Path(__file__).parents[2] / "spaces_demo"
 sys.path.insert(0, str(DEMO))
 PHOTOGRAPHS = 11
 API = "/gradio_api"
+CHROMIUM = Path("/usr/bin/chromium")
+FLAGS = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+).split()
 META = {"_type": "gradio.FileData"}
 WITH_PHOTOGRAPH = {  # endpoint: arguments, with None for the photograph
     "search_by_image": [None, 3],
@@ -148,6 +156,33 @@ def server(tmp_path_factory, published, model_folder, parquet, tokenizer, tiny_r
     assert not list((folder / "tmp").glob("vse_demo_*"))  # no upload is left
 
 
+def demo(environment: dict[str, str], words: list[str]) -> int:
+    os.environ |= environment
+    return main(["demo", *words])
+
+
+@contextlib.contextmanager
+def served(folder: Path, *words: object) -> Iterator[str]:
+    """The address of a page that `hf-vse demo` serves; its log is in the folder."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    (folder / "tmp").mkdir(exist_ok=True)
+    environment = {"TMPDIR": str(folder / "tmp"), "HF_HOME": str(folder / "hf"), "OMP_NUM_THREADS": "1"}
+    log = folder / "log"
+    process = start_fork(log, demo, environment, [*map(str, words), "--port", str(port)])
+    try:
+        wait_until(lambda: not process.is_alive() or "Running on" in log.read_text(), 120)
+        assert process.is_alive(), log.read_text()[-3000:]
+        yield f"http://127.0.0.1:{port}"
+        assert not re.findall(r"^(\S*(?:Error|Exception)\b)", log.read_text(), flags=re.MULTILINE)
+    finally:
+        process.terminate()
+        process.join(30)
+        if process.is_alive():
+            os.killpg(process.pid, signal.SIGKILL)
+
+
 def wait_until(condition, seconds: float) -> None:
     end = time.monotonic() + seconds
     while not condition():
@@ -171,3 +206,53 @@ def ask(web, endpoint: str, data: list, **more) -> str:
 
 def good_answer(web) -> bool:
     return ask(web, "search_by_text", ["a small red circle", 2]).startswith("event: complete")
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    playwright = pytest.importorskip("playwright.sync_api")
+    if not CHROMIUM.is_file():
+        pytest.skip(f"{CHROMIUM} is not installed")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+def visits(chromium, url: str, first: str = ".photos img") -> Iterator[Callable]:
+    """Opens the page as a new visitor; afterwards nothing may have failed or left this machine.
+
+    Args:
+        first: what is there when the page is.
+    """
+    contexts, failures, outside = [], [], []
+
+    def open_page(width: int = 1280, height: int = 900):
+        context = chromium.new_context(viewport={"width": width, "height": height})
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(20_000)
+        page.on("console", lambda line: failures.append(line.text) if line.type == "error" else None)
+        page.on("pageerror", lambda error: failures.append(str(error)))
+        page.on("response", lambda answer: failures.append(answer.url) if answer.status >= 400 else None)
+        page.on("request", lambda sent: outside.append(sent.url) if not is_own(sent.url) else None)
+        page.goto(url)
+        page.locator(first).first.wait_for()
+        return page
+
+    def is_own(address: str) -> bool:
+        return address.startswith((f"{url}/", "data:", "blob:"))
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert not failures and not outside
+
+
+def open_tab(page, name: str) -> None:
+    tab = page.get_by_role("tab", name=name, exact=True)
+    if tab.is_visible():
+        tab.click()
+    else:  # on a phone most of them are in a menu
+        page.locator(".overflow-menu > button").click()
+        page.locator(".overflow-dropdown button", has_text=name).click()

@@ -4,7 +4,6 @@ import base64
 import json
 import re
 from io import BytesIO
-from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -13,7 +12,7 @@ import torch
 
 from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.model.processing_vse import VSEProcessor
-from tests.spaces_demo.conftest import DEMO, PHOTOGRAPHS, png, wait_until
+from tests.spaces_demo.conftest import DEMO, PHOTOGRAPHS, open_tab, png, visits, wait_until
 from tests.spaces_demo.test_parts import bomb
 
 httpx = pytest.importorskip("httpx")
@@ -22,11 +21,6 @@ pytest.importorskip("gradio")
 pytest.importorskip("faiss")
 
 RECALLS = ("i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10", "rsum")
-CHROMIUM = Path("/usr/bin/chromium")
-FLAGS = (
-    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-).split()
 
 
 @pytest.fixture(scope="module")
@@ -145,51 +139,9 @@ def test_large_requests_are_refused(server):
 # --- people ---------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def chromium():
-    playwright = pytest.importorskip("playwright.sync_api")
-    if not CHROMIUM.is_file():
-        pytest.skip(f"{CHROMIUM} is not installed")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
 def visit(chromium, server):
-    """Opens the page as a new visitor; afterwards nothing may have failed or left this machine."""
-    contexts, failures, outside = [], [], []
-
-    def open_page(width: int = 1280, height: int = 900):
-        context = chromium.new_context(viewport={"width": width, "height": height})
-        contexts.append(context)
-        page = context.new_page()
-        page.set_default_timeout(20_000)
-        page.on("console", lambda line: failures.append(line.text) if line.type == "error" else None)
-        page.on("pageerror", lambda error: failures.append(str(error)))
-        page.on("response", lambda answer: failures.append(answer.url) if answer.status >= 400 else None)
-        page.on("request", lambda sent: outside.append(sent.url) if not is_own(sent.url) else None)
-        page.goto(server.url)
-        page.locator(".photos img").first.wait_for()
-        return page
-
-    def is_own(url: str) -> bool:
-        return url.startswith((f"{server.url}/", "data:", "blob:"))
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert not failures and not outside
-
-
-def open_tab(page, name: str) -> None:
-    tab = page.get_by_role("tab", name=name, exact=True)
-    if tab.is_visible():
-        tab.click()
-    else:  # on a phone most of them are in a menu
-        page.locator(".overflow-menu > button").click()
-        page.locator(".overflow-dropdown button", has_text=name).click()
+    yield from visits(chromium, server.url)
 
 
 def search(page, label: str, text: str) -> None:

@@ -15,10 +15,9 @@ from pathlib import Path
 import PIL.Image
 import pytest
 
-from hf_vse.cli.main import main
 from tests.faults.killing import slow
 from tests.processes import start_fork
-from tests.spaces_demo.conftest import API, META, WITH_PHOTOGRAPH, Server, ask, good_answer, png, wait_until
+from tests.spaces_demo.conftest import API, META, WITH_PHOTOGRAPH, Server, ask, demo, good_answer, png, wait_until
 
 httpx = pytest.importorskip("httpx")
 pytest.importorskip("gradio")
@@ -256,11 +255,6 @@ def test_gradio_forgets_answers_that_nobody_reads(monkeypatch):
 
 
 # --- the end --------------------------------------------------------------------------------------------------
-
-
-def demo(environment: dict[str, str], words: list[str]) -> int:
-    os.environ |= environment
-    return main(["demo", *words])
 
 
 @slow
