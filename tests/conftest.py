@@ -252,6 +252,19 @@ def make_photographs():
     return save_photographs
 
 
+@pytest.fixture(scope="session")
+def fast_gallery(tmp_path_factory, tiny_model) -> Path:
+    """A gallery of `save_photographs` in a folder, with the text tower of `tiny_model`."""
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    from hf_vse.cli.main import main
+
+    folder = tmp_path_factory.mktemp("fast")
+    words = ["index", str(save_photographs(folder)), str(folder / "index"), "--model", str(tiny_model)]
+    assert main([*words, "--fast_queries", "--quiet"]) == 0
+    return folder / "index"
+
+
 @pytest.fixture
 def photographs(tmp_path) -> Path:
     """See `save_photographs`."""

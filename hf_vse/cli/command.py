@@ -61,6 +61,14 @@ def model_options(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(arguments, name) for name in ("device", "dtype", "trust_remote_code")}
 
 
+def text_tower_of(gallery: Any, arguments: argparse.Namespace) -> Any:
+    """The text tower that a gallery carries, see `open_text_tower`; None where an option says how to open a model."""
+    from hf_vse.search.text_tower import open_text_tower
+
+    given = (arguments.model, *model_options(arguments).values())
+    return None if any(given) else open_text_tower(gallery)
+
+
 def add_encoding(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """How images are encoded."""
     parser.add_argument("--batch_size", type=positive, default=64, help="images encoded at once [64]")

@@ -6,7 +6,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_vse.cli.command import Result, add_model_options, command_parser, model_options, positive, share
+from hf_vse.cli.command import (
+    Result,
+    add_model_options,
+    command_parser,
+    model_options,
+    positive,
+    share,
+    text_tower_of,
+)
 
 DESCRIPTION = """Finds the photographs of a gallery that fit a sentence, a photograph, or both. Without either it asks
 for sentences, line by line; `-` reads them from the standard input, all at once."""
@@ -53,7 +61,9 @@ def run(arguments: argparse.Namespace) -> Result | None:
     gallery.check_conditions(arguments.where)  # a wrong condition is said before the model is loaded
     if not sentences and arguments.image is None and not sys.stdin.isatty():
         raise ValueError("nothing to search for: give a sentence, --image FILE, or - to read sentences from the input")
-    encoder = text_tower_of(gallery, arguments) or open_model(gallery, arguments.model, **model_options(arguments))
+    by_text = arguments.image is None and not arguments.relevance
+    encoder = text_tower_of(gallery, arguments) if by_text else None
+    encoder = encoder or open_model(gallery, arguments.model, **model_options(arguments))
     if not sentences and arguments.image is None:
         for sentence in asked():
             print(results_table(answer(gallery, encoder, [sentence], arguments)), file=sys.__stdout__)
@@ -62,14 +72,6 @@ def run(arguments: argparse.Namespace) -> Result | None:
     if arguments.sheet or arguments.open:
         draw_sheet(gallery, encoder, found[0], arguments)
     return Result(found, results_table(found))
-
-
-def text_tower_of(gallery: Any, arguments: argparse.Namespace) -> Any:
-    """The text tower that the gallery carries, if nothing else of the model is asked for; otherwise None."""
-    from hf_vse.search.text_tower import open_text_tower
-
-    others = ("model", "device", "dtype", "trust_remote_code", "image", "relevance")
-    return None if any(getattr(arguments, name) for name in others) else open_text_tower(gallery)
 
 
 def read_sentences() -> list[str]:

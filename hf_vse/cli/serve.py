@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from importlib.util import find_spec
 
 from hf_vse.cli.command import (
@@ -13,10 +14,12 @@ from hf_vse.cli.command import (
     command_parser,
     model_options,
     positive,
+    text_tower_of,
 )
 
 DESCRIPTION = """Serves a gallery over HTTP: /search, /health, /metrics (Prometheus) and /openapi.json. Queries that
-arrive together are encoded and searched together. SIGTERM and Ctrl-C let requests that are there be answered."""
+arrive together are encoded and searched together. SIGTERM and Ctrl-C let requests that are there be answered. Of a
+gallery with a text tower (`hf-vse index --fast_queries`) the model is opened when the first photograph comes."""
 EXAMPLES = """
   hf-vse serve my_index                                        at http://127.0.0.1:8000
   hf-vse serve milvus://host:19530/photos --host 0.0.0.0 --token_env SEARCH_TOKEN
@@ -51,6 +54,7 @@ def run(arguments: argparse.Namespace) -> Result | None:
         raise ImportError(f"serving needs {', '.join(missing)}: pip install 'hf_vse[serve]'")
     from hf_vse.search.locations import open_store
     from hf_vse.search.model import open_model
+    from hf_vse.search.on_demand import ModelOnDemand
     from hf_vse.serve.app import make_app
     from hf_vse.serve.limits import Limits
     from hf_vse.serve.run import bound_socket, run_server
@@ -67,7 +71,9 @@ def run(arguments: argparse.Namespace) -> Result | None:
     gallery = open_store(arguments.gallery)
     items = len(gallery)
     with bound_socket(arguments.host, arguments.port) as place:  # a port that is taken is said before the model loads
-        encoder = open_model(gallery, arguments.model, **model_options(arguments))
+        whole = partial(open_model, gallery, arguments.model, **model_options(arguments))
+        tower = text_tower_of(gallery, arguments)
+        encoder = whole() if tower is None else ModelOnDemand(tower, whole)
         wait = arguments.wait_ms / 1000
         app = make_app(gallery, encoder, limits, most=arguments.batch, wait=wait, token=token)
         host, port = place.getsockname()[:2]

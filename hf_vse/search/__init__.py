@@ -6,6 +6,7 @@ What other rooms use:
 - `store`: `GalleryStore`, what every store does; `move_gallery`
 - `gallery`: `GalleryIndex`, its `build`, `load`, `save` and `search`; `build`: `build_gallery`
 - `model`: `open_model`, the encoder for queries to a gallery; `model_facts`, what a gallery records of its encoder
+- `text_tower`: `open_text_tower`, sentences without torch; `on_demand`: with the model for photographs
 - `shards`: `index_shards`, a gallery from shards by any number of processes; `claims`, how these share the work
 - `pictures`: `find_images`, the images behind the items of a gallery
 - `compression`: `Compression`, smaller vectors; `plan`: `IndexKind`, the kinds of index

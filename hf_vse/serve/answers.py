@@ -1,17 +1,23 @@
 """Many queries to a gallery at once. Each gets what it would get alone, also where another one fails."""
 
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import PurePosixPath, PureWindowsPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hf_vse.data.decoding import BrokenImageError, decode_image
-from hf_vse.embed.encoder import Encoder
+from hf_vse.search.on_demand import ModelOnDemand
 from hf_vse.search.store import GalleryStore
 from hf_vse.serve.limits import RefusedRequest
 from hf_vse.serve.requests import Query
+
+if TYPE_CHECKING:  # sentences may be answered without torch
+    from hf_vse.embed.encoder import Encoder
+
+logger = logging.getLogger(__name__)
 
 Results = list[dict[str, Any]]
 
@@ -19,8 +25,23 @@ Results = list[dict[str, Any]]
 class QueryAnswerer:
     """The gallery and the encoder that made it, see `open_model`."""
 
-    def __init__(self, gallery: GalleryStore, encoder: Encoder):
+    def __init__(self, gallery: GalleryStore, encoder: "Encoder | ModelOnDemand"):
         self.gallery, self.encoder = gallery, encoder
+
+    def open_model(self) -> None:
+        """Opens what reads photographs, if it waits to be opened.
+
+        Raises:
+            RefusedRequest: it cannot be opened.
+        """
+        if not isinstance(self.encoder, ModelOnDemand):
+            return
+        try:
+            self.encoder.model()
+        except Exception as error:
+            logger.exception("the model of the gallery cannot be opened")
+            line = "image: the model that reads photographs cannot be opened: the log of the server says why"
+            raise RefusedRequest(503, line) from error
 
     def answer(self, queries: Sequence[Query]) -> list[Results | Exception]:
         """For each query `score` and `item` of what is found, best first, or why there is no answer.

@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from hmac import compare_digest
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from hf_vse.embed.encoder import Encoder
+from hf_vse.search.on_demand import ModelOnDemand
 from hf_vse.search.store import GalleryStore
 from hf_vse.serve.answers import QueryAnswerer
 from hf_vse.serve.batching import Batcher
@@ -27,6 +27,9 @@ from hf_vse.serve.limits import Limits, RefusedRequest
 from hf_vse.serve.metrics import MEDIA_TYPE, ServerMetrics
 from hf_vse.serve.openapi import openapi_of
 from hf_vse.serve.requests import Query, read_queries
+
+if TYPE_CHECKING:  # sentences may be answered without torch
+    from hf_vse.embed.encoder import Encoder
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +40,7 @@ Endpoint = Any  # of Starlette
 
 def make_app(
     gallery: GalleryStore,
-    encoder: Encoder,
+    encoder: "Encoder | ModelOnDemand",
     limits: Limits | None = None,
     *,
     most: int = MOST_TOGETHER,
@@ -64,7 +67,7 @@ class SearchServer:
     """Its endpoints, and what they share."""
 
     def __init__(self, answerer: QueryAnswerer, limits: Limits, most: int, wait: float, token: str | None):
-        self.gallery, self.limits = answerer.gallery, limits
+        self.answerer, self.gallery, self.limits = answerer, answerer.gallery, limits
         self.token = None if token is None else f"Bearer {token}".encode()
         self.metrics, self.items = ServerMetrics(), len(answerer.gallery)
         self.batcher = Batcher(answerer.answer, most, wait, self.metrics.batches)
@@ -135,6 +138,8 @@ class SearchServer:
         try:
             async with asyncio.timeout(self.limits.timeout):
                 queries = await read_queries(request, self.limits)
+                if any(query.image is not None for query in queries):
+                    await asyncio.to_thread(self.answerer.open_model)  # elsewhere, so that sentences need not wait
                 return queries, await asyncio.gather(*map(self.batcher.ask, queries))
         except TimeoutError:
             within = f"within {self.limits.timeout:g} s"

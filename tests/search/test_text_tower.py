@@ -20,16 +20,6 @@ SENTENCES = ["a small red circle", "Two BLUE stars, and a word that nobody knows
 FORBIDDEN = ("torch", "transformers", "datasets", "accelerate", "huggingface_hub", "pandas", "faiss")
 
 
-@pytest.fixture(scope="module")
-def fast_gallery(tmp_path_factory, tiny_model, make_photographs) -> Path:
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        pytest.importorskip(package)
-    folder = tmp_path_factory.mktemp("fast")
-    words = ["index", str(make_photographs(folder)), str(folder / "index"), "--model", str(tiny_model)]
-    assert main([*words, "--fast_queries", "--quiet"]) == 0
-    return folder / "index"
-
-
 @pytest.fixture
 def gallery(fast_gallery, tmp_path):
     """A copy that a test may spoil."""
