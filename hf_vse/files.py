@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-JSON_KINDS = {dict: "an object {...}", list: "a list [...]", str: "a string"}
+JSON_KINDS: dict[type, str] = {dict: "an object {...}", list: "a list [...]", str: "a string"}
 
 
 def read_text(path: str | Path) -> str:

@@ -13,7 +13,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 # Set both before gradio is imported. Its event log is for a monitor that this page does not use.
 os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_ANALYTICS_MAX_EVENTS": "64"}
@@ -35,7 +35,7 @@ from photographs import Source  # noqa: E402
 from search import TEMPLATES, Search  # noqa: E402
 from settings import Settings, SettingsError  # noqa: E402
 
-PRIVATE = {"api_visibility": "private", "show_progress": "minimal", **SHARED_QUEUE}
+PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal", **SHARED_QUEUE}
 
 
 def sentence_box(label: str, placeholder: str, button: str = "Search") -> gr.Textbox:
@@ -47,7 +47,7 @@ def tiles(columns: int = 4, **options) -> gr.Gallery:
     return thumbnails(columns=columns, interactive=False, show_label=False, buttons=[], **options)
 
 
-def offer_examples(on: Handlers, sentence: gr.Textbox, count: int, then: dict) -> None:
+def offer_examples(on: Handlers, sentence: gr.Textbox, count: int, then: dict[str, Any]) -> None:
     """Captions of the gallery as one-click examples."""
     samples = [[each] for each in on.main.example_sentences(count)]
     examples = gr.Dataset(label="Examples", components=[gr.Textbox(visible=False)], samples=samples)
@@ -94,7 +94,7 @@ def find_tab(on: Handlers, page: gr.Blocks) -> None:
             show, lit = gr.Button("Show what speaks for the sentence", size="sm"), gr.HTML()
         gallery.select(on.choose, None, number, **PRIVATE)
         show.click(on.why, [sentence, count, number], lit, **PRIVATE)
-    search = {"fn": on.find, "inputs": [sentence, count], "outputs": [gallery, note]} | PRIVATE
+    search: dict[str, Any] = {"fn": on.find, "inputs": [sentence, count], "outputs": [gallery, note]} | PRIVATE
     gr.on([sentence.submit, count.release], **search)
     with examples:
         offer_examples(on, sentence, 4, search)
@@ -114,7 +114,7 @@ def photograph_tab(on: Handlers, page: gr.Blocks) -> None:
             sentences = gr.HTML('<p class="hint">Drop a photograph, or choose one from the gallery.</p>')
             gr.Markdown("### Similar photographs")
             gallery = tiles()
-    search = {
+    search: dict[str, Any] = {
         "fn": on.find_by_photograph,
         "inputs": [photograph, sentence, weight, count],
         "outputs": [sentences, gallery],
@@ -154,7 +154,7 @@ def labels_tab(on: Handlers, page: gr.Blocks) -> None:
                 list(TEMPLATES), value=TEMPLATES[1], label="Template, {} is the label", allow_custom_value=True
             )
             answer = gr.Label(label="Which label fits best", show_label=False, num_top_classes=10)
-    judge = {"fn": on.label, "inputs": [photograph, labels, template], "outputs": answer} | PRIVATE
+    judge: dict[str, Any] = {"fn": on.label, "inputs": [photograph, labels, template], "outputs": answer} | PRIVATE
     labels.submit(**judge)
     when_given(judge)
 
@@ -170,7 +170,7 @@ def compare_tab(on: Handlers) -> None:
                 note = gr.Markdown(elem_classes="note")
                 outputs += [tiles(3), note]
     count = gr.Slider(1, MAX_RESULTS, 9, step=1, label="Number of photographs")
-    compare = {"fn": on.find_by_both_models, "inputs": [sentence, count], "outputs": outputs} | PRIVATE
+    compare: dict[str, Any] = {"fn": on.find_by_both_models, "inputs": [sentence, count], "outputs": outputs} | PRIVATE
     gr.on([sentence.submit, count.release], **compare)
     with examples:
         offer_examples(on, sentence, 4, compare)

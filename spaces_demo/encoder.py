@@ -86,7 +86,7 @@ class PublishedModel:
         digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
         for name, tensor in self.model.state_dict().items():
             digest.update(name.encode())
-            digest.update(np.ascontiguousarray(tensor.cpu().float().numpy()))
+            digest.update(np.ascontiguousarray(tensor.cpu().float().numpy()).data)
         return digest.hexdigest()
 
     def facts(self) -> dict[str, Any]:

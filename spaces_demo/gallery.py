@@ -108,9 +108,10 @@ def open_galleries(source: Source, encoders: Sequence[PublishedModel], cache_dir
         cache_dir / f"embeds-{source.fingerprint}-{encoder.digest()}-{_FORMAT}.safetensors" for encoder in encoders
     ]
     album = _load_album(album_file)
-    embeds = [_load(file) for file in files]
-    missing = [number for number, found in enumerate(embeds) if found is None or album is None]
-    if missing:
+    loaded = [None if album is None else _load(file) for file in files]
+    embeds = {number: found for number, found in enumerate(loaded) if found is not None}
+    missing = [number for number in range(len(encoders)) if number not in embeds]
+    if album is None or missing:
         album, computed = _encode(source, [encoders[number] for number in missing])
         _save_album(album, album_file)
         for number, tensors in zip(missing, computed, strict=True):
@@ -120,8 +121,8 @@ def open_galleries(source: Source, encoders: Sequence[PublishedModel], cache_dir
     logger.info("gallery of %s photographs and %s sentences is ready after %.1f s (%s)", f"{len(album):,}",
                 f"{len(album.sentences):,}", seconds, "encoded" if missing else "from the cache")  # fmt: skip
     return [
-        Gallery(album, encoder, found["images"], found["sentences"])
-        for encoder, found in zip(encoders, embeds, strict=True)
+        Gallery(album, encoder, embeds[number]["images"], embeds[number]["sentences"])
+        for number, encoder in enumerate(encoders)
     ]
 
 

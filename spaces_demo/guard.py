@@ -167,7 +167,8 @@ def read_question(body: bytes) -> dict[str, Any]:
 
 def _judge_values(question: dict[str, Any]) -> None:
     """Limits the number of values and the nesting; numbers must be finite and text must be valid Unicode."""
-    count, waiting = 0, [(question, 0)]
+    count = 0
+    waiting: list[tuple[Any, int]] = [(question, 0)]
     while waiting:
         value, depth = waiting.pop()
         count += 1

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 import PIL.Image
@@ -19,7 +20,7 @@ SAMPLES = 6
 MAX_CAPTIONS = 8  # per photograph
 # Shared by all answers: the model handles one call at a time while the next image is decoded; more threads would only
 # slow each other down.
-SHARED_QUEUE = {"concurrency_id": "answers", "concurrency_limit": 2}
+SHARED_QUEUE: dict[str, Any] = {"concurrency_id": "answers", "concurrency_limit": 2}
 
 
 class Handlers:
@@ -36,7 +37,7 @@ class Handlers:
 
     def tiles(self, hits: Sequence[Hit], own: Sequence[Picture] = ()) -> Tiles:
         """Images with text: the score in the first line, then the captions, which are visible when enlarged."""
-        found = []
+        found: Tiles = []
         for hit in hits:
             if hit.is_own:
                 found.append((own[hit.row].thumbnail, f"{hit.score:.2f}\N{NO-BREAK SPACE}yours"))

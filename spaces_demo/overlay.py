@@ -32,7 +32,7 @@ def draw_relevance(
     left, top = box[0] * scale_x, box[1] * scale_y
     right, bottom = box[2] * scale_x, box[3] * scale_y
     span = float(cells.max() - cells.min()) or 1.0
-    light = PIL.Image.fromarray(np.uint8(255 * (cells - cells.min()) / span))
+    light = PIL.Image.fromarray((255 * (cells - cells.min()) / span).astype(np.uint8))
     place, shape = (round(left), round(top)), (max(1, round(right - left)), max(1, round(bottom - top)))
     mask = PIL.Image.new("L", small.size, 0)
     mask.paste(light.resize(shape, PIL.Image.Resampling.BILINEAR), place)

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection, Mapping
 from typing import Any
 
 import gradio as gr
@@ -51,7 +51,8 @@ class Page(gr.Blocks):
         inboxes = self._queue.pending_messages_per_session
         if session in inboxes:
             inboxes.move_to_end(session)
-        return len(self._queue.pending_event_ids_session.get(session, ())) < MAX_UNREAD
+        unread: Mapping[Any, Collection[str]] = self._queue.pending_event_ids_session
+        return len(unread.get(session, ())) < MAX_UNREAD
 
     def tidy(self) -> None:
         """Deletes old uploads, and entries about files and sessions that gradio would keep forever."""

@@ -85,7 +85,7 @@ def delete_old_uploads(seconds: float = SECONDS_TO_KEEP) -> None:
         _delete(entry, oldest)
 
 
-def _entries(folder: Path | os.DirEntry) -> Iterator[os.DirEntry]:
+def _entries(folder: Path | os.DirEntry[str]) -> Iterator[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
             yield from list(entries)

@@ -33,7 +33,7 @@ class Visitors:
     def pictures(self, session: str | None) -> list[Picture]:
         with self._lock:
             self._forget_old()
-            if session not in self._pictures:
+            if session is None or session not in self._pictures:
                 return []
             _, mine = self._pictures[session]
             self._keep(session, mine)
@@ -59,6 +59,8 @@ class Visitors:
 
     def forget(self, session: str | None) -> int:
         """Deletes the images of the visitor and returns their number."""
+        if session is None:
+            return 0
         with self._lock:
             return len(self._pictures.pop(session, (0, []))[1])
 

@@ -93,11 +93,18 @@ def test_nothing_unpickles():
         assert not forbidden.search(code), path
 
 
+def test_one_function_tells_of_old_names():
+    for path in CODE:
+        told = path.name == "deprecation.py" or "DeprecationWarning" not in path.read_text(encoding="utf-8")
+        assert told, f"{path}: call hf_vse.deprecation.deprecated"
+
+
 def test_importing_the_package_imports_no_torch():
     command = "import sys, hf_vse; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", command], check=False).returncode == 0
 
 
+@pytest.mark.filterwarnings("ignore:DualEncoder is now Encoder:DeprecationWarning")
 def test_public_names_exist():
     for name in hf_vse.__all__:
         assert getattr(hf_vse, name) is not None

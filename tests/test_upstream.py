@@ -5,6 +5,7 @@ Nothing else may be used: add a name only where there is no public one.
 
 import ast
 from functools import cache
+from inspect import signature
 from pathlib import Path
 
 import pytest
@@ -38,11 +39,15 @@ MODEL = {
     "_supports_sdpa": "attn_implementation reaches the towers",
 }
 PAGE = {"_queue": "the Space bounds the answers that gradio keeps for each visitor"}
+ARGUMENTS = {
+    "_frontend": "the Space starts without a request to its own page",
+    "_internal_call": "a model that is saved on the way to a push is not pushed by that",
+}
 NORMS = {"_BatchNorm": "frozen statistics: the norms of every number of dimensions are found by their base class"}
 LISTED = DATASET.keys() | TRAINER.keys() | MODEL.keys() | PAGE.keys() | NORMS.keys()
 QUEUE = ("pending_messages_per_session", "pending_event_ids_session")  # public in name, documented nowhere
 
-NOT_OF_A_LIBRARY = {"_replace", "_asdict", "_exit", "_ArgumentGroup"}  # of Python itself
+NOT_OF_A_LIBRARY = {"_replace", "_asdict", "_exit", "_ArgumentGroup", "_ActionsContainer"}  # of Python itself
 
 
 def missing(thing: object, names: dict[str, str]) -> list[str]:
@@ -63,6 +68,12 @@ def test_private_names_of_the_page_are_there():
     page.queue()
     assert not missing(page, PAGE)
     assert not missing(page._queue, dict.fromkeys(QUEUE, PAGE["_queue"]))
+
+
+def test_private_arguments_are_there():
+    assert "_internal_call" in signature(Trainer.save_model).parameters, ARGUMENTS["_internal_call"]
+    launch = pytest.importorskip("gradio").Blocks.launch
+    assert "_frontend" in signature(launch).parameters, ARGUMENTS["_frontend"]
 
 
 @cache
@@ -99,6 +110,21 @@ def private_names_of_others() -> set[str]:
             of_parent = isinstance(node.value, ast.Call) and ast.unparse(node.value).startswith("super(")
             used.add((node.attr, of_parent))
     return {name for name, of_parent in used if of_parent or name not in defined} - NOT_OF_A_LIBRARY
+
+
+def test_private_arguments_that_are_given_are_listed():
+    """As keywords, or as the keys of a dictionary, which may be passed on."""
+    given = {node.arg for node in code() if isinstance(node, ast.keyword) and is_private(node.arg or "")}
+    keys = [key for node in code() if isinstance(node, ast.Dict) for key in node.keys if isinstance(key, ast.Constant)]
+    given |= {key.value for key in keys if isinstance(key.value, str) and is_private(key.value)}
+    assert given - {"_name_or_path", "_type", "_1k_folds"} == ARGUMENTS.keys()  # those three are names in files
+
+
+def test_private_modules_and_names_are_not_imported():
+    imported = [node for node in code() if isinstance(node, ast.ImportFrom | ast.Import)]
+    names = {part for node in imported for alias in node.names for part in alias.name.split(".")}
+    names |= {part for node in imported if isinstance(node, ast.ImportFrom) for part in (node.module or "").split(".")}
+    assert not set(filter(is_private, names))
 
 
 def test_private_names_that_are_used_are_listed():

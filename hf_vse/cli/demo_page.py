@@ -75,7 +75,7 @@ class LocalModel:
         return relevance(self.encoder, image, sentence)
 
     def digest(self) -> str:
-        return self.encoder.digest
+        return str(self.encoder.digest)
 
     def facts(self) -> dict[str, Any]:
         known = self.encoder.facts()
@@ -115,11 +115,13 @@ def add_places(on: Handlers, page: Page, things: dict[str, Any] | None = None) -
     if things is not None:
         asked, gallery = things.pop("asked"), things.pop("gallery")
         if asked or labelled_gallery(gallery):
-            add_things_tab(on, page, on.main.encoder.with_encoder(partial(open_things, gallery=gallery, **things)))
+            model: Any = on.main.encoder  # a `LocalModel`
+            add_things_tab(on, page, model.with_encoder(partial(open_things, gallery=gallery, **things)))
 
 
 if __name__ == "__main__":
     logging.getLogger("hf_vse").setLevel(logging.INFO)
     with one_line_errors():
         given = json.loads(sys.argv[1])
-        app.main(partial(LocalModel, **given["model"]), partial(add_places, **given["places"]))
+        load: Any = partial(LocalModel, **given["model"])  # which answers as a `PublishedModel` does
+        app.main(load, partial(add_places, **given["places"]))

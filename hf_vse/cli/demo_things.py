@@ -70,7 +70,7 @@ class Recognition:
         """HTML of the photographs of a thing, the nearest first, each with its score and its name."""
         views = self.things.views
         rows = np.flatnonzero((self.things.owner == thing) & self.things.photographs)
-        scores = views.embeds[rows] @ query
+        scores = views.vectors_of_all[rows] @ query
         figures = ""
         for place in np.argsort(-scores, kind="stable")[:count]:
             row = int(rows[place])
@@ -128,13 +128,12 @@ def open_things(
 ) -> Recognition:
     """The things of a gallery and their threshold; arguments as of `hf-vse identify`."""
     records = read_records(gallery)
-    known = None if labelled is None else read_records(labelled)
-    for each in filter(None, (records, known)):
+    photographs = None if labelled is None else read_records(labelled)
+    for each in filter(None, (records, photographs)):
         labels_of(each, label)  # what is wrong is said before anything is encoded
     options = {"stores": kept_vectors(encoder, cache() / "vectors")}
     things = embed_things(records, encoder, image_weight, label=label, label_is_text=label_is_text, **options)
-    if known is not None:
-        known = known_photographs(things, known, encoder, label, **options)
+    known = None if photographs is None else known_photographs(things, photographs, encoder, label, **options)
     chosen = choose_threshold(things, known, threshold=threshold, false_accept_rate=false_accept_rate)
     return Recognition(things, chosen)
 

@@ -235,12 +235,12 @@ def write_outputs(
         write_json(output, evaluation.document)
         return output
 
-    def page() -> Path:
+    def page(path: Path) -> Path:
         from hf_vse.report.page import write_report
 
-        return write_report(report, evaluation.judgements, evaluation.document, evaluation.images, encoders())
+        return write_report(path, evaluation.judgements, evaluation.document, evaluation.images, encoders())
 
     attempt("numbers", "the numbers", numbers)
     if report is not None:
-        attempt("report", "the report", page)
+        attempt("report", "the report", lambda: page(report))
     return lines, "; ".join(refused)

@@ -66,12 +66,14 @@ def load_tower(arguments: argparse.Namespace) -> tuple[Any, Any]:
     """A model with the chosen image tower, on the accelerator if there is one, and its image processor."""
     import torch
 
+    from hf_vse.embed.adapters.vse import VSEEncoder
     from hf_vse.embed.load import load_encoder
 
     if arguments.model is not None:
         encoder = load_encoder(arguments.model, kind="vse")
         if not encoder.reads_images:
             raise ValueError(f"--model {arguments.model} was trained on precomputed features and has no image tower")
+        assert isinstance(encoder, VSEEncoder)
         return encoder.model, encoder.processor.image_processor
     from hf_vse.training.build import build_image_side
     from hf_vse.training.settings import ModelArguments

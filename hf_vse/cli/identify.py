@@ -106,14 +106,15 @@ def run(arguments: argparse.Namespace) -> Result:
         check_output_folder("--embeddings", arguments.embeddings)
     photos = photographs_of(arguments.photos)
     records = read_records(arguments.gallery, arguments.name, arguments.text)
-    known = None if arguments.labelled is None else read_records(arguments.labelled, arguments.name)
-    for each in filter(None, (records, known)):
+    labelled = None if arguments.labelled is None else read_records(arguments.labelled, arguments.name)
+    for each in filter(None, (records, labelled)):
         labels_of(each, arguments.label)  # what is wrong is said before the model is loaded
     encoder, options = encoding_of([records], arguments)
     of_things = {"label": arguments.label, "label_is_text": arguments.label_is_text}
     things = embed_things(records, encoder, arguments.image_weight, **of_things, **options)
-    if known is not None:
-        known = known_photographs(things, known, encoder, arguments.label, **options)
+    known = None
+    if labelled is not None:
+        known = known_photographs(things, labelled, encoder, arguments.label, **options)
     stated = {name: getattr(arguments, name) for name in ("threshold", "false_accept_rate")}
     chosen = choose_threshold(things, known, **stated)
     embeds, unreadable = vectors_of(photos, encoder, options)
@@ -158,7 +159,7 @@ def vectors_of(photos: Sequence[str], encoder: Any, options: dict[str, Any]) -> 
     how = {name: options[name] for name in ("batch_size", "num_workers", "progress")}
     found = encode_images(encoder, [{IMAGE: photo} for photo in photos], **how)
     readable = found.readable.numpy()
-    return found.embeds.numpy()[readable], [photos[row] for row in np.flatnonzero(~readable)]
+    return found.embeds.numpy()[readable], [photos[row] for row in np.flatnonzero(~readable).tolist()]
 
 
 def identified_lines(photos: Sequence[str], things: "Things", found: "Identified") -> list[dict[str, Any]]:

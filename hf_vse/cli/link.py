@@ -19,7 +19,7 @@ from hf_vse.cli.index import KINDS
 
 if TYPE_CHECKING:
     from hf_vse.link.records import Records
-    from hf_vse.link.run import Linkage
+    from hf_vse.link.run import Linkage, Mode
 
 DESCRIPTION = """Finds which records of two catalogues are the same thing (product, firm, work of art), or the
 duplicates in one. A record is a photograph, a text, or both: its vector is the weighted sum of theirs. A catalogue is
@@ -153,7 +153,7 @@ def run(arguments: argparse.Namespace) -> Result:
     found = encoded(catalogues, arguments)
     known = [rows_by_name(each) for each in (found * 2)[:2]]
     pairs = () if arguments.labels is None else read_labels(arguments.labels, *known)
-    mode = "clusters" if arguments.b is None else "one_to_many" if arguments.one_to_many else "one_to_one"
+    mode: Mode = "clusters" if arguments.b is None else "one_to_many" if arguments.one_to_many else "one_to_one"
     options = {name: getattr(arguments, name) for name in ("threshold", "false_accept_rate", "block", "assignment")}
     options |= {"strings": arguments.strings, "kind": arguments.kind, "progress": not arguments.quiet}
     linkage = link_records(*found, mode=mode, pairs=pairs, **options)
@@ -254,7 +254,8 @@ def draw_doubtful(linkage: "Linkage", path: Path) -> None:
     for row in least_certain(linkage, DOUBTFUL).tolist():
         link = shown(linkage.others, int(linkage.links[row]), float(linkage.scores[row]))
         runner_up = shown(linkage.others, int(linkage.runners_up[row]), float(linkage.runner_up_scores[row]))
-        rows.append((shown(linkage.asking, row), link, runner_up))
+        if asking := shown(linkage.asking, row):
+            rows.append((asking, link, runner_up))
     if not rows:
         raise ValueError("there is no link to draw: no record has a candidate")
     with whole_file(path) as unfinished:

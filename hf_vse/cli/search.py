@@ -124,7 +124,7 @@ def answer(gallery: Any, encoder: Any, sentences: list[str], arguments: argparse
         ({"text": sentence} if sentence else {})
         | image
         | {"results": [{"score": round(float(s), 4), "item": item} for s, item in zip(of, found, strict=True)]}
-        for sentence, of, found in zip(sentences or [None], scores, items, strict=True)
+        for sentence, of, found in zip(sentences or [""], scores, items, strict=True)
     ]
 
 

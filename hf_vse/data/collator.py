@@ -29,7 +29,7 @@ from hf_vse.model.processing_vse import VSEFeatureProcessor, VSEProcessor
 
 TEXT_INPUTS = ("input_ids", "attention_mask", "text_features")  # of a model, in a batch
 REMEMBERED_CAPTIONS = 1_000_000  # about 150 MB
-Generators = list[np.random.Generator | None]
+Generators = list[Any]  # np.random.Generator, all None where nothing is left to chance
 
 
 class VSECollator:
@@ -78,9 +78,9 @@ class VSECollator:
             kept, batch = self.pixels([item[IMAGE] for item in items], draws)
         elif IMAGE_STATES in items[0]:
             states = torch.from_numpy(np.stack([item[IMAGE_STATES] for item in items]))
-            kept, batch = range(len(items)), {IMAGE_STATES: states}
+            kept, batch = list(range(len(items))), {IMAGE_STATES: states}
         else:
-            kept, batch = range(len(items)), self.features(items, draws)
+            kept, batch = list(range(len(items))), self.features(items, draws)
         if IMAGE_ID in items[0]:
             batch["image_ids"] = torch.tensor([items[place][IMAGE_ID] for place in kept])
         if TEACHER_IMAGES in items[0]:

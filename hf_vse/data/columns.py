@@ -124,7 +124,7 @@ def check_image_type(name: str, feature: Any) -> None:
 
 
 def _field(row: Mapping[str, Any], name: str | None) -> Any:
-    if name in row:
+    if name is not None and name in row:
         return row[name]
     nested = row.get("json")
     return nested.get(name) if isinstance(nested, Mapping) else None
@@ -201,8 +201,9 @@ def to_pairs(
         if divide:
             raise ValueError("a column 'split' divides this data set, which streaming cannot do: use streaming=False")
         fields = other_fields(first.features, layout, divided=False)
-        options = {"layout": layout, "where": where, "max_captions": max_captions, "fields": fields}
-        return IterableDatasetDict({name: _stream(part, **options) for name, part in parts.items()})
+        options: dict[str, Any] = {"where": where, "max_captions": max_captions}
+        streams = {name: _stream(part, layout, fields, **options) for name, part in parts.items()}
+        return IterableDatasetDict(streams)
     fields = other_fields(first.features, layout, divide)
     splits: dict[str, Dataset] = {}
     for name, part in parts.items():
@@ -348,7 +349,7 @@ def _assemble(beside: list[Dataset], rows: Sequence[RowText], max_captions: int 
     texts = Dataset.from_dict(columns, features=Features(TEXT_FEATURES))
     images, *fields = [each for each in beside if each.column_names]
     pairs = datasets.concatenate_datasets([images, texts, *fields], axis=1)
-    kept: dict[str, list[int]] = {}
+    kept: dict[Any, list[int]] = {}
     for number, row in enumerate(rows):
         if row.captions:
             kept.setdefault(row.split, []).append(number)

@@ -115,7 +115,7 @@ def item_key(value: Any) -> str:
         array = np.ascontiguousarray(value)
         mode = value.mode if isinstance(value, Image.Image) else ""
         digest.update(f"{mode} {array.shape} {array.dtype}".encode())
-        digest.update(array.view(np.uint8).reshape(-1))
+        digest.update(array.view(np.uint8).reshape(-1).data)
     return digest.hexdigest()
 
 

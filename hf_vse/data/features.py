@@ -182,7 +182,7 @@ def stored_field(field: pa.Field, files: list[dict]) -> pa.Field:
 
 def stored_chunks(name: str, files: list[dict]) -> list[pa.Array | np.ndarray]:
     """The chunks of a column, memory-mapped from its files."""
-    chunks = []
+    chunks: list[pa.Array | np.ndarray] = []
     for file in files:
         if "shape" in file:
             chunks.append(np.memmap(file["path"], file["dtype"], "r", file["offset"], tuple(file["shape"])))

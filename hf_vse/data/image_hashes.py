@@ -81,7 +81,7 @@ def image_hashes(split: Dataset, cache: Path | None = None) -> np.ndarray:
             known = kept.read(keys)
             new = [place for place, key in enumerate(keys) if key not in known]
             hashes = dict(zip(new, pool.map(hash_of, [values[place] for place in new]), strict=True))
-            kept.write({keys[place]: each for place, each in hashes.items() if keys[place] is not None})
+            kept.write({key: each for place, each in hashes.items() if (key := keys[place]) is not None})
             for place, key in enumerate(keys):
                 found[start + place] = hashes[place] if place in hashes else known[key]
             bar.update(len(values))

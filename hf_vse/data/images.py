@@ -68,7 +68,7 @@ def _why_broken(value: str | Path | pa.Buffer) -> str | None:
             if size == 0:
                 return "0 bytes"
             file.seek(0)
-            end_mark = _END_MARKS.get(open_image(file).format)
+            end_mark = _END_MARKS.get(open_image(file).format or "")
             file.seek(max(0, size - _TAIL_BYTES))
             if end_mark is not None and end_mark in file.read():
                 return None
@@ -91,7 +91,7 @@ def why_unreadable(value: Any) -> str | None:
     return None
 
 
-def check_broken_share(broken: Mapping[str | Path, str], total: int, max_share: float) -> None:
+def check_broken_share(broken: Mapping[str, str] | Mapping[str | Path, str], total: int, max_share: float) -> None:
     """Warns in one line that the files in `broken` (file -> reason) are left out.
 
     Raises:
@@ -127,9 +127,9 @@ def find_broken_rows(images: Dataset, max_share: float) -> dict[int, str]:
     values: dict[str, str | pa.Buffer] = {}
     broken: dict[str | Path, str] = {}
     for row, (path, content) in enumerate(stored_images(images)):
-        is_file = path is not None and content is None and "://" not in path
-        names.append(path if is_file else f"row {row}")
-        if is_file or content is not None:
+        file = path if path is not None and content is None and "://" not in path else None
+        names.append(f"row {row}" if file is None else file)
+        if file is not None or content is not None:
             values[names[-1]] = path if content is None else content
         elif path is None:
             broken[names[-1]] = "no image"

@@ -13,7 +13,7 @@ import lzma
 import os
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ HUB_DATASETS: dict[str, tuple[str, str | None]] = {
 }
 
 _SPLITS = {"train": "train", "restval": "train", "val": "validation", "test": "test"}
-_READERS = {".json": open, ".gz": gzip.open, ".xz": lzma.open}
+_READERS: dict[str, Callable[..., Any]] = {".json": open, ".gz": gzip.open, ".xz": lzma.open}
 _NO_SPLIT_FILE = "is not a Karpathy split JSON with a list 'images'"
 # Where the images lie in the archives as they are distributed. COCO's own `filepath` is tried besides these.
 _IMAGE_FOLDERS = (
@@ -228,7 +228,7 @@ def _inside(name: Any, field: str, folder: Path) -> str:
 def _sound_images(data_dir: Path, entries: Sequence[Entry], max_broken_share: float, check: bool) -> dict[int, str]:
     """row -> path of the existing images; if `check`, without broken ones."""
     found = _find_images(data_dir, entries)
-    missing = {f"{entry.filename}": "not found" for entry in entries if entry.row not in found}
+    missing: dict[str | Path, str] = {str(each.filename): "not found" for each in entries if each.row not in found}
     broken = find_broken_images(found.values()) if check else {}
     check_broken_share(missing | broken, len(entries), max_broken_share)
     if twice := [path for path, times in Counter(found.values()).items() if times > 1]:

@@ -42,8 +42,8 @@ def sentences_of(text: str) -> list[str]:
 
     def ends(match: re.Match) -> bool:
         before, following = text[max(0, match.end() - AS_FAR_BACK) : match.end()], text[match.end() : match.end() + 1]
-        shortened = INITIAL.search(before) or SHORTENED.search(before)
-        shortened = shortened or (following.isdigit() and SHORTENED_BEFORE_NUMBER.search(before))
+        patterns = [INITIAL, SHORTENED, *([SHORTENED_BEFORE_NUMBER] if following.isdigit() else [])]
+        shortened = any(pattern.search(before) for pattern in patterns)
         return "\n" in match[0] or not (following.islower() or shortened)
 
     return divided(text, [match.end() for match in SENTENCE_END.finditer(text) if ends(match)])

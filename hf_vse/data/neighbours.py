@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hf_vse.data.features import unit_rows
+from hf_vse.data.features import FeatureRows, unit_rows
 
 AT_ONCE = 1024  # rows of the matrix of similarities that are held
 
@@ -55,6 +55,6 @@ def grouped(near: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray
     return np.unique(groups, return_inverse=True)[1]
 
 
-def vectors_of_images(features: Sequence[np.ndarray], rows: int) -> np.ndarray:
+def vectors_of_images(features: Sequence[np.ndarray] | FeatureRows, rows: int) -> np.ndarray:
     """The mean of the unit vectors of each image's captions: (rows, dim)."""
     return np.stack([unit_rows(np.asarray(features[row], dtype=np.float32)).mean(axis=0) for row in range(rows)])

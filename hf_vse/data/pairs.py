@@ -125,7 +125,7 @@ class PairDataset(TorchDataset):
         ]
         self.pieces = pieces or {}
         for row, captions in enumerate(self.captions if self.texts is not None else ()):
-            if len(self.texts[row]) != len(in_pieces(captions, self.pieces)):
+            if self.texts is not None and len(self.texts[row]) != len(in_pieces(captions, self.pieces)):
                 raise ValueError(f"caption_features of row {row} are not those of its captions: compute them again")
         self.epoch = 0
 
@@ -156,10 +156,12 @@ class PairDataset(TorchDataset):
             item[self.source] = self.views[draw % len(self.views)][row]
         if self.teachers[0]:
             item[TEACHER_IMAGES] = side_by_side([of_teacher[row] for of_teacher in self.teachers[0]])
-        several = isinstance(caption, tuple)
-        if not several and self.foils is None:
+        if isinstance(caption, tuple):
+            captions, seeds = caption, seeds_of_texts(draw, len(caption))
+        elif self.foils is None:
             return item | self.text(row, caption, int(draw))
-        captions, seeds = (caption, seeds_of_texts(draw, len(caption))) if several else ((caption,), [int(draw)])
+        else:
+            captions, seeds = (caption,), [int(draw)]
         texts = [self.text(row, *each) for each in zip(captions, seeds, strict=True)]
         if self.foils is not None:
             texts += [self.foil(row, *each) for each in zip(captions, seeds, strict=True)]
@@ -182,6 +184,7 @@ class PairDataset(TorchDataset):
 
     def foil(self, row: int, caption: int, draw: int) -> dict[str, Any]:
         """The foil of a caption; what `text` gives where there is none, or where the caption is read in pieces."""
+        assert self.foils is not None  # nobody asks for them otherwise
         text, whole, foil = self.text(row, caption, draw), self.captions[row][caption], self.foils[row][caption]
         if foil == whole or whole in self.pieces:
             return text

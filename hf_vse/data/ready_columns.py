@@ -34,7 +34,7 @@ def ready_texts(
     features = part.features
     if part._indices is not None or features.get(captions) != List(Value("string")):
         return None
-    if features.get(image_id) != Value("int64") or part.data.column(image_id).null_count:
+    if image_id is None or features.get(image_id) != Value("int64") or part.data.column(image_id).null_count:
         return None
     column = part.data.column(captions)
     counts = pc.list_value_length(column)

@@ -126,7 +126,9 @@ def write_catalogues(
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
-    parts = {name: str(folder / file) for name, file in (("a", "a"), ("b", "b"), ("pairs", "pairs.csv"))}
+    parts: dict[str, Any] = {
+        name: str(folder / file) for name, file in (("a", "a"), ("b", "b"), ("pairs", "pairs.csv"))
+    }
     parts |= {"duplicates": str(folder / "duplicates.csv"), "records": [len(first), len(second)]}
     return parts | ({"train": str(folder / "train"), "training_records": len(further)} if training else {})
 

@@ -21,11 +21,13 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b, sha256
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 logger = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
 
 IMAGE = "image"
 IMAGE_FEATURES = "image_features"
@@ -74,7 +76,7 @@ def report_repeated(where: str, captions: Iterable[Sequence[str]], image_ids: Se
         )
 
 
-def flatten_captions(captions: Sequence[Sequence[str]]) -> tuple[list[str], np.ndarray]:
+def flatten_captions(captions: Sequence[Sequence[Item]]) -> tuple[list[Item], np.ndarray]:
     """All captions in one list, and the row of the image for each caption.
 
     Args:

@@ -66,13 +66,13 @@ def find_shards(pattern: str) -> Shards:
         paths |= dict.fromkeys(sorted(fs.glob(path)) if re.search(r"[*?\[]", path) else [path])
     with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
         identities = list(pool.map(partial(identity_of, fs), paths))
-    missing = [path for path, identity in zip(paths, identities, strict=True) if identity is None]
+    known = {path: each for path, each in zip(paths, identities, strict=True) if each is not None}
+    missing = [path for path in paths if path not in known]
     if missing or not paths:
         what = f"{len(missing):,} of {len(paths):,} shards are missing, the first is {missing[0]}" if missing else ""
         raise FileNotFoundError(f"{pattern}: {what or 'no shard is there'}; name those that there are")
     local = "://" not in pattern
-    named = zip(paths, identities, strict=True)
-    found = [(path[len(root_path) :].lstrip("/"), path, identity) for path, identity in named]
+    found = [(path[len(root_path) :].lstrip("/"), path, known[path]) for path in paths]
     urls = [path if local else fs.unstrip_protocol(path) for _, path, _ in found]
     return Shards(root, [Shard(name, url, identity) for (name, _, identity), url in zip(found, urls, strict=True)])
 
@@ -144,7 +144,7 @@ def read_shard(
             image = {"bytes": image, "path": None} if isinstance(image, bytes) else image
             check_content(image, shard, layout.image)
         member = number if kind == "parquet" else f"{row['__key__']}.{layout.image}"
-        item = {"file": f"{shard.name}/{member}"}
+        item: dict[str, Any] = {"file": f"{shard.name}/{member}"}
         item |= {own: field_value(row.get(name, inner.get(name)), type_) for name, (own, type_) in fields.items()}
         text = read_row(row, layout)
         if text.image_id is not None:

@@ -97,25 +97,28 @@ def load_pairs(
     given |= dict(num_train=num_train, num_eval=num_eval, seed=seed, difficulty=difficulty, image_size=image_size)
     given = {name: value for name, value in given.items() if value is not None}
     kind, path = _resolve(source, data_dir or (split_file and Path(split_file).parent))
-    _check_options(source, kind, given if restval else [*given, "restval"])
+    _check_options(source, kind, list(given) if restval else [*given, "restval"])
     checks: dict[str, Any] = dict(max_broken_share=max_broken_share, check_images=check_images)
     if kind == "scenes":
         return load_scenes(**given, cache_dir=cache_dir)
+    of_tables = checks | dict(
+        image_column=image_column, caption_column=caption_column, places=_places(path, cache_dir)
+    )
+    reading: dict[str, Any] = dict(streaming=streaming, cache_dir=cache_dir and str(cache_dir))
+    if path is None:  # of the Hub
+        with clear_errors(source):
+            official = source in HUB_DATASETS
+            loaded = load_from_hub(source, revision, data_dir, **reading)
+            pairs = to_pairs(loaded, max_captions=CAPTIONS_PER_IMAGE if official else None, **of_tables)
+            if official and isinstance(pairs, DatasetDict):  # the sizes of a stream are unknown
+                report_official_sizes(source, {split: [len(c) for c in pairs[split][CAPTIONS]] for split in pairs})
+            return pairs
     if kind == "karpathy":
         return load_karpathy(source, path, split_file=split_file, features=features, restval=restval, **checks)
     if kind == "precomp":
         return load_precomp(path)
-    checks |= dict(image_column=image_column, caption_column=caption_column, places=_places(path, cache_dir))
-    reading: dict[str, Any] = dict(streaming=streaming, cache_dir=cache_dir and str(cache_dir))
-    with clear_errors(path or source):
-        if kind == "hub":
-            official = source in HUB_DATASETS
-            loaded = load_from_hub(source, revision, data_dir, **reading)
-            pairs = to_pairs(loaded, max_captions=CAPTIONS_PER_IMAGE if official else None, **checks)
-            if official and isinstance(pairs, DatasetDict):  # the sizes of a stream are unknown
-                report_official_sizes(source, {split: [len(c) for c in pairs[split][CAPTIONS]] for split in pairs})
-            return pairs
-        return to_pairs(_load_files(kind, path, **reading), root=path, **checks)
+    with clear_errors(path):
+        return to_pairs(_load_files(kind, path, **reading), root=path, **of_tables)
 
 
 def _places(path: Path | None, cache_dir: str | Path | None) -> list[Path]:
@@ -206,7 +209,7 @@ def _check_options(source: str, kind: str, given: Sequence[str]) -> None:
 
 
 def _load_files(kind: str, path: Path, **options: Any) -> Dataset | DatasetDict | IterableDatasetDict:
-    files = _data_files(path, FILE_SUFFIXES[kind]) if kind in FILE_SUFFIXES else None
+    files = _data_files(path, FILE_SUFFIXES[kind]) if kind in FILE_SUFFIXES else {}
     if kind == "imagefolder":
         check_image_folder(path)
     if kind == "json":
@@ -214,9 +217,9 @@ def _load_files(kind: str, path: Path, **options: Any) -> Dataset | DatasetDict 
     try:
         if kind == "saved":
             return datasets.load_from_disk(str(path))
-        if files is None:
-            return datasets.load_dataset(kind, data_dir=str(path), **options)
-        return datasets.load_dataset(kind, data_files=files, **options)
+        if files:
+            return datasets.load_dataset(kind, data_files=files, **options)
+        return datasets.load_dataset(kind, data_dir=str(path), **options)
     except Exception as error:  # builders raise many types and wrap them
         reason = (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"cannot read {path} as {kind}: {reason:.200}") from error

@@ -118,7 +118,7 @@ class DataSpec:
         known = recorded(Path(model)) or cls()
         given = {name: value for name, value in given.items() if value is not None}
         if source is not None and not is_same(source, known.source):
-            others = {"fingerprint": None, "near_duplicates": "none", "group_column": None}
+            others: dict[str, Any] = {"fingerprint": None, "near_duplicates": "none", "group_column": None}
             known = replace(known, source=source, options={}, revision=None, **others)
         options = {name: value for name, value in known.options.items() if name != "streaming"} | given
         revision = options.pop("revision", known.revision)
@@ -230,7 +230,8 @@ def recorded(folder: Path) -> DataSpec | None:
     else:
         return None
     for name in ("metrics", "validation"):
-        values = values.get(name) if isinstance(values.get(name), dict) else {}
+        inner = values.get(name)
+        values = inner if isinstance(inner, dict) else {}
     fingerprint = values.get("fingerprint")
     return replace(spec, fingerprint=fingerprint if isinstance(fingerprint, str) else None)
 

@@ -46,7 +46,7 @@ def random_box(
         ratio = math.exp(rng.uniform(low, high))
         box_width, box_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < box_width <= width and 0 < box_height <= height:
-            left, top = rng.integers(width - box_width + 1), rng.integers(height - box_height + 1)
+            left, top = int(rng.integers(width - box_width + 1)), int(rng.integers(height - box_height + 1))
             return left, top, left + box_width, top + box_height
     return 0, 0, width, height
 

@@ -1,7 +1,7 @@
 """Runs a tower over batches of readable images and over batches of sentences of similar length."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -16,7 +16,9 @@ from hf_vse.data.images import BrokenImages
 from hf_vse.data.schema import IMAGE
 from hf_vse.model.modeling_vse import VSEModel
 
-Images = Dataset | Sequence[Mapping[str, Any]]  # rows with the one column `image`, see `decode_image`, or of features
+Images: TypeAlias = (
+    Dataset | Sequence[Mapping[str, Any]]
+)  # rows with the one column `image`, see `decode_image`, or of features
 
 
 class ReadableBatch:
@@ -64,7 +66,7 @@ def readable_batches(
     """
     from_pixels = len(images) > 0 and IMAGE in images[0]
     yield from DataLoader(
-        images,
+        cast(Any, images),  # torch asks for its own class, and reads anything with a length and rows
         batch_size=batch_size,
         collate_fn=ReadableBatch(prepare, from_pixels, needed),
         num_workers=num_workers if from_pixels else 0,  # of arrays there is nothing to decode
@@ -91,7 +93,7 @@ def image_batches(
         places: of the images that are wanted.
         title: of the progress bar; None: no bar.
     """
-    chosen = images if len(places) == len(images) else Subset(images, list(places))
+    chosen: Any = images if len(places) == len(images) else Subset(cast(Any, images), list(places))
     done, spare = 0, None
     with progress_bar(len(images), len(places), title) as bar:
         for readable, ready in readable_batches(chosen, prepare, batch_size, num_workers, needed):

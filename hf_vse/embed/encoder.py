@@ -54,6 +54,7 @@ class Encoder:
             larger one is not held whole; None where it is not known.
     """
 
+    # Values, because that is what most classes know; an adapter that has to compute one overrides it by a property.
     name: str = "unnamed model"
     place: str | None = None
     kind: str = "python"
@@ -134,6 +135,7 @@ class Encoder:
             raise ValueError(f"image_weight must lie between 0 and 1, got {image_weight}")
         of_image = None if image is None else self.image_query(image)
         if text is None:
+            assert of_image is not None  # one of the two is given
             return of_image
         sentences = [text] if isinstance(text, str) else list(text)
         if not sentences or not all(sentence.strip() for sentence in sentences):
@@ -163,7 +165,7 @@ class NetworkEncoder(Encoder):
     model: nn.Module
 
     @property
-    def dtype(self) -> str:
+    def dtype(self) -> str:  # type: ignore[override]
         return str(next(self.model.parameters()).dtype).removeprefix("torch.")
 
     def facts(self) -> dict[str, Any]:

@@ -165,6 +165,8 @@ def module_of_file(path: Path) -> Any:
     if beside not in sys.path:
         sys.path.append(beside)
     spec = importlib.util.spec_from_file_location(f"hf_vse_encoder_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise OSError(f"{path} is no file of Python; write FILE.py:CLASS")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)

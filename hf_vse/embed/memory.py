@@ -47,4 +47,4 @@ def channels_last(model: nn.Module) -> None:
     convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
     if len(convolutions) > 1:
         for module in convolutions:
-            module.to(memory_format=torch.channels_last)
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # documented, but not typed

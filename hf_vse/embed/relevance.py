@@ -54,7 +54,8 @@ def relevance(encoder: Any, image: PIL.Image.Image, text: str) -> Relevance:
     Raises:
         ValueError: the model does not pool its vectors from cells, or its image processor is not understood.
     """
-    model, image = getattr(encoder, "model", None), image.convert("RGB")
+    model: Any = getattr(encoder, "model", None)
+    image = image.convert("RGB")
     if reason := why_no_cells(model):
         raise ValueError(f"{getattr(encoder, 'name', 'the model')} does not show where: {reason}")
     box = seen_box(encoder.processor.image_processor.to_dict(), *image.size)
@@ -72,7 +73,7 @@ def relevance(encoder: Any, image: PIL.Image.Image, text: str) -> Relevance:
 
 def why_no_cells(model: Any) -> str | None:
     """Why a model pools no vectors from a grid of cells, in a few words; None where it does."""
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     if getattr(config, "model_type", None) != "vse":
         return "only models of hf_vse pool their vectors from a grid of cells"
     if config.dual_encoder_config is not None:

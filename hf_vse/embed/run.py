@@ -46,9 +46,10 @@ def encode_images(
         keys: name the contents of the images in the store; default: digests of them.
     """
     check_readable(encoder, images[0])
-    if store is not None and keys is None:
-        keys = [item_key(next(iter(row.values()))) for row in images]
-    places = range(len(images)) if store is None else store.missing(keys)
+    places: Sequence[int] = range(len(images))
+    if store is not None:
+        keys = [item_key(next(iter(row.values()))) for row in images] if keys is None else keys
+        places = store.missing(keys)
     batches = image_batches(
         lambda ready, count: unit(encoder.encode_images(ready), count, encoder),
         images,
@@ -76,7 +77,7 @@ def encode_texts(
     Args:
         store: keeps the vectors of this encoder.
     """
-    keys = None if store is None else [item_key(text.encode("utf-8", "surrogatepass")) for text in texts]
+    keys = [] if store is None else [item_key(text.encode("utf-8", "surrogatepass")) for text in texts]
     batches = text_batches(
         lambda batch: unit(encoder.encode_texts(batch), len(batch), encoder),
         texts,
@@ -89,7 +90,7 @@ def encode_texts(
 
 def kept(batches: Batches, store: Store | None, keys: Sequence[str] | None, encoder: "Encoder") -> Batches:
     """The batches; with a store they are written to it first, and all its rows for the keys are read."""
-    if store is None:
+    if store is None or keys is None:
         return batches
     store.fill(keys, batches, encoder.name)
     return store.read(keys)

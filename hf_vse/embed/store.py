@@ -36,7 +36,7 @@ OWN_FILE = re.compile(r"described\.json|\.described\.\d+\.json|\.?[0-9a-f]{16}\.
 SHARD = 1024  # items
 SECONDS = 60.0  # after which a shard is written with fewer items, so that a kill costs little of a slow run
 
-Batches = Iterable[tuple[Sequence[int], np.ndarray]]  # places of items, and a row for each: (items, ...)
+Batches = Iterable[tuple[Sequence[int] | np.ndarray, np.ndarray]]  # places of items, and a row for each: (items, ...)
 
 
 class Store:
@@ -50,7 +50,7 @@ class Store:
     def __init__(self, folder: str | Path, described: str = ""):
         self.folder = Path(folder)
         self.described = described
-        self.known: dict[str, tuple[np.ndarray, int]] = {}
+        self.known: dict[str, tuple[Any, int]] = {}
         self.seen: set[tuple[Path, int]] = set()
 
     @classmethod
@@ -94,8 +94,8 @@ class Store:
         self.seen |= there
         return self.known
 
-    def add(self, keys: Sequence[str], rows: np.ndarray) -> None:
-        """Knows these rows as well, which lie elsewhere."""
+    def add(self, keys: Sequence[str], rows: Any) -> None:
+        """Knows these rows as well, an array or what is read like one, which lie elsewhere."""
         self.known |= {key: (rows, place) for place, key in enumerate(keys)}
 
     def fill(self, keys: Sequence[str], batches: Batches, made_by: str) -> None:
@@ -109,7 +109,7 @@ class Store:
         Raises:
             ValueError: a row that is not a number.
         """
-        pending: list[tuple[Sequence[int], np.ndarray]] = []
+        pending: list[tuple[Sequence[int] | np.ndarray, np.ndarray]] = []
         begun = time.monotonic()
         try:
             for places, rows in batches:
@@ -122,7 +122,7 @@ class Store:
         finally:
             self.write_batches(keys, pending)
 
-    def write_batches(self, keys: Sequence[str], batches: list[tuple[Sequence[int], np.ndarray]]) -> None:
+    def write_batches(self, keys: Sequence[str], batches: list[tuple[Sequence[int] | np.ndarray, np.ndarray]]) -> None:
         if batches:
             of_batches = [keys[place] for places, _ in batches for place in places]
             self.write(of_batches, {ROWS: feature_column(np.concatenate([rows for _, rows in batches]))})
@@ -133,7 +133,8 @@ class Store:
         Raises:
             ValueError: rows of different shapes.
         """
-        known, of_shard = self.index(), {}
+        known = self.index()
+        of_shard: dict[int, tuple[Any, list[int], list[int]]] = {}
         for place, key in enumerate(keys):
             if key in known:
                 shard, row = known[key]
@@ -169,7 +170,7 @@ def whole_table(path: Path) -> pa.Table | None:
         return None
 
 
-def check_rows(places: Sequence[int], rows: np.ndarray, made_by: str) -> None:
+def check_rows(places: Sequence[int] | np.ndarray, rows: np.ndarray, made_by: str) -> None:
     """Raises ValueError for a row that is not a number, which would be kept for ever."""
     bad = ~np.isfinite(rows.reshape(len(rows), -1)).all(axis=1)
     if bad.any():

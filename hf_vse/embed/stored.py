@@ -64,14 +64,9 @@ def stored_file(name: str, file: str) -> Path | None:
     if Path(name).is_dir():
         path = Path(name, file)
         return path if path.is_file() else None
-    quiet = {
-        "_raise_exceptions_for_gated_repo": False,
-        "_raise_exceptions_for_missing_entries": False,
-        "_raise_exceptions_for_connection_errors": False,
-    }
     try:
-        path = cached_file(name, file, **quiet)
-    except (OSError, ValueError):  # no such repository, or no name for one
+        path = cached_file(name, file)
+    except (OSError, ValueError):  # no such file or repository, no access to it, no connection, or no name for one
         return None
     return None if path is None else Path(path)
 

@@ -44,7 +44,7 @@ def chosen_precision(dtype: str | torch.dtype | None) -> torch.dtype:
     """float32 by default, also for weights stored in a lower precision: an evaluation should not round."""
     if dtype is None:
         return torch.float32
-    if dtype in PRECISIONS.values():
+    if isinstance(dtype, torch.dtype) and dtype in PRECISIONS.values():
         return dtype
     if dtype not in PRECISIONS:
         raise ValueError(f"dtype must be one of {', '.join(PRECISIONS)}, got {dtype!r}")

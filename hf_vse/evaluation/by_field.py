@@ -61,7 +61,9 @@ def recalls_by_field(
             without.append(image)
     frequent = sorted(images_of, key=lambda label: (-len(images_of[label]), label))
     rare = frequent[MOST_VALUES:]
-    groups = [({"value": label}, images_of[label]) for label in frequent[:MOST_VALUES]]
+    groups: list[tuple[dict[str, Any], list[int]]] = [
+        ({"value": label}, images_of[label]) for label in frequent[:MOST_VALUES]
+    ]
     others = sorted({image for label in rare for image in images_of[label]})
     groups += [({"value": OTHER, "joined": len(rare)}, others), ({"value": WITHOUT}, without)]
     return [about | recalls_of(images, text_to_image, ranks) for about, images in groups if images]

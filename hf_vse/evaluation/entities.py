@@ -30,8 +30,8 @@ def entity_recall(records: Tensor, entities: Sequence[int | None]) -> float:
         0 where no entity has two records.
     """
     known: dict[int, int] = {}
-    labels = [-1 - row if each is None else known.setdefault(each, len(known)) for row, each in enumerate(entities)]
-    labels = torch.tensor(labels, device=records.device)
+    numbers = [-1 - row if each is None else known.setdefault(each, len(known)) for row, each in enumerate(entities)]
+    labels = torch.tensor(numbers, device=records.device)
     right = asked = 0
     for start in range(0, len(records), BLOCK):
         rows = torch.arange(start, min(start + BLOCK, len(records)), device=records.device)

@@ -7,7 +7,7 @@ several processes each one encodes its share. An image that cannot be read is le
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -108,7 +108,7 @@ def embed_pairs(
     if not readable.any():
         raise ValueError(f"none of the {len(images)} images can be read; check the data directory")
     stored = stored_outputs(encoder, dataset, captions)
-    if stored is not None:
+    if stored is not None and isinstance(encoder, VSEEncoder):
         text_embeds = embed_caption_features(encoder, stored, batch_size)
     else:
         own = [texts[place] for place in share_of(len(texts))]
@@ -176,8 +176,8 @@ def evaluate_retrieval(
         of `images`, `texts` (a record's `captions`) and `broken_images` left out.
     """
     was_training = model.training
-    options = {"batch_size": batch_size, "num_workers": num_workers, "progress": progress}
-    pairs = embed_pairs(VSEEncoder(model, processor), dataset, **options)
+    reading: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "progress": progress}
+    pairs = embed_pairs(VSEEncoder(model, processor), dataset, **reading)
     model.train(was_training)
     correspondence = pairs.image_embeds, pairs.text_embeds, pairs.text_to_image
     metrics = retrieval_metrics(*correspondence) if fold_size is None else fold_metrics(*correspondence, fold_size)

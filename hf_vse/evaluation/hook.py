@@ -124,4 +124,4 @@ def compute_retrieval_metrics(prediction: EvalPrediction) -> dict[str, float]:
         )
     if not isinstance(image_ids, np.ndarray) or image_ids.ndim != 1 or image_ids.dtype.kind not in "iu":
         raise ValueError(ONE_LABEL)
-    return pair_metrics(*embeds, image_ids)
+    return pair_metrics(embeds[0], embeds[1], image_ids)

@@ -90,12 +90,13 @@ def levels_of(distractors: np.ndarray | None) -> list[int]:
 def best_distractors(embeds: np.ndarray, distractors: np.ndarray | None) -> np.ndarray:
     """(images, levels) the best score of each image with the first of so many distractors, see `levels_of`."""
     levels = levels_of(distractors)
+    further = np.empty((0, embeds.shape[1]), np.float32) if distractors is None else distractors
     best = np.full((len(embeds), len(levels)), -np.inf, np.float32)
     for start in range(0, len(embeds), TILE):
         rows, so_far = slice(start, start + TILE), np.float32(-np.inf)
         for place, (begin, end) in enumerate(zip([0, *levels], levels, strict=False)):
             for first in range(begin, end, TILE):
-                scores = embeds[rows] @ distractors[first : min(first + TILE, end)].T
+                scores = embeds[rows] @ further[first : min(first + TILE, end)].T
                 so_far = np.maximum(so_far, scores.max(axis=1))
             best[rows, place] = so_far
     return best

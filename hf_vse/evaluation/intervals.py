@@ -13,6 +13,7 @@ negatives stay: what is said holds for queries like these against this gallery, 
 """
 
 from collections.abc import Iterator
+from functools import reduce
 from typing import TypeVar
 
 import numpy as np
@@ -65,7 +66,7 @@ def metrics_of(sums: np.ndarray) -> dict[str, np.ndarray]:
         for place, level in enumerate(RECALL_LEVELS, 1):
             metrics[f"{direction}_r{level}"] = 100 * half[..., place] / queries
         metrics[f"{direction}_meanr"] = half[..., -1] / queries
-    metrics["rsum"] = sum(values for name, values in metrics.items() if not name.endswith("meanr"))
+    metrics["rsum"] = reduce(np.add, [values for name, values in metrics.items() if not name.endswith("meanr")])
     return metrics
 
 
@@ -197,7 +198,7 @@ def compare_models(
     sums = [sums_by_image(*ranks, text_to_image) for ranks in (first, second)]
     drawn = np.split(drawn_sums(np.hstack(sums), resamples, seed), 2, axis=1)
     differences = difference_of(*drawn)
-    p_values = swap_p_values(*sums, resamples, seed)
+    p_values = swap_p_values(sums[0], sums[1], resamples, seed)
     return {
         name: {
             "difference": float(value),

@@ -82,8 +82,8 @@ def judge(
     Returns:
         The whole record on the main process, and recalls and ranks on the others.
     """
-    options = {"batch_size": batch_size, "num_workers": num_workers, "progress": progress, "keep": keep}
-    pairs = embed_pairs(encoder, dataset, **options)
+    reading: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "progress": progress}
+    pairs = embed_pairs(encoder, dataset, keep=keep, **reading)
     texts = texts_of(dataset, pairs)
     return judge_embeddings(pairs, texts, dataset, name=encoder.name, facts=encoder.facts(), **asked)
 
@@ -113,7 +113,8 @@ def judge_embeddings(
     images, captions = len(pairs.image_embeds), len(pairs.text_embeds)
     digests = None
     if texts.captions is not None and (source, split) in OFFICIAL_DIGESTS:
-        digests = split_digests(texts.captions, pairs.text_to_image, texts.image_ids, texts.caption_ids)
+        owners = pairs.text_to_image.numpy()
+        digests = split_digests(texts.captions, owners, texts.image_ids, texts.caption_ids)
     record = plain_record(
         summarize_ranks(*ranks),
         chance_recalls(images, captions, pairs.text_to_image.bincount().tolist()),
@@ -133,7 +134,7 @@ def judge_embeddings(
     if texts.captions is not None:
         record |= equal_caption_record(*correspondence, texts.captions, ranks)
     record["intervals"] = recall_intervals(*ranks, pairs.text_to_image)
-    ids = {"image_ids": texts.image_ids, "caption_ids": texts.caption_ids}
+    ids: dict[str, Any] = {"image_ids": texts.image_ids, "caption_ids": texts.caption_ids}
     record["protocols"] = protocol_results(
         *correspondence, source=source, split=split, broken=pairs.broken, digests=digests, ranks=ranks, **ids
     )
@@ -142,8 +143,8 @@ def judge_embeddings(
     if dataset is not None and GROUP_ID in dataset.column_names:
         record["groups"] = group_counts(plain_column(dataset, GROUP_ID))
     if diagnostics:
-        known = {"train_captions": train_captions, "temperature": facts.get("temperature"), "ranks": ranks}
-        record["diagnostics"] = diagnose(*correspondence, texts.captions, **known)
+        known: dict[str, Any] = {"train_captions": train_captions, "temperature": facts.get("temperature")}
+        record["diagnostics"] = diagnose(*correspondence, texts.captions, ranks=ranks, **known)
     return judgement
 
 

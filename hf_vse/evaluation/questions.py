@@ -1,7 +1,7 @@
 """Checks, before the work, what is asked of a model besides recalls: a typo must not cost an evaluation."""
 
 from collections.abc import Sequence
-from typing import get_args
+from typing import cast, get_args
 
 from hf_vse.evaluation.composition.choice import OWN_FOILS
 from hf_vse.evaluation.composition.published import PublishedName, load_foils
@@ -21,7 +21,7 @@ def check_foils_asked(foils: str | None, foils_dir: str | None, foils_images: st
     if foils in published:
         if foils_dir is None:
             raise ValueError(f"foils={foils!r} needs foils_dir, the folder with its files")
-        load_foils(foils, foils_dir, foils_images)
+        load_foils(cast(PublishedName, foils), foils_dir, foils_images)
 
 
 def check_classes_asked(labelled: str | None, label_column: str | None, templates: Sequence[str] | None) -> None:

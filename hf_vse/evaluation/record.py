@@ -118,8 +118,8 @@ def read_evaluation(path: str | Path) -> dict[str, Any]:
 def from_first_format(found: dict[str, Any]) -> dict[str, Any]:
     """A run's file differed by names that its records lacked; `models` was a list, and one record stood alone."""
     metrics, models = found.get("metrics"), found.get("models")
-    several = isinstance(models, list) and all(isinstance(each, dict) and "model" in each for each in models)
-    if several:
+    records: Any
+    if isinstance(models, list) and all(isinstance(each, dict) and "model" in each for each in models):
         records = {str(each["model"]): each for each in models}
         rest = {key: value for key, value in found.items() if key != "models"}
     elif isinstance(metrics, dict) and "rsum" in metrics:

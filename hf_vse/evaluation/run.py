@@ -14,6 +14,7 @@ from datasets import Dataset, DatasetDict
 from hf_vse.data.schema import CAPTIONS, IMAGE, data_fingerprint, flatten_captions
 from hf_vse.data.spec import DataSpec, recorded
 from hf_vse.embed.encoder import Encoder
+from hf_vse.embed.hub_correction import Correction
 from hf_vse.embed.load import load_encoder
 from hf_vse.evaluation.by_field import check_fields_asked, recalls_by_field
 from hf_vse.evaluation.composition.choice import OWN_FOILS, ask_own, ask_published, own_kind
@@ -60,7 +61,7 @@ class Questions:
     foils: str | None = None
     foils_dir: str | None = None
     foils_images: str | None = None
-    correction: str | None = None
+    correction: Correction | None = None
     labelled: str | None = None
     label_column: str | None = None
     templates: Sequence[str] | None = None
@@ -135,11 +136,12 @@ def evaluate_models(
     state = PartialState(cpu=not torch.accelerator.is_available())
     with state.local_main_process_first():
         data_of = open_data(models, dataset, questions.split, data)
-    for spec, splits in data_of.values():
-        check_fields_asked(splits[questions.split], questions.by)
+    for each, parts in data_of.values():
+        check_fields_asked(parts[questions.split], questions.by)
         if questions.identify and questions.labelled is None:
-            check_column_of_things(splits[questions.split], column_of_things(questions, spec))
-    judgements, spec, splits = [], None, None
+            check_column_of_things(parts[questions.split], column_of_things(questions, each))
+    judgements: list[Judgement] = []
+    spec: DataSpec | None = None
     for name in models:
         if name not in data_of:
             if questions.identify:
@@ -157,7 +159,7 @@ def evaluate_models(
     records = {judgement.record["model"]: judgement.record for judgement in judgements}
     where = environment() | {"processes": state.num_processes}
     document = evaluation_of(records, where, compare_judgements(judgements))
-    images = None if splits is None else with_images(splits[questions.split], spec)
+    images = None if spec is None else with_images(splits[questions.split], spec)
     return Evaluation(document, judgements, images)
 
 
@@ -197,7 +199,7 @@ def ask(name: str, loading: Loading, splits: DatasetDict, spec: DataSpec, questi
     """Judges one model, or the embeddings in a file."""
     dataset = splits[questions.split]
     train = splits["train"] if "train" in splits and questions.split != "train" else None
-    options = {
+    options: dict[str, Any] = {
         "source": spec.source,
         "split": questions.split,
         "diagnostics": questions.diagnostics,
@@ -239,6 +241,7 @@ def ask_further(
         rows = captions_by_image(dataset), questions.split, spec.options
         found["composition"] = ask_own(encoder, kind, judgement.pairs, *rows, **questions.encoding)
     elif questions.foils is not None:
+        assert questions.foils_dir is not None  # see `check_foils_asked`
         where = questions.foils_dir, questions.foils_images
         found["composition"] = ask_published(encoder, questions.foils, *where, **questions.reading)
     if questions.labelled is not None:
@@ -263,13 +266,14 @@ def ask_things(
     """The entry `identification` of a record, on the main process and where it was asked for."""
     if not questions.identify or not PartialState().is_main_process:
         return {}
-    if encoder is None and (questions.distractors is not None or questions.labelled is not None):
-        raise ValueError("identify: embeddings have no model that could read distractors or labelled images")
     asked: dict[str, Any] = {"references": questions.references or 1, "progress": questions.progress}
-    if questions.distractors is not None:
+    if encoder is None:
+        if questions.distractors is not None or questions.labelled is not None:
+            raise ValueError("identify: embeddings have no model that could read distractors or labelled images")
+    elif questions.distractors is not None:
         asked["distractors"] = distractor_vectors(encoder, questions.distractors, questions.reading)
     column = column_of_things(questions, spec)
-    if questions.labelled is not None:
+    if encoder is not None and questions.labelled is not None:
         labelled = load_labelled(questions.labelled, label_column=questions.label_column)
         return {"identification": things_of_labelled(encoder, labelled, train, column, questions.reading, **asked)}
     pairs = judgement.pairs

@@ -84,8 +84,8 @@ def coarse_bins(embeds: np.ndarray, labels: np.ndarray, rng: np.random.Generator
     rare = 1 - np.logspace(-1, -5, COARSE // 4)
     edges = [np.quantile(same, np.linspace(0, 1, COARSE // 2 - 1))] if len(same) else []
     edges += [np.quantile(different, at) for at in (np.linspace(0, 0.9, COARSE // 4), rare) if len(different)]
-    edges = np.sort(bins_of(np.concatenate([*edges, [-1.0]])))
-    return np.tile(np.searchsorted(edges, np.arange(BINS), side="right") - 1, 2)
+    bins = np.sort(bins_of(np.concatenate([*edges, [-1.0]])))
+    return np.tile(np.searchsorted(bins, np.arange(BINS), side="right") - 1, 2)
 
 
 def sampled_scores(embeds: np.ndarray, labels: np.ndarray, rows: np.ndarray, shift: int, alike: bool) -> np.ndarray:
@@ -149,7 +149,7 @@ def verification_metrics(
     """
     counts = count_pairs(embeds, labels, seed=seed, progress=progress) if len(embeds) else None
     different, same = (0, 0) if counts is None else counts.fine.sum(axis=1).tolist()
-    if not different or not same:
+    if counts is None or not different or not same:
         raise ValueError(
             f"{same:,} pairs of images show the same thing and {different:,} different ones: verification needs both"
         )

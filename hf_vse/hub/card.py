@@ -158,7 +158,7 @@ def eval_results(record: dict[str, Any]) -> list[EvalResult]:
     name = SHORT_NAMES.get(dataset, dataset)
     found = []
     for row, (split, metrics) in rows_of(record).items():
-        where = {
+        where: dict[str, Any] = {
             "task_type": "image-text-retrieval",
             "task_name": "Image-text retrieval",
             "dataset_type": dataset,
@@ -258,7 +258,7 @@ def objective_facts(loss_type: str, record: dict[str, Any]) -> dict[str, Any]:
     """What the table of objectives says; for a function in a file that is not loaded, what the run recorded."""
     if loss_type not in OBJECTIVES and "objective" in record:
         return record["objective"]
-    chosen = OBJECTIVES.get(loss_type, Objective(lambda: None, known_as="a function in a file"))
+    chosen = OBJECTIVES.get(loss_type, Objective(lambda scores: scores, known_as="a function in a file"))
     formula, _, words = (inspect.getdoc(chosen.row_loss) or "").partition("\n\n")
     facts = {"known_as": chosen.known_as, "formula": formula, "words": " ".join(words.split())}
     return facts | {

@@ -44,7 +44,8 @@ def published_files(directory: Path, run: Path | None, photographs: bool = False
     if run is not None:
         record = files_in(run, RECORD_FILES)
         shown = photographs or read_record(run).get("dataset") == GENERATED_DATA
-        if not shown and record.pop(PHOTOGRAPHS, None):
+        if not shown and PHOTOGRAPHS in record:
+            del record[PHOTOGRAPHS]
             logger.info("%s shows photographs of the data set and is not published", PHOTOGRAPHS)
         files |= record | files_in(run, [each for each in MODEL_FILES if each.startswith("onnx/")])
     return files
@@ -123,7 +124,9 @@ def own_card(directory: Path | None) -> str | None:
     Raises:
         ValueError: it is a link, not text, or its header is not valid YAML, or it holds an access token.
     """
-    text = None if directory is None else text_in(directory, CARD)
+    if directory is None:
+        return None
+    text = text_in(directory, CARD)
     if text is not None:
         check_no_secret(directory / CARD, text)
         try:
@@ -171,7 +174,7 @@ def upload_operations(
     Of an exported model these are its files and a card for its format; a card beside the model speaks of another one.
     """
     contents = contents_of(directory, run, photographs, exported)
-    before = ModelCard(card_there, ignore_metadata_errors=True).data if card_there else None
+    before: Any = ModelCard(card_there, ignore_metadata_errors=True).data if card_there else None
     if before is not None:  # what a person or transformers added to the header stays
         license, tags = license or before.license, [*tags, *(before.tags or [])]
     own = own_card(run) if exported is None else None

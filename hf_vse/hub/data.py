@@ -9,6 +9,7 @@ load_pairs("org/scenes")  # the same images, captions and fingerprints
 import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import huggingface_hub
 from datasets import Dataset, DatasetDict
@@ -167,7 +168,7 @@ def data_card(
     source: str | None,
 ) -> str:
     """The signed card: the header that `datasets` wrote with ours in it, and the text."""
-    data = DatasetCard(there or "---\n{}\n---\n", ignore_metadata_errors=True).data
+    data: Any = DatasetCard(there or "---\n{}\n---\n", ignore_metadata_errors=True).data
     images, title = sum(map(len, splits.values())), repo_id.rpartition("/")[2]
     data.license = license or data.get("license")
     data.language = ["en"]
@@ -175,7 +176,7 @@ def data_card(
     data.task_categories = ["image-to-text", "text-to-image", "zero-shot-image-classification"]
     data.size_categories = [next((size for limit, size in SIZES if images < limit), "n>1M")]
     data.tags = list(dict.fromkeys(["image-text-retrieval", "hf_vse", *data.get("tags", [])]))
-    origin, owners = SOURCES.get(source, (without_paths(source or "", "model") or "an unnamed collection", ""))
+    origin, owners = SOURCES.get(source or "", (without_paths(source or "", "model") or "an unnamed collection", ""))
     names = next(iter(splits.values())).column_names
     return written_card(
         "data_card.md.j2",

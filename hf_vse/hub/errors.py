@@ -15,7 +15,11 @@ def check_repo_id(repo_id: str) -> None:
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise in_one_line(repo_id, error) from error
+        raise not_a_name(repo_id, error) from error
+
+
+def not_a_name(repo_id: str, error: Exception) -> ValueError:
+    return ValueError(f"repo_id={repo_id!r} is not a name for a repository, write org/name: {reason(error)}")
 
 
 @contextmanager
@@ -38,7 +42,7 @@ def hub_errors(repo_id: str) -> Iterator[None]:
 def in_one_line(repo_id: str, error: Exception) -> Exception | None:
     """The error to raise in its place; None for one that has nothing to do with the Hub."""
     if isinstance(error, HFValidationError):
-        return ValueError(f"repo_id={repo_id!r} is not a name for a repository, write org/name: {reason(error)}")
+        return not_a_name(repo_id, error)
     if isinstance(error, LocalTokenNotFoundError):
         return ValueError(f"cannot publish {repo_id}: you are not logged in; {LOG_IN}")
     failed = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error  # of an upload's thread

@@ -102,7 +102,8 @@ def export_model(
         written = export_onnx(encoder.model, encoder.processor, folder, check=check, by_region=by_region)
         found = max(written[side]["largest_difference"] for side in ("image", "text")) if check else None
         return {"format": ONNX, "folder": str(folder), "largest_difference": found, "left_out": []} | written
-    adapter = {SENTENCE: SentenceTransformersEncoder, OPEN_CLIP: OpenCLIPEncoder}.get(format, TransformersEncoder)
+    adapters: dict[str, type[Encoder]] = {SENTENCE: SentenceTransformersEncoder, OPEN_CLIP: OpenCLIPEncoder}
+    adapter = adapters.get(format, TransformersEncoder)
     largest = 10 * LARGEST_DIFFERENCE if format == OPEN_CLIP else LARGEST_DIFFERENCE
     if check:
         check_installed(adapter, f"--format {format}")
@@ -150,6 +151,7 @@ def source_of(encoder: VSEEncoder) -> tuple[PreTrainedModel, list[str]]:
         ValueError: it has heads that cannot be multiplied in.
     """
     model, config = encoder.model, encoder.model.config
+    assert model.dual_encoder is not None  # `formats_of` names no format for any other model
     family = model.dual_encoder.config.model_type
     paths = LAST_LINEAR.get(family, USUAL) if config.projection_type == "linear" else (None, None)
     heads = [(model.visual_projection, model.visual_head), (model.text_projection, model.text_head)]

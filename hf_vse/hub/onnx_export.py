@@ -41,6 +41,10 @@ class OnnxGRU(nn.Module):
     torch.export would write the recurrence out as a loop, for which some versions take the number of words as fixed.
     """
 
+    weight_of_inputs: Tensor
+    weight_of_states: Tensor
+    bias: Tensor
+
     def __init__(self, gru: nn.GRU):
         super().__init__()
         self.hidden = gru.hidden_size

@@ -17,7 +17,7 @@ PATH_INSIDE = re.compile(r"(?<![\w:/.~])(?:~|[A-Za-z]:)?(?:[/\\][\w.+@-]+){2,}[/
 
 def is_hub_id(name: str | None) -> bool:
     """Whether a name can be an id on the Hub and is not a local path."""
-    return bool(name and HUB_ID.fullmatch(name)) and not Path(name).exists()
+    return name is not None and HUB_ID.fullmatch(name) is not None and not Path(name).exists()
 
 
 def file_name(path: str) -> str:

@@ -67,8 +67,8 @@ def push_model(
     """
     check_repo_id(repo_id)
     path = check_model_directory(directory)
-    where = {"private": private, "token": token, "revision": revision, "create_pr": create_pr}
-    shown = {"license": license, "photographs": photographs}
+    where: dict[str, Any] = {"private": private, "token": token, "revision": revision, "create_pr": create_pr}
+    shown: dict[str, Any] = {"license": license, "photographs": photographs}
     with TemporaryDirectory() as folder:
         exported = None if format is None else exported_model(path, format, Path(folder, "model"), repo_id)
         if exported is None:
@@ -100,8 +100,8 @@ def push_to_hub(
         ValueError, ConnectionError: see `push_model`.
     """
     check_repo_id(repo_id)
-    where = {"private": private, "token": token, "revision": revision, "create_pr": create_pr}
-    message = {"commit_message": commit_message, "commit_description": commit_description}
+    where: dict[str, Any] = {"private": private, "token": token, "revision": revision, "create_pr": create_pr}
+    message: dict[str, Any] = {"commit_message": commit_message, "commit_description": commit_description}
     with TemporaryDirectory() as folder:
         self.save_pretrained(folder, max_shard_size=max_shard_size)
         return upload(
@@ -189,5 +189,5 @@ def leave_card(
         return
     repo_id = repo_id or f"your-name/{directory.resolve().name}"
     if license is None and card.exists():
-        license = ModelCard(read_text(card), ignore_metadata_errors=True).data.license
+        license = ModelCard(read_text(card), ignore_metadata_errors=True).data.get("license")
     write_text(card, write_card(directory, directory, repo_id, license=license, tags=tags))

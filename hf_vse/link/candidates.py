@@ -63,25 +63,27 @@ def in_blocks(of_queries: np.ndarray, of_embeds: np.ndarray) -> Iterator[tuple[n
     orders = [np.argsort(each, kind="stable") for each in (of_queries, of_embeds)]
     common = np.intersect1d(of_queries, of_embeds)
     for block in common[common >= 0]:
-        yield tuple(
+        queries, embeds = (
             order[np.searchsorted(each, block, "left", order) : np.searchsorted(each, block, "right", order)]
             for each, order in zip((of_queries, of_embeds), orders, strict=True)
         )
+        yield queries, embeds
 
 
-def block_numbers(*values: Sequence[Any]) -> tuple[np.ndarray, ...]:
-    """The values of a field, for each catalogue, as integers that are equal where the texts of the values are; -1 for
+def block_numbers(first: Sequence[Any], second: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
+    """The values of a field, for both catalogues, as integers that are equal where the texts of the values are; -1 for
     None."""
     known: dict[str, int] = {}
-    return tuple(
+    ours, theirs = (
         np.array([-1 if value is None else known.setdefault(str(value), len(known)) for value in each], np.int64)
-        for each in values
+        for each in (first, second)
     )
+    return ours, theirs
 
 
 def nearest(queries: np.ndarray, embeds: np.ndarray, k: int, kind: str, progress: bool) -> BestCandidates:
     """The same as `find_candidates`, a record itself included."""
-    plan = choose_plan(*embeds.shape, kind)
+    plan = choose_plan(len(embeds), embeds.shape[1], kind)
     if plan.kind != "exact":
         index = VectorIndex(embeds, plan)
         index.build(queries[:: max(1, len(queries) // 256)], progress=progress)

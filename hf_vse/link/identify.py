@@ -137,16 +137,16 @@ def embed_things(
         for each, row in first.items():
             texts[row].append(each.replace("_", " ").replace("-", " "))
         records = replace(records, texts=texts)
-    images, texts = vectors_of_records(records, encoder, image_weight, **options)
-    kept = np.flatnonzero(images.any(axis=1) | texts.any(axis=1))
-    records, images, texts = some_records(records, kept), images[kept], texts[kept]
+    images, sentences = vectors_of_records(records, encoder, image_weight, **options)
+    kept = np.flatnonzero(images.any(axis=1) | sentences.any(axis=1))
+    records, images, sentences = some_records(records, kept), images[kept], sentences[kept]
     numbers: dict[str, int] = {}
     owner = np.array([numbers.setdefault(labels[row], len(numbers)) for row in kept], np.int64)
-    means = [mean_of_rows(each, owner, len(numbers)) for each in (images, texts)]
-    report_kinds(*means, list(numbers), image_weight)
-    photographs = images.any(axis=1)
-    views = replace(records, embeds=np.where(photographs[:, None], images, texts))
-    return Things(list(numbers), pooled_vectors(*means, image_weight), views, owner, photographs)
+    of_images, of_texts = (mean_of_rows(each, owner, len(numbers)) for each in (images, sentences))
+    report_kinds(of_images, of_texts, list(numbers), image_weight)
+    photographs = np.asarray(images.any(axis=1))
+    views = replace(records, embeds=np.where(photographs[:, None], images, sentences))
+    return Things(list(numbers), pooled_vectors(of_images, of_texts, image_weight), views, owner, photographs)
 
 
 def report_kinds(images: np.ndarray, texts: np.ndarray, labels: Sequence[str], image_weight: float) -> None:
@@ -204,7 +204,7 @@ def identify(things: Things, queries: np.ndarray, threshold: float) -> Identifie
 
 def nearest_view(things: Things, query: np.ndarray, thing: int) -> int:
     rows = np.flatnonzero(things.owner == thing)
-    return int(rows[(things.views.embeds[rows] @ query).argmax()])
+    return int(rows[(things.views.vectors_of_all[rows] @ query).argmax()])
 
 
 def stranger_scores(things: Things, known: Known) -> np.ndarray:
@@ -237,7 +237,7 @@ def choose_threshold(
     choose, judge = (None, None) if known is None else halves_of(known)
     if threshold is not None:
         return judged(things, Chosen(threshold, "given"), known)
-    if known is not None and false_accept_rate is None:
+    if choose is not None and false_accept_rate is None:
         scores, rows = find_candidates(choose.embeds, things.embeds, 1)
         true_pairs = int((choose.owner >= 0).sum())
         found = threshold_for_f1(scores[:, 0], rows[:, 0] == choose.owner, true_pairs)
@@ -245,7 +245,7 @@ def choose_threshold(
     rate = FALSE_ACCEPT_RATE if false_accept_rate is None else false_accept_rate
     asked, what = choose, "known photographs"
     if asked is None:
-        asked = Known(things.views.embeds[things.photographs], things.owner[things.photographs])
+        asked = Known(things.views.vectors_of_all[things.photographs], things.owner[things.photographs])
         what = "photographs of the gallery"
     if len(things.labels) < 2 or not len(asked.owner):
         raise ValueError(
@@ -264,8 +264,8 @@ def choose_threshold(
 
 def halves_of(known: Known) -> tuple[Known, Known]:
     """Those that choose a threshold, and those that judge it."""
-    rows = halves(list(range(len(known.owner))))
-    return tuple(Known(known.embeds[each], known.owner[each]) for each in rows)
+    choose, judge = halves(list(range(len(known.owner))))
+    return Known(known.embeds[choose], known.owner[choose]), Known(known.embeds[judge], known.owner[judge])
 
 
 def judged(things: Things, chosen: Chosen, known: Known | None) -> Chosen:

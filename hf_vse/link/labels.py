@@ -48,9 +48,9 @@ def read_labels(
         raise ValueError(
             f"labels {path} has the columns {', '.join(reader.fieldnames or ())}: name two of them a and b"
         )
-    pairs = []
+    pairs: list[tuple[int | None, int | None]] = []
     for number, line in lines:
-        rows = []
+        rows: list[int | None] = []
         for column, known in (("a", first), ("b", second)):
             name = line[column] or None
             if name is not None and name not in known:
@@ -58,7 +58,7 @@ def read_labels(
             rows.append(None if name is None else known[name])
         if rows == [None, None]:
             raise ValueError(f"labels {path}, line {number} names no record: fill in a or b")
-        pairs.append(tuple(rows))
+        pairs.append((rows[0], rows[1]))
     if not pairs:
         raise ValueError(f"labels {path} has no line: write a pair in each")
     for own, other in (("a", "b"), ("b", "a")):

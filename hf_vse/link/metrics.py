@@ -32,7 +32,7 @@ def linkage_counts(found: Mapping[int, int | None], truth: Mapping[int, Abstract
     right = sum(found[each] in truth[each] for each in truth)
     made = sum(found[each] is not None for each in truth)
     agreed = right + sum(found[each] is None and not matches for each, matches in truth.items())
-    links = [(each, found[each]) for each in truth if found[each] is not None]
+    links = [(each, link) for each in truth if (link := found[each]) is not None]
     true_pairs = [(each, match) for each, matches in truth.items() for match in matches]
     clusters = partitions(list(truth), links, true_pairs)
     return len(truth), agreed, right, made, len(true_pairs), *pair_counts(*clusters)[:3], len(clusters[0])

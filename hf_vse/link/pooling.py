@@ -27,7 +27,7 @@ def pooled_vectors(image_embeds: np.ndarray, text_embeds: np.ndarray, image_weig
     if not 0 <= image_weight <= 1:
         raise ValueError(f"image_weight must lie between 0 and 1, got {image_weight}")
     alone = ~(image_embeds.any(axis=1) & text_embeds.any(axis=1))
-    weights = np.full((len(alone), 2), (image_weight, 1 - image_weight), np.float32)
+    weights = np.full((len(image_embeds), 2), (image_weight, 1 - image_weight), np.float32)
     weights[alone] = 1
     pooled = weights[:, :1] * image_embeds + weights[:, 1:] * text_embeds
     lengths = np.linalg.norm(pooled, axis=1, keepdims=True)

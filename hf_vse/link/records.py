@@ -30,6 +30,7 @@ from hf_vse.search.gallery_images import is_unicode, of_folder
 from hf_vse.search.header import HEADER_FILE
 from hf_vse.search.locations import is_engine, open_store
 from hf_vse.search.pictures import SIDE, find_images
+from hf_vse.search.segments import SegmentVectors
 from hf_vse.search.store import GalleryStore, in_order
 
 logger = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ class Records:
     texts: list[list[str]]
     files: list[Path | int | None]
     gallery: GalleryIndex | GalleryStore | None = None
-    vectors: np.ndarray | None = None
+    vectors: np.ndarray | SegmentVectors | None = None
     pictures: Dataset | None = None
     embeds: np.ndarray | None = None
     left_out: list[str] = field(default_factory=list)
@@ -84,6 +85,13 @@ class Records:
                 raise ValueError(f"{self.source}: {name} of {record} is {value!r:.60}: give a field of single values")
         return values
 
+    @property
+    def vectors_of_all(self) -> np.ndarray:
+        """`embeds`; ValueError where there are none yet."""
+        if self.embeds is None:
+            raise ValueError(f"{self.source} has no vectors yet: call embed_records")
+        return self.embeds
+
     def image(self, row: int) -> Image.Image | None:
         """The photograph of a record, to show it; None if it has none, or it cannot be read."""
         try:
@@ -91,6 +99,7 @@ class Records:
                 return find_images(self.gallery, [self.items[row]])[0]
             file = self.files[row]
             if isinstance(file, int):
+                assert self.pictures is not None  # a number is a row of them
                 return decode_image(self.pictures[file][IMAGE], needed=SIDE)
             return None if file is None else decode_image(str(file), needed=SIDE)
         except (OSError, ValueError) as error:
@@ -117,7 +126,10 @@ def read_records(source: str | Path, name: str | None = None, text: str = CAPTIO
         OSError: there is nothing of that name, or no record in it.
         ValueError: a line is wrong, two records have one name, or none has texts where a field for them is given.
     """
-    gallery = vectors = pictures = None
+    gallery: GalleryIndex | GalleryStore | None = None
+    vectors: np.ndarray | SegmentVectors | None = None
+    pictures = None
+    files: list[Path | int | None]
     folder = Path(source)
     if is_engine(source):
         gallery = open_store(source)
@@ -127,11 +139,12 @@ def read_records(source: str | Path, name: str | None = None, text: str = CAPTIO
         items, pictures = dataset_items(load_catalogue(str(source)))
         files = list(range(len(items)))
     elif (folder / HEADER_FILE).is_file():
-        gallery = GalleryIndex.load(folder)
-        items, vectors = list(gallery.items), gallery.embeds
+        gallery = index = GalleryIndex.load(folder)
+        items, vectors = list(index.items), index.embeds
         files = [None] * len(items)
     elif folder.suffix == LINES:
-        items, files = read_lines_of_records(folder)
+        items, named = read_lines_of_records(folder)
+        files = [*named]
     else:
         items = [image.item for image in of_folder(folder)[0]]
         files = [folder / item["file"] for item in items]
@@ -161,7 +174,8 @@ def read_lines_of_records(path: Path) -> tuple[list[dict[str, Any]], list[Path |
     """The records of a JSON Lines file, and their images, whose names are relative to it."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: give a folder of images, a gallery, or a file of JSON lines")
-    items, files = [], []
+    items: list[dict[str, Any]] = []
+    files: list[Path | None] = []
     for number, fields in read_json_lines(path):
         file_name = fields.pop("file_name", None)
         if file_name is not None:
@@ -214,7 +228,7 @@ def embed_records(
 def some_records(records: Records, kept: np.ndarray) -> Records:
     """These rows alone; the names of the others are in `left_out`."""
     names = ("names", "items", "texts", "files")
-    lists = {name: [getattr(records, name)[row] for row in kept] for name in names}
+    lists: dict[str, Any] = {name: [getattr(records, name)[row] for row in kept] for name in names}
     left_out = [records.names[row] for row in np.setdiff1d(np.arange(len(records)), kept)]
     if left_out:
         logger.warning(
@@ -245,7 +259,8 @@ def vectors_of_records(
     """
     every_text = all(records.texts)
     counts = np.array([len(texts) for texts in records.texts])
-    images, unreadable = None, []
+    images = None
+    unreadable: Sequence[int] = []
     if image_weight > 0 or not every_text:
         options = {"batch_size": batch_size, "num_workers": num_workers, "progress": progress, "store": stores[0]}
         images, unreadable = image_vectors(records, encoder, **options)

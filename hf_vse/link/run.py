@@ -9,7 +9,7 @@ With known pairs, half of the records that they name choose the threshold and th
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -118,20 +118,23 @@ def link_records(
     if strings and not pairs:
         raise ValueError("strings are judged on known pairs: give labels too")
     wanted = Wanted(mode, threshold, false_accept_rate, assignment, pairs)
-    asking, others = (second, first) if mode == "one_to_many" else (first, first if second is None else second)
+    asking, others = first, first if second is None else second
+    if mode == "one_to_many":
+        asking, others = others, first
     blocks = None if block is None else block_numbers(asking.values(block), others.values(block))
-    options = {"same": second is None, "blocks": blocks, "progress": progress}
+    options: dict[str, Any] = {"same": second is None, "blocks": blocks, "progress": progress}
     count = 2 if mode == "one_to_many" else LISTED
-    candidates = find_candidates(asking.embeds, others.embeds, count, kind=kind, **options)
+    vectors = asking.vectors_of_all, others.vectors_of_all
+    candidates = find_candidates(*vectors, count, kind=kind, **options)
     threshold, chosen = chosen_threshold(candidates, len(others), wanted)
-    found = decided(candidates, len(others), threshold, wanted, (asking.embeds, others.embeds), blocks)
+    found = decided(candidates, len(others), threshold, wanted, vectors, blocks)
     linkage = described_links(candidates, found, threshold, chosen, wanted, asking, others)
     if pairs:
         linkage.judged["vectors"] = judge_links(found, wanted)
         linkage.judged_on = judges_in_words(wanted)
     if strings:
-        texts = [[" ".join(each) for each in records.texts] for records in (asking, others)]
-        candidates = string_candidates(*texts, count, **options)
+        ours, theirs = ([" ".join(each) for each in records.texts] for records in (asking, others))
+        candidates = string_candidates(ours, theirs, count, **options)
         by_f1 = Wanted(mode, None, None, assignment, pairs)
         cut, _ = chosen_threshold(candidates, len(others), by_f1)
         found = decided(candidates, len(others), cut, wanted, None, blocks)
@@ -235,7 +238,7 @@ def described_links(
     links = best_links(candidates, threshold) if wanted.mode == "clusters" else found
     scores = scores_of(candidates, links)
     beyond = np.flatnonzero((links >= 0) & np.isinf(scores))  # found when the list was used up
-    scores[beyond] = (asking.embeds[beyond] * others.embeds[links[beyond]]).sum(axis=1)
+    scores[beyond] = (asking.vectors_of_all[beyond] * others.vectors_of_all[links[beyond]]).sum(axis=1)
     linked_first = (candidates.rows[:, 0] == links) & (links >= 0)
     place = linked_first.astype(np.int64)[:, None]
     runners_up = np.take_along_axis(candidates.rows, place, axis=1)[:, 0]
@@ -258,13 +261,12 @@ def described_links(
 def judge_links(found: np.ndarray, wanted: Wanted) -> dict[str, float]:
     """Metrics on the labelled records that did not choose the threshold."""
     if wanted.mode == "clusters":
-        named, truth = true_clusters(wanted.pairs)
-        judges = set(truth.tolist())
-        judges = halves(sorted(judges))[1] if choosing(wanted) else judges
-        some = np.isin(truth, list(judges))
-        return cluster_metrics(found[named[some]], truth[some])
+        named, clusters = true_clusters(wanted.pairs)
+        judging = sorted(set(clusters.tolist()))
+        some = np.isin(clusters, halves(judging)[1] if choosing(wanted) else judging)
+        return cluster_metrics(found[named[some]], clusters[some])
     truth = truth_of(wanted.pairs, asking_side(wanted.mode))
-    judges = halves(sorted(truth))[1] if choosing(wanted) else truth
+    judges = halves(sorted(truth))[1] if choosing(wanted) else list(truth)
     links = {each: int(found[each]) if found[each] >= 0 else None for each in judges}
     return linkage_metrics(links, {each: truth[each] for each in judges})
 

@@ -212,9 +212,9 @@ class VSEConfig(PreTrainedConfig):
     model_type = "vse"
     sub_configs = {"vision_config": AutoConfig, "text_config": AutoConfig, "dual_encoder_config": AutoConfig}
 
-    vision_config: dict | PreTrainedConfig | None = None
-    text_config: dict | PreTrainedConfig | None = None
-    dual_encoder_config: dict | PreTrainedConfig | None = None
+    vision_config: Any = None  # these three: given as a dict or a configuration, which it becomes
+    text_config: Any = None
+    dual_encoder_config: Any = None
     vision_pooling: PoolingType = "mean"
     text_pooling: PoolingType = "last"
     text_layers: int = 1
@@ -258,7 +258,7 @@ class VSEConfig(PreTrainedConfig):
         if self.projection_type == "none" and self.dual_encoder_config is None:
             raise ValueError("projection_type 'none' needs a dual_encoder_config; towers have 'linear'")
         check_numbers(self, NUMBERS)
-        given = 1 + (self.text_pooling != "pooler" and getattr(self.text_config, "num_hidden_layers", 0))
+        given = 1 + (0 if self.text_pooling == "pooler" else getattr(self.text_config, "num_hidden_layers", 0))
         if self.text_layers > given:
             raise ValueError(f"text_layers is at most {given} with this tower and pooling, got {self.text_layers}")
         for name in ("positive_margin", "hardness", "negatives_kept", "false_negative_gap"):

@@ -77,8 +77,8 @@ def build_dual_encoder(config: PreTrainedConfig) -> PreTrainedModel:
     """A dual encoder with fresh weights; its temperature and bias are buffers, because `VSEModel` trains its own."""
     family = DUAL_ENCODERS[config.model_type]
     if family.model_class == "AutoModel":
-        options = {"attn_implementation": family.attention} if family.attention else {}
-        options |= {"dtype": torch.get_default_dtype()}
+        options: dict[str, Any] = {"attn_implementation": family.attention} if family.attention else {}
+        options["dtype"] = torch.get_default_dtype()
         model = AutoModel.from_config(config, trust_remote_code=False, **options)
     else:
         model = getattr(transformers, family.model_class)(config)
@@ -97,9 +97,9 @@ def tower_output(model: nn.Module, side: str, **inputs: Tensor | bool | None) ->
     """
     if strange := inputs.keys() - set(INPUTS):
         raise TypeError(f"unknown argument {min(strange)!r}; a tower takes {', '.join(INPUTS)}")
-    inputs = {name: value for name, value in inputs.items() if value is not None}
+    given = {name: value for name, value in inputs.items() if value is not None}
     family = DUAL_ENCODERS.get(model.config.model_type) if isinstance(model, PreTrainedModel) else None
-    return model(**inputs) if family is None else family.output(side, model, **inputs)
+    return model(**given) if family is None else family.output(side, model, **given)
 
 
 def scale_and_bias(model: PreTrainedModel) -> tuple[float | None, float | None]:

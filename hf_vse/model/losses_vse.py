@@ -236,7 +236,7 @@ def all_settings(given: Mapping[str, Scalar]) -> dict[str, Scalar]:
     """All `SETTINGS`, with the values given. Raises TypeError for any other name."""
     if unknown := given.keys() - SETTINGS.keys():
         raise TypeError(f"{', '.join(unknown)} is no setting of an objective; there are {', '.join(SETTINGS)}")
-    return SETTINGS | given
+    return {**SETTINGS, **given}
 
 
 def similarity(queries: Tensor, candidates: Tensor) -> Tensor:

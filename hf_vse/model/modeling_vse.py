@@ -110,7 +110,7 @@ class VSEModel(VSEPreTrainedModel):
     def __init__(self, config: VSEConfig):
         super().__init__(config)
         dim = config.projection_dim
-        self.dual_encoder = None
+        self.dual_encoder: PreTrainedModel | None = None
         self.vision_pooling = Pooling(config.vision_pooling)
         self.text_pooling = Pooling(config.text_pooling)
         if config.dual_encoder_config is None:
@@ -118,12 +118,12 @@ class VSEModel(VSEPreTrainedModel):
         else:
             self.dual_encoder = build_dual_encoder(config.dual_encoder_config)
             self.pooled_sizes = {"vision": dim, "text": dim}
-            linear = config.projection_type == "linear"
-            self.visual_projection = IdentityLinear(dim) if linear else nn.Identity()
-            self.text_projection = IdentityLinear(dim) if linear else nn.Identity()
+            square: type[nn.Module] = IdentityLinear if config.projection_type == "linear" else nn.Identity
+            self.visual_projection, self.text_projection = square(dim), square(dim)
         self.visual_input = PooledFeatures(config.vision_norm, config.vision_power, config.feature_dropout)
         self.text_input = PooledFeatures(config.text_norm, 1.0, config.feature_dropout)
-        self.visual_head, self.text_head = nn.Identity(), nn.Identity()
+        self.visual_head: nn.Module = nn.Identity()
+        self.text_head: nn.Module = nn.Identity()
         if config.projection_type in ("mlp", "residual"):
             settings = config.head_dropout, config.projection_type == "residual", config.head_init == "identity"
             self.visual_head, self.text_head = ProjectionHead(dim, *settings), ProjectionHead(dim, *settings)
@@ -182,7 +182,7 @@ class VSEModel(VSEPreTrainedModel):
         fields = fields_of_source(source)
         check_changes(VSEConfig(**fields), config_kwargs)
         model = cls(VSEConfig(**fields | config_kwargs))
-        model.dual_encoder.load_state_dict(source.state_dict())
+        model.get_submodule("dual_encoder").load_state_dict(source.state_dict())
         return model
 
     def tower_modules(self) -> dict[str, list[nn.Module]]:
@@ -212,7 +212,7 @@ class VSEModel(VSEPreTrainedModel):
             write_sentence_files(save_directory, self.config.vision_config.model_type != FEATURES_MODEL_TYPE)
         # FSDP gives a model another class, which stands in no file.
         defined = next(each for each in type(self).__mro__ if not issubclass(each, FSDPModule))
-        sharded, self.__class__ = self.__class__, defined
+        sharded, self.__class__ = self.__class__, defined  # type: ignore[assignment]
         try:
             super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
         finally:
@@ -302,7 +302,7 @@ class VSEModel(VSEPreTrainedModel):
         return output
 
     def pool_texts(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Tensor | bool | None
+        self, input_ids: Tensor | None, attention_mask: Tensor | None = None, **options: Tensor | bool | None
     ) -> BaseModelOutputWithPooling:
         """States of the text tower and their pooled vector (batch, hidden), which may come back as `text_features`."""
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask} | options
@@ -372,15 +372,15 @@ class VSEModel(VSEPreTrainedModel):
         if input_ids is not None or text_features is not None:
             texts = self.get_text_features(input_ids, attention_mask, token_type_ids, text_features, **options)
             text_embeds = texts.pooler_output
-        both = image_embeds is not None and text_embeds is not None
-        if both and return_logits:
-            with torch.autocast(bias.device.type, enabled=False):
-                logits = text_embeds @ image_embeds.T / temperature + bias
-        if return_loss:
-            if not both:
-                raise ValueError(f"return_loss=True needs both sides: give input_ids and {FEATURES_INSTEAD}")
-            settings = self.config.objective_settings | {"temperature": temperature, "logit_bias": bias}
-            loss = contrastive_loss(image_embeds, text_embeds, image_ids=image_ids, text_ids=text_ids, **settings)
+        if return_loss and (image_embeds is None or text_embeds is None):
+            raise ValueError(f"return_loss=True needs both sides: give input_ids and {FEATURES_INSTEAD}")
+        if image_embeds is not None and text_embeds is not None:
+            if return_logits:
+                with torch.autocast(bias.device.type, enabled=False):
+                    logits = text_embeds @ image_embeds.T / temperature + bias
+            if return_loss:
+                settings = self.config.objective_settings | {"temperature": temperature, "logit_bias": bias}
+                loss = contrastive_loss(image_embeds, text_embeds, image_ids=image_ids, text_ids=text_ids, **settings)
         return VSEOutput(
             loss=loss,
             logits_per_image=None if logits is None else logits.T,

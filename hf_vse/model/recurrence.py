@@ -119,16 +119,18 @@ def tree_states(gru: nn.GRU, embedding: nn.Embedding, input_ids: Tensor, lengths
     """
     words, rows = torch.unique(input_ids, return_inverse=True)
     tree = prefix_tree(rows, lengths)
-    inputs = F.linear(embedding(words), gru.weight_ih_l0, gru.bias_ih_l0)
-    return F.embedding(tree.places, TreeRecurrence.apply(inputs, gru.weight_hh_l0, gru.bias_hh_l0, tree))
+    of_inputs, of_states, bias_of_inputs, bias_of_states = gru.all_weights[0]
+    inputs = F.linear(embedding(words), of_inputs, bias_of_inputs)
+    return F.embedding(tree.places, TreeRecurrence.apply(inputs, of_states, bias_of_states, tree))
 
 
-def read_once(tower: GRUTextTower, layer: nn.GRU, words: Tensor, ids: Tensor | None, lengths: Tensor) -> Tensor:
+def read_once(self: GRUTextTower, layer: nn.Module, words: Tensor, ids: Tensor | None, lengths: Tensor) -> Tensor:
     """`GRUTextTower.read` on the prefix tree, on the CPU and where equal words have equal vectors."""
-    alike = ids is not None and not (tower.training and tower.dropout.p)
-    if alike and words.device.type == "cpu" and not torch.compiler.is_compiling():
-        return tree_states(layer, tower.embedding, ids, lengths)
+    here = words.device.type == "cpu" and not torch.compiler.is_compiling()
+    alike = not (self.training and self.dropout.p)
+    if here and alike and ids is not None and isinstance(layer, nn.GRU):
+        return tree_states(layer, self.embedding, ids, lengths)
     return layer(words)[0]
 
 
-GRUTextTower.read = read_once
+GRUTextTower.read = read_once  # type: ignore[method-assign]  # the published model reads word by word

@@ -6,7 +6,7 @@ the same class exists a second time. Towers are built from their configuration a
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedConfig
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .configuration_vse import FEATURES_MODEL_TYPE, GRU_MODEL_TYPE, VSEGRUTextConfig
@@ -56,7 +56,7 @@ class GRUTextTower(nn.Module):
                 states = (states + reverse_valid(mirrored, lengths)) / 2
         return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=final)
 
-    def read(self, layer: nn.GRU, words: Tensor, ids: Tensor | None, lengths: Tensor) -> Tensor:
+    def read(self, layer: nn.Module, words: Tensor, ids: Tensor | None, lengths: Tensor) -> Tensor:
         """One layer in one direction: (batch, words, inputs) -> (batch, words, hidden).
 
         Where `words` are word vectors, `ids` says of which: hf_vse then computes equal beginnings once.
@@ -76,7 +76,7 @@ def build_tower(config: PreTrainedConfig) -> nn.Module:
     return AutoModel.from_config(config, trust_remote_code=False)  # no question whether to run code of a tower
 
 
-def vision_hidden_size(config: PreTrainedConfig, tower: nn.Module) -> int:
+def vision_hidden_size(config: PreTrainedConfig, tower: PreTrainedModel) -> int:
     """The size of an image tower's states, read from its configuration or, for timm, from the model.
 
     Raises:

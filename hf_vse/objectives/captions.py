@@ -15,7 +15,7 @@ of MIL-NCE (arXiv 1912.06430), but a direction at a time.
 """
 
 from collections.abc import Mapping
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -52,7 +52,7 @@ def caption_count(text_embeds: Tensor) -> int:
     return 1 if text_embeds.ndim == 2 else text_embeds.shape[1]
 
 
-def check_captioned(positives: Positives, captions: int, loss_type: str) -> None:
+def check_captioned(positives: str, captions: int, loss_type: str) -> None:
     """Raises ValueError where a number of captions and `positives` do not fit, or not the objective."""
     if positives not in get_args(Positives):
         raise ValueError(f"positives is one of {', '.join(get_args(Positives))}, got {positives!r}")
@@ -93,6 +93,7 @@ def captioned(
         return Captioned(images, texts, 1, own[:, None], own, (ids, ids), (ids, ids), shown)
     of_captions = texts.new_zeros(*texts.shape[:2], 0, dtype=torch.int64) if text_ids is None else text_ids
     of_captions = of_captions.view(*texts.shape[:2], -1)
+    assert image_ids is not None  # given, or made above
     shared = ids_of_captions(image_ids, of_captions, positives == "centre", same_modality)
     if positives == "centre":
         texts = centre(texts)[:, None]
@@ -109,14 +110,14 @@ def centre(text_embeds: Tensor) -> Tensor:
     return F.normalize(text_embeds.mean(dim=1), dim=-1)
 
 
-def texts_of_each(positives: Positives, captions: int) -> int:
+def texts_of_each(positives: str, captions: int) -> int:
     """How many texts an image with so many captions is compared as."""
     return 1 if positives in ("centre", "entity") else captions
 
 
 def text_of_each(
-    text_embeds: Tensor, positives: Positives, image_ids: Tensor | None = None, text_ids: Tensor | None = None
-) -> tuple[Tensor, dict[str, Tensor | None]]:
+    text_embeds: Tensor, positives: str, image_ids: Tensor | None = None, text_ids: Tensor | None = None
+) -> tuple[Tensor, dict[str, Any]]:
     """A text for each image that stands for its captions, (B, dim), and the ids of these pairs, to look at a batch."""
     ids = {"image_ids": image_ids, "text_ids": text_ids}
     if text_embeds.ndim == 2:
@@ -166,6 +167,7 @@ def foils_for_images(
     """
     if foils is None:
         return None
+    assert ids_of_images is not None and image_ids is not None  # `captioned` makes them where there are foils
     kinds = image_ids[0].numel()
     times = (ids_of_images.shape[1] - kinds) // foils.ids.shape[1]
     of_texts = foils.ids.repeat_interleave(times, dim=1)

@@ -46,9 +46,10 @@ def chunked_rows(
 
     def rows(queries, candidates, positives, query_ids, own):
         scores, excluded, places = similarity(queries, candidates), None, positives.reshape(-1, 1)
-        if query_ids is not None:
+        if query_ids is not None and candidate_ids is not None:
             excluded = share_an_id(query_ids, candidate_ids)
         if past is not None:
+            assert excluded is not None  # past candidates need ids
             scores = torch.cat([scores, similarity(queries, past.embeds)], dim=1)
             excluded = torch.cat([excluded, share_an_id(query_ids, past.ids)], dim=1)
         if excluded is not None:

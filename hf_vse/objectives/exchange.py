@@ -114,11 +114,12 @@ class Ring(Gathered):
     """One block of candidates at a time, passed from process to process."""
 
     def visit(self, step: Step, rows: Rows, merge: Merge) -> Sequence[Tensor]:
-        world, found = len(self.counts), None
+        world = len(self.counts)
+        found: Sequence[Tensor] = ()
         for hop in range(world):
             owner = (self.rank - hop) % world
             seen = step(rows, self.starts[owner])
-            found = seen if found is None else merge(found, seen)
+            found = merge(found, seen) if hop else seen
             count = self.counts[(owner - 1) % world]
             last = hop == world - 1  # then only the results return to their process
             rows = rows if last else [None if each is None else self.passed_on(each, count) for each in rows]
@@ -142,4 +143,5 @@ def exchange_of(negatives: Negatives | None, local: Tensor) -> Alone:
     """The exchange for processes with these rows; `Alone` for a single process."""
     if not shares_negatives(negatives):
         return Alone([len(local)])
-    return {"gather": Gathered, "ring": Ring}[negatives](row_counts(local))
+    kinds: dict[Negatives | None, type[Gathered]] = {"gather": Gathered, "ring": Ring}
+    return kinds[negatives](row_counts(local))

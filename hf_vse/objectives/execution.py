@@ -81,7 +81,7 @@ def choose_execution(
             f"loss_type {loss_type!r} has no stream; use loss execution chunked or dense"
             + (" and negatives gather" if ring else "")
         )
-    idle_kernel = without_kernel(objective(loss_type), SETTINGS | settings)
+    idle_kernel = without_kernel(objective(loss_type), {**SETTINGS, **settings})
     why_not = f"{idle_kernel} has no kernel" if idle_kernel else why_not_fused(device)
     if name == "fused" and why_not:
         raise ValueError(f"loss execution 'fused' is not possible: {why_not}; use auto or streamed")
@@ -112,7 +112,7 @@ def execute_loss(
     same_modality: bool = False,
     foils: Candidates | None = None,
     caption_weight: float = 0.0,
-    **options: float | Tensor | None,
+    **options: Any,
 ) -> Tensor:
     """`contrastive_loss` on the pairs of all processes, computed as `execution` says.
 
@@ -142,7 +142,7 @@ def execute_loss(
             )
         check_entity_execution(execution.name, execution.negatives)
         size = None if execution.name == "dense" else execution.chunk_size or DEFAULT_CHUNK
-        how = {"loss_type": loss_type, "negatives": execution.negatives, "chunk_size": size}
+        how: dict[str, Any] = {"loss_type": loss_type, "negatives": execution.negatives, "chunk_size": size}
         loss = entity_loss(image_embeds, text_embeds, **how, **options)
         if not caption_weight:
             return loss
@@ -156,20 +156,22 @@ def execute_loss(
     announce(name, reason)
     embeds, options = (image_embeds, text_embeds), {"loss_type": loss_type} | options
     chunk_size = None if name == "dense" else execution.chunk_size or DEFAULT_CHUNK
-    of_batch = {"positives": positives, "negatives": execution.negatives}
-    further = {"past": past, "same_modality": same_modality, "foils": foils}
+    of_batch: dict[str, Any] = {"positives": positives, "negatives": execution.negatives}
+    further: dict[str, Any] = {"past": past, "same_modality": same_modality, "foils": foils}
     alone = past is None and not same_modality and foils is None and not shares_negatives(execution.negatives)
     if name == "dense" and text_embeds.ndim == 2 and alone:
         loss = contrastive_loss(*embeds, **options)
     elif name in ("dense", "chunked"):
-        loss = gathered_contrastive_loss(*embeds, chunk_size=chunk_size, **further, **of_batch, **options)
+        loss = gathered_contrastive_loss(
+            image_embeds, text_embeds, chunk_size=chunk_size, **further, **of_batch, **options
+        )
     else:
         how = {"chunk_size": execution.chunk_size, "tiles": fused_tiles() if name == "fused" else None}
-        loss = streamed_contrastive_loss(*embeds, **further, **how, **of_batch, **options)
+        loss = streamed_contrastive_loss(image_embeds, text_embeds, **further, **how, **of_batch, **options)
     if soft is None:
         return loss
     options = {key: value for key, value in options.items() if key not in ("image_ids", "text_ids")}
-    targets = soft_loss(*embeds, soft, chunk_size=chunk_size, **of_batch, **options)
+    targets = soft_loss(image_embeds, text_embeds, soft, chunk_size=chunk_size, **of_batch, **options)
     loss = (1 - soft.weight) * loss + soft.weight * targets
     if soft.distance:
         loss = loss + soft.distance * distance_loss(*embeds, soft, execution.negatives)

@@ -10,10 +10,8 @@ earlier steps, see `past.py`, but of this step and of all processes, with their 
 is a negative of the image whose caption it was; where an image has it word for word as a caption, it is none.
 """
 
-import torch
-
 from hf_vse.objectives.captions import Candidates
-from hf_vse.objectives.past import Past
+from hf_vse.objectives.past import Past, joined_candidates
 
 
 def with_foils(past: Past | None, foils: Candidates) -> Past:
@@ -24,4 +22,4 @@ def with_foils(past: Past | None, foils: Candidates) -> Past:
     """
     if past is None:
         return Past(images=None, texts=foils)
-    return past._replace(texts=Candidates(*map(torch.cat, zip(past.texts, foils, strict=True))))
+    return past._replace(texts=joined_candidates(past.texts, foils))

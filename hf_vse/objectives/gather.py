@@ -112,22 +112,25 @@ def gathered_contrastive_loss(
     places = first + torch.arange(len(images), device=images.device)  # of the images, among those of all processes
     own_places = captions * places[:, None] + torch.arange(captions, device=images.device)  # of their texts
 
-    def everywhere(local: Tensor | None, of_each: int) -> Tensor | None:
+    def everywhere(local: Tensor, of_each: int) -> Tensor:
         """The rows of all processes, `of_each` image so many."""
-        return None if local is None else gather_rows(local, [of_each * count for count in counts])
+        return gather_rows(local, [of_each * count for count in counts])
 
     rows = partial(chunked_rows, chosen, settings=settings, chunk_size=chunk_size)
     all_images, all_texts = everywhere(images, 1), everywhere(texts, captions)
-    all_ids = everywhere(ids_of_images, 1), everywhere(ids_of_texts, captions)
+    all_image_ids = None if ids_of_images is None else everywhere(ids_of_images, 1)
+    all_text_ids = None if ids_of_texts is None else everywhere(ids_of_texts, captions)
     own = batch.own if positives == "any" else None
     if same_modality:
-        own_ids = (everywhere(ids, of_each) for ids, of_each in zip(batch.own_ids, (1, captions), strict=True))
-        past = with_same_modality(past, *map(Candidates, (all_images, all_texts), own_ids))
+        own_image_ids, own_text_ids = batch.own_ids
+        assert own_image_ids is not None and own_text_ids is not None  # `captioned` makes them for this
+        images_again = Candidates(all_images, everywhere(own_image_ids, 1))
+        past = with_same_modality(past, images_again, Candidates(all_texts, everywhere(own_text_ids, captions)))
     if batch.foils is not None:
         past = with_foils(past, gather_candidates(batch.foils, counts))
     past_images, past_texts = (None, None) if past is None else past
-    of_images = own_places[:, : batch.own.shape[1]], ids_of_images, all_ids[1], own
-    of_texts = places.repeat_interleave(captions)[:, None], ids_of_texts, all_ids[0]
+    of_images = own_places[:, : batch.own.shape[1]], ids_of_images, all_text_ids, own
+    of_texts = places.repeat_interleave(captions)[:, None], ids_of_texts, all_image_ids
     image_rows = rows(images, all_texts, *of_images, past=past_texts)
     text_rows = rows(texts, all_images, *of_texts, past=past_images)
     image_rows, text_rows = (mean_of_captions(each, len(images)) for each in (image_rows, text_rows))

@@ -10,6 +10,7 @@ units both times. Batch normalisation in training mode sees mini-batches; its ru
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
@@ -134,4 +135,4 @@ def concatenated(parts: Sequence[Tensor]) -> Tensor:
 
 def inner_product(outputs: Sequence[Tensor], cache: Sequence[Tensor]) -> Tensor:
     """A scalar whose gradient with respect to each output is the cached gradient."""
-    return sum((output * gradient).sum() for output, gradient in zip(outputs, cache, strict=False))
+    return reduce(torch.add, [(output * gradient).sum() for output, gradient in zip(outputs, cache, strict=False)])

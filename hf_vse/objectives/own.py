@@ -20,7 +20,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -33,12 +33,12 @@ TRIAL |= {"positive_margin": 0.1, "hardness": 1.0, "negatives_kept": 2.0, "false
 ARGUMENTS = "(scores, positives, excluded, *, temperature, margin, ...)"
 
 
-def is_own(loss_type: Any) -> bool:
+def is_own(loss_type: Any) -> TypeGuard[str]:
     """Whether a value names a function in a file."""
     return isinstance(loss_type, str) and OWN.fullmatch(loss_type) is not None
 
 
-def without_folder(loss_type: str) -> str:
+def without_folder(loss_type: Any) -> Any:
     """The name as configurations have it."""
     return re.split(r"[\\/]", loss_type)[-1] if is_own(loss_type) else loss_type
 

@@ -5,9 +5,9 @@ past texts, texts see past images. They are no queries and get no gradient. A pa
 query is no negative: sooner or later every query meets its own image and captions there.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from hf_vse.objectives.captions import Candidates, Positives, captioned
 from hf_vse.objectives.reductions import Hardest, Reduction
 from hf_vse.objectives.statistics import CPU_TILE, GPU_TILE, shifted
 
-AGAIN = {"use_reentrant": False, "preserve_rng_state": False}
+AGAIN: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
 NOTHING = -1e30  # a logit that adds nothing; the gradient of a log-sum-exp of minus infinities is not a number
 
 
@@ -31,8 +31,18 @@ class Past(NamedTuple):
 
     def without_vectors(self, dim: int) -> "Past":
         """The same ids, with zeros of this dimension."""
-        return Past(*(side and Candidates(torch.zeros(len(side.ids), dim, device=side.ids.device), side.ids)
-                      for side in self))  # fmt: skip
+
+        def zeros(side: Candidates) -> Candidates:
+            return Candidates(torch.zeros(len(side.ids), dim, device=side.ids.device), side.ids)
+
+        return Past(self.images and zeros(self.images), zeros(self.texts))
+
+
+def joined_candidates(one: Candidates | None, other: Candidates) -> Candidates:
+    """The candidates of both, one after the other."""
+    if one is None:
+        return other
+    return Candidates(torch.cat([one.embeds, other.embeds]), torch.cat([one.ids, other.ids]))
 
 
 def compared(
@@ -46,9 +56,10 @@ def compared(
 ) -> tuple[Candidates, Candidates]:
     """The images and texts of a step, as they are candidates of a later one; see `captioned`."""
     batch = captioned(image_embeds, text_embeds, positives, settings, image_ids, text_ids, 0, same_modality)
-    embeds = (each.detach().to(image_embeds.dtype) for each in (batch.images, batch.texts))
-    images, texts = map(Candidates, embeds, batch.ids)
-    return images, texts
+    of_images, of_texts = batch.ids
+    assert of_images is not None and of_texts is not None  # the ids of a step that is kept are given
+    images, texts = (each.detach().to(image_embeds.dtype) for each in (batch.images, batch.texts))
+    return Candidates(images, of_images), Candidates(texts, of_texts)
 
 
 def with_past(
@@ -86,7 +97,7 @@ def with_past(
     size = chunk_size or max(64, tile // len(past.embeds))
     of_parts = offsets.split(size) if offsets is not None and offsets.ndim else [offsets] * -(-len(queries) // size)
     parts = zip(queries.split(size), ids.split(size), of_parts, strict=True)
-    run = of_part if len(queries) <= size else partial(checkpoint, of_part, **AGAIN)
+    run: Callable[..., Tensor] = of_part if len(queries) <= size else partial(checkpoint, of_part, **AGAIN)
     found = [run(*part) for part in parts]
     number = reduction.merge([number], [torch.cat(found)])[0]
     return number.masked_fill(number < NOTHING / 2, float("-inf"))

@@ -140,4 +140,5 @@ class HardestFew(Hardest):
         return [values, *(places.gather(-1, chosen) for places in both[1:])]
 
 
-Reduction = LogSumExp | HingeSum | Hardest
+Sum = LogSumExp | HingeSum  # every negative of a tile has a slope
+Reduction = Sum | Hardest

@@ -10,9 +10,7 @@ candidates like those of earlier steps, see `past.py`, but of this step and of a
 What shows the query's image, or has a caption of it, is no negative.
 """
 
-import torch
-
-from hf_vse.objectives.past import Candidates, Past
+from hf_vse.objectives.past import Candidates, Past, joined_candidates
 
 
 def with_same_modality(past: Past | None, images: Candidates, texts: Candidates) -> Past:
@@ -23,5 +21,4 @@ def with_same_modality(past: Past | None, images: Candidates, texts: Candidates)
     """
     if past is None:
         return Past(images=texts, texts=images)  # texts see `images`, images see `texts`
-    sides = zip(past, (texts, images), strict=True)
-    return Past(*(Candidates(*map(torch.cat, zip(one, other, strict=True))) for one, other in sides))
+    return Past(joined_candidates(past.images, texts), joined_candidates(past.texts, images))

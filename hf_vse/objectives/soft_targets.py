@@ -101,10 +101,10 @@ def soft_loss(
     if soft.scores is not None:
         of_images, of_texts = partial(looked_up, soft.scores), partial(looked_up, soft.scores.T)
     temperatures = settings["temperature"], soft.temperature
-    image_rows, text_rows = (
-        cross_entropy_rows(*queries, *map(everywhere, candidates), score, *temperatures, chunk_size)
-        for queries, candidates, score in ((images, texts, of_images), (texts, images, of_texts))
-    )
+    all_images = everywhere(ours.images), everywhere(their_images)
+    all_texts = everywhere(ours.texts), everywhere(their_texts)
+    image_rows = cross_entropy_rows(*images, *all_texts, of_images, *temperatures, chunk_size)
+    text_rows = cross_entropy_rows(*texts, *all_images, of_texts, *temperatures, chunk_size)
     image_rows, text_rows = (mean_of_captions(each, len(ours.images)) for each in (image_rows, text_rows))
     return len(counts) * chosen.reduce(image_rows, text_rows, total_rows=sum(counts), image_weight=image_weight)
 

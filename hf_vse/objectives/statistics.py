@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from hf_vse.model.losses_vse import share_an_id
 from hf_vse.objectives.exchange import Alone
-from hf_vse.objectives.reductions import Hardest, Reduction, State, total
+from hf_vse.objectives.reductions import Hardest, Reduction, State, Sum, total
 
 # Elements of a tile. 32 MiB fit near the cache of a CPU, and the C allocator returns blocks of that size to the system
 # while smaller ones fragment its heap. 256 MiB keep a GPU busy.
@@ -71,8 +71,8 @@ class Tiles(Protocol):
         """States of the queries of a block: those of its rows and those of its columns."""
 
     def weights(
-        self, reduction: Reduction, block: Block, states: tuple[State, State], gradients: tuple[Tensor, Tensor]
-    ):
+        self, reduction: Sum, block: Block, states: tuple[State, State], gradients: tuple[Tensor, Tensor]
+    ) -> Tensor:
         """Gradient by every similarity of a block, (a, b), from the gradients by the numbers of rows and columns."""
 
 
@@ -92,7 +92,7 @@ class TorchTiles:
         return of_rows, of_columns
 
     def weights(
-        self, reduction: Reduction, block: Block, states: tuple[State, State], gradients: tuple[Tensor, Tensor]
+        self, reduction: Sum, block: Block, states: tuple[State, State], gradients: tuple[Tensor, Tensor]
     ) -> Tensor:
         logits = masked_logits(block)
         weights = reduction.slopes(shifted(logits, block.row_offsets, 1), states[0], 1).mul_(gradients[0][:, None])
@@ -107,7 +107,7 @@ def masked_logits(block: Block) -> Tensor:
         logits = product(block.rows, block.columns.T).mul_(block.scale)
     else:
         logits = (block.rows.float() * block.scale) @ block.columns.float().T
-    if block.row_ids is None:
+    if block.row_ids is None or block.column_ids is None:
         logits.diagonal(block.first_row - block.first_column).fill_(float("-inf"))
     else:
         logits.masked_fill_(share_an_id(block.row_ids, block.column_ids), float("-inf"))
@@ -123,10 +123,11 @@ def shifted(logits: Tensor, offsets: Tensor | None, dim: int) -> Tensor:
 
 def reduce_block(tiles: Tiles, reduction: Reduction, block: Block, chunk_size: int | None) -> tuple[State, State]:
     """States of all queries of a block, chunk by chunk."""
-    row_state = column_state = None
+    row_state: State = []
+    column_state: State = []
     for rows, part in block.parts(chunk_size or tiles.rows_to_reduce(block)):
         of_rows, of_columns = tiles.reduce(reduction, part)
-        if column_state is None:
+        if not column_state:
             row_state = [each.new_empty(len(block.rows), *each.shape[1:]) for each in of_rows]
             column_state = of_columns
         else:
@@ -153,7 +154,7 @@ def hardest_scores(queries: Tensor, candidates: Tensor, winners: Tensor, chunk_s
 
 def gradient_of_block(
     tiles: Tiles,
-    reduction: Reduction,
+    reduction: Sum,
     block: Block,
     states: tuple[State, State],
     gradients: tuple[Tensor, Tensor],
@@ -236,12 +237,12 @@ class _NegativeStatistics(torch.autograd.Function):
         sides = images.to(plan.dtype), texts.to(plan.dtype)
         given = (*sides, scale, row_offsets, column_offsets, row_ids, column_ids)
         merge = plan.reduction.merge
-        row_state: State | None = None
+        row_state: State = []
 
         def meet(block: Block) -> State:
             nonlocal row_state
             seen, column_state = reduce_block(plan.tiles, plan.reduction, block, plan.chunk_size)
-            row_state = seen if row_state is None else merge(row_state, seen)
+            row_state = merge(row_state, seen) if row_state else seen
             return column_state
 
         column_state = plan.visit(meet, given, merge)
@@ -258,7 +259,7 @@ class _NegativeStatistics(torch.autograd.Function):
         of_images = torch.zeros_like(images, dtype=torch.float32)
 
         def meet(block: Block, of_columns: Tensor, *state: Tensor) -> list[Tensor]:
-            states, gradients = (row_state, state), (of_image_numbers, of_columns)
+            states, gradients = (row_state, list(state)), (of_image_numbers, of_columns)
             if isinstance(plan.reduction, Hardest):
                 of_block = gradient_of_winners(block, states, gradients)
             else:
@@ -272,7 +273,7 @@ class _NegativeStatistics(torch.autograd.Function):
         sides = (row_offsets, of_image_numbers, row_state), (column_offsets, of_text_numbers, column_state)
         for needed, (offsets, of_numbers, state) in zip(ctx.needs_input_grad[3:5], sides, strict=True):
             of_each = of_numbers * state[1] if needed else None
-            of_offsets.append(of_each if not needed or offsets.ndim else of_each.sum())
+            of_offsets.append(of_each if of_each is None or offsets.ndim else of_each.sum())
         return of_images, of_texts, of_scale, *of_offsets, None, None, None
 
 

@@ -140,7 +140,7 @@ def stream_of(chosen: Objective, settings: Settings, candidates: int) -> Stream:
     """How an objective with these settings is streamed over so many candidates."""
     if without_kernel(chosen, settings) is None:
         return STREAMS[chosen.row_loss]
-    kept, guarded = int(settings["negatives_kept"]), settings["false_negative_gap"] < 2
+    kept, guarded = int(settings["negatives_kept"]), bool(settings["false_negative_gap"] < 2)
     if 0 < kept < candidates - 1:
         logits = guarded_similarities if guarded else plain_similarities
         return Stream(HardestFew(kept, guarded), logits, against_hardest(chosen.row_loss))
@@ -162,8 +162,13 @@ def numbers_of(
     found = negative_statistics(images, texts, plan, scale, offsets, ids)
     if past is None:
         return found
-    sides = zip(found, (images, texts), ids, (past.texts, past.images), offsets, strict=True)
-    return tuple(with_past(*side, plan.reduction, scale, plan.chunk_size) for side in sides)
+    of_images, of_texts = ids
+    assert of_images is not None and of_texts is not None  # past candidates need ids
+    how = plan.reduction, scale, plan.chunk_size
+    return (
+        with_past(found[0], images, of_images, past.texts, offsets[0], *how),
+        with_past(found[1], texts, of_texts, past.images, offsets[1], *how),
+    )
 
 
 def weighted_logsumexp(
@@ -183,22 +188,25 @@ def weighted_logsumexp(
     """
 
     def logsumexps(factor: Scalar) -> tuple[Tensor, Tensor]:
-        of_sides = tuple(None if each is None else factor * each for each in offsets)
+        of_images, of_texts = (None if each is None else factor * each for each in offsets)
+        of_sides = of_images, of_texts
         return numbers_of(images, texts, plan, factor * scale, of_sides, ids, past)
 
     of_weighted = logsumexps(1 + hardness)
     with torch.no_grad():
         of_weights = logsumexps(hardness)
         if offsets[0] is None:
-            nothing = (each.new_zeros(len(each), 16) for each in (images, texts))  # e^0 counts; 16 suit the kernels
+            nothing = images.new_zeros(len(images), 16), texts.new_zeros(len(texts), 16)  # e^0; 16 suit the kernels
             counts = numbers_of(*nothing, plan, None, offsets, ids, past and past.without_vectors(16))
         else:
             counting = plan._replace(reduction=GuardedCount())
-            counts = [each.log() for each in numbers_of(images, texts, counting, scale, offsets, ids, past)]
-    return tuple(
+            counted = numbers_of(images, texts, counting, scale, offsets, ids, past)
+            counts = counted[0].log(), counted[1].log()
+    of_images, of_texts = (
         torch.where(n.isneginf(), n, n + a.detach() - c + (a - a.detach()) / (1 + hardness))
         for a, c, n in zip(of_weighted, of_weights, counts, strict=True)
     )
+    return of_images, of_texts
 
 
 def has_stream(loss_type: str) -> bool:
@@ -261,9 +269,12 @@ def streamed_contrastive_loss(
         batch = captioned(image_embeds, text_embeds, positives, settings, *ids, exchanged.first, same_modality, foils)
         exchanged = type(exchanged)([count * batch.captions for count in counts])  # of the texts
         if same_modality:
-            sides = (batch.images, batch.own_ids[0], counts), (batch.texts, batch.own_ids[1], exchanged.counts)
-            gathered = ((gather_rows(embeds, n), gather_rows(ids, n)) for embeds, ids, n in sides)
-            past = with_same_modality(past, *(Candidates(*side) for side in gathered))
+            of_images, of_texts = batch.own_ids
+            assert of_images is not None and of_texts is not None  # `captioned` makes them for this
+            images = Candidates(gather_rows(batch.images, counts), gather_rows(of_images, counts))
+            of_each = exchanged.counts
+            texts = Candidates(gather_rows(batch.texts, of_each), gather_rows(of_texts, of_each))
+            past = with_same_modality(past, images, texts)
         if batch.foils is not None:
             past = with_foils(past, gather_candidates(batch.foils, counts))
         candidates = sum(exchanged.counts) + (0 if past is None else len(past.texts.ids))
@@ -295,12 +306,12 @@ def numbers_of_negatives(
     (scale, offsets), (_, of_texts) = logits(batch.own), logits(batch.own_of_texts)
     by_row = offsets is not None and offsets.ndim > 0
     found = []
-    for offset in offsets.unbind(1) if by_row else [offsets]:
-        given = batch.images, batch.texts, plan, scale, (offset, of_texts), batch.ids, past
-        if isinstance(stream.reduction, LogSumExp) and settings["hardness"] > 0:
-            found.append(weighted_logsumexp(*given, settings["hardness"]))
+    for offset in offsets.unbind(1) if offsets is not None and by_row else [offsets]:
+        sides = (offset, of_texts), batch.ids, past
+        if isinstance(stream.reduction, LogSumExp) and scale is not None and settings["hardness"] > 0:
+            found.append(weighted_logsumexp(batch.images, batch.texts, plan, scale, *sides, settings["hardness"]))
         else:
-            found.append(numbers_of(*given))
+            found.append(numbers_of(batch.images, batch.texts, plan, scale, *sides))
     if by_row:
         return torch.stack([of_images for of_images, _ in found], dim=1).flatten(0, 1), found[0][1]
     return found[0][0].repeat_interleave(batch.own.shape[1], dim=0), found[0][1]

@@ -3,7 +3,7 @@
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -45,7 +45,7 @@ def plot_recall_bars(
     axes.set_yticks(range(0, 101, 20))
     if len(results) > 1 or chance:
         handles = [*axes.containers, *axes.collections[:1]]  # one line stands for all
-        above = dict(ncols=4, loc="lower left", bbox_to_anchor=(0, 1))
+        above: dict[str, Any] = dict(ncols=4, loc="lower left", bbox_to_anchor=(0, 1))
         take_literally(axes.legend(handles=handles, frameon=False, fontsize=9, **above).get_texts())
     else:
         take_literally([axes.set_title(next(iter(results)), loc="left", fontsize=11)])
@@ -63,7 +63,8 @@ def draw_recall_bars(
     width = 0.8 / len(results)
     for number, (model, values) in enumerate(results.items()):
         places = [centre + (number + 0.5) * width - 0.4 for centre in centres]
-        heights = tops = [values[name] for name in RECALLS]
+        heights = [values[name] for name in RECALLS]
+        tops: Sequence[float] = heights
         axes.bar(places, heights, 0.92 * width, color=PALETTE[number % len(PALETTE)], label=model)
         if intervals is not None:
             below, tops = zip(*(intervals[model][name] for name in RECALLS), strict=True)

@@ -138,7 +138,7 @@ def runs_figure(rsums: Mapping[str, Sequence[float]], base: str | None = None) -
         colour = BEST_COLOUR if cell == base else PALETTE[0]
         axes.barh(place, sum(values) / len(values), 0.72, color=colour, alpha=0.35)
         axes.plot(values, [place] * len(values), "o", color=colour, markersize=3.5)
-    if base in rsums:
+    if base is not None and base in rsums:
         axes.axvline(sum(rsums[base]) / len(rsums[base]), color=BEST_COLOUR, linewidth=1.2, linestyle=":")
         lowest, highest = (pick(map(pick, rsums.values())) for pick in (min, max))
         axes.set_xlim(lowest - 0.5 * (highest - lowest) - 1, highest + 0.1 * (highest - lowest) + 1)

@@ -31,6 +31,12 @@ def evenly_spaced(total: int, count: int) -> list[int]:
     return sorted({place * total // count for place in range(count)})
 
 
+def captions_judged(judgement: Judgement) -> list[str]:
+    """The captions of a judged split; vectors alone have none, and no page."""
+    assert judgement.texts.captions is not None
+    return judgement.texts.captions
+
+
 def shown_image(
     judgement: Judgement, thumbnails: Thumbnails, image: int, right: bool = False, score: float | None = None
 ) -> Row:
@@ -44,11 +50,11 @@ def sentence_examples(judgements: Judgements, thumbnails: Thumbnails) -> list[Ro
     first = next(iter(judgements.values()))
     return [
         {
-            "sentence": first.texts.captions[text],
-            "own": shown_image(first, thumbnails, first.pairs.text_to_image[text].item()),
+            "sentence": captions_judged(first)[text],
+            "own": shown_image(first, thumbnails, int(first.pairs.text_to_image[text])),
             "models": {name: found_images(judgement, thumbnails, text) for name, judgement in judgements.items()},
         }
-        for text in evenly_spaced(len(first.texts.captions), QUERIES)
+        for text in evenly_spaced(len(captions_judged(first)), QUERIES)
     ]
 
 
@@ -67,13 +73,13 @@ def lit_examples(judgements: Judgements, encoders: Mapping[str, Encoder], images
     """For some sentences their own image, with light on what speaks for the sentence in each model that shows it."""
     showing = {name: each for name, each in encoders.items() if why_no_cells(getattr(each, "model", None)) is None}
     first, undecoded, found = next(iter(judgements.values())), undecoded_images(images), []
-    for text in evenly_spaced(len(first.texts.captions), QUERIES)[:: QUERIES // LIT] if showing else []:
+    for text in evenly_spaced(len(captions_judged(first)), QUERIES)[:: QUERIES // LIT] if showing else []:
         row = first.pairs.image_rows[first.pairs.text_to_image[text]].item()
         try:
             image = decode_image(undecoded[row][IMAGE], needed=LIT_SIDE)
         except BrokenImageError:
             continue
-        sentence = first.texts.captions[text]
+        sentence = captions_judged(first)[text]
         answers = {name: relevance(each, image, sentence) for name, each in showing.items()}
         lit = {
             name: {"src": address_of(draw_relevance(image, each.cells, each.box, LIT_SIDE)), "row": row}
@@ -101,7 +107,7 @@ def found_texts(judgement: Judgement, image: int) -> Row:
     return {
         "rank": judgement.ranks[0][image].item() + 1,
         "found": [
-            {"sentence": judgement.texts.captions[text], "right": owner == image, "score": score}
+            {"sentence": captions_judged(judgement)[text], "right": owner == image, "score": score}
             for text, owner, score in zip(
                 best.indices.tolist(), pairs.text_to_image[best.indices].tolist(), best.values.tolist(), strict=True
             )
@@ -112,7 +118,7 @@ def found_texts(judgement: Judgement, image: int) -> Row:
 def failures(judgement: Judgement, thumbnails: Thumbnails) -> Row:
     """The worst queries, doubtful pairs and double images that the diagnostics name."""
     suspects = judgement.record["diagnostics"]["suspects"]
-    captions = judgement.texts.captions
+    captions = captions_judged(judgement)
     return {
         "worst": [
             {
@@ -149,7 +155,7 @@ def failures(judgement: Judgement, thumbnails: Thumbnails) -> Row:
 def siblings(judgement: Judgement, image: int, text: int) -> list[str]:
     """The other captions of an image."""
     rows = (judgement.pairs.text_to_image == image).nonzero()[:, 0].tolist()
-    return [judgement.texts.captions[row] for row in rows if row != text]
+    return [captions_judged(judgement)[row] for row in rows if row != text]
 
 
 def hubs(judgement: Judgement, thumbnails: Thumbnails) -> list[Row]:

@@ -31,7 +31,7 @@ from hf_vse.search.header import HEADER_FILE, read_header
 from hf_vse.search.model import model_facts
 from hf_vse.search.parts import interrupted_parts
 from hf_vse.search.plan import bytes_on_disk, choose_plan
-from hf_vse.search.segments import SEGMENT_ROWS
+from hf_vse.search.segments import SEGMENT_ROWS, SegmentVectors
 from hf_vse.search.storage import check_listed_files, check_place, locked, remove_leftovers
 from hf_vse.search.store import GalleryRow, named_rows
 from hf_vse.search.vectors import MEASURED_QUERIES, TARGET_RECALL, check_unit
@@ -79,7 +79,7 @@ def build_gallery(
     shape = len(images), encoder.dim
     images_folder = None if isinstance(source, Dataset) else source
     check_place(folder, images_folder, bytes_on_disk(choose_plan(*shape, kind), *shape))
-    options = {"kind": kind, "recall": recall, "query_bank": list(query_bank)}
+    options: dict[str, Any] = {"kind": kind, "recall": recall, "query_bank": list(query_bank)}
     with locked(folder) if state.is_main_process else nullcontext():
         store = known_vectors(folder, encoder)
         missing = store.missing([each.key for each in images])
@@ -135,7 +135,8 @@ def told_to_all(
     state = PartialState()
     if state.num_processes == 1:
         return find()
-    images, told = [], [None]
+    images: list[GalleryImage] = []
+    told: list[Any] = [None]
     if state.is_main_process:
         try:
             images, facts = find()
@@ -170,7 +171,8 @@ def build_of_vectors(
     Args:
         made_of: digest of the vectors.
     """
-    check_place(folder, needed=bytes_on_disk(choose_plan(*embeds.shape, kind), *embeds.shape))
+    count, dim = embeds.shape
+    check_place(folder, needed=bytes_on_disk(choose_plan(count, dim, kind), count, dim))
     recipe = recipe_of(made_of, items, model_facts(encoder), {"kind": kind, "recall": recall}, list(query_bank))
     with locked(folder):
         if GalleryIndex.unchanged(folder, recipe) is None:
@@ -213,7 +215,8 @@ def write_gallery(
     if GalleryIndex.unchanged(folder, recipe) is None:
         embeds, _ = placed(len(keys), store.read(keys))
         check_unit(embeds, f"the vectors that {encoder.name} makes")
-        gallery = GalleryIndex.without_index(embeds, items, facts, choose_plan(*embeds.shape, kind))
+        plan = choose_plan(len(embeds), embeds.shape[1], kind)
+        gallery = GalleryIndex.without_index(embeds, items, facts, plan)
         gallery.vectors.build(sample_queries(items, encoder), recall, progress)
         if query_bank:
             gallery.learn_hubs(encode_texts(encoder, query_bank).numpy())
@@ -228,12 +231,13 @@ def change_gallery(change: GalleryChange, rows: Sequence[GalleryRow], store: Sto
     for start in range(0, len(changed), SEGMENT_ROWS):
         some = changed[start : start + SEGMENT_ROWS]
         change.upsert(some, placed(len(some), store.read([row.key for row in some]))[0])
-    change.delete(there.keys() - {row.name for row in rows})
+    change.delete(list(there.keys() - {row.name for row in rows}))
     change.finish(facts)
 
 
 def known_vectors(folder: Path, encoder: Encoder) -> Store:
     """What the same encoder made before: the gallery in `folder`, and parts of interrupted runs."""
+    assert encoder.digest is not None  # see `check_digest`
     store = interrupted_parts(folder, encoder.digest)
     if (folder / HEADER_FILE).is_file():
         try:
@@ -243,7 +247,7 @@ def known_vectors(folder: Path, encoder: Encoder) -> Store:
     return store
 
 
-def vectors_of_gallery(folder: Path, encoder: Encoder) -> tuple[list[str], np.ndarray]:
+def vectors_of_gallery(folder: Path, encoder: Encoder) -> tuple[list[str], np.ndarray | SegmentVectors]:
     """Keys and vectors of the images of a gallery; none where another encoder made it.
 
     Raises:

@@ -64,7 +64,9 @@ class GalleryChange:
         """Name -> version of what is there and stays."""
         if self.base is None:
             return {}
-        columns = [self.base.items.column(name).to_numpy() for name in ("name", "version")]
+        items = self.base.items
+        assert isinstance(items, segments.SegmentItems)  # a base was read from a folder
+        columns = [items.column(name).to_numpy() for name in ("name", "version")]
         half = segments.VERSION_BYTES
         return {
             columns[0][row].hex(): f"{columns[1][row][:half].hex()}.{columns[1][row][half:].hex()}"
@@ -101,9 +103,10 @@ class GalleryChange:
         with self.stack:
             self.spill()
             dead = self.dead_of_base()
-            changed = self.written or dead.any() or self.base is None
-            if not changed and facts == {name: self.base.facts[name] for name in self.base.facts if name != "fields"}:
-                return
+            if self.base is not None and not (self.written or dead.any()):
+                known = {name: fact for name, fact in self.base.facts.items() if name != "fields"}
+                if facts == known:
+                    return
             self.complete(self.open(), facts, dead)
             remove_leftovers(self.folder)
 
@@ -112,6 +115,7 @@ class GalleryChange:
         if self.base is None:
             return np.zeros(0, bool)
         dead = np.zeros(len(self.base.everything), bool) if self.base.alive is None else ~self.base.alive
+        assert isinstance(self.base.everything, segments.SegmentItems)  # it was read from a folder
         return dead | among(self.base.everything.column("name"), self.names_of_written() + self.gone_names())
 
     def names_of_written(self) -> list[pa.Array]:
@@ -129,8 +133,8 @@ class GalleryChange:
         return np.concatenate(dead[::-1])
 
     def complete(self, version: Path, facts: dict[str, Any], dead: np.ndarray) -> None:
-        kept = [] if self.header is None else self.header["segments"]
-        linked = {} if self.header is None else self.link(version, kept)
+        kept = self.header["segments"] if self.header else []
+        linked = self.link(version, kept) if self.header else {}
         everything = kept + self.written
         dim = self.base.embeds.shape[1] if self.base is not None else 0
         if not everything:
@@ -142,10 +146,10 @@ class GalleryChange:
             raise ValueError(f"{self.folder} would hold no items: there is nothing to search")
         items, embeds = read_segments(version, {"segments": everything, "dim": dim})
         too_many = len(everything) > MOST_SEGMENTS or (~alive).sum() > MOST_DEAD * len(alive)
-        grows = self.base is not None and not too_many
-        plan = self.base.plan if grows else choose_plan(int(alive.sum()), dim, self.options["kind"])
+        base = None if too_many else self.base  # to grow
+        plan = choose_plan(int(alive.sum()), dim, self.options["kind"]) if base is None else base.plan
         gallery = GalleryIndex.without_index(embeds, items, dict(facts), plan, None if alive.all() else alive)
-        if not grows and not alive.all():
+        if base is None and not alive.all():
             everything = write_segments(version, gallery.stored())
             for path in list(version.iterdir()):
                 if not any(each["name"] in path.name for each in everything):
@@ -153,7 +157,7 @@ class GalleryChange:
             linked = {}
             items, embeds = read_segments(version, {"segments": everything, "dim": dim})
             gallery = GalleryIndex.without_index(embeds, items, dict(facts), plan)
-        indexed = self.index(version, gallery, linked, grows)
+        indexed = self.index(version, gallery, linked, base)
         if gallery.alive is not None:
             write_dead(version, gallery.alive)
         shape = {"items": len(gallery), "dim": dim, "plan": gallery.plan.to_dict(), "indexed": indexed}
@@ -167,25 +171,25 @@ class GalleryChange:
             link(version_folder(self.folder, self.header["version"]) / name, version / name)
         return {name: self.header["files"][name] for name in names}
 
-    def index(self, version: Path, gallery: GalleryIndex, linked: dict[str, Any], grows: bool) -> int:
+    def index(self, version: Path, gallery: GalleryIndex, linked: dict[str, Any], base: GalleryIndex | None) -> int:
         """The index of the vectors: that of the base, which grows when too much is not in it, or a new one.
 
         Returns:
             How many rows are in it.
         """
         count = len(gallery.vectors.embeds)
-        if not grows:
+        if base is None:
             gallery.vectors.build(None, self.options["recall"], progress=False)
             gallery.vectors.save(version / FAISS_FILE)
             return count
-        if self.base.plan.kind == "exact":
+        if base.plan.kind == "exact":
             return count
-        indexed = self.base.vectors.faiss.ntotal
+        indexed = base.vectors.faiss.ntotal
         if count - indexed <= SMALL_SUBSET:
             link(version_folder(self.folder, self.header["version"]) / FAISS_FILE, version / FAISS_FILE)
             linked[FAISS_FILE] = self.header["files"][FAISS_FILE]
             return indexed
-        gallery.vectors.faiss = self.base.vectors.faiss
+        gallery.vectors.faiss = base.vectors.faiss
         gallery.vectors.add(indexed)
         gallery.vectors.save(version / FAISS_FILE)
         return count
@@ -193,22 +197,23 @@ class GalleryChange:
 
 def base_of(
     folder: Path, facts: dict[str, Any], dim: int, options: dict[str, Any]
-) -> tuple[GalleryIndex | None, dict[str, Any] | None]:
-    """The gallery that a change adds to, all of it verified; none if it is small, or of another model or index."""
+) -> tuple[GalleryIndex | None, dict[str, Any]]:
+    """The gallery that a change adds to, all of it verified, and its header; None and {} if it is small, or of another
+    model or index."""
     try:
         header = read_header(folder)
         small = header["items"] * header["dim"] <= GROWS_ABOVE
         known = (header["format"], header["dim"], header.get("digest"), header.get("settings"))
         if small or known != (FORMAT, dim, facts.get("digest"), index_settings(options)) or facts.get("hubs"):
-            return None, None
+            return None, {}
         check_listed_files(folder, header, header["files"], whole=True)
         base = GalleryIndex.of_version(folder, header)
-        return (None, None) if base.hubs is not None else (base, header)
+        return (None, {}) if base.hubs is not None else (base, header)
     except FileNotFoundError:
-        return None, None
+        return None, {}
     except (OSError, ValueError) as error:
         logger.warning("the gallery in %s is not used (%s): it is written anew", folder, error)
-        return None, None
+        return None, {}
 
 
 def index_settings(options: dict[str, Any]) -> str:

@@ -119,7 +119,7 @@ class Compression:
             raise FileNotFoundError(f"{path} is not a file; write one with Compression.save")
         basis, scale = read_tensors(path, "basis", "scale")
         with safe_open(path, framework="np") as file:
-            precision = (file.metadata() or {}).get("precision")
+            precision: Any = (file.metadata() or {}).get("precision")
         if basis.ndim != 2 or scale.shape != (1,) or precision not in get_args(Precision):
             raise ValueError(f"{path} holds no compression: write one with Compression.save")
         return cls(basis, float(scale[0]), precision)

@@ -11,7 +11,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from accelerate import PartialState
@@ -22,7 +22,7 @@ from hf_vse.embed.matrices import best_of
 from hf_vse.search.fill import fill_from_images, fill_from_vectors, measured_plan
 from hf_vse.search.filters import Condition, check_conditions, parse_conditions
 from hf_vse.search.gallery import CORRECTED
-from hf_vse.search.plan import EXACT_VALUES, Plan
+from hf_vse.search.plan import EXACT_VALUES, IndexKind, Plan
 from hf_vse.search.queries import check_made_by, checked_queries
 from hf_vse.search.store import GalleryRow, hexadecimal
 from hf_vse.search.vectors import TARGET_RECALL, check_unit
@@ -227,10 +227,10 @@ class EngineStore(ABC):
         self.recall, self.changed = recall, 0
         self.bank = (facts.get("hubs") or {}).get("bank", "")
         there = self.current()
-        same = there is not None and (there[1].get("digest"), there[1]["dim"]) == (facts.get("digest"), dim)
-        if same and kind in ("auto", there[1]["plan"]["kind"]):
-            self.table, self.chosen = there[0], Plan.of_dict(there[1]["plan"], f"{self.location}: plan")
-            return
+        if there is not None and (there[1].get("digest"), there[1]["dim"]) == (facts.get("digest"), dim):
+            if kind in ("auto", there[1]["plan"]["kind"]):
+                self.table, self.chosen = there[0], Plan.of_dict(there[1]["plan"], f"{self.location}: plan")
+                return
         self.chosen = self.plan_for(count, dim, kind)
         self.table = f"{self.name}__{hexadecimal([facts.get('digest'), dim, self.chosen.kind], 8)}"
         if not self.has_table(self.table):
@@ -247,7 +247,7 @@ class EngineStore(ABC):
             )
         if kind not in self.kinds:
             raise ValueError(f"index kind must be auto, {', '.join(self.kinds)} in {self.location}; got {kind!r}")
-        return Plan(kind, self.kinds[kind], reason, effort=0 if kind == "exact" else START_EFFORT)
+        return Plan(cast(IndexKind, kind), self.kinds[kind], reason, effort=0 if kind == "exact" else START_EFFORT)
 
     def versions(self) -> dict[str, str]:
         return self.stored_versions(self.table)
@@ -277,13 +277,14 @@ class EngineStore(ABC):
         there = self.current()
         self.build_index(self.table, self.chosen)
         count, dim = self.count(self.table), len(self.one_vector())
-        kept = there is not None and there[0] == self.table
+        before = None if there is None or there[0] != self.table else there[1]
+        kept = before is not None
         if self.chosen.kind != "exact" and (self.changed > count // 10 or not kept):
             self.chosen = measured_plan(self, self.chosen, count, self.recall)
         facts = facts | {"items": count, "dim": dim, "plan": self.chosen.to_dict()}
         if "broken" in facts:
             facts["broken"] = facts["broken"][:NAMED_BROKEN]
-        if not kept or facts != there[1]:
+        if before is None or facts != before:
             self.make_current(self.table, facts)
         if there is not None and not kept:
             self.drop(there[0])

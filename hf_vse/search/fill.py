@@ -75,9 +75,9 @@ def fill_from_images(
                     unreadable.append(rows[place].name)
         write_rows(store, [rows[place] for place in places if rows[place].name in embeds], embeds, bank)
         logger.info("%d of %d images are written", start + len(places), len(own))
-    unreadable = set(gather_object(unreadable))
+    unread_anywhere = set(gather_object(unreadable))
     if state.is_main_process:
-        complete(store, rows, facts, bank, unreadable, max_broken_share)
+        complete(store, rows, facts, bank, unread_anywhere, max_broken_share)
     state.wait_for_everyone()
 
 
@@ -120,7 +120,8 @@ def known_embeds(store: "EngineStore", rows: Sequence[GalleryRow], there: dict[s
     same = [row for row in rows if there.get(row.name, "").split(".")[0] == row.version().split(".")[0]]
     if not same:
         return {}
-    keys, found = {row.name: row.key for row in same}, {}
+    keys = {row.name: row.key for row in same}
+    found: dict[str, np.ndarray] = {}
     for read, embeds in store.read(store.table, store.of_names(list(keys))):
         found |= {row.name: each for row, each in zip(read, embeds, strict=True) if row.key == keys[row.name]}
     return found
@@ -198,7 +199,7 @@ def measured_plan(store: "EngineStore", plan: Plan, count: int, recall: float) -
         found = store.nearest(store.table, queries, k, None, tried, exact=False)
         hits = [len(best & {row.name for _, row in each}) / k for best, each in zip(exact, found, strict=True)]
         plan = tried.measured(effort, float(np.mean(hits)), f"{len(queries)} vectors of the gallery")
-        if plan.recall >= recall:
+        if plan.recall is not None and plan.recall >= recall:
             return plan
     logger.warning("recall@10 of the index is %.3f and does not reach %.3f", plan.recall, recall)
     return plan

@@ -97,7 +97,7 @@ class FolderStore:
     def begin(
         self, facts: dict[str, Any], dim: int, count: int, kind: str = "auto", recall: float = TARGET_RECALL
     ) -> None:
-        self.options = {"kind": kind, "recall": recall}
+        self.options: dict[str, Any] = {"kind": kind, "recall": recall}
         check_place(self.folder, needed=bytes_on_disk(choose_plan(count, dim, kind), count, dim))
         self.change = GalleryChange(self.folder, facts, dim, self.options)
         self.__dict__.pop("gallery", None)
@@ -130,7 +130,7 @@ class FolderStore:
         with locked(self.folder):
             if GalleryIndex.unchanged(self.folder, recipe) is None:
                 embeds = np.stack([each for _, each in rows])
-                plan = choose_plan(*embeds.shape, self.options["kind"])
+                plan = choose_plan(len(embeds), embeds.shape[1], self.options["kind"])
                 gallery = GalleryIndex.without_index(embeds, items, facts, plan)
                 gallery.vectors.build(None, self.options["recall"], progress=False)
                 if hubs:

@@ -99,7 +99,7 @@ class GalleryIndex:
         vectors = np.ascontiguousarray(vectors, np.float16 if vectors.dtype == np.float16 else np.float32)
         check_unit(vectors, "embeds")
         queries = None if queries is None else np.asarray(queries, np.float32)
-        self.take(vectors, items, {"model": model}, choose_plan(*vectors.shape, kind))
+        self.take(vectors, items, {"model": model}, choose_plan(len(vectors), vectors.shape[1], kind))
         self.vectors.build(queries, recall, progress)
 
     def take(
@@ -149,7 +149,10 @@ class GalleryIndex:
 
     @property
     def items(self) -> Sequence[Any]:
-        return self.everything if self.alive is None else self.everything.only(self.rows)
+        if self.alive is None:
+            return self.everything
+        assert isinstance(self.everything, SegmentItems)  # only what was read from a folder has dead rows
+        return self.everything.only(self.rows)
 
     @property
     def embeds(self) -> np.ndarray | SegmentVectors:
@@ -243,8 +246,10 @@ class GalleryIndex:
     def fields(self) -> Fields:
         """What the items say of themselves, and of what kind; see `item_fields`."""
         if "fields" not in self.facts:  # a gallery that was not saved, or before fields were recorded
-            stored = isinstance(self.everything, SegmentItems)
-            self.facts["fields"] = self.everything.fields(self.alive) if stored else item_fields(self.everything)
+            if isinstance(self.everything, SegmentItems):
+                self.facts["fields"] = self.everything.fields(self.alive)
+            else:
+                self.facts["fields"] = item_fields(self.everything)
         return self.facts["fields"]
 
     def check_model(self, model: Any) -> None:
@@ -284,7 +289,7 @@ class GalleryIndex:
             settings: of its index, see `change.py`.
         """
         with new_version(folder) as version:
-            facts = {"segments": write_segments(version, self.stored(keys))}
+            facts: dict[str, Any] = {"segments": write_segments(version, self.stored(keys))}
             self.vectors.save(version / FAISS_FILE)
             if self.hubs is not None:
                 self.hubs.save(version / HUBS_FILE)
@@ -298,13 +303,14 @@ class GalleryIndex:
     ) -> Iterator[tuple[list[GalleryRow], np.ndarray]]:
         """All rows with their vectors (rows, dim), at most so many at a time."""
         items, embeds = self.items, self.embeds
-        named = keys is None and isinstance(items, SegmentItems)
-        if not named:
-            keys = keys or self.keys or keys_of_vectors(embeds)
+        named = items if keys is None and isinstance(items, SegmentItems) else None
+        rows: list[GalleryRow] = []
+        if named is None:
+            keys = keys or self.keys or keys_of_vectors(np.asarray(embeds))
             rows = named_rows(keys, items)
         for start in range(0, len(items), most):
             stop = min(start + most, len(items))
-            yield items.gallery_rows(start, stop) if named else rows[start:stop], embeds[start:stop]
+            yield rows[start:stop] if named is None else named.gallery_rows(start, stop), embeds[start:stop]
 
     @classmethod
     def load(cls, folder: str | Path) -> "GalleryIndex":

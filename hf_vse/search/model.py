@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what is found of a model without opening it needs no torch
     from hf_vse.embed.encoder import Device, Encoder, Precision
+    from hf_vse.search.gallery import GalleryIndex
     from hf_vse.search.store import GalleryStore
 
 
@@ -19,7 +20,7 @@ def model_facts(encoder: "Encoder") -> dict[str, Any]:
 
 
 def open_model(
-    gallery: "GalleryStore",
+    gallery: "GalleryIndex | GalleryStore",
     name: str | None = None,
     *,
     device: "Device" = None,
@@ -40,8 +41,8 @@ def open_model(
     """
     from hf_vse.embed.load import load_encoder
 
-    recorded = gallery.facts.get("encoder") or {}
-    kind = "auto" if name is not None else recorded.get("kind", "auto")
+    recorded: dict[str, Any] = gallery.facts.get("encoder") or {}
+    kind: Any = "auto" if name is not None else recorded.get("kind", "auto")
     name = recorded_name(gallery, trust_remote_code) if name is None else name
     precision = recorded.get("dtype")
     encoder = load_encoder(
@@ -55,7 +56,7 @@ def open_model(
     return encoder
 
 
-def recorded_name(gallery: "GalleryStore", trust_remote_code: bool = False) -> str:
+def recorded_name(gallery: "GalleryIndex | GalleryStore", trust_remote_code: bool = False) -> str:
     """What `load_encoder` takes to open the model of a gallery.
 
     Raises:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import PIL.Image
 
@@ -12,12 +12,15 @@ from hf_vse.data.schema import IMAGE
 from hf_vse.data.shards import picture_in_shard
 from hf_vse.data.spec import DataSpec
 from hf_vse.files import inside
-from hf_vse.search.store import GalleryStore
+
+if TYPE_CHECKING:
+    from hf_vse.search.gallery import GalleryIndex
+    from hf_vse.search.store import GalleryStore
 
 SIDE = 400  # pixels: none is held much larger than it can be shown
 
 
-def find_images(gallery: GalleryStore, items: Sequence[Any]) -> list[PIL.Image.Image]:
+def find_images(gallery: "GalleryIndex | GalleryStore", items: Sequence[Any]) -> list[PIL.Image.Image]:
     """The images of some items, from the folder or the data set that the gallery was made of.
 
     Raises:

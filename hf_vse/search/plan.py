@@ -14,7 +14,7 @@ import math
 import os
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.util import find_spec
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 IndexKind = Literal["exact", "ivf", "hnsw", "pq"]
 
@@ -115,7 +115,7 @@ def choose_plan(count: int, dim: int, kind: str = "auto", memory: int | None = N
         "hnsw": f"HNSW{NEIGHBOURS},Flat",
         "pq": f"{lists},PQ{code_bytes(dim)}np",  # no polysemous codes, which are slow to train and not used
     }
-    return Plan(kind, factory[kind], reason)
+    return Plan(cast(IndexKind, kind), factory[kind], reason)
 
 
 def bytes_on_disk(plan: Plan, count: int, dim: int) -> int:

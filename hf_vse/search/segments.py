@@ -9,7 +9,7 @@ So a change writes what is new and leaves the rest (O'Neil et al., The log-struc
 """
 
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -192,7 +192,7 @@ class SegmentItems(Sequence):
             if is_without_fields(table):
                 texts = table.column("item").to_pylist()
                 items = [parse_json(text, "an item") for row, text in enumerate(texts) if own is None or own[row]]
-                found = item_fields(items)
+                found: Mapping[str, Iterable[str]] = item_fields(items)
             else:
                 found = fields_of_columns(table, own)
             for name, kinds in found.items():

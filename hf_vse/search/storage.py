@@ -39,7 +39,7 @@ from hf_vse.search.text_tower import QUERIES_FOLDER, TOWER_FILES, TOWER_FOLDER, 
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 logger = logging.getLogger(__name__)
 

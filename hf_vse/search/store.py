@@ -56,8 +56,8 @@ class GalleryRow(NamedTuple):
         return f"{hexadecimal(self.key, VERSION_BYTES)}.{hexadecimal([self.item, self.place, bank], VERSION_BYTES)}"
 
 
-class GalleryStore(Protocol):
-    """Unit vectors and what is known of their images, in one place."""
+class GallerySource(Protocol):
+    """What a gallery can be made of: unit vectors and what is known of their images."""
 
     location: str
 
@@ -70,14 +70,21 @@ class GalleryStore(Protocol):
             ValueError: it is damaged.
         """
 
+    def __len__(self) -> int: ...
+
+    def rows(self) -> Iterator[tuple[list[GalleryRow], np.ndarray]]:
+        """All rows with their vectors (rows, dim), some at a time."""
+
+
+class GalleryStore(GallerySource, Protocol):
+    """A gallery in one place, to search and to change."""
+
     @property
     def model(self) -> str | None: ...
 
     @property
     def plan(self) -> Plan:
         """How it is searched, and the recall that was measured."""
-
-    def __len__(self) -> int: ...
 
     def check_model(self, model: Any) -> None:
         """Raises ValueError if `model`, a name or an `Encoder`, is not what made the gallery."""
@@ -115,9 +122,6 @@ class GalleryStore(Protocol):
     def versions(self) -> dict[str, str]:
         """Name -> version of the rows that are there and made by the model of `begin`."""
 
-    def rows(self) -> Iterator[tuple[list[GalleryRow], np.ndarray]]:
-        """All rows with their vectors (rows, dim), some at a time."""
-
     def upsert(self, rows: Sequence[GalleryRow], embeds: np.ndarray) -> None: ...
 
     def delete(self, names: Sequence[str]) -> None: ...
@@ -145,7 +149,8 @@ def named_rows(keys: Sequence[str], items: Sequence[Any]) -> list[GalleryRow]:
 
 def keys_of_vectors(embeds: np.ndarray) -> list[str]:
     """A key for each of (items, dim), where no image is known."""
-    return [blake2b(np.ascontiguousarray(each, np.float32), digest_size=NAME_BYTES).hexdigest() for each in embeds]
+    rows = (np.ascontiguousarray(each, np.float32).data for each in embeds)
+    return [blake2b(each, digest_size=NAME_BYTES).hexdigest() for each in rows]
 
 
 def in_order(row: GalleryRow) -> tuple[int, tuple[str, ...], str]:
@@ -154,12 +159,12 @@ def in_order(row: GalleryRow) -> tuple[int, tuple[str, ...], str]:
     return row.place, () if file is None else PurePosixPath(str(file)).parts, row.name
 
 
-def move_gallery(source: GalleryStore, target: GalleryStore, kind: str = "auto", recall: float = 0.95) -> None:
+def move_gallery(source: GallerySource, target: GalleryStore, kind: str = "auto", recall: float = 0.95) -> None:
     """Copies a gallery into another store, vectors untouched; only what is new, changed or gone there is written."""
     facts = {name: value for name, value in source.facts.items() if name not in OF_THE_STORE}
     bank = (facts.get("hubs") or {}).get("bank", "")
     there: dict[str, str] | None = None
-    seen = set()
+    seen: set[str] = set()
     for rows, embeds in source.rows():
         if there is None:
             target.begin(facts, embeds.shape[1], len(source), kind, recall)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -90,7 +90,7 @@ class TextTower:
             raise ValueError("a query is empty; write a sentence, such as 'two dogs in the snow'")
         tokens = self.tokenizer.encode_batch(sentences)
         if any(each.overflowing for each in tokens):
-            most = self.tokenizer.truncation["max_length"]
+            most = (self.tokenizer.truncation or {})["max_length"]
             logger.warning("the text tower reads %d tokens of a sentence; longer ones are cut", most)
         return self.encode_tokens(tokens)
 
@@ -129,7 +129,7 @@ def check_text_tower(encoder: "Encoder") -> None:
         raise ValueError(f"--fast_queries needs a model of `hf-vse train`, {encoder.name} is of kind {encoder.kind!r}")
     if encoder.dtype != "float32":
         raise ValueError(f"--fast_queries needs vectors in float32: leave out --dtype {encoder.dtype}")
-    if not encoder.processor.tokenizer.is_fast:
+    if not cast("VSEEncoder", encoder).processor.tokenizer.is_fast:
         raise ValueError(f"--fast_queries needs a tokenizer.json, which {encoder.name} does not have")
     if missing := [name for name in ("onnx", "onnxscript", *PACKAGES) if find_spec(name) is None]:
         raise ImportError(f"--fast_queries needs {', '.join(missing)}: pip install 'hf_vse[onnx]'")

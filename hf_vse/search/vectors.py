@@ -6,11 +6,15 @@ Exact search needs no FAISS: a matrix product gives the same answer.
 import logging
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hf_vse.embed.matrices import best_of, merge_best, no_candidates
 from hf_vse.search.plan import EXACT_VALUES, RERANK, Plan
+
+if TYPE_CHECKING:
+    from hf_vse.search.segments import SegmentVectors
 
 logger = logging.getLogger(__name__)
 
@@ -35,10 +39,10 @@ class VectorIndex:
         plan: how; `build` makes it true, `load` finds what was made.
     """
 
-    def __init__(self, embeds: np.ndarray, plan: Plan):
+    def __init__(self, embeds: "np.ndarray | SegmentVectors", plan: Plan):
         self.embeds = embeds
         self.plan = plan
-        self.faiss = None
+        self.faiss: Any = None
         self.asked = 0
         if plan.kind != "exact" and not find_spec("faiss"):
             remedy = "pip install 'hf_vse[index]', or kind='exact'"
@@ -216,7 +220,7 @@ def check_unit(embeds: np.ndarray, name: str) -> None:
 
 
 def exact_search(
-    embeds: np.ndarray, queries: np.ndarray, k: int, rows: np.ndarray | None = None
+    embeds: "np.ndarray | SegmentVectors", queries: np.ndarray, k: int, rows: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scores and places of the `k` best of `embeds` (or of its `rows`) for every query, without an index.
 

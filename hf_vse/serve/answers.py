@@ -55,6 +55,7 @@ class QueryAnswerer:
             if not isinstance(answers[place], Exception):
                 alike[query.k, query.where].append(place)
         for (k, where), places in alike.items():
+            found: Sequence[Any]
             try:
                 found = self.searched(np.stack([answers[place] for place in places]), k, where)
             except Exception as error:
@@ -98,7 +99,7 @@ class QueryAnswerer:
         ]
 
 
-def each_or_error(work: Callable[[list], Sequence[Any]], inputs: list) -> list[Any]:
+def each_or_error(work: Callable[..., Any], inputs: list) -> list[Any]:
     """What `work` makes of the inputs, one for each; where it fails, of each alone, or the exception."""
     if not inputs:
         return []

@@ -33,7 +33,7 @@ def openapi_of(limits: Limits, with_token: bool) -> dict[str, Any]:
         }
     }
     content = {"multipart/form-data": {"schema": {"type": "object", "properties": form}}}
-    paths = {
+    paths: dict[str, Any] = {
         "/search": {
             "get": {"summary": "find images by text", "parameters": parameters, "responses": answers({})},
             "post": {
@@ -46,8 +46,8 @@ def openapi_of(limits: Limits, with_token: bool) -> dict[str, Any]:
         "/metrics": {"get": {"summary": "counters for Prometheus", "responses": undescribed("text/plain")}},
         "/openapi.json": {"get": {"summary": "this document", "responses": undescribed("application/json")}},
     }
-    document = {"openapi": "3.1.0", "info": {"title": "hf_vse search", "version": __version__}, "paths": paths}
-    document["components"] = {"schemas": SCHEMAS}
+    document: dict[str, Any] = {"openapi": "3.1.0", "info": {"title": "hf_vse search", "version": __version__}}
+    document |= {"paths": paths, "components": {"schemas": SCHEMAS}}
     if with_token:
         document["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
         document["security"] = [{"token": []}]

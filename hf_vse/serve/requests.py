@@ -97,7 +97,7 @@ def queries_of(fields: ImmutableMultiDict, image: bytes | None, limits: Limits) 
     if "image_weight" in fields and (image is None or not texts):
         raise RefusedRequest(400, "image_weight is of use for an image with a sentence alone: give both, or leave it")
     k = number_of_field(fields, "k", DEFAULT_K if limits.k >= DEFAULT_K else limits.k, 1, limits.k)
-    return [Query(text, image, weight, int(k), tuple(where)) for text in texts or [None]]
+    return [Query(text, image, weight, int(k), tuple(where)) for text in (texts if texts else (None,))]
 
 
 def given_texts(fields: ImmutableMultiDict, name: str, most: int, limits: Limits) -> Sequence[str]:

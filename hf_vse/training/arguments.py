@@ -306,16 +306,17 @@ class VSETrainingArguments(TrainingArguments):
     )
     collapse_patience: int = field(default=5, metadata={"help": "Log lines of collapse before the alarm."})
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not torch.accelerator.is_available():
             self.use_cpu = True
             self.dataloader_pin_memory = False
         choose_strategies(self)
-        if not isinstance(self.accelerator_config, dict | None):
-            raise ValueError(f"accelerator_config is a map here, got {self.accelerator_config!r:.60}: write it out")
-        self.accelerator_config = {"even_batches": False, "dispatch_batches": False} | (self.accelerator_config or {})
+        given = vars(self)["accelerator_config"]
+        if not isinstance(given, dict | None):
+            raise ValueError(f"accelerator_config is a map here, got {given!r:.60}: write it out")
+        self.accelerator_config = {"even_batches": False, "dispatch_batches": False} | (given or {})
         objective(self.hard_negative_warmup_loss)
-        check_limits(vars(self))
+        check_limits({**vars(self)})
         checked = ("negatives", "loss_execution", "loss_dtype", "positives", "batch_groups")
         for name in (*checked, "extra_negatives", "soft_targets"):
             choices = self.__dataclass_fields__[name].metadata["choices"]
@@ -346,7 +347,8 @@ class VSETrainingArguments(TrainingArguments):
     @property
     def execution(self) -> Execution:
         """How the loss is computed."""
-        return Execution(self.loss_execution, self.negatives, self.loss_chunk_size)
+        words: dict[str, Any] = {"name": self.loss_execution, "negatives": self.negatives}
+        return Execution(**words, chunk_size=self.loss_chunk_size)
 
     @property
     def texts_of_image(self) -> int:

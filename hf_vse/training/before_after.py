@@ -17,7 +17,7 @@ SIGNIFICANT = 0.05
 
 
 def compare_with_start(
-    init_from: str, judged: Mapping[str, Judgement], splits: Mapping[str, Dataset], source: str
+    init_from: str, judged: Mapping[Any, Judgement], splits: Mapping[str, Dataset], source: str
 ) -> dict[str, Any]:
     """Judges the model that a run started from, and compares the result with it; several processes share the encoding.
 

@@ -48,7 +48,8 @@ def resolve_tower(name: str | None) -> str | None:
         return name
     module, folder = PACKAGED_TOWERS[name]
     found = find_spec(module)
-    return name if found is None else str(Path(found.submodule_search_locations[0]) / folder)
+    folders = None if found is None else found.submodule_search_locations
+    return str(Path(folders[0]) / folder) if folders else name
 
 
 @contextmanager

@@ -79,6 +79,7 @@ class CollapseAlarm(TrainerCallback):
 
     def negatives(self) -> Tensor:
         """(rows, rows) booleans: which pairs of the sample are negatives of each other."""
+        assert self.sample is not None  # `on_log` has looked
         images, _ = self.sample
         if self.ids is None:
             return ~torch.eye(len(images), dtype=torch.bool, device=images.device)
@@ -153,7 +154,7 @@ def indifferent_loss(
         foils: further negatives of every image, see `objectives/foils.py`.
     """
     chosen = objective(loss_type)
-    settings = {name: torch.as_tensor(value).detach().cpu() for name, value in (SETTINGS | settings).items()}
+    settings = {name: torch.as_tensor(value).detach().cpu() for name, value in {**SETTINGS, **settings}.items()}
     bonus = settings["temperature"] * math.log(captions) if positives == "any" else 0.0
     texts = texts_of_each(positives, captions)
     sides = []
@@ -167,7 +168,8 @@ def indifferent_loss(
         sides.append(total / len(negatives))
     if not all(one.isclose(other, rtol=1e-3) for one, other in sides):
         return None
-    return chosen.reduce(*(one.expand(pairs) for one, _ in sides), image_weight=image_weight).item() or None
+    image_rows, text_rows = (one.expand(pairs) for one, _ in sides)
+    return chosen.reduce(image_rows, text_rows, image_weight=image_weight).item() or None
 
 
 def remedy(chosen: Objective, warmup: float = 0) -> str:

@@ -28,7 +28,7 @@ def check_objective(loss_type: str, args: VSETrainingArguments, settings: dict[s
     if args.positives == "entity":
         check_entities(args)
     if args.extra_negatives == "same_modality":
-        check_at_once("same_modality", args.negatives)
+        check_at_once("same_modality", args.execution.negatives)
     for each in (loss_type, args.hard_negative_warmup_loss) if args.hard_negative_warmup_epochs else (loss_type,):
         if args.positives != "entity":
             check_captioned(args.positives, args.captions_per_image, each)

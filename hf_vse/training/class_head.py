@@ -78,14 +78,15 @@ class ClassHead(TrainerCallback):
         """
         if not len(self.ids):
             return 0.0
+        assert image_ids is not None  # `ids` are those of the training split, whose batches have them
         places = torch.searchsorted(self.ids, image_ids).clamp(max=len(self.ids) - 1)
         known = self.ids[places] == image_ids
         own = places[known]
         counts = row_counts(own)
         everybody = own if len(counts) == 1 else torch.cat(gathered_parts(own, counts))
         rng = np.random.default_rng((self.args.seed, step))
-        chosen = sampled_classes(everybody.unique().cpu().numpy(), len(self.ids), self.args.class_samples, rng)
-        chosen = torch.from_numpy(chosen).to(own.device)
+        sampled = sampled_classes(everybody.unique().cpu().numpy(), len(self.ids), self.args.class_samples, rng)
+        chosen = torch.from_numpy(sampled).to(own.device)
         vectors = self.vectors.detach()[chosen].requires_grad_()
         settings = {"margin": self.args.class_margin, "temperature": self.args.class_temperature}
         losses = margin_cosine_loss(image_embeds[known], vectors, torch.searchsorted(chosen, own), **settings)

@@ -47,8 +47,8 @@ def documented_in(path: Path, function: str) -> dict[str, str]:
 
 def recipe_type(kind: Any) -> Any:
     """The values of a type that YAML can hold; words from a list are text, and whole numbers are floats too."""
-    kinds = get_args(kind) if isinstance(kind, UnionType) or get_origin(kind) is Union else (kind,)
-    kinds = [str if get_origin(each) is Literal else each for each in kinds]
+    given = get_args(kind) if isinstance(kind, UnionType) or get_origin(kind) is Union else (kind,)
+    kinds = [str if get_origin(each) is Literal else each for each in given]
     plain = [each for each in kinds if (get_origin(each) or each) in PLAIN and not (each is int and float in kinds)]
     return reduce(or_, plain)
 
@@ -73,10 +73,9 @@ def fields_of_config(config: type, base: type, leave_out: tuple[str, ...] = ()) 
     """The fields of a configuration that its base class does not have; None stands for its default."""
     texts = documented(config.__doc__)
     known = {item.name for item in fields(base)} | set(leave_out)
+    kinds: dict[str, Any] = {item.name: item.type for item in fields(config) if item.name not in known}
     return [
-        recipe_field(item.name, item.type | None, None, with_choices(texts.get(item.name, ""), item.type))
-        for item in fields(config)
-        if item.name not in known
+        recipe_field(name, kind | None, None, with_choices(texts.get(name, ""), kind)) for name, kind in kinds.items()
     ]
 
 

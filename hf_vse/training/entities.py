@@ -29,7 +29,7 @@ def check_entities(args: VSETrainingArguments) -> None:
                 f"positives entity and {name}={getattr(args, name)!r}: records of one entity alone say what is "
                 f"contrasted: give {name}: {str(value).lower()}"
             )
-    check_entity_execution(args.loss_execution, args.negatives)
+    check_entity_execution(args.loss_execution, args.execution.negatives)
 
 
 def entities_of_batches(pairs: PairDataset | StreamedPairs, args: VSETrainingArguments) -> dict[str, Any]:

@@ -29,7 +29,7 @@ def check_foils_wanted(args: VSETrainingArguments) -> None:
     """Raises ValueError where something else would make foils true, or has no place for them."""
     if args.extra_negatives != "foils":
         return
-    check_at_once("foils", args.negatives)
+    check_at_once("foils", args.execution.negatives)
     for name in ("word_dropout", "set_dropout"):
         if getattr(args, name):
             raise ValueError(
@@ -82,6 +82,7 @@ def ids_apart(text_ids: Tensor | None, args: VSETrainingArguments) -> tuple[Tens
     if args.extra_negatives != "foils":
         return text_ids, None
     captions = args.captions_per_image
+    assert text_ids is not None  # a collator that reads captions gives them
     own, foils = text_ids.view(*text_ids.shape[:2], -1).split(captions, dim=1)
     return without_foils(text_ids, captions), foils.masked_fill((foils == own).all(dim=2, keepdim=True), NO_FOIL)
 

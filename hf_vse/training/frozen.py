@@ -242,7 +242,7 @@ def with_image_outputs(
         return outputs.reshape(count, views, *output.shape).astype(output.dtype)
 
     def encode(rows: range) -> dict[str, pa.Array]:
-        found = np.full((len(rows), views, *output.shape), np.nan, output.dtype)
+        found: np.ndarray = np.full((len(rows), views, *output.shape), np.nan, output.dtype)
         share, workers = images.select(rows), args.dataloader_num_workers
         for places, outputs in image_batches(run, share, range(len(rows)), prepare, batch_size, workers, needed):
             found[places] = outputs
@@ -331,7 +331,7 @@ def frozen_outputs(
     shard = shard or SHARD
     state = PartialState()
     shards = [range(start, min(start + shard, len(keys))) for start in range(0, len(keys), shard)]
-    found = [store.find(keys[rows.start : rows.stop]) for rows in shards]
+    found: list[Any] = [store.find(keys[rows.start : rows.stop]) for rows in shards]
     missing = [number for number, there in enumerate(found) if there is None]
     state.wait_for_everyone()  # nobody writes before everybody has looked
     if missing:

@@ -9,6 +9,7 @@ of theirs, which hardly differ between seeds.
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -97,7 +98,7 @@ def recipes_of_seeds(recipe: Recipe) -> list[Recipe]:
     """The runs of a joint model, which differ in seed alone and hold out the same images; none of them is pushed."""
     kept = {key: value for key, value in recipe.values.items() if key not in OF_THE_JOINT}
     kept["validation_seed"] = recipe.data.seed
-    first = recipe.values.get("seed", VSETrainingArguments.seed)
+    first: Any = recipe.values.get("seed", VSETrainingArguments.seed)
     return [
         replace(recipe, values=kept | {"seed": each, "output_dir": str(recipe.output_dir / SEEDS / str(each))})
         for each in range(first, first + recipe.values["joined_seeds"])

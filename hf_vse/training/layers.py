@@ -7,6 +7,8 @@ of a recurrent network, make up the same blocks. Three or more `nn.Sequential` s
 after them belongs to the head. A tower without such a list is one block after its embeddings of words.
 """
 
+from collections.abc import Sequence
+
 from torch import nn
 
 SIDE_BY_SIDE = 3  # stages; fewer are a stem or a head beside the list of stages
@@ -27,8 +29,10 @@ def blocks_below(parent: nn.Module) -> list[Modules]:
         return [[row] for row in rows]
     if not lists and not rows:
         return []
-    largest = max(lists or rows, key=lambda each: size([each]))
-    parallel = [each for each in lists if len(each) == len(largest)] or [largest]
+    candidates: Sequence[nn.ModuleList | nn.Sequential] = lists or rows
+    largest = max(candidates, key=lambda each: size([each]))
+    beside = [each for each in lists if len(each) == len(largest)]
+    parallel: Sequence[nn.ModuleList | nn.Sequential] = beside or [largest]
     return [block for each in zip(*parallel, strict=True) if size(block := list(each))]
 
 

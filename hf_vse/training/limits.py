@@ -152,8 +152,8 @@ def fits(value: Any, kind: Any) -> bool:
 
 def expected(kind: Any) -> str:
     """The type of a field in words, without null: `int`, or `str, or true or false`."""
-    kinds = get_args(kind) if isinstance(kind, UnionType) or get_origin(kind) is Union else (kind,)
-    kinds = [each for each in kinds if not (isinstance(each, type) and issubclass(each, NoneType | Enum))]
+    given = get_args(kind) if isinstance(kind, UnionType) or get_origin(kind) is Union else (kind,)
+    kinds = [each for each in given if not (isinstance(each, type) and issubclass(each, NoneType | Enum))]
     return ", or ".join(dict.fromkeys(name_of(each) for each in kinds))
 
 

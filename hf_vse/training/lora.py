@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -87,7 +88,7 @@ def add_adapters(model: VSEModel, args: VSETrainingArguments) -> None:
     learned = [(each, each.requires_grad) for each in model.parameters()]
     config = LoraConfig(
         r=args.lora_rank,
-        lora_alpha=2 * args.lora_rank if args.lora_alpha is None else args.lora_alpha,
+        lora_alpha=2 * args.lora_rank if args.lora_alpha is None else args.lora_alpha,  # type: ignore[arg-type]
         lora_dropout=args.lora_dropout,
         target_modules=[name for of_tower in layers.values() for name in of_tower],
     )
@@ -96,7 +97,7 @@ def add_adapters(model: VSEModel, args: VSETrainingArguments) -> None:
         parameter.requires_grad_(learns)
 
 
-def adapted_modules(model: nn.Module) -> dict[str, nn.Module]:
+def adapted_modules(model: nn.Module) -> dict[str, Any]:
     """The layers that have an adapter now, by name."""
     return {name: each for name, each in model.named_modules() if hasattr(each, "lora_A")}
 

@@ -24,14 +24,14 @@ class ReachedError(Exception):
     """Carries the states out of a tower, so that the blocks above need not run."""
 
 
-def first_trained(model: VSEModel, kept: int) -> nn.Module:
+def first_trained(model: VSEModel, kept: int | None) -> nn.Module:
     """The first of the last `kept` blocks of the image tower.
 
     Raises:
         ValueError: the tower has fewer blocks, or the block is more than one module.
     """
     blocks = blocks_of(model.tower_modules()["vision"])
-    if not 0 < kept <= len(blocks) or len(blocks[-kept]) != 1:
+    if kept is None or not 0 < kept <= len(blocks) or len(blocks[-kept]) != 1:
         raise ValueError(
             f"unfreeze_last_blocks={kept}: the image tower has {len(blocks)} blocks to keep the states below; give a "
             "smaller number, or cached_crops: 0"

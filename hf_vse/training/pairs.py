@@ -30,7 +30,7 @@ def pairs_of(
             logger.info("of captions longer than %d tokens, sentences are drawn in turn", pieces_of.most)
         return StreamedPairs(train, args.seed, pieces_of=pieces_of, captions_per_image=args.captions_per_image)
     pieces = {} if pieces_of is None else pieces_of.of_long(iter_captions(train))
-    if pieces:
+    if pieces_of is not None and pieces:
         counts = [(sum(caption in pieces for caption in of_image), len(of_image)) for of_image in iter_captions(train)]
         report_long_captions(*map(sum, zip(*counts, strict=True)), pieces_of.most)
     return PairDataset(train, pieces)
@@ -38,8 +38,7 @@ def pairs_of(
 
 def first_batch(pairs: PairDataset | StreamedPairs, collate: Callable[[list], dict[str, Tensor]]) -> dict[str, Tensor]:
     """A few pairs from the beginning, where there are images that can be read."""
-    rows = pairs if isinstance(pairs, StreamedPairs) else map(pairs.first_of, range(len(pairs.captions)))
-    rows = iter(rows)
+    rows = iter(pairs if isinstance(pairs, StreamedPairs) else map(pairs.first_of, range(len(pairs.captions))))
     while few := list(islice(rows, 8)):
         try:
             return collate([item | item.pop("texts", [{}])[0] for item in few])  # of a stream with several captions

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi
-from transformers import Trainer
+from transformers import Trainer, TrainerControl
 from transformers.utils import PushInProgress
 
 from hf_vse.evaluation.environment import environment
@@ -44,6 +44,8 @@ class PublishingTrainer(Trainer):
     """`push_to_hub`, the pushes while training, and `create_model_card`, for a `VSEModel`."""
 
     args: VSETrainingArguments
+    control: TrainerControl
+    push_in_progress: Any
 
     def record(self) -> dict[str, Any]:
         """What is known of this training, in the form of a run's `metrics.json`, see `hf_vse.evaluation.record`."""
@@ -118,8 +120,8 @@ class PublishingTrainer(Trainer):
             return None
         self.create_model_card(**kwargs)
         self._finish_current_push()
-        options = {"token": token or self.args.hub_token, "revision": revision or self.args.hub_revision}
-        options |= {"commit_message": commit_message, "license": kwargs.get("license")}
+        options: dict[str, Any] = {"commit_message": commit_message, "license": kwargs.get("license")}
+        options |= {"token": token or self.args.hub_token, "revision": revision or self.args.hub_revision}
         if blocking:
             return push_model(self.args.output_dir, self.hub_model_id, **options)
         return HfApi().run_as_future(push_model, self.args.output_dir, self.hub_model_id, **options)

@@ -152,6 +152,7 @@ def run_stages(
     for stage in stages:
         model, record = run_stage(stage, model, processor, splits)
         records.append(record)
+    assert model is not None  # there is a stage
     if stages[0].run.control is None:
         return model, records, {}
     return model, records, {"interpolation": keep_control(stages, model, processor, splits)}
@@ -265,7 +266,7 @@ def use_all_cores() -> None:
 
 
 def training_arguments(recipe: Recipe, output_dir: Path) -> VSETrainingArguments:
-    named = {"hub_model_id": Path(os.path.abspath(recipe.output_dir)).name}  # not the name of a stage
+    named: dict[str, Any] = {"hub_model_id": Path(os.path.abspath(recipe.output_dir)).name}  # not the name of a stage
     named |= {"eval_on_start": recipe.model.init_from is not None and recipe.values.get("eval_strategy") != "no"}
     try:
         return VSETrainingArguments(**named | recipe.section("training") | {"output_dir": str(output_dir)})
@@ -302,6 +303,7 @@ def keep_control(
 ) -> dict[str, Any]:
     """Leaves the model with the chosen weights between the start of the run and its end, see `choose_weights`."""
     first, args = stages[0], stages[-1].args
+    assert first.run.control is not None  # the data that choose
     set_seed(first.seed)
     start = build_model(first.model, processor, splits["train"]).state_dict()
     read = {name: splits[name] for name in ("validation", "control")}
@@ -309,7 +311,7 @@ def keep_control(
     if len(frozen) == 1:  # then a frozen tower is the same at the start and at the end
         read = cache_frozen_towers(model, processor, read, args)
     found = choose_weights(model, start, processor, read["validation"], read["control"], args)
-    return {"control": stages[0].run.control.to_dict()} | found
+    return {"control": first.run.control.to_dict()} | found
 
 
 def read_stage_record(path: Path) -> dict[str, Any]:

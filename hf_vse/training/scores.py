@@ -25,6 +25,7 @@ The scores stay on disk, memory-mapped. A step reads those of its batch, of all 
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -81,7 +82,7 @@ def read_scores(path: str | Path | None) -> dict[str, Tensor]:
     return found
 
 
-def places_in_scores(path: str | Path, split: Dataset) -> pa.Table:
+def places_in_scores(path: str | Path | None, split: Dataset) -> pa.Table:
     """Two columns for a split: the row of each image in the scores, and the columns of its captions.
 
     Raises:
@@ -89,9 +90,10 @@ def places_in_scores(path: str | Path, split: Dataset) -> pa.Table:
     """
     found = read_scores(path)
     owner = found["text_to_image"]
-    known = zip(found["image_ids"][owner].tolist(), found["text_ids"].tolist(), strict=True)
-    known = {pair: column for column, pair in enumerate(known)}
-    rows, columns = [], []
+    pairs = zip(found["image_ids"][owner].tolist(), found["text_ids"].tolist(), strict=True)
+    known = {pair: column for column, pair in enumerate(pairs)}
+    rows: list[int] = []
+    columns: list[list[Any]] = []
     plain = split.with_format(None)
     for image_id, captions in zip(plain[IMAGE_ID], plain[CAPTIONS], strict=True):
         of_image = [known.get((image_id, text_id(caption))) for caption in captions]
@@ -103,8 +105,8 @@ def places_in_scores(path: str | Path, split: Dataset) -> pa.Table:
             )
         rows.append(int(owner[of_image[0]]))
         columns.append(of_image)
-    flat, owner = flatten_captions(columns)
-    own = found["scores"][torch.tensor(rows)[owner], flat]
+    flat, of_rows = flatten_captions(columns)
+    own = found["scores"][torch.tensor(rows)[of_rows], torch.tensor(flat)]
     if not own.isfinite().all():
         raise ValueError(
             f"teacher_scores {path}: {int((~own.isfinite()).sum())} captions have no finite score with their own "

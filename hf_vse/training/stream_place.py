@@ -66,6 +66,7 @@ class StreamPlace:
         self.batches.states = dict(self.states)
 
     def file(self, folder: Path) -> Path:
+        assert self.batches is not None  # only a stream has a place
         return folder / f"stream-{self.batches.pairs.process}.json"
 
     def as_many_as_all_have(self, batches: list[Any], device: torch.device) -> list[Any]:

@@ -99,7 +99,7 @@ def soft_targets_of(
     `captions`: what the frozen text tower finds alike stands for both sides, the captions for their image too;
     `scores`: those of the file, in which a batch has places.
     """
-    teacher = [inputs.pop(name, None) for name in (TEACHER_IMAGES, TEACHER_CAPTIONS)]
+    of_images, of_texts = (inputs.pop(name, None) for name in (TEACHER_IMAGES, TEACHER_CAPTIONS))
     if args.soft_targets == "none":
         return None
     if args.soft_targets == "captions":
@@ -108,16 +108,17 @@ def soft_targets_of(
                 "soft_targets captions needs kept outputs of the frozen text tower, which here is run in every step: "
                 "leave out word_dropout and text_pooling gpo, or choose soft_targets teacher"
             )
-        texts = F.normalize(inputs["text_features"].float(), dim=-1)
-        teacher = [texts if texts.ndim == 2 else centre(texts), texts]
-    if teacher[0] is None:
+        of_texts = F.normalize(inputs["text_features"].float(), dim=-1)
+        of_images = of_texts if of_texts.ndim == 2 else centre(of_texts)
+    if of_images is None or of_texts is None:
         raise ValueError(
             f"soft_targets {args.soft_targets}: the training split has no vectors of a teacher or places in its "
             "scores, see with_teachers"
         )
     if scores is not None:
-        teacher = [each.long() for each in teacher]
-    return SoftTargets(*teacher, args.soft_weight, args.soft_temperature, args.feature_distance, scores)
+        of_images, of_texts = of_images.long(), of_texts.long()
+    weights = args.soft_weight, args.soft_temperature, args.feature_distance
+    return SoftTargets(of_images, of_texts, *weights, scores)
 
 
 def check_soft_targets(args: VSETrainingArguments, loss_types: list[str]) -> None:
@@ -125,7 +126,7 @@ def check_soft_targets(args: VSETrainingArguments, loss_types: list[str]) -> Non
     if args.soft_targets == "none":
         return
     for loss_type in loss_types:
-        check_soft(loss_type, args.negatives)
+        check_soft(loss_type, args.execution.negatives)
     if not (args.soft_weight or args.feature_distance):
         raise ValueError(
             "soft_weight=0 leaves soft_targets without effect: give soft_weight above 0, or no soft_targets"

@@ -9,7 +9,7 @@ import math
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from safetensors.torch import load_file
@@ -34,7 +34,7 @@ IMAGENET: dict[str, Any] = {
 }
 
 
-def is_timm(name: str | None) -> bool:
+def is_timm(name: str | None) -> TypeGuard[str]:
     return (name or "").startswith(PREFIX)
 
 

@@ -103,11 +103,12 @@ def parameter_rates(model: VSEModel, args: VSETrainingArguments) -> list[dict[in
     for side, tower in model.tower_modules().items():
         numbers, blocks = layer_numbers(tower)
         scales = {each: args.layer_decay ** (blocks + 1 - number) for each, number in numbers.items()}
-        rate = args.learning_rate if given[side] is None else given[side]
-        found.append({each: rate * scale for each, scale in scales.items() if given[side] is not None or scale != 1})
-    rate = args.temperature_learning_rate
+        own = given[side]
+        rate = args.learning_rate if own is None else own
+        found.append({each: rate * scale for each, scale in scales.items() if own is not None or scale != 1})
+    of_scalars = args.temperature_learning_rate
     scalars = (parameter for name, parameter in model.named_parameters() if name in SCALARS)
-    return [*found, {} if rate is None else {id(parameter): rate for parameter in scalars}]
+    return [*found, {} if of_scalars is None else {id(each): of_scalars for each in scalars}]
 
 
 def move_to_own_rates(optimizer: torch.optim.Optimizer, rates: dict[int, float]) -> None:

@@ -100,7 +100,7 @@ class VSETrainer(PublishingTrainer):
         if isinstance(pairs, PairDataset):
             check_queue_size(args, pairs.caption_counts)
         dropout = args.word_dropout, args.max_broken_share, args.set_dropout
-        collator = VSECollator(processing_class, args.augmentation, *dropout)
+        collator = VSECollator(processing_class, args.augmentation, *dropout)  # type: ignore[arg-type]
         if args.device.type == "cpu":
             place_on(model, args.device)
         super().__init__(
@@ -237,7 +237,7 @@ class VSETrainer(PublishingTrainer):
     def contrast(
         self,
         foil_ids: Tensor | None,
-        ids: dict[str, Tensor | None],
+        ids: dict[str, Any],
         soft: SoftTargets | None,
         images: Tensor,
         texts: Tensor,
@@ -253,16 +253,17 @@ class VSETrainer(PublishingTrainer):
         pairs = len(images) * (1 if execution.negatives == "local" else self.accelerator.num_processes)
         past = self.queue.past()
         shown, shown_ids = text_of_each(texts.detach(), positives, **ids)
-        compared_with = pairs, len(self.queue) // texts_of_each(positives, captions)
-        how = {"positives": positives, "same_modality": self.args.extra_negatives == "same_modality"}
-        counts = {"captions": captions, "foils": len(foils.ids) * pairs // len(images) if foils else 0}
-        self.alarm.observe(images.detach(), shown, *compared_with, **counts, **how, **shown_ids, **options)
+        counts: dict[str, Any] = {"pairs": pairs, "past": len(self.queue) // texts_of_each(positives, captions)}
+        how: dict[str, Any] = {"positives": positives, "same_modality": self.args.extra_negatives == "same_modality"}
+        counts |= {"captions": captions, "foils": len(foils.ids) * pairs // len(images) if foils else 0}
+        self.alarm.observe(images.detach(), shown, **counts, **how, **shown_ids, **options)
         self.diagnostics.observe(images.detach(), shown)
         images, texts = images.to(dtype), texts.to(dtype)
         foils = foils and foils._replace(embeds=foils.embeds.to(dtype))
         if self.queue.is_open(self.state.epoch or 0):
             self.queue.offer(*compared(images.detach(), texts.detach(), settings=options, **how, **ids))
-        further = {"past": past, "soft": soft, "foils": foils, "caption_weight": self.args.caption_weight}
+        further: dict[str, Any] = {"past": past, "soft": soft, "foils": foils}
+        further["caption_weight"] = self.args.caption_weight
         of_classes = self.class_head.loss(images, ids.get("image_ids"), self.state.global_step)
         return of_classes + execute_loss(images, texts, execution=execution, **further, **how, **ids, **options)
 
@@ -389,8 +390,9 @@ def with_texts_in_a_row(inputs: dict[str, Tensor], captions: int) -> dict[str, T
 
 def embeddings_and_scalars(outputs: VSEOutput, captions: int = 1) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Images (images, dim), texts (images, dim) or (images, captions, dim), temperature and bias."""
-    texts = outputs.text_embeds if captions == 1 else outputs.text_embeds.unflatten(0, (-1, captions))
-    return outputs.image_embeds, texts, outputs.temperature, outputs.logit_bias
+    given: Any = outputs  # of images and texts, so nothing in it is None
+    texts = given.text_embeds if captions == 1 else given.text_embeds.unflatten(0, (-1, captions))
+    return given.image_embeds, texts, given.temperature, given.logit_bias
 
 
 def embed(model: torch.nn.Module, captions: int, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:

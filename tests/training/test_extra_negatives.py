@@ -15,9 +15,9 @@ SAME = {"extra_negatives": "same_modality"}
 def test_loss_of_a_step_has_negatives_of_the_same_modality(more, tokenizer, tmp_path, monkeypatch):
     expected, execute_loss = [], trainer_module.execute_loss
 
-    def spy(images, texts, execution, soft, **given):
+    def spy(images, texts, execution, soft, caption_weight, **given):
         expected.append(gathered_contrastive_loss(images, texts, **given | {"same_modality": True}).item())
-        return execute_loss(images, texts, execution=execution, soft=soft, **given)
+        return execute_loss(images, texts, execution=execution, soft=soft, caption_weight=caption_weight, **given)
 
     plain = make_trainer(tmp_path, tokenizer, max_steps=3, **more)
     plain.train()

@@ -74,9 +74,8 @@ def read_embeddings(path: str | Path) -> GivenEmbeddings:
             raise ValueError(f"{path}: {name} has {len(column)} entries for {expected}; give one for each")
     check_owner(path, numbers[OWNER], len(vectors["image_embeds"]))
     owner = torch.from_numpy(numbers.pop(OWNER))
-    return GivenEmbeddings(
-        **vectors, text_to_image=owner, **{name: ids.tolist() for name, ids in numbers.items()}, **rest
-    )
+    known: dict[str, Any] = {name: ids.tolist() for name, ids in numbers.items()} | rest
+    return GivenEmbeddings(vectors["image_embeds"], vectors["text_embeds"], owner, **known)
 
 
 def missing_remedy(name: str) -> str:

@@ -109,11 +109,11 @@ class ONNXEncoder(Encoder):
         return cls(*files, image_processor, tokenizer, reading, name, device)
 
     @property
-    def reads_images(self) -> bool:
+    def reads_images(self) -> bool:  # type: ignore[override]
         return not isinstance(self.image_processor, VSEFeatureProcessor)
 
     @property
-    def needed_side(self) -> int | None:
+    def needed_side(self) -> int | None:  # type: ignore[override]
         return needed_side(self.image_processor)
 
     @cached_property

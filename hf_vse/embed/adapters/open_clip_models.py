@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from hf_vse.data.digests import digest_of, weights_digest
 from hf_vse.embed.encoder import Device, NetworkEncoder, Precision
@@ -32,15 +32,16 @@ class OpenCLIPEncoder(NetworkEncoder):
         name: what to call it.
     """
 
+    model: Any
     kind = "open_clip"
     extra, needs = "openclip", ("open_clip", "torchvision")
     stays = ("model", "weight", "tokenizer")
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Any,
         transform: Callable[[Image.Image], Tensor],
-        tokenizer: Callable[[list[str]], Tensor],
+        tokenizer: Any,
         name: str = "unnamed model",
     ):
         self.model = model.eval()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from transformers.image_processing_utils import BaseImageProcessor
 
@@ -109,7 +109,7 @@ def check_same_keys(name: str, what: str, keys: Iterable[str], fresh: tuple[str,
         )
 
 
-def check_trained(name: str, model: nn.Module) -> None:
+def check_trained(name: str, model: VSEModel) -> None:
     """Raises ValueError for weights that are not finite, and for parts that are all zero."""
     check_finite(name, model)
     parts = {f"the {side} tower": modules for side, modules in model.tower_modules().items()}
@@ -150,7 +150,8 @@ def check_processor(name: str, model: VSEModel, processor: VSEProcessor) -> None
         )
     check_image_processor(name, processor.image_processor)
     tokenizer = processor.tokenizer
-    words, rows = max(tokenizer.get_vocab().values(), default=-1) + 1, model.get_input_embeddings().num_embeddings
+    table: Any = model.get_input_embeddings()
+    words, rows = max(tokenizer.get_vocab().values(), default=-1) + 1, table.num_embeddings
     own_words = model.config.text_config.model_type == GRU_MODEL_TYPE  # made for these words, no more and no less
     if words > rows or (own_words and words != rows):
         raise ValueError(

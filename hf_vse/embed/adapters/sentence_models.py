@@ -41,6 +41,7 @@ class SentenceTransformersEncoder(NetworkEncoder):
         ValueError: the model reads no images.
     """
 
+    model: "SentenceTransformer"
     kind = "sentence_transformers"
     extra, needs = "sentence", ("sentence_transformers",)
 

@@ -53,7 +53,7 @@ READINGS = {
     "flava": Reading(max_length=77),
 }
 # What the towers take of the output of an image processor.
-IMAGE_INPUTS = {"siglip2": ("pixel_values", "pixel_attention_mask", "spatial_shapes")}
+IMAGE_INPUTS: dict[str, tuple[str, ...]] = {"siglip2": ("pixel_values", "pixel_attention_mask", "spatial_shapes")}
 
 
 class TransformersEncoder(NetworkEncoder):
@@ -65,6 +65,7 @@ class TransformersEncoder(NetworkEncoder):
         name: what to call it; default: the folder or Hub id it was loaded from.
     """
 
+    model: PreTrainedModel
     kind = "transformers"
 
     def __init__(
@@ -116,12 +117,12 @@ class TransformersEncoder(NetworkEncoder):
         return cls(place_on(model, chosen_device(device)), *preparation_of(name, trust_remote_code), name)
 
     @property
-    def temperature(self) -> float | None:
+    def temperature(self) -> float | None:  # type: ignore[override]
         scale, _ = scale_and_bias(self.model)
         return None if scale is None else 1 / scale
 
     @property
-    def needed_side(self) -> int | None:
+    def needed_side(self) -> int | None:  # type: ignore[override]
         return needed_side(self.image_processor)
 
     @cached_property

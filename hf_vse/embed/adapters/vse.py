@@ -38,6 +38,7 @@ class VSEEncoder(NetworkEncoder):
         name: what to call it; default: the folder or Hub id it was loaded from.
     """
 
+    model: VSEModel
     kind = "vse"
     reads_features = True  # of its own training, or in the place of its frozen tower
 
@@ -71,7 +72,7 @@ class VSEEncoder(NetworkEncoder):
         return encoder
 
     @property
-    def temperature(self) -> float:
+    def temperature(self) -> float:  # type: ignore[override]
         return self.model.scaling()[0].item()
 
     @property
@@ -79,11 +80,11 @@ class VSEEncoder(NetworkEncoder):
         return self.model.config.projection_dim
 
     @property
-    def reads_images(self) -> bool:
+    def reads_images(self) -> bool:  # type: ignore[override]
         return self.model.config.vision_config.model_type != FEATURES_MODEL_TYPE
 
     @property
-    def needed_side(self) -> int | None:
+    def needed_side(self) -> int | None:  # type: ignore[override]
         return needed_side(self.processor.image_processor)
 
     @cached_property

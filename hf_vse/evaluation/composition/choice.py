@@ -1,7 +1,7 @@
 """Chooses the foils for a data set: exact ones of scenes, by rules from captions, or published ones."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from hf_vse.embed.encoder import Encoder
 from hf_vse.embed.run import encode_texts
@@ -13,7 +13,7 @@ from hf_vse.evaluation.composition.probe import (
     distinct_sentences,
     winoground_probe,
 )
-from hf_vse.evaluation.composition.published import load_foils
+from hf_vse.evaluation.composition.published import PublishedName, load_foils
 from hf_vse.evaluation.composition.scene_foils import scene_foils
 from hf_vse.evaluation.evaluator import PairEmbeddings
 
@@ -73,7 +73,7 @@ def ask_published(
     encoder: Encoder, name: str, directory: str, image_dir: str | None, **encoding: Any
 ) -> dict[str, Any]:
     """`composition_scores` of published foils, with a `note`."""
-    foils, images = load_foils(name, directory, image_dir)
+    foils, images = load_foils(cast(PublishedName, name), directory, image_dir)
     found = composition_probe(encoder, foils, images, **encoding)
     if name == "winoground":
         found["winoground"] = winoground_probe(encoder, foils, images, **encoding)

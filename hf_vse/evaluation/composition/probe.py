@@ -15,7 +15,7 @@ Hsieh et al., "SugarCrepe" (NeurIPS 2023, arXiv 2306.14610); Thrush et al., "Win
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import torch
 from datasets import Dataset
@@ -31,7 +31,7 @@ from hf_vse.evaluation.ranks import TIE_TOLERANCE, Array, as_matrix, as_tensor, 
 ROUNDING = 2e-6
 NORMAL_95 = 1.959963984540054  # quantile of the normal distribution that leaves 2.5 % above
 
-Images = Dataset | Sequence[Mapping[str, Any]]
+Images: TypeAlias = Dataset | Sequence[Mapping[str, Any]]
 
 
 class Foil(NamedTuple):
@@ -210,7 +210,7 @@ def embed_foils(
     check_foils(foils, len(images))
     used = sorted({foil.image for foil in foils})
     row = {image: place for place, image in enumerate(used)}
-    rows = undecoded_images(images).select(used) if isinstance(images, Dataset) else Subset(images, used)
+    rows = undecoded_images(images).select(used) if isinstance(images, Dataset) else Subset(cast(Any, images), used)
     image_embeds, readable = encode_images(encoder, rows, batch_size, num_workers, progress)
     image_embeds[~readable] = torch.inf  # as `foil_scores` takes them
     texts = distinct_sentences(foils)

@@ -68,7 +68,7 @@ class ImageRows(Sequence):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, row: int) -> dict[str, Any]:
+    def __getitem__(self, row: int) -> dict[str, Any]:  # type: ignore[override]  # nobody asks for a slice
         path, box = self.images[row]
         file = {"path": path, "bytes": None}
         if box is None:

@@ -46,12 +46,12 @@ TIE_TOLERANCE = 1e-12  # similarities of unit vectors that differ by less are th
 
 def matrix(name: str, embeds: list) -> np.ndarray:
     """Embeddings as (items, dim) float64."""
-    embeds = np.asarray(embeds, dtype=np.float64)
-    if embeds.ndim != 2 or not len(embeds):
-        raise ValueError(f"{name} must be a non-empty list of embeddings of one size, got shape {embeds.shape}")
-    if not np.isfinite(embeds).all():
+    found = np.asarray(embeds, dtype=np.float64)
+    if found.ndim != 2 or not len(found):
+        raise ValueError(f"{name} must be a non-empty list of embeddings of one size, got shape {found.shape}")
+    if not np.isfinite(found).all():
         raise ValueError(f"{name} holds numbers that are not finite; leave these embeddings out")
-    return embeds
+    return found
 
 
 def check(images: np.ndarray, texts: np.ndarray, owner: np.ndarray) -> None:

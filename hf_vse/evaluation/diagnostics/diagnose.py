@@ -40,7 +40,7 @@ def unit_vectors(name: str, embeds: Array) -> Tensor:
     matrix = as_matrix(name, embeds)
     off = (finite_norms(name, matrix) - 1).abs()
     if off.max() > UNIT_TOLERANCE:
-        row = off.argmax().item()
+        row = int(off.argmax())
         raise ValueError(
             f"{name} must be unit vectors, row {row} has length {matrix[row].double().norm().item():.3g}; "
             "divide each row by its length"

@@ -107,7 +107,7 @@ def gap_separability(image_embeds: Tensor, text_embeds: Tensor, text_to_image: T
         middle = gap @ (ours + theirs).float() / 2
         shares.append(((image_embeds.float() @ gap)[measured] > middle).double().mean())
         shares.append(((text_embeds.float() @ gap)[of_texts] < middle).double().mean())
-    return 100 * (sum(shares) / len(shares)).item()
+    return 100 * (sum(share.item() for share in shares) / len(shares))
 
 
 def sample_rows(embeds: Tensor, count: int, seed: int) -> Tensor:

@@ -147,12 +147,12 @@ def near_duplicates(embeds: Tensor, threshold: float, limit: int) -> dict[str, A
                 kept = torch.cat([found[0], best.values])
                 order = kept.topk(min(limit, len(kept))).indices
                 found = kept[order], torch.cat([found[1], rows], dim=1)[:, order]
-    rows = [
-        {"images": rows, "score": score}
-        for score, rows in zip(found[0].tolist(), found[1].T.tolist(), strict=True)
+    alike = [
+        {"images": images, "score": score}
+        for score, images in zip(found[0].tolist(), found[1].T.tolist(), strict=True)
         if score > -torch.inf
     ]
-    return {"threshold": threshold, "pairs": pairs, "rows": rows}
+    return {"threshold": threshold, "pairs": pairs, "rows": alike}
 
 
 def duplicate_captions(captions: Sequence[str], text_to_image: Tensor, limit: int) -> dict[str, Any]:
