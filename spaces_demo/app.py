@@ -184,7 +184,7 @@ def about_tab(on: Handlers) -> None:
         "R@K: percentage of queries with a correct answer among the first K. rsum: the sum of all six.\n\n"
         f"### Load it in Python\n\n{how_to_load(on.main.encoder)}\n\n"
         f"The objectives are those of [Contrastive Learning of Visual-Semantic Embeddings]({PAPER}). Scores are "
-        "cosine similarities. The page stores nothing that you type or add."
+        "cosine similarities. No search stores what you type or add."
     )
 
 
@@ -246,33 +246,42 @@ def end_at_once(uploads: str) -> NoReturn:
     os._exit(0)
 
 
+def show(make_page: Callable[[], Page], blocked_paths: list[str]) -> None:
+    """Makes a page and serves it until a signal ends it.
+
+    Args:
+        blocked_paths: files and folders of this machine that it must never serve.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    with tempfile.TemporaryDirectory(prefix="vse_demo_") as uploads:
+        for name in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(name, lambda *_: end_at_once(uploads))
+        os.environ["GRADIO_TEMP_DIR"] = uploads  # used only by this page, deleted with it
+        page = make_page()
+        page.launch(
+            theme=theme(),
+            css=CSS,
+            head=HEAD,
+            max_file_size=MAX_FILE_BYTES,
+            blocked_paths=blocked_paths,
+            state_session_capacity=MAX_SESSIONS,
+            app_kwargs={"middleware": [(Guard, (), {"admits": page.admits})], "lifespan": page.tidied},
+            footer_links=["api"],
+            run_history=False,
+            ssr_mode=False,
+            share=False,
+            _frontend=False,  # otherwise gradio requests its own page and exits if that takes more than 3 seconds
+        )
+
+
 def main(
     load: Callable[..., PublishedModel] = PublishedModel,
     add_tabs: Callable[[Handlers, Page], None] = lambda on, page: None,
 ) -> None:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
         settings = Settings.from_environment(os.environ)
-        with tempfile.TemporaryDirectory(prefix="vse_demo_") as uploads:
-            for name in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(name, lambda *_: end_at_once(uploads))
-            os.environ["GRADIO_TEMP_DIR"] = uploads  # used only by this page, deleted with it
-            page = build(settings, load, add_tabs)
-            page.launch(
-                theme=theme(),
-                css=CSS,
-                head=HEAD,
-                max_file_size=MAX_FILE_BYTES,
-                blocked_paths=settings.local_paths,
-                state_session_capacity=MAX_SESSIONS,
-                app_kwargs={"middleware": [(Guard, (), {"admits": page.admits})], "lifespan": page.tidied},
-                footer_links=["api"],
-                run_history=False,
-                ssr_mode=False,
-                share=False,
-                _frontend=False,  # otherwise gradio requests its own page and exits if that takes more than 3 seconds
-            )
+        show(lambda: build(settings, load, add_tabs), settings.local_paths)
     except SettingsError as error:
         sys.exit(f"error: {error}")
 

@@ -46,6 +46,8 @@ SLOW_FILES = (
     "spaces_demo/test_demo.py",
     "spaces_demo/test_odd_requests.py",
     "spaces_demo/test_strangers.py",
+    "spaces_demo/test_links.py",
+    "spaces_demo/test_things.py",
     "training/test_two_processes.py",
     "search/test_every_model.py",
     "embed/test_onnx_towers.py",

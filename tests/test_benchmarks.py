@@ -9,13 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from hf_vse.data.karpathy import read_split_file
 from hf_vse.data.scene_catalogues import write_catalogues
+from hf_vse.data.sources import load_pairs
 from hf_vse.link.candidates import find_candidates
-from hf_vse.link.records import embed_records
+from hf_vse.link.labels import read_labels
+from hf_vse.link.records import embed_records, read_records
 from hf_vse.link.run import link_records
 from tests.faults.killing import slow
+from tests.link.conftest import ENCODER
 from tests.link.scenes_encoder import Scenes
 from tests.processes import run_fork
 
@@ -210,3 +214,52 @@ def test_linking_judges_as_the_command_does(run, tmp_path):
     for name in linking.METRICS:
         low, high = row["intervals"][name]
         assert low <= row["metrics"][name] <= high and low < high
+
+
+def test_link_photographs_judges_other_images_than_those_that_tune(run, tmp_path):
+    """On scenes in Karpathy's layout; the numbers are those of the command with the same threshold."""
+    pytest.importorskip("rapidfuzz")
+    scenes = load_pairs("scenes", num_train=1, num_eval=40)["test"]
+    (tmp_path / "data" / "images").mkdir(parents=True)
+    images = []
+    for row, scene in enumerate(scenes):
+        scene["image"].save(tmp_path / "data" / "images" / f"{row}.png")
+        sentences = [
+            {"raw": text, "tokens": [], "sentid": 5 * row + place} for place, text in enumerate(scene["captions"])
+        ]
+        entry = {"imgid": row, "split": "val", "filename": f"{row}.png", "sentences": sentences}
+        images.append(entry | {"sentids": [each["sentid"] for each in sentences]})
+    (tmp_path / "data" / "dataset_flickr8k.json").write_text(json.dumps({"dataset": "any", "images": images}))
+    words = [str(tmp_path / "run"), "--model", ENCODER, "--data_dir", str(tmp_path / "data")]
+    found = run("link_photographs", *words, "--links", "12", "--strangers", "4", "--resamples", "40")
+    assert [row.get("image_weight") for row in found["rows"]] == [None, 0.5, 0.0, 1.0]
+    assert found["judging_records"] == 16 and found["rows"][0]["intervals"]["gain"] == [0, 0]
+    shown = {}
+    for part in ("tune", "judge"):
+        folder = tmp_path / "run" / "catalogues" / part
+        a, b = (embed_records(read_records(folder / name), Scenes()) for name in "ab")
+        known = read_labels(
+            folder / "pairs.csv", *({name: row for row, name in enumerate(each.names)} for each in (a, b))
+        )
+        assert len(a) == len(b) == 16 and sum(None not in pair for pair in known) == 12
+        assert {len(each) for each in a.texts} == {2} and {len(each) for each in b.texts} == {3}
+        shown[part] = {text for each in (*a.texts, *b.texts) for text in each}
+        size, whole = a.image(0).size, scenes[0]["image"].size
+        assert size == tuple(round(0.7 * side) for side in whole)
+    assert not shown["tune"] & shown["judge"]
+    expected = link_records(a, b, pairs=known, threshold=found["rows"][1]["threshold"]).judged["vectors"]
+    assert found["rows"][1]["metrics"] == pytest.approx(expected) and expected["f1"] > 0.3
+
+
+def test_corners_of_an_image_lie_opposite(names):
+    import link_photographs
+
+    image = Image.fromarray(np.arange(100, dtype=np.uint8).reshape(10, 10))
+    found = {
+        (second, mirrored): np.array(link_photographs.corner(image, second, mirrored))[..., 0]
+        for second in (False, True)
+        for mirrored in (False, True)
+    }
+    assert {part.shape for part in found.values()} == {(7, 7)}
+    first = {place: int(part[0, 0]) for place, part in found.items()}
+    assert first == {(False, False): 0, (True, False): 33, (False, True): 3, (True, True): 30}

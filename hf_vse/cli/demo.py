@@ -32,11 +32,13 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """Opens the demo page with a model: type a sentence and see photographs, drop a photograph and see
 sentences, label photographs, add your own. Without --model it takes runs/quickstart, or trains a small model first
-(once, about a minute). Without --dataset it shows what the model was trained on."""
+(once, about a minute). Without --dataset it shows what the model was trained on. Where a gallery has labels, drop a
+photograph to see which thing it shows. --links alone opens a page that asks whether linked records are the same."""
 EXAMPLES = """
   hf-vse demo                                                generated scenes, nothing to download
   hf-vse demo my_index                                       the images and the model of a gallery
   hf-vse demo logos_index --label brand                      a place that tells which brand a photograph shows
+  hf-vse demo --links links.csv                              the links of `hf-vse link`, to be judged by a person
   hf-vse demo --model runs/flickr8k_photos --data_dir DIR    the photographs of its validation split
   hf-vse demo --model org/vse-flickr8k --dataset org/my-photos
   hf-vse demo --model DIR --compare google/siglip-base-patch16-224 --port 7861"""
@@ -55,6 +57,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add_data_options(parser, None, "; a Hub id, parquet file or image folder is read by the page itself")
     parser.add_argument("--split", help="split to show [validation, else test, else train]")
     parser.add_argument("--max_images", type=positive, help="photographs in the gallery at most [5000]")
+    parser.add_argument(
+        "--links", type=Path, metavar="FILE", help="links of `hf-vse link` to judge; alone, without a model"
+    )
     parser.add_argument("--title", help="heading of the page")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 to be reached from other machines [127.0.0.1]")
     parser.add_argument("--port", type=at_least_zero, help="[7860, or the next that is free]")
@@ -67,6 +72,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if given and arguments.gallery is None:
         parser.error(f"--{given[0]} is of the things of a gallery: name one that `hf-vse index` has written")
     arguments.recognise = bool(given)
+    searched = ("gallery", "model", "compare", "dataset", "split", "max_images")
+    asked = [name for name in (*searched, *data_options(arguments)) if getattr(arguments, name) is not None]
+    arguments.links_alone = arguments.links is not None and not asked
     return arguments
 
 
@@ -75,7 +83,10 @@ def run(arguments: argparse.Namespace) -> Result | None:
         raise ImportError("the demo needs gradio: pip install 'hf_vse[demo]'")
     from hf_vse.embed.load import model_place
 
-    if arguments.gallery is None:
+    places = places_of(arguments)
+    if arguments.links_alone:
+        model = dataset = None
+    elif arguments.gallery is None:
         model = default_model(arguments.quiet) if arguments.model is None else arguments.model
         dataset = photographs(arguments, model)
     else:
@@ -95,7 +106,7 @@ def run(arguments: argparse.Namespace) -> Result | None:
         if name in given:
             given[name] = model_place(given[name])
     given["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]))
-    told = {"model": page_options(arguments), "places": places_of(arguments)}
+    told = {"model": None if arguments.links_alone else page_options(arguments), "places": places}
     command = [sys.executable, "-m", "hf_vse.cli.demo_page", json.dumps(told)]
     code = run_to_its_end(command, cwd=bundled("spaces_demo"), env=os.environ | given)
     if code not in (0, -2, 130):
@@ -116,17 +127,22 @@ def places_of(arguments: argparse.Namespace) -> dict[str, Any]:
 
     A gallery that the page shows only in part is searched for things only if an option asks for it: that takes time.
     """
+    from hf_vse.link.judging import read_description
     from hf_vse.link.records import absolute_source
     from hf_vse.search.locations import open_store
 
+    places: dict[str, Any] = {}
+    if arguments.links is not None:
+        read_description(arguments.links)  # what is wrong is said before the page starts
+        places["links"] = str(arguments.links.absolute())
     if arguments.gallery is None:
-        return {}
-    if not arguments.recognise and len(open_store(arguments.gallery)) > (arguments.max_images or MOST_IMAGES):
-        return {}
-    things = {name: getattr(arguments, name) for name in THINGS}
-    if arguments.labelled is not None:
-        things["labelled"] = absolute_source(arguments.labelled)
-    return {"things": things | {"gallery": absolute_source(arguments.gallery), "asked": arguments.recognise}}
+        return places
+    if arguments.recognise or len(open_store(arguments.gallery)) <= (arguments.max_images or MOST_IMAGES):
+        things = {name: getattr(arguments, name) for name in THINGS}
+        if arguments.labelled is not None:
+            things["labelled"] = absolute_source(arguments.labelled)
+        places["things"] = things | {"gallery": absolute_source(arguments.gallery), "asked": arguments.recognise}
+    return places
 
 
 def of_gallery(arguments: argparse.Namespace) -> tuple[str, str]:

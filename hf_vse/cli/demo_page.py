@@ -7,6 +7,7 @@ imports.
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ from functools import partial
 from typing import Any
 
 import app  # first: it sets what torch and gradio read when they are imported
+import gradio as gr
 import numpy as np
 import PIL.Image
 import torch
@@ -22,6 +24,7 @@ from handlers import Handlers
 from page import Page
 from settings import SettingsError
 
+from hf_vse.cli.demo_links import Judging, add_judging, links_page
 from hf_vse.cli.demo_things import add_things_tab, labelled_gallery, open_things
 from hf_vse.embed.load import load_encoder
 from hf_vse.embed.relevance import Relevance, relevance, why_no_cells
@@ -106,22 +109,39 @@ class LocalModel:
         return [] if reader is None else words_unknown_to(reader.tokenizer, sentence)
 
 
-def add_places(on: Handlers, page: Page, things: dict[str, Any] | None = None) -> None:
+def add_places(on: Handlers, page: Page, things: dict[str, Any] | None = None, links: str | None = None) -> None:
     """Adds what the published Space does not have.
 
     Args:
         things: arguments of `open_things`, and `asked`: otherwise only a gallery with labels has a place for them.
+        links: a file that `hf-vse link` has written.
     """
     if things is not None:
         asked, gallery = things.pop("asked"), things.pop("gallery")
         if asked or labelled_gallery(gallery):
             model: Any = on.main.encoder  # a `LocalModel`
             add_things_tab(on, page, model.with_encoder(partial(open_things, gallery=gallery, **things)))
+    if links is not None:
+        with gr.Tab("Judge links"):
+            add_judging(page, Judging.of(links))
+
+
+def show_page(model: dict[str, Any] | None, places: dict[str, Any]) -> None:
+    """Serves the page.
+
+    Args:
+        model: options of `LocalModel`; None for a page of links alone.
+        places: see `add_places`.
+    """
+    if model is not None:
+        load: Any = partial(LocalModel, **model)  # which answers as a `PublishedModel` does
+        return app.main(load, partial(add_places, **places))
+    judging = Judging.of(places["links"])
+    title = os.environ.get("VSE_TITLE") or "Which records are the same?"
+    app.show(lambda: links_page(judging, title), judging.local_paths(places["links"]))
 
 
 if __name__ == "__main__":
     logging.getLogger("hf_vse").setLevel(logging.INFO)
     with one_line_errors():
-        given = json.loads(sys.argv[1])
-        load: Any = partial(LocalModel, **given["model"])  # which answers as a `PublishedModel` does
-        app.main(load, partial(add_places, **given["places"]))
+        show_page(**json.loads(sys.argv[1]))

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,13 +30,15 @@ files, or of the Hub, with #SPLIT where it has several.
 
 Every record gets the best match, or none below a threshold. A CSV file of known pairs (columns a and b; an empty b
 says that a has no match) chooses the threshold with the highest F1: half of the records that it names choose it, the
-other half judge the result. Without it, the threshold is the score that a stated share of records without a match
-would exceed; it is estimated from second-best candidates, so it assumes that most records have a match, and one."""
+other half judge the result. `hf-vse demo --links` writes such a file from what a person says of links. Without a file,
+the threshold is the score that a stated share of records without a match would exceed; it is estimated from
+second-best candidates, so it assumes that most records have a match, and one."""
 EXAMPLES = """
   hf-vse link shop_a shop_b --model org/clip                     one-to-one, a false-accept rate of 1 %
   hf-vse link shop_a shop_b --model DIR --labels pairs.csv       the threshold with the best F1, and how good it is
   hf-vse link shop_a shop_b --model DIR --labels pairs.csv --strings     compared with the similarity of the texts
   hf-vse link products offers --model DIR --one_to_many --block brand    many offers of one product, within a brand
+  hf-vse link shop_a shop_b --model DIR --labels links.judged.csv    what a person said in `hf-vse demo --links`
   hf-vse link shop_a --model DIR --sheet doubtful.png            duplicates in one, and the doubtful ones to look at
   hf-vse link gallery_a gallery_b --image_weight 1 --kind auto   large galleries, whose model is known
   hf-vse link milvus://host:19530/shop_a shop_b.parquet#train    a gallery in an engine and a data set"""
@@ -131,6 +134,7 @@ def rate(text: str) -> float:
 
 def run(arguments: argparse.Namespace) -> Result:
     from hf_vse.files import check_output_folder
+    from hf_vse.link.judging import check_described_file, write_description
     from hf_vse.link.labels import read_labels
     from hf_vse.link.output import check_links_file, linkage_summary, write_links
     from hf_vse.link.records import read_records
@@ -138,6 +142,7 @@ def run(arguments: argparse.Namespace) -> Result:
     from hf_vse.link.strings import check_strings_installed
 
     arguments.output = check_links_file(arguments.output)
+    check_described_file(arguments.output)
     if arguments.sheet is not None:
         arguments.sheet = check_sheet(arguments.sheet)
     if arguments.embeddings is not None:
@@ -157,9 +162,11 @@ def run(arguments: argparse.Namespace) -> Result:
     options = {name: getattr(arguments, name) for name in ("threshold", "false_accept_rate", "block", "assignment")}
     options |= {"strings": arguments.strings, "kind": arguments.kind, "progress": not arguments.quiet}
     linkage = link_records(*found, mode=mode, pairs=pairs, **options)
+    write_description(linkage, arguments.output, arguments.name, arguments.text)
     write_links(linkage, arguments.output)
     record = linkage_summary(linkage) | {"output": str(arguments.output)}
     lines = [*summary_lines(record, names), f"output    {arguments.output}"]
+    lines.append(f"judge     hf-vse demo --links {shlex.quote(str(arguments.output))}")
     if arguments.sheet is not None:
         draw_doubtful(linkage, arguments.sheet)
         record["sheet"] = str(arguments.sheet)

@@ -6,4 +6,5 @@ What other rooms use:
 - `identify`: which thing of a labelled gallery a photograph shows, or none (open-set identification)
 - `records`: `read_records`, the records of a folder, a file or a gallery with their pooled vectors
 - `labels`: `read_labels`, known pairs; `output`: `write_links`, the CSV file
+- `judging`: `read_links`, such a file with its records, and what a person says of them
 """

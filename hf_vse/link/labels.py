@@ -2,6 +2,9 @@
 
 A line says that two records are the same. With an empty `b` it says that `a` has no match, with an empty `a` that `b`
 has none. A record that the file names is known entirely: the pairs in the file are all that it has.
+
+A column `judged`, where there is one, says what a person said of the pair: `yes`, `no`, or `unsure`, which counts for
+nothing. A record that is only in pairs that are not the same counts as one without a match.
 """
 
 import csv
@@ -9,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from io import StringIO
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -17,6 +21,8 @@ from hf_vse.link.matching import components
 
 Pairs = Sequence[tuple[int | None, int | None]]  # rows of the two catalogues
 LEFT_OUT = -1  # the row of a record that has no vector
+JUDGED = "judged"
+Judgement = Literal["yes", "no", "unsure"]
 FEW = 20  # labelled records, below which all of them choose a threshold and judge it
 
 
@@ -33,8 +39,8 @@ def read_labels(
 
     Raises:
         OSError: there is no such file.
-        ValueError: no columns a and b, a line that names no record or an unknown one, no line, or a record that has a
-            match and has none.
+        ValueError: no columns a and b, a line that names no record or an unknown one, another judgement than those
+            above, no line, or a record that has a match and has none.
     """
     path = Path(path)
     if not path.is_file():
@@ -48,26 +54,51 @@ def read_labels(
         raise ValueError(
             f"labels {path} has the columns {', '.join(reader.fieldnames or ())}: name two of them a and b"
         )
-    pairs: list[tuple[int | None, int | None]] = []
+    pairs: dict[str, list[tuple[int | None, int | None]]] = {each: [] for each in get_args(Judgement)}
     for number, line in lines:
+        where = f"labels {path}, line {number}"
         rows: list[int | None] = []
         for column, known in (("a", first), ("b", second)):
             name = line[column] or None
             if name is not None and name not in known:
-                raise ValueError(f"labels {path}, line {number}: {column} is {name!r:.60}, which no record is named")
+                raise ValueError(f"{where}: {column} is {name!r:.60}, which no record is named")
             rows.append(None if name is None else known[name])
         if rows == [None, None]:
-            raise ValueError(f"labels {path}, line {number} names no record: fill in a or b")
-        pairs.append((rows[0], rows[1]))
-    if not pairs:
-        raise ValueError(f"labels {path} has no line: write a pair in each")
+            raise ValueError(f"{where} names no record: fill in a or b")
+        pairs[judgement_of(line, where)].append((rows[0], rows[1]))
+    if not pairs["yes"] and not pairs["no"]:
+        raise ValueError(f"labels {path} has no line that tells anything: write a pair in each")
     for own, other in (("a", "b"), ("b", "a")):
-        without = {line[own] for _, line in lines if not line[other]}
-        if both := without & {line[own] for _, line in lines if line[other]}:
+        same = [line for _, line in lines if (line.get(JUDGED) or "yes") == "yes"]
+        without = {line[own] for line in same if not line[other]}
+        if both := without & {line[own] for line in same if line[other]}:
             raise ValueError(
                 f"labels {path} says of {own} {min(both)!r:.60} that it has a match and that it has none: remove one"
             )
-    return pairs
+    return pairs["yes"] + without_match(pairs["yes"], pairs["no"])
+
+
+def judgement_of(line: Mapping[str, str | None], where: str) -> Judgement:
+    """What a line says of its pair.
+
+    Args:
+        where: file and line, for errors.
+    """
+    said = line.get(JUDGED) or "yes"
+    for judgement in get_args(Judgement):
+        if said == judgement:
+            return judgement
+    raise ValueError(f"{where}: {JUDGED} is {said!r:.60}: write one of {', '.join(get_args(Judgement))}")
+
+
+def without_match(same: Pairs, different: Pairs) -> list[tuple[int | None, int | None]]:
+    """The records of pairs that are not the same, as ones without a match, but for those that have one elsewhere."""
+    found: list[tuple[int | None, int | None]] = []
+    for side in (0, 1):
+        matched = {pair[side] for pair in same}
+        rows = dict.fromkeys(pair[side] for pair in different if pair[side] not in matched | {None})
+        found += [(row, None) if side == 0 else (None, row) for row in rows]
+    return found
 
 
 def truth_of(pairs: Pairs, asking: int) -> dict[int, AbstractSet[int]]:

@@ -8,6 +8,8 @@
 With known pairs, half of the records that they name choose the threshold and the other half judge it.
 """
 
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -159,15 +161,21 @@ def chosen_threshold(candidates: BestCandidates, others: int, wanted: Wanted) ->
         return threshold_of_clusters(candidates, wanted)
     truth = truth_of(wanted.pairs, asking_side(wanted.mode))
     choose, _ = halves(sorted(truth))
-    if wanted.mode == "one_to_one":  # greedy: those above any threshold are the same as with that threshold
+    threshold = tuned_threshold(candidates, others, wanted.mode, {each: truth[each] for each in choose})
+    return threshold, f"highest F1 on {len(choose):,} labelled records"
+
+
+def tuned_threshold(
+    candidates: BestCandidates, others: int, mode: Mode, truth: Mapping[int, AbstractSet[int]]
+) -> float:
+    """The threshold of the links of two catalogues that has the highest F1 on records whose matches are known."""
+    if mode == "one_to_one":  # greedy: those above any threshold are the same as with that threshold
         links = one_to_one(candidates, others, LOWEST)
     else:
         links = best_links(candidates, LOWEST)
-    linked = [each for each in choose if links[each] >= 0]
-    scores = scores_of(candidates, links)[linked]
+    linked = [each for each in truth if links[each] >= 0]
     right = np.array([links[each] in truth[each] for each in linked], bool)
-    true_pairs = sum(len(truth[each]) for each in choose)
-    return threshold_for_f1(scores, right, true_pairs), f"highest F1 on {len(choose):,} labelled records"
+    return threshold_for_f1(scores_of(candidates, links)[linked], right, sum(map(len, truth.values())))
 
 
 def threshold_of_clusters(candidates: BestCandidates, wanted: Wanted) -> tuple[float, str]:

@@ -25,7 +25,7 @@ from hf_vse.embed.load import load_encoder
 from hf_vse.evaluation.environment import environment
 from hf_vse.evaluation.evaluator import kept_vectors
 from hf_vse.files import read_json
-from hf_vse.link.candidates import find_candidates
+from hf_vse.link.candidates import BestCandidates, find_candidates
 from hf_vse.link.labels import read_labels, truth_of
 from hf_vse.link.metrics import linkage_metrics, resampled_metrics
 from hf_vse.link.records import Records, embed_records, read_records
@@ -78,9 +78,11 @@ class Judged:
         self.strings: list[float] = []  # F1 of each resample
 
     def of(self, by: str, candidates: Any, **facts: Any) -> dict[str, Any]:
-        others = len(self.catalogues[1])
-        threshold, _ = chosen_threshold(candidates, others, self.wanted)
-        links = decided(candidates, others, threshold, self.wanted, None, None)
+        threshold, _ = chosen_threshold(candidates, len(self.catalogues[1]), self.wanted)
+        return self.judge(by, candidates, threshold, **facts)
+
+    def judge(self, by: str, candidates: Any, threshold: float, **facts: Any) -> dict[str, Any]:
+        links = decided(candidates, len(self.catalogues[1]), threshold, self.wanted, None, None)
         found = {each: int(links[each]) if links[each] >= 0 else None for each in self.truth}
         metrics = linkage_metrics(found, self.truth)
         drawn = resampled_metrics(found, self.truth, self.entities, self.resamples)
@@ -91,8 +93,10 @@ class Judged:
         return {"by": by, **facts, "threshold": threshold, "metrics": metrics, "intervals": intervals}
 
     def by_strings(self) -> dict[str, Any]:
-        texts = [[" ".join(each) for each in records.texts] for records in self.catalogues]
-        return self.of("strings", string_candidates(*texts, LISTED))
+        return self.of("strings", self.alike_strings())
+
+    def alike_strings(self) -> BestCandidates:
+        return string_candidates(*([" ".join(each) for each in records.texts] for records in self.catalogues), LISTED)
 
     def by_model(self, by: str, model: Path, keep: Path, image_weight: float, **facts: Any) -> dict[str, Any]:
         encoder = load_encoder(str(model), device="cpu")

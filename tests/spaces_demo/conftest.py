@@ -5,7 +5,6 @@ import io
 import json
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -26,7 +25,7 @@ from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.model.processing_vse import VSEProcessor
 from tests.conftest import make_pairs
 from tests.hub.fake_hub import TOKEN, FakeHub, Repository
-from tests.processes import run_fork, start_fork
+from tests.processes import run_fork
 
 DEMO = Path(__file__).parents[2] / "spaces_demo"
 sys.path.insert(0, str(DEMO))
@@ -169,18 +168,18 @@ def served(folder: Path, *words: object) -> Iterator[str]:
         port = probe.getsockname()[1]
     (folder / "tmp").mkdir(exist_ok=True)
     environment = {"TMPDIR": str(folder / "tmp"), "HF_HOME": str(folder / "hf"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "hf_vse.cli", "demo", *map(str, words), "--port", str(port)]
     log = folder / "log"
-    process = start_fork(log, demo, environment, [*map(str, words), "--port", str(port)])
+    with log.open("w") as output:
+        process = subprocess.Popen(command, env=os.environ | environment, stdout=output, stderr=subprocess.STDOUT)
     try:
-        wait_until(lambda: not process.is_alive() or "Running on" in log.read_text(), 120)
-        assert process.is_alive(), log.read_text()[-3000:]
+        wait_until(lambda: process.poll() is not None or "Running on" in log.read_text(), 240)
+        assert process.poll() is None, log.read_text()[-3000:]
         yield f"http://127.0.0.1:{port}"
         assert not re.findall(r"^(\S*(?:Error|Exception)\b)", log.read_text(), flags=re.MULTILINE)
     finally:
         process.terminate()
-        process.join(30)
-        if process.is_alive():
-            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(30)
 
 
 def wait_until(condition, seconds: float) -> None:
