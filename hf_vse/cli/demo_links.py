@@ -198,7 +198,7 @@ def add_judging(page: Page, judging: Judging) -> None:
     """Adds the place to the page, or the tab, that is being built."""
     with gr.Column(elem_classes="judging"):
         order = gr.Radio(list(ORDERS), value=ORDERS[0], show_label=False, container=False)
-        progress, records = gr.HTML(), gr.HTML()
+        progress = gr.HTML()
         number = gr.Number(-1, visible=False)
         with gr.Row(elem_classes="answers"):
             buttons = {
@@ -206,6 +206,7 @@ def add_judging(page: Page, judging: Judging) -> None:
                 for name, label in BUTTONS.items()
             }
             back = gr.Button("Back (b)", elem_id="judge_back")
+        records = gr.HTML()  # below the buttons, which so stay where they are
         save = gr.Button("Download the answers (CSV)", size="sm", elem_classes="save")
         file = [gr.Textbox(visible=False), gr.Textbox(visible=False)]
         gr.HTML(judging.about())
