@@ -35,6 +35,7 @@ EXAMPLES = """
   hf-vse index 'shards/{00000..00999}.tar' my_index --model DIR         run it as often, and where, as you like"""
 
 KINDS = ("auto", *get_args(IndexKind))
+NOTHING_NEW = "nothing is new, changed or gone: the model was not opened"
 LEFT_OUT = {
     "passed_over": "pictures of a kind that is not read",
     "unmatched": "lines of metadata.jsonl that name no image",
@@ -120,8 +121,6 @@ def of_shards(arguments: argparse.Namespace) -> bool:
 
 
 def run(arguments: argparse.Namespace) -> Result | None:
-    from accelerate import PartialState
-
     from hf_vse.search.locations import open_store
     from hf_vse.search.store import move_gallery
 
@@ -135,16 +134,21 @@ def run(arguments: argparse.Namespace) -> Result | None:
     elif is_array(arguments):
         keep_text_tower(arguments, from_array(arguments, store, bank))
     else:
-        keep_text_tower(arguments, from_images(arguments, store, bank))
+        encoder = from_images(arguments, store, bank)
+        if encoder is None:
+            return described_gallery(store, NOTHING_NEW)
+        keep_text_tower(arguments, encoder)
+    from accelerate import PartialState
+
     return described_gallery(store) if PartialState().is_main_process else None
 
 
-def described_gallery(gallery: Any) -> Result:
+def described_gallery(gallery: Any, *remarks: str) -> Result:
     """What the gallery holds, and what was left out of it."""
     index = gallery.location
     record = {"index": index, "items": len(gallery), "plan": gallery.plan.to_dict()}
     record |= {"broken": gallery.facts.get("broken", [])}
-    lines = [f"{len(gallery):,} items in {index}", f"search    {gallery.plan}"]
+    lines = [f"{len(gallery):,} items in {index}", *remarks, f"search    {gallery.plan}"]
     for name, what in LEFT_OUT.items():
         if left := gallery.facts.get(name):
             record[name] = left
@@ -178,19 +182,52 @@ def keep_text_tower(arguments: argparse.Namespace, encoder: Any) -> None:
 
 
 def from_images(arguments: argparse.Namespace, store: Any, bank: list[str]) -> Any:
-    """A gallery of a folder or of a data set; returns its encoder."""
-    from hf_vse.search.gallery_images import read_metadata
+    """A gallery of a folder or of a data set; returns its encoder, or None where nothing had to be done."""
+    from hf_vse.search.gallery_images import of_folder, read_metadata
+    from hf_vse.search.nothing_new import is_indexed, states_of
 
     options = {"kind": arguments.kind, "recall": arguments.recall} | encoding_options(arguments)
     source, origin = arguments.source, None
     if source is not None:
         read_metadata(Path(source))  # what is wrong with it is said before the model is loaded
     store.check_place(source)
+    if header := header_without_model(arguments, bank):
+        options["listed"] = of_folder(Path(source))
+        asked = arguments.model, arguments.kind, arguments.recall
+        if is_indexed(Path(arguments.index), header, options["listed"], source, *asked):
+            return None
+    before = states_of(arguments.model)
     encoder = open_encoder(arguments)
     if source is None:
         source, origin = load_split(arguments)
     store.build(source, encoder, origin=origin, query_bank=bank, progress=not arguments.quiet, **options)
+    if arguments.source is not None:
+        remember_model(arguments, before)
     return encoder
+
+
+def header_without_model(arguments: argparse.Namespace, bank: list[str]) -> dict[str, Any] | None:
+    """What is recorded of the gallery of a folder, if it needs no model to know that this one made it."""
+    from hf_vse.search.nothing_new import made_by_files
+    from hf_vse.search.text_tower import tower_folder
+
+    folder = Path(arguments.index)
+    others = (arguments.dataset, arguments.device, arguments.trust_remote_code, bank)
+    header = None if any(others) else made_by_files(folder, arguments.model, arguments.dtype)
+    to_keep = arguments.fast_queries and header and not tower_folder(folder, header["digest"]).is_dir()
+    return None if to_keep else header
+
+
+def remember_model(arguments: argparse.Namespace, before: list[Any] | None) -> None:
+    """By the main process: by which files the model of the gallery is known again."""
+    from accelerate import PartialState
+
+    from hf_vse.search.nothing_new import remember_files
+    from hf_vse.search.storage import locked
+
+    if "://" not in arguments.index and PartialState().is_main_process:
+        with locked(Path(arguments.index)):
+            remember_files(Path(arguments.index), arguments.model, before)
 
 
 def from_shards(arguments: argparse.Namespace, store: Any) -> None:

@@ -8,7 +8,7 @@ from hf_vse.cli.command import Result, bundled, command_parser
 
 QUICKSTART = "quickstart"
 EXAMPLES = """
-  hf-vse train                                              the built-in scenes, two minutes on two cores
+  hf-vse train                                              the built-in scenes, five minutes on two cores
   hf-vse train flickr8k_features_nce --data_dir DIR --seed 1
   hf-vse train own_photos --data_dir my_photos --init_from openai/clip-vit-base-patch32
   hf-vse train my_recipe.yaml --loss_type hardnce --text_config.hidden_size 512

@@ -12,7 +12,8 @@ What other rooms use:
 - `compression`: `Compression`, smaller vectors; `plan`: `IndexKind`, the kinds of index
 - `gallery_images`: `read_metadata`, `is_unicode`
 
-A folder is `folder_store` over `gallery`, `build`, `change`, `segments`, `columns` and `storage`. An engine is one
+A folder is `folder_store` over `gallery`, `build`, `change`, `segments`, `columns` and `storage`; `nothing_new` tells
+without the model that a folder of images is indexed already. An engine is one
 file (`milvus`, `pgvector`) over `engine`, which searches, `fill`, which writes what has changed, and `pushdown`, by
 which its filters mean what `filters` says.
 """

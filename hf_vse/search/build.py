@@ -26,7 +26,7 @@ from hf_vse.embed.run import encode_images, encode_texts, placed
 from hf_vse.embed.store import Store
 from hf_vse.search.change import GalleryChange, index_settings
 from hf_vse.search.gallery import GalleryIndex, recipe_of
-from hf_vse.search.gallery_images import GalleryImage, of_dataset, of_folder
+from hf_vse.search.gallery_images import GalleryImage, Listed, of_dataset, of_folder
 from hf_vse.search.header import HEADER_FILE, read_header
 from hf_vse.search.model import model_facts
 from hf_vse.search.parts import interrupted_parts
@@ -54,6 +54,7 @@ def build_gallery(
     progress: bool = True,
     origin: dict[str, Any] | None = None,
     query_bank: Sequence[str] = (),
+    listed: Listed | None = None,
 ) -> GalleryIndex:
     """Encodes the images of a source and indexes them in `folder`.
 
@@ -65,6 +66,7 @@ def build_gallery(
         max_broken_share: more unreadable images than this share are an error; fewer are left out and recorded.
         origin: how `load_pairs` finds the data set again, to show its images.
         query_bank: sentences such as will be asked, to learn hubs from; see `GalleryIndex.search`.
+        listed: what `of_folder` found in the source, where it was looked through already.
 
     Returns:
         The gallery, saved. Run by several processes, each encodes a share.
@@ -75,7 +77,7 @@ def build_gallery(
     """
     folder = Path(folder)
     state = PartialState(cpu=not torch.accelerator.is_available())
-    images, facts = listed_images(source, encoder, origin)
+    images, facts = listed_images(source, encoder, origin, listed)
     shape = len(images), encoder.dim
     images_folder = None if isinstance(source, Dataset) else source
     check_place(folder, images_folder, bytes_on_disk(choose_plan(*shape, kind), *shape))
@@ -101,8 +103,8 @@ def build_gallery(
 
 
 def listed_images(
-    source: str | Path | Dataset, encoder: Encoder, origin: dict[str, Any] | None
-) -> tuple[list[GalleryImage], dict[str, Any]]:
+    source: str | Path | Dataset, encoder: Encoder, origin: dict[str, Any] | None, listed: Listed | None = None
+) -> Listed:
     """The images of a source, and what a gallery of them records.
 
     Raises:
@@ -111,7 +113,7 @@ def listed_images(
     check_digest(encoder)
     if isinstance(source, Dataset):
         return of_dataset(source, encoder), {"root": None, "origin": origin} | model_facts(encoder)
-    images, facts = told_to_all(lambda: of_folder(Path(source)))
+    images, facts = listed or told_to_all(lambda: of_folder(Path(source)))
     return images, facts | {"root": str(Path(source).absolute()), "origin": origin} | model_facts(encoder)
 
 
@@ -124,9 +126,7 @@ def check_digest(encoder: Encoder) -> None:
         )
 
 
-def told_to_all(
-    find: Callable[[], tuple[list[GalleryImage], dict[str, Any]]],
-) -> tuple[list[GalleryImage], dict[str, Any]]:
+def told_to_all(find: Callable[[], Listed]) -> Listed:
     """What the main process finds, in every process, so that one reads the folder and all have the same list.
 
     Raises:

@@ -42,7 +42,10 @@ class GalleryImage:
     item: dict[str, Any]
 
 
-def of_folder(root: Path) -> tuple[list[GalleryImage], dict[str, Any]]:
+Listed = tuple[list[GalleryImage], dict[str, Any]]  # images, and facts about what was left out
+
+
+def of_folder(root: Path) -> Listed:
     """The image files under a folder, sorted by name, and facts about the files that were left out.
 
     Raises:

@@ -37,6 +37,7 @@ NOT_FACTS = (
     "indexed",
     "recipe",
     "settings",
+    "model_files",
     "checksum",
 )
 VERSION = re.compile(r"[0-9a-f]{16}")
@@ -127,6 +128,7 @@ OPTIONAL: dict[str, Check] = {
     "passed_over": (is_object_or_null, "an object {...} or null"),
     "indexed": (is_count, "a number from 1 on"),
     "settings": (is_text_or_null, "text or null"),
+    "model_files": (is_text_or_null, "text or null"),
     "segments": (are_segments, "a list of segments"),
     "unmatched": (is_object_or_null, "an object {...} or null"),
     "repeated": (is_object_or_null, "an object {...} or null"),

@@ -1,4 +1,4 @@
-"""Machines, memory and money for galleries of 100 million to 10 billion vectors: calculated, nothing is run.
+"""Machines, memory and money for galleries of 50 million to 10 billion vectors: calculated, nothing is run.
 
     python scripts/benchmarks/scaling_search.py --output scripts/benchmarks/results/scaling_search.json
 
