@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import socket
 import sys
+import warnings
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -54,6 +55,8 @@ def apart(log: Path, work: Callable, args: tuple) -> None:
     gc.freeze()
     torch.set_num_threads(1)  # OpenMP does not survive a fork
     logging.getLogger().handlers.clear()  # those of pytest
+    for category in (DeprecationWarning, FutureWarning):  # errors in pytest, and nobody sees them in a command
+        warnings.simplefilter("ignore", category)
     output = os.open(log, os.O_WRONLY)
     os.dup2(output, 1)
     os.dup2(output, 2)

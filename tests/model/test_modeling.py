@@ -254,7 +254,7 @@ def test_gradient_checkpointing_gives_the_same_gradient():
         return {name: each.grad.clone() for name, each in model.named_parameters() if each.grad is not None}
 
     plain = gradient()
-    model.gradient_checkpointing_enable()
+    model.activation_checkpointing_enable()
     checkpointed = gradient()
     assert plain.keys() == checkpointed.keys() and len(plain) > 20
     assert all(torch.allclose(plain[name], checkpointed[name], atol=1e-6) for name in plain)

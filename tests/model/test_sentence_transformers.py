@@ -30,6 +30,7 @@ def pairs():
     return list(rows["image"]), [captions[0] for captions in rows["captions"]]
 
 
+@pytest.mark.filterwarnings("ignore:Importing from 'sentence_transformers:DeprecationWarning")
 def test_trainer_and_evaluators(model, pairs, tmp_path):
     from sentence_transformers.evaluation import InformationRetrievalEvaluator
     from sentence_transformers.losses import MultipleNegativesRankingLoss
