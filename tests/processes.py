@@ -17,6 +17,12 @@ import torch.multiprocessing as mp
 from accelerate import PartialState
 
 
+def warn_as_a_command() -> None:
+    """Deprecations are errors in pytest and not in what is forked from it, which stands for a command."""
+    for category in (DeprecationWarning, FutureWarning):
+        warnings.simplefilter("ignore", category)
+
+
 def in_processes(world: int, work: Callable, *args: Any) -> None:
     """Calls `work(rank, *args)` in each of `world` processes of one gloo group; raises what any of them raises."""
     with socket.socket() as free:
@@ -29,6 +35,7 @@ def in_processes(world: int, work: Callable, *args: Any) -> None:
 def member(rank: int, world: int, port: int, work: Callable, args: tuple) -> None:
     gc.freeze()  # or each looks through all objects of the process it was forked from again and again
     torch.set_num_threads(1)
+    warn_as_a_command()
     where = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
     where |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ |= {name: str(value) for name, value in where.items()}
@@ -55,8 +62,7 @@ def apart(log: Path, work: Callable, args: tuple) -> None:
     gc.freeze()
     torch.set_num_threads(1)  # OpenMP does not survive a fork
     logging.getLogger().handlers.clear()  # those of pytest
-    for category in (DeprecationWarning, FutureWarning):  # errors in pytest, and nobody sees them in a command
-        warnings.simplefilter("ignore", category)
+    warn_as_a_command()
     output = os.open(log, os.O_WRONLY)
     os.dup2(output, 1)
     os.dup2(output, 2)
