@@ -25,6 +25,8 @@ from typing import Literal
 
 import pytest
 
+from tests.processes import warn_as_a_command
+
 SOAK = bool(os.environ.get("HF_VSE_SOAK"))  # every point, as `make soak` does it
 slow = pytest.mark.skipif(not SOAK, reason="slow (make soak)")
 POINTS = 10  # tried otherwise, evenly spread, the first and the last among them
@@ -166,6 +168,7 @@ def run(action: Action, folder: Path, at: int = 0, how: How = "kill") -> int:
             output = os.open(folder.parent / "output.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(output, 1)
             os.dup2(output, 2)
+            warn_as_a_command()
             watch(Points(folder, at, how, log))
             result = action()
             code = result if isinstance(result, int) else 0
