@@ -18,6 +18,8 @@ from hf_vse.plots import plot_grid
 from hf_vse.training.grid import grid_table, read_grid, run_grid, summarise
 from hf_vse.training.recipe import parse_fields, read_recipe
 
+PLACES = ("data_dir", "frozen_cache_dir", "image_tower_weights", "output_dir")
+
 
 def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(
@@ -29,6 +31,11 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--only", nargs="+", metavar="CELL", help="cells to run, or patterns such as 'nce-*' [all]")
     parser.add_argument("--workers", type=int, default=1, help="parallel runs, which share the cores [1]")
     return parser.parse_known_args()
+
+
+def without_places(values: dict) -> dict:
+    """Settings without folders of this machine."""
+    return {key: value for key, value in values.items() if key not in PLACES}
 
 
 def main() -> None:
@@ -48,11 +55,10 @@ def main() -> None:
     runs = run_grid(grid, output / "cells", arguments.workers)
     summary = summarise(runs)
     environment = [run.pop("environment") for run in runs][0]
-    place = {"data_dir": "DIR"} if "data_dir" in fields else {}
     result = {
         "grid": arguments.grid.name,
-        "recipe": read_recipe(grid.recipe, **fields).values | place,
-        "cells": {name: changes | place for name, changes in cells.items()},
+        "recipe": without_places(read_recipe(grid.recipe, **fields).values),
+        "cells": {name: without_places(changes) for name, changes in cells.items()},
         "environment": environment,
         "summary": summary,
         "runs": runs,

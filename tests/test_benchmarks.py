@@ -208,12 +208,21 @@ def test_linking_judges_as_the_command_does(run, tmp_path):
     write_catalogues(tmp_path / "catalogues", 60, image_size=32)
     judged = linking.Judged(tmp_path / "catalogues", resamples=40)
     a, b = (embed_records(each, Scenes()) for each in judged.catalogues)
-    row = judged.of("model", find_candidates(a.embeds, b.embeds, len(b)), seed=3)
-    assert row["metrics"] == link_records(a, b, pairs=judged.wanted.pairs).judged["vectors"]
-    assert row["seed"] == 3 and row["intervals"]["gain"] == [0, 0]  # it is compared with the first row
+    found = find_candidates(a.embeds, b.embeds, len(b))
+    strings = judged.by_strings()
+    first, second = (judged.of("records", found, seed=seed) for seed in (3, 4))
+    part = find_candidates(a.embeds[:, ::2], b.embeds[:, ::2], len(b))
+    judged.of("records", part, seed=3, image_weight=0.0)  # counts for no seed
+    assert first["metrics"] == link_records(a, b, pairs=judged.wanted.pairs).judged["vectors"]
+    assert first["seed"] == 3 and first["intervals"] == second["intervals"]
     for name in linking.METRICS:
-        low, high = row["intervals"][name]
-        assert low <= row["metrics"][name] <= high and low < high
+        low, high = first["intervals"][name]
+        assert low <= first["metrics"][name] <= high and low < high
+    intervals = judged.intervals()
+    assert intervals["strings"] == {"f1": strings["intervals"]["f1"], "gain": [0, 0]}
+    assert intervals["records"]["f1"] == first["intervals"]["f1"], "two equal seeds"
+    low, high = intervals["records"]["gain"]
+    assert low < first["metrics"]["f1"] - strings["metrics"]["f1"] < high
 
 
 def test_link_photographs_judges_other_images_than_those_that_tune(run, tmp_path):

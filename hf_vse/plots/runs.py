@@ -4,12 +4,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from hf_vse.plots.canvas import DIRECTIONS, PALETTE, RECALLS, new_figure, save, take_literally, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+FAR = 6  # times the range of the middle half of the means
 LOSS_COLOUR, BEST_COLOUR = PALETTE[0], PALETTE[5]
 RECALL_COLOURS = {"R@1": PALETTE[0], "R@5": PALETTE[1], "R@10": PALETTE[2]}
 LINE_STYLES = {"i2t": "-", "t2i": "--"}
@@ -131,7 +134,10 @@ def plot_grid(runs: Sequence[Mapping[str, Any]], path: str | Path, base: str | N
 
 
 def runs_figure(rsums: Mapping[str, Sequence[float]], base: str | None = None) -> "Figure":
-    """A row for each name: a point for each rsum, and a bar for their mean. `base` is the row to compare with."""
+    """A row for each name: a point for each rsum, and a bar for their mean. `base` is the row to compare with.
+
+    With a base the axis shows what is near it; what lies far below most others is written as a number.
+    """
     figure = new_figure(6.4, 1.0 + 0.22 * len(rsums))
     axes = figure.subplots()
     for place, (cell, values) in enumerate(rsums.items()):
@@ -141,7 +147,14 @@ def runs_figure(rsums: Mapping[str, Sequence[float]], base: str | None = None) -
     if base is not None and base in rsums:
         axes.axvline(sum(rsums[base]) / len(rsums[base]), color=BEST_COLOUR, linewidth=1.2, linestyle=":")
         lowest, highest = (pick(map(pick, rsums.values())) for pick in (min, max))
-        axes.set_xlim(lowest - 0.5 * (highest - lowest) - 1, highest + 0.1 * (highest - lowest) + 1)
+        means = {name: sum(values) / len(values) for name, values in rsums.items()}
+        first, third = np.quantile(list(means.values()), (0.25, 0.75))
+        lowest = max(lowest, first - FAR * (third - first))
+        left = max(0, lowest - 0.5 * (highest - lowest) - 1)
+        axes.set_xlim(left, highest + 0.1 * (highest - lowest) + 1)
+        for place, mean in enumerate(means.values()):
+            if mean < left:
+                axes.text(left, place, f" {mean:.0f}", va="center", fontsize=9, color=PALETTE[0])
     tidy(axes, "", "rsum")
     axes.invert_yaxis()
     axes.margins(y=0.01)

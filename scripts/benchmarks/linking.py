@@ -4,16 +4,19 @@
         --output scripts/benchmarks/results/linking.json
 
 `hf-vse data catalogues` writes two catalogues, and entities to train on that neither shows. The recipe `entities`
-trains from the start with each seed; a run that exists is read. Then a is linked to b one-to-one, and half of a's
-records choose the threshold with the best F1, the other half judges. Rows: strings (rapidfuzz), the start, and each
-trained model with photograph and text, with the text alone, and with the photograph alone.
+trains from the start with each seed, as it is and with what `VARIANTS` adds; a run that exists is read. Then a is
+linked to b one-to-one, and half of a's records choose the threshold with the best F1, the other half judges. Rows:
+strings (rapidfuzz), the start, and each trained model with photograph and text, with the text alone, and with the
+photograph alone.
 
-Intervals are 95 % percentile intervals of the bootstrap over the judging entities. `gain` is the F1 above that of
-strings on the same entities, drawn together.
+Intervals are 95 % percentile intervals of the bootstrap over the judging entities; those of a variant are of the mean
+over its seeds. `gain` is the F1 above that of strings on the same entities, drawn together.
 """
 
 import argparse
 import time
+from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +39,21 @@ from hf_vse.training.run import run_recipe
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "entities.yaml"
 METRICS = ("f1", "accuracy", "ari", "precision", "recall")
+# What is trained beside the contrast of records: images against captions, a classifier of images.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "records": {},
+    "captions": {"caption_weight": 1.0},
+    "classes": {"class_weight": 0.5},
+}
 
 
-def trained(folder: Path, seed: int, options: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
-    """The model of a seed, and what is recorded of its training."""
-    output = folder / f"seed-{seed}"
+def trained(folder: Path, variant: str, seed: int, options: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
+    """The model of a variant and a seed, and what is recorded of its training."""
+    output = folder / f"{variant}-{seed}"
     given = {"data_dir": str(folder / "catalogues" / "train"), "init_from": str(options.start), "seed": seed}
     given |= {"output_dir": str(output), "num_train_epochs": options.num_train_epochs}
     given |= {"per_device_train_batch_size": options.per_device_train_batch_size}
-    recipe = read_recipe(RECIPE, **given)
+    recipe = read_recipe(RECIPE, **given, **VARIANTS[variant])
     if not (output / "metrics.json").is_file():
         run_recipe(recipe)
     result, stage = (
@@ -52,7 +61,8 @@ def trained(folder: Path, seed: int, options: argparse.Namespace) -> tuple[Path,
         read_json(output / "stages" / "train" / "stage.json", dict),
     )
     found = [entry["eval_entity_r1"] for entry in stage["log"] if "eval_entity_r1" in entry]
-    facts = {"seed": result["recipe"]["seed"], "seconds": stage["seconds"], "steps": stage["steps"]}
+    facts = {"variant": variant, "seed": seed, "steps": stage["steps"]}
+    facts |= {name: stage[name] for name in ("seconds", "cpu_seconds")}
     facts |= {
         "entity_r1_at_start": found[0],
         "best_entity_r1": stage["best_entity_r1"],
@@ -75,7 +85,7 @@ class Judged:
         self.truth = {each: truth[each] for each in halves(sorted(truth))[1]}
         self.entities = dict(enumerate(self.catalogues[0].values("entity")))
         self.resamples = resamples
-        self.strings: list[float] = []  # F1 of each resample
+        self.drawn: dict[str, list[list[float]]] = {}  # F1 of each resample, of each seed
 
     def of(self, by: str, candidates: Any, **facts: Any) -> dict[str, Any]:
         threshold, _ = chosen_threshold(candidates, len(self.catalogues[1]), self.wanted)
@@ -87,10 +97,16 @@ class Judged:
         metrics = linkage_metrics(found, self.truth)
         drawn = resampled_metrics(found, self.truth, self.entities, self.resamples)
         f1 = [each["f1"] for each in drawn]
-        self.strings = self.strings or f1
+        if facts.get("image_weight", 0.5) == 0.5:
+            self.drawn.setdefault(by, []).append(f1)
         intervals = {name: interval([each[name] for each in drawn]) for name in METRICS}
-        intervals["gain"] = interval([one - other for one, other in zip(f1, self.strings, strict=True)])
+        intervals["gain"] = interval(np.subtract(f1, self.drawn["strings"][0]))  # which were judged first
         return {"by": by, **facts, "threshold": threshold, "metrics": metrics, "intervals": intervals}
+
+    def intervals(self) -> dict[str, dict[str, list[float]]]:
+        """Of the mean F1 of the seeds, and of how far it is above that of strings, by what linked."""
+        means = {by: np.mean(of_seeds, axis=0) for by, of_seeds in self.drawn.items()}
+        return {by: {"f1": interval(each), "gain": interval(each - means["strings"])} for by, each in means.items()}
 
     def by_strings(self) -> dict[str, Any]:
         return self.of("strings", self.alike_strings())
@@ -108,7 +124,7 @@ class Judged:
         return embed_records(records, encoder, image_weight, stores=kept_vectors(encoder, keep))
 
 
-def interval(values: list[float]) -> list[float]:
+def interval(values: Sequence[float]) -> list[float]:
     return [round(float(each), 4) for each in np.quantile(values, (0.025, 0.975))]
 
 
@@ -120,10 +136,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         write_catalogues(catalogues, **counts)
     judged, keep = Judged(catalogues, options.resamples), folder / "vectors"
     rows, runs = [judged.by_strings(), judged.by_model("start", options.start, keep, 0.5)], []
-    for seed in options.seeds:
-        model, facts = trained(folder, seed, options)
+    for variant, seed in product(options.variants, options.seeds):
+        model, facts = trained(folder, variant, seed, options)
         runs.append(facts)
-        rows += [judged.by_model("trained", model, keep, weight, seed=facts["seed"]) for weight in (0.5, 0.0, 1.0)]
+        rows += [judged.by_model(variant, model, keep, weight, seed=seed) for weight in (0.5, 0.0, 1.0)]
     return {
         "command": "linking.py FOLDER --start MODEL",
         "catalogues": counts | {"records": [len(each) for each in judged.catalogues]},
@@ -133,6 +149,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "start": {"recipe": read_json(options.start / "metrics.json", dict)["recipe"]},
         "runs": runs,
         "rows": rows,
+        "intervals": judged.intervals(),
         "seconds": round(time.perf_counter() - start, 1),
         "environment": environment(),
     }
@@ -143,6 +160,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="where catalogues and runs are kept")
     parser.add_argument("--start", type=Path, default=Path("runs/quickstart"), help="model [runs/quickstart]")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--records", type=int, default=1000, help="links of the catalogues that are judged [1000]")
     parser.add_argument("--training", type=int, default=1000, help="entities to train on [1000]")
     parser.add_argument("--data_seed", type=int, default=0, help="of the catalogues [0]")

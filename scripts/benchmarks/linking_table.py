@@ -5,6 +5,7 @@ from statistics import mean
 from benchmarks.tables import load
 
 SHOWN = {"f1": "F1", "accuracy": "accuracy", "ari": "ARI"}
+VARIANTS = {"captions": " with `caption_weight: 1`", "classes": " with `class_weight: 0.5`"}
 PARTS = {0.0: "its text alone", 1.0: "its photograph alone"}
 
 
@@ -17,7 +18,7 @@ def linking_table() -> str:
         if row.get("image_weight", 0.5) != 0.5:
             continue
         title = {"strings": "strings (rapidfuzz)", "start": "`quickstart`, where the training starts"}.get(row["by"])
-        title = title or f"`entities`, seed {row['seed']}"
+        title = title or f"`entities`{VARIANTS.get(row['by'], '')}, seed {row['seed']}"
         cells = [cell(row["metrics"][name], row["intervals"][name]) for name in SHOWN]
         gain = (
             "" if row is strings else cell(row["metrics"]["f1"] - strings["metrics"]["f1"], row["intervals"]["gain"])

@@ -1,4 +1,7 @@
-"""Tables of the README of trained models: on images that chose nothing, and with and without clipped gradients."""
+"""Tables of the README of trained models: on images that chose nothing, one field at a time, and with and without
+clipped gradients."""
+
+from statistics import mean, median
 
 from benchmarks.tables import load, mean_and_spread
 
@@ -34,4 +37,23 @@ def clipping_table() -> str:
     for name, values in rows.items():
         cells = [f"{value:.1f}" for value in values]
         lines.append(f"| {' | '.join([name, *cells, mean_and_spread(values, 1)])} |")
+    return "\n".join(lines)
+
+
+def fields_table() -> str:
+    """The cells of `recipes/grids/fields.yaml`, the best first: rsum, the gain on the base with the same seeds, and
+    CPU seconds as a multiple of those of the base."""
+    rsums: dict[str, dict[int, float]] = {}
+    seconds: dict[str, list[float]] = {}
+    for run in load("grid_fields")["runs"]:
+        rsums.setdefault(run["cell"], {})[run["seed"]] = run["metrics"]["rsum"]
+        seconds.setdefault(run["cell"], []).append(run["cpu_seconds"])
+    base = rsums["base"]
+    lines = ["| change | rsum | gain, same seeds | CPU time |", "|---|---|---|---|"]
+    for name, of_seed in sorted(rsums.items(), key=lambda item: -mean(item[1].values())):
+        gain = mean_and_spread([rsum - base[seed] for seed, rsum in of_seed.items()], 1)
+        ratio = median(seconds[name]) / median(seconds["base"])  # the run that fills the caches does not count
+        cells = ["**none**" if name == "base" else name, mean_and_spread(list(of_seed.values()), 1)]
+        cells += ["", ""] if name == "base" else [gain if gain.startswith("-") else f"+{gain}", f"{ratio:.1f} ×"]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from hf_vse.plots import plot_grid
+from hf_vse.plots.runs import runs_figure
 from hf_vse.training import grid as grid_module
 from hf_vse.training.grid import KEPT, check_disjoint, grid_table, read_grid, run_cell, summarise
 from tests.conftest import make_captions
@@ -139,13 +140,14 @@ def test_script_writes_numbers_table_and_picture(grid, tmp_path, capsys, monkeyp
 
     monkeypatch.setattr("hf_vse.training.grid.run_grid", run_grid)
     output = tmp_path / "out"
-    command = [str(grid), "--output_dir", str(output), "--data_dir", str(tmp_path), "--only", "base", "temp*"]
+    places = ["--data_dir", str(tmp_path), "--frozen_cache_dir", str(tmp_path / "cache")]
+    command = [str(grid), "--output_dir", str(output), *places, "--only", "base", "temp*"]
     monkeypatch.setattr(sys, "argv", ["reproduce_table.py", *command, "--seeds", "0", "--workers", "2"])
     runpy.run_path(str(SCRIPTS / "reproduce_table.py"), run_name="__main__")
     assert asked == [(["base", "temperature 0.05"], (0,), 2)]
     found = json.loads((output / "grid.json").read_text())
     assert found["runs"] == RUNS and found["environment"] == {"commit": "abc"}
-    assert found["recipe"]["data_dir"] == "DIR" and str(tmp_path) not in json.dumps(found)
+    assert "data_dir" not in found["recipe"] and str(tmp_path) not in json.dumps(found)
     assert (output / "grid.md").read_text().strip() in capsys.readouterr().out
     assert (output / "grid.png").is_file()
 
@@ -165,6 +167,17 @@ def test_picture_of_the_grid_is_drawn(tmp_path):
     assert plot_grid(RUNS, tmp_path / "grid.png", "base").stat().st_size > 5_000
     with pytest.raises(ValueError, match="runs is empty"):
         plot_grid([], tmp_path / "grid.png")
+
+
+def test_axis_shows_what_is_near_the_base_and_names_what_is_far_below():
+    near = {
+        name: [value - 1, value + 1] for name, value in (("base", 317.0), ("a", 316.0), ("b", 310.0), ("c", 319.0))
+    }
+    axes = runs_figure(near | {"collapsed": [44.0, 46.0]}, "base").axes[0]
+    assert axes.get_xlim()[0] > 200 and [text.get_text().strip() for text in axes.texts] == ["45"]
+    assert axes.get_xlim()[1] > 320 and not runs_figure(near, "base").axes[0].texts
+    everything = runs_figure({"base": [230.0], "a": [150.0], "b": [50.0], "c": [3.0]}, "base").axes[0]
+    assert everything.get_xlim()[0] == 0 and not everything.texts
 
 
 @pytest.mark.parametrize(
