@@ -133,6 +133,19 @@ def test_models_of_flickr8k_are_collected_by_fold_and_seed(tmp_path, monkeypatch
     assert "rsum" not in collected("some", "validation", tmp_path)
 
 
+def test_recipes_that_were_not_run_again_keep_their_record(run, tmp_path):
+    old = {"B": {"runs": {"0": "earlier"}}}
+    earlier = {"recipes": {"some": old, "other": old}, "tried_on_fold_A": [1]}
+    (tmp_path / "result.json").write_text(json.dumps(earlier))
+    record = {"metrics": {"validation": {"metrics": {"rsum": 3.0}, "fingerprint": "x"}}, "environment": {}}
+    (tmp_path / "some-B-10").mkdir()
+    (tmp_path / "some-B-10" / "metrics.json").write_text(json.dumps(record | {"stages": [], "recipe": {}}))
+    words = ["--data_dir", "DIR", "--work_dir", str(tmp_path), "--collect", "--recipes", "some", "other", "new"]
+    found = run("flickr8k_models", *words)
+    assert list(found["recipes"]["some"]["B"]["runs"]) == ["10"] and found["tried_on_fold_A"] == [1]
+    assert found["recipes"]["other"] == old and found["recipes"]["new"] == {"B": {"runs": {}}}
+
+
 @slow
 def test_pointing_asks_where_with_and_without_mosaics(run, tmp_path):
     few = ("--num_train", "16", "--num_eval", "12", "--num_train_epochs", "1", "--per_device_train_batch_size", "16")

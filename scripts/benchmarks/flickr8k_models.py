@@ -3,8 +3,9 @@
     python scripts/benchmarks/flickr8k_models.py --data_dir FLICKR8K --work_dir runs/flickr8k_models [--output FILE]
 
 Trains each recipe with three seeds on fold B (`resplit.py`) and evaluates it there. What is in the work folder already
-is not run again. A recipe with joined seeds also tells what each of them reaches alone. Rsum is the sum of R@1, R@5
-and R@10 in both directions, in percent, in a gallery of 1,000 images and 5,000 captions.
+is not run again, and of recipes without a run there `--output` keeps what it has. A recipe with joined seeds tells
+what each of them reaches alone, too. Rsum is the sum of R@1, R@5 and R@10 in both directions, in percent, in a
+gallery of 1,000 images and 5,000 captions.
 """
 
 import argparse
@@ -79,6 +80,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     args.work_dir.mkdir(parents=True, exist_ok=True)
+    earlier = json.loads(args.output.read_text(encoding="utf-8")) if args.output and args.output.is_file() else {}
     result: dict = {"command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]), "note": args.note, "recipes": {}}
     for recipe in args.recipes:
         of_recipe = [SCRIPTS / "recipes" / f"{recipe}.yaml"]
@@ -92,7 +94,11 @@ def main() -> None:
                     continue
                 start = ["--init_from", args.work_dir / f"{STARTS[recipe]}-{fold}-{seed}"] if recipe in STARTS else []
                 run("train.py", *of_recipe, *of_fold, *start, "--seed", str(seed), "--output_dir", folder)
-        result["recipes"][recipe] = {fold: collected(recipe, fold, args.work_dir) for fold in args.folds}
+        found = {fold: collected(recipe, fold, args.work_dir) for fold in args.folds}
+        there = any(of_fold["runs"] for of_fold in found.values())
+        result["recipes"][recipe] = found if there else earlier.get("recipes", {}).get(recipe, found)
+    if "tried_on_fold_A" in earlier:
+        result["tried_on_fold_A"] = earlier["tried_on_fold_A"]
     if args.tried:
         result["tried_on_fold_A"] = [json.loads(line) for line in args.tried.read_text(encoding="utf-8").splitlines()]
     record(result, args.output)
