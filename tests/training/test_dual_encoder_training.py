@@ -48,7 +48,7 @@ def test_every_family_trains_the_same_with_less_memory(family, source, tmp_path)
     plain = trained(tmp_path / "plain", source(family), max_steps=2)
     assert plain[0][0] != plain[0][1]
     if family in WITHOUT_CHANCE:
-        options = {"grad_cache_batch_size": 3, "gradient_checkpointing": True}
+        options = {"grad_cache_batch_size": 3, "activation_checkpointing": True}
         cached = trained(tmp_path / "cached", source(family), max_steps=2, **options)
         assert_same(cached, plain, rtol=1e-4, atol=1e-6)
 

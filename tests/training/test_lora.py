@@ -133,7 +133,7 @@ def test_less_memory_changes_nothing(source, tmp_path):
     pytest.importorskip("peft")
     for family in ("clip", "blip"):
         plain = trained(tmp_path / "plain", source[family], **LORA)
-        options = {"grad_cache_batch_size": 3, "gradient_checkpointing": True}
+        options = {"grad_cache_batch_size": 3, "activation_checkpointing": True}
         cached = trained(tmp_path / "cached", source[family], **LORA | options)
         assert len(set(plain[0])) == 4
         assert_same(cached, plain, rtol=1e-4, atol=1e-6)
