@@ -146,13 +146,14 @@ def runs_figure(rsums: Mapping[str, Sequence[float]], base: str | None = None) -
         axes.plot(values, [place] * len(values), "o", color=colour, markersize=3.5)
     if base is not None and base in rsums:
         axes.axvline(sum(rsums[base]) / len(rsums[base]), color=BEST_COLOUR, linewidth=1.2, linestyle=":")
-        lowest, highest = (pick(map(pick, rsums.values())) for pick in (min, max))
-        means = {name: sum(values) / len(values) for name, values in rsums.items()}
-        first, third = np.quantile(list(means.values()), (0.25, 0.75))
-        lowest = max(lowest, first - FAR * (third - first))
+        means = [sum(values) / len(values) for values in rsums.values()]
+        first, third = np.quantile(means, (0.25, 0.75))
+        far = [mean < first - FAR * (third - first) for mean in means]
+        near = [values for values, is_far in zip(rsums.values(), far, strict=True) if not is_far]
+        lowest, highest = (pick(map(pick, near)) for pick in (min, max))
         left = max(0, lowest - 0.5 * (highest - lowest) - 1)
         axes.set_xlim(left, highest + 0.1 * (highest - lowest) + 1)
-        for place, mean in enumerate(means.values()):
+        for place, mean in enumerate(means):
             if mean < left:
                 axes.text(left, place, f" {mean:.0f}", va="center", fontsize=9, color=PALETTE[0])
     tidy(axes, "", "rsum")

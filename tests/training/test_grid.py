@@ -176,6 +176,8 @@ def test_axis_shows_what_is_near_the_base_and_names_what_is_far_below():
     axes = runs_figure(near | {"collapsed": [44.0, 46.0]}, "base").axes[0]
     assert axes.get_xlim()[0] > 200 and [text.get_text().strip() for text in axes.texts] == ["45"]
     assert axes.get_xlim()[1] > 320 and not runs_figure(near, "base").axes[0].texts
+    alike = runs_figure({"base": [305.0, 325.0], "a": [314.0, 316.0], "b": [315.0, 315.0]}, "base").axes[0]
+    assert alike.get_xlim()[0] < 305, "a run is never cut off for the spread of its own cell"
     everything = runs_figure({"base": [230.0], "a": [150.0], "b": [50.0], "c": [3.0]}, "base").axes[0]
     assert everything.get_xlim()[0] == 0 and not everything.texts
 
