@@ -18,6 +18,7 @@ from benchmarks.engine_tables import engines_table, faults_table, scaling_search
 from benchmarks.linking_table import linking_table
 from benchmarks.methods import METHODS, methods_table
 from benchmarks.models_table import clipping_table, fields_table, models_table
+from benchmarks.start_tables import cold_start_table
 from benchmarks.tables import TABLES
 
 ROOT = Path(__file__).parents[1]
@@ -31,6 +32,7 @@ TABLES = TABLES | {
     "engines": engines_table,
     "engine_faults": faults_table,
     "scaling_search": scaling_search_table,
+    "cold_start": cold_start_table,
 }
 FILES = (ROOT / "README.md", *sorted((ROOT / "scripts/docs/pages").glob("*.md")), METHODS / "README.md")
 BEGIN = re.compile(r"<!-- (\w+):begin -->")

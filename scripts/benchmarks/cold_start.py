@@ -3,11 +3,10 @@
     python scripts/benchmarks/cold_start.py --model runs/quickstart --before CHECKOUT --output FILE
 
 User and system time of one process each, warm disk cache, the median of `--rounds`; other processes on the machine
-disturb them little, wall-clock time much. `--before` is a checkout of an earlier commit.
+disturb them little, wall-clock time much. `--before` is a checkout of an earlier commit, which makes its own gallery.
 """
 
 import argparse
-import json
 import os
 import resource
 import statistics
@@ -17,10 +16,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from measuring import record
 from PIL import Image
+
+from hf_vse.evaluation.environment import environment
 
 ROOT = Path(__file__).parents[2]
 PICTURES = 24
+INDEX, SEARCH = "hf-vse index, nothing new", "hf-vse search"
 
 
 def cpu_seconds(words: list[str], tree: Path) -> float:
@@ -33,37 +36,42 @@ def cpu_seconds(words: list[str], tree: Path) -> float:
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
+def commands(pictures: Path, gallery: Path, model: str) -> dict[str, list[str]]:
+    """What is measured of a tree, by name; the first `INDEX` makes the gallery."""
+    ours = {
+        "hf-vse --help": ["--help"],
+        "hf-vse search --help": ["search", "--help"],
+        INDEX: ["index", str(pictures), str(gallery), "--model", model, "--quiet"],
+        SEARCH: ["search", str(gallery), "a small red circle"],
+    }
+    return {name: ["-m", "hf_vse.cli", *words] for name, words in ours.items()}
+
+
 def commit_of(tree: Path) -> str:
     return subprocess.check_output(["git", "-C", str(tree), "rev-parse", "--short", "HEAD"], text=True).strip()
 
 
 def measure(model: str, before: Path | None, rounds: int) -> dict[str, Any]:
     with TemporaryDirectory() as folder:
-        pictures, gallery, fast = (str(Path(folder, name)) for name in ("pictures", "gallery", "fast"))
-        Path(pictures).mkdir()
+        pictures, fast = Path(folder, "pictures"), Path(folder, "fast")
+        pictures.mkdir()
         for number in range(PICTURES):
-            Image.effect_noise((64, 64), 20 + number).convert("RGB").save(Path(pictures, f"{number}.png"))
-        index = ["-m", "hf_vse.cli", "index", pictures, gallery, "--model", model, "--quiet"]
-        search = ["-m", "hf_vse.cli", "search", gallery, "a small red circle"]
-        cpu_seconds(index, ROOT)
-        cpu_seconds([fast if word == gallery else word for word in index] + ["--fast_queries"], ROOT)
-        commands = {
-            "import torch": ["-c", "import torch"],
-            "hf-vse --help": ["-m", "hf_vse.cli", "--help"],
-            "hf-vse search --help": ["-m", "hf_vse.cli", "search", "--help"],
-            "hf-vse index, nothing new": index,
-            "hf-vse search": search,
-            "hf-vse search, fast queries": [fast if word == gallery else word for word in search],
-        }
+            Image.effect_noise((64, 64), 20 + number).convert("RGB").save(pictures / f"{number}.png")
         trees = {"now": ROOT} | ({} if before is None else {"before": before})
-        cases = [(name, tree) for name in commands for tree in trees if tree == "now" or name.startswith("hf-vse")]
-        cases = [case for case in cases if case != ("hf-vse search, fast queries", "before")]  # not there then
+        cases = {("import torch", "now"): ["-c", "import torch"]}
+        for tree in trees:
+            gallery = Path(folder, f"gallery_{tree}")
+            cases |= {(name, tree): words for name, words in commands(pictures, gallery, model).items()}
+            cpu_seconds(cases[INDEX, tree], trees[tree])
+        of_fast = commands(pictures, fast, model)
+        cpu_seconds([*of_fast[INDEX], "--fast_queries"], ROOT)
+        cases["hf-vse search, fast queries", "now"] = of_fast[SEARCH]
         found: dict[tuple[str, str], list[float]] = {case: [] for case in cases}
         for _ in range(rounds):
-            for name, tree in cases:
-                found[name, tree].append(cpu_seconds(commands[name], trees[tree]))
+            for (name, tree), words in cases.items():
+                found[name, tree].append(cpu_seconds(words, trees[tree]))
     unit = statistics.median(found["import torch", "now"])
-    measured: dict[str, Any] = {name: {} for name in commands}
+    measured: dict[str, Any] = {name: {} for name, _ in cases}
     for (name, tree), seconds in found.items():
         middle = statistics.median(seconds)
         measured[name][tree] = {"cpu_s": round(middle, 2), "times_import_torch": round(middle / unit, 2)}
@@ -77,13 +85,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
-    result = {"command": " ".join(["python", "scripts/benchmarks/cold_start.py", *sys.argv[1:]])}
-    result |= {"machine": f"{os.cpu_count()} CPU cores, {os.uname().machine}"}
-    result |= measure(str(Path(arguments.model).absolute()), arguments.before, arguments.rounds)
-    text = json.dumps(result, indent=1)
-    print(text)
-    if arguments.output is not None:
-        arguments.output.write_text(text + "\n", encoding="utf-8")
+    command = {"command": "cold_start.py --model MODEL" + (" --before CHECKOUT" if arguments.before else "")}
+    measured = measure(str(Path(arguments.model).absolute()), arguments.before, arguments.rounds)
+    record(command | measured | {"environment": environment()}, arguments.output)
 
 
 if __name__ == "__main__":
