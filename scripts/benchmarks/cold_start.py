@@ -26,12 +26,24 @@ PICTURES = 24
 INDEX, SEARCH = "hf-vse index, nothing new", "hf-vse search"
 
 
-def cpu_seconds(words: list[str], tree: Path) -> float:
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    environment = os.environ | {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([sys.executable, *words], env=environment, capture_output=True, text=True, check=False)
+def run(words: list[str], tree: Path) -> str:
+    """What Python prints, with the package of a tree: `-m` takes that of the working directory first."""
+    variables = os.environ | {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, *words], env=variables, cwd=tree, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"{' '.join(words)}: {done.stderr}")
+    return done.stdout
+
+
+def check_tree(tree: Path) -> None:
+    found = Path(run(["-c", "import hf_vse; print(hf_vse.__file__)"], tree).strip())
+    if not found.is_relative_to(tree):
+        sys.exit(f"{tree} was to be measured, and {found} was imported")
+
+
+def cpu_seconds(words: list[str], tree: Path) -> float:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    run(words, tree)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
@@ -57,9 +69,10 @@ def measure(model: str, before: Path | None, rounds: int) -> dict[str, Any]:
         pictures.mkdir()
         for number in range(PICTURES):
             Image.effect_noise((64, 64), 20 + number).convert("RGB").save(pictures / f"{number}.png")
-        trees = {"now": ROOT} | ({} if before is None else {"before": before})
+        trees = {"now": ROOT} | ({} if before is None else {"before": before.absolute()})
         cases = {("import torch", "now"): ["-c", "import torch"]}
         for tree in trees:
+            check_tree(trees[tree])
             gallery = Path(folder, f"gallery_{tree}")
             cases |= {(name, tree): words for name, words in commands(pictures, gallery, model).items()}
             cpu_seconds(cases[INDEX, tree], trees[tree])
