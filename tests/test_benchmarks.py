@@ -146,6 +146,21 @@ def test_recipes_that_were_not_run_again_keep_their_record(run, tmp_path):
     assert found["recipes"]["other"] == old and found["recipes"]["new"] == {"B": {"runs": {}}}
 
 
+def test_cold_starts_are_of_the_tree_that_is_named(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import cold_start
+
+    cold_start.check_tree(cold_start.ROOT)
+    monkeypatch.setenv("PYTHONPATH", str(cold_start.ROOT))
+    for tree in (tmp_path / "other", tmp_path / "empty"):
+        tree.mkdir()
+    (tmp_path / "other" / "hf_vse").mkdir()
+    (tmp_path / "other" / "hf_vse" / "__init__.py").touch()
+    cold_start.check_tree(tmp_path / "other")
+    with pytest.raises(SystemExit, match="was to be measured|No module named"):
+        cold_start.check_tree(tmp_path / "empty")
+
+
 @slow
 def test_pointing_asks_where_with_and_without_mosaics(run, tmp_path):
     few = ("--num_train", "16", "--num_eval", "12", "--num_train_epochs", "1", "--per_device_train_batch_size", "16")
