@@ -30,9 +30,10 @@ DESCRIPTION = """Judges image-text retrieval of any model and writes the numbers
 
 A model is a folder or Hub id of hf_vse, of a dual encoder in transformers (CLIP, SigLIP, SigLIP2, ALIGN, BLIP, ...)
 or in sentence-transformers; open_clip:NAME/WEIGHTS or a folder of open_clip; a folder with two ONNX files;
-file.py:ClassName, an adapter of your own; or embeddings: a safetensors file with image_embeds, text_embeds and
-text_to_image. Code that comes with a model is not run unless you say so. COCO's 5,000 test images are reported under
-all protocols: 5K, the mean of five folds of 1,000, CxC and ECCV Caption."""
+several of these joined by +, whose cosines are averaged; file.py:ClassName, an adapter of your own; or embeddings: a
+safetensors file with image_embeds, text_embeds and text_to_image. Code that comes with a model is not run unless you
+say so. COCO's 5,000 test images are reported under all protocols: 5K, the mean of five folds of 1,000, CxC and ECCV
+Caption."""
 EXAMPLES = """
   hf-vse evaluate runs/quickstart                                   the data it was trained on
   hf-vse evaluate openai/clip-vit-base-patch32 --dataset coco --data_dir DIR --report report

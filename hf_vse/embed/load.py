@@ -8,6 +8,7 @@
 | `open_clip`             | `open_clip:ViT-B-32/laion2b_s34b_b79k`, or a folder: see `open_clip_models.py`       |
 | `onnx`                  | folder with two ONNX files: see `onnx_towers.py`                                     |
 | `python`                | `my_encoder.py:MyEncoder` or `my_package.module:MyEncoder`, a class without arguments |
+| `joint`                 | several of these but the last, `runs/a+runs/b`: see `joint.py`                       |
 
 With `kind="auto"` the name and the files behind it decide.
 """
@@ -25,6 +26,7 @@ from transformers import CONFIG_NAME
 
 from hf_vse.data.digests import digest_of
 from hf_vse.data.spec import whole_path
+from hf_vse.embed.adapters.joint import SIGN, JointEncoder, joined_names
 from hf_vse.embed.adapters.onnx_towers import ONNXEncoder, onnx_files
 from hf_vse.embed.adapters.open_clip_models import FOLDER_CONFIG, PREFIX, OpenCLIPEncoder
 from hf_vse.embed.adapters.sentence_models import SentenceTransformersEncoder
@@ -36,12 +38,12 @@ from hf_vse.model.configuration_vse import VSEConfig
 from hf_vse.model.dual_encoder_vse import DUAL_ENCODERS
 from hf_vse.model.sentence_transformers_vse import MODULE_TYPE
 
-Kind = Literal["auto", "vse", "transformers", "sentence_transformers", "open_clip", "onnx", "python"]
+Kind = Literal["auto", "vse", "transformers", "sentence_transformers", "open_clip", "onnx", "python", "joint"]
 
 UNDERSTOOD = (
     f"understood are models of this package, of transformers ({', '.join(DUAL_ENCODERS)}), of sentence-transformers, "
-    f"{PREFIX}ARCHITECTURE/WEIGHTS, a folder with two ONNX files, and FILE.py:CLASS, a subclass of "
-    "hf_vse.embed.encoder.Encoder with encode_images(images) and encode_texts(texts)"
+    f"{PREFIX}ARCHITECTURE/WEIGHTS, a folder with two ONNX files, several of these joined by {SIGN}, and "
+    "FILE.py:CLASS, a subclass of hf_vse.embed.encoder.Encoder with encode_images(images) and encode_texts(texts)"
 )
 PYTHON_NAME = re.compile(r"(?P<place>.+\.py|[A-Za-z_][\w.]*):(?P<name>[A-Za-z_]\w*)")
 
@@ -78,6 +80,8 @@ def model_place(name: str) -> str:
     """The same name for somebody who works in another folder: paths in it are absolute."""
     if name and Path(name).exists():  # an empty path is the folder one works in
         return whole_path(name)
+    if len(parts := joined_names(name)) > 1:
+        return SIGN.join(model_place(part) for part in parts)
     if name.startswith(PREFIX) and Path(name.removeprefix(PREFIX)).exists():
         return PREFIX + whole_path(name.removeprefix(PREFIX))
     match = PYTHON_NAME.fullmatch(name)
@@ -92,6 +96,10 @@ def kind_of(name: str, trust_remote_code: bool = False) -> Kind:
     if not name.strip() or "\0" in name:
         raise ValueError(f"{name!r} names no model; {UNDERSTOOD}")
     folder = Path(name)
+    if len(parts := joined_names(name)) > 1:
+        for part in parts:
+            kind_of(part, trust_remote_code)
+        return "joint"
     if name.startswith(PREFIX):
         return "open_clip"
     if PYTHON_NAME.fullmatch(name) and not folder.exists():
@@ -148,6 +156,15 @@ def load_python(name: str, device: Device, dtype: Precision, trust_remote_code: 
     return encoder
 
 
+def load_joint(name: str, device: Device, dtype: Precision, trust_remote_code: bool) -> Encoder:
+    """Opens each of the models that a name joins."""
+    options: dict[str, Any] = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
+    for part in (parts := joined_names(name)):
+        if kind_of(part, trust_remote_code) == Encoder.kind:
+            raise ValueError(f"{part} is a Python class, which is not joined to others: open them in a class")
+    return JointEncoder([load_encoder(part, **options) for part in parts])
+
+
 def installed_module(name: str) -> Any:
     try:
         return importlib.import_module(name)
@@ -176,4 +193,4 @@ def module_of_file(path: Path) -> Any:
 LOADERS: dict[str, Callable[[str, Device, Precision, bool], Encoder]] = {
     adapter.kind: adapter.from_pretrained
     for adapter in (VSEEncoder, TransformersEncoder, SentenceTransformersEncoder, OpenCLIPEncoder, ONNXEncoder)
-} | {Encoder.kind: load_python}
+} | {Encoder.kind: load_python, JointEncoder.kind: load_joint}

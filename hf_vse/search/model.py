@@ -63,6 +63,7 @@ def recorded_name(gallery: "GalleryIndex | GalleryStore", trust_remote_code: boo
         ValueError: the gallery names none, or a Python class without consent to run it.
         OSError: it is not there any more.
     """
+    from hf_vse.embed.adapters.joint import joined_names
     from hf_vse.embed.encoder import Encoder
 
     recorded = gallery.facts.get("encoder") or {}
@@ -74,6 +75,7 @@ def recorded_name(gallery: "GalleryIndex | GalleryStore", trust_remote_code: boo
             f"the gallery was made by {name}, a Python class, and code is not run because a gallery names it: "
             f"add --model {name}"
         )
-    if Path(name).is_absolute() and kind != Encoder.kind and not Path(name.partition("@")[0]).exists():
-        raise FileNotFoundError(f"{name}, the model that made the gallery, is gone: name it with --model")
+    for part in joined_names(name) if kind != Encoder.kind else []:
+        if Path(part).is_absolute() and not Path(part.partition("@")[0]).exists():
+            raise FileNotFoundError(f"{part}, the model that made the gallery, is gone: name it with --model")
     return name

@@ -28,7 +28,7 @@ from hf_vse.search.gallery import GalleryIndex
 from tests.conftest import save_photographs
 from tests.embed.test_transformers_models import CASES, save
 
-KINDS = ("vse", "started as siglip", "clip", "siglip", "sentence_transformers", "onnx", "python")
+KINDS = ("vse", "started as siglip", "clip", "siglip", "sentence_transformers", "onnx", "python", "joint")
 MY_ENCODER = """
 import numpy as np
 from hf_vse import Encoder
@@ -56,6 +56,9 @@ def make_model(kind: str, folder: Path, tiny_model: Path, tokenizer) -> Model:
         return Model(str(folder), folder)
     if kind in CASES:
         return Model(str(save(folder, CASES[kind], tokenizer)), folder)
+    if kind == "joint":
+        save(folder.parent / "clip", CASES["clip"], tokenizer)
+        return Model(f"{shutil.copytree(tiny_model, folder)}+{folder.parent / 'clip'}", folder)
     if kind == "python":
         folder.mkdir()
         (folder / "tones.py").write_text(MY_ENCODER)
