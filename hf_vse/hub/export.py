@@ -164,6 +164,11 @@ def source_of(encoder: VSEEncoder) -> tuple[PreTrainedModel, list[str]]:
             f"{config.vision_power:g}, which the format {family!r} cannot hold: train with projection_type 'none' and "
             "vision_power 1, or publish it in its own format, with hf-vse push"
         )
+    if config.mirror_average:
+        raise ValueError(
+            f"{encoder.name} has mirror_average, which the format {family!r} cannot hold: save it without, or "
+            "publish it in its own format, with hf-vse push"
+        )
     source = deepcopy(model.dual_encoder).float()
     for path, (head, _) in zip(paths, heads, strict=True):
         if path is not None:

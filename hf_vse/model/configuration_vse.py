@@ -27,6 +27,7 @@ OF_DUAL_ENCODER = (
 )  # fmt: skip
 # Dual encoders that read sentences of full length without a mask, which the pipeline of transformers does not give.
 NO_ZERO_SHOT_PIPELINE = ("siglip", "siglip2")
+NO_PICTURES = (FEATURES_MODEL_TYPE, "siglip2_vision_model")  # towers that read features, or patches in a sequence
 MOST_LAYERS = 1000  # of a tower; a configuration that asks for more is damaged
 
 
@@ -190,6 +191,7 @@ class VSEConfig(PreTrainedConfig):
             does with images; `rms` root mean square one, which lets the projection learn faster; `none`.
         vision_power: exponent of the pooled image features, their signs kept; 0.5 tames the few strong ones (signed
             square root, Perronnin et al., ECCV 2010).
+        mirror_average: except in training, pool a picture and its mirror image to their mean; costs twice as much.
         feature_dropout, head_dropout: share of pooled features, and of the head's inner ones, dropped in training.
         projection_type: `linear`; `mlp`, the paper's head Linear(d, 2d) - ReLU - Linear(2d, d) on top of it; or
             `residual`, the head added to what it reads, which starts as zero. On a dual encoder also `none`, and
@@ -222,6 +224,7 @@ class VSEConfig(PreTrainedConfig):
     vision_norm: NormType = "l2"
     text_norm: NormType = "none"
     vision_power: float | int = 1.0
+    mirror_average: bool = False
     feature_dropout: float | int = 0.0
     head_dropout: float | int = 0.0
     projection_type: ProjectionType = "linear"
@@ -257,6 +260,10 @@ class VSEConfig(PreTrainedConfig):
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r:.60}")
         if self.projection_type == "none" and self.dual_encoder_config is None:
             raise ValueError("projection_type 'none' needs a dual_encoder_config; towers have 'linear'")
+        if self.mirror_average not in (False, self.vision_config.model_type not in NO_PICTURES):
+            raise ValueError(
+                f"mirror_average {self.mirror_average} needs a tower of whole pictures: write true or false"
+            )
         check_numbers(self, NUMBERS)
         given = 1 + (0 if self.text_pooling == "pooler" else getattr(self.text_config, "num_hidden_layers", 0))
         if self.text_layers > given:

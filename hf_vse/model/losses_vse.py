@@ -205,10 +205,7 @@ OBJECTIVES: dict[str, Objective] = {
         nce, directions="average", known_as="CLIP, https://arxiv.org/abs/2103.00020", learned=("temperature",)
     ),
     "siglip": Objective(
-        siglip,
-        directions="average",
-        known_as="SigLIP, https://arxiv.org/abs/2303.15343",
-        learned=("temperature", "logit_bias"),
+        siglip, "mean", "average", "SigLIP, https://arxiv.org/abs/2303.15343", ("temperature", "logit_bias")
     ),
 }
 

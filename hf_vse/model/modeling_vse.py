@@ -127,8 +127,7 @@ class VSEModel(VSEPreTrainedModel):
         if config.projection_type in ("mlp", "residual"):
             settings = config.head_dropout, config.projection_type == "residual", config.head_init == "identity"
             self.visual_head, self.text_head = ProjectionHead(dim, *settings), ProjectionHead(dim, *settings)
-        # An objective in a file is not needed to embed; it has no parameters.
-        learned = OBJECTIVES[config.loss_type].learned if config.loss_type in OBJECTIVES else ()
+        learned = OBJECTIVES[config.loss_type].learned if config.loss_type in OBJECTIVES else ()  # a file's: nothing
         self.logit_scale = nn.Parameter(torch.empty(1)) if "temperature" in learned else None
         self.logit_bias = nn.Parameter(torch.empty(1)) if "logit_bias" in learned else None
         text = set(chain.from_iterable(tower.modules() for tower in self.tower_modules()["text"]))
@@ -146,8 +145,7 @@ class VSEModel(VSEPreTrainedModel):
         text_dim = config.text_config.hidden_size * config.text_layers
         self.pooled_sizes = {"vision": vision_dim, "text": text_dim}
         self.visual_projection = nn.Linear(vision_dim, dim)
-        # The paper's recurrent state is the text embedding itself, where the sizes allow it.
-        direct = config.text_config.model_type == GRU_MODEL_TYPE and text_dim == dim
+        direct = config.text_config.model_type == GRU_MODEL_TYPE and text_dim == dim  # as the paper does
         self.text_projection = nn.Identity() if direct else nn.Linear(text_dim, dim)
 
     @classmethod
@@ -256,11 +254,13 @@ class VSEModel(VSEPreTrainedModel):
         pixel_values: Tensor | None = None,
         image_features: Tensor | None = None,
         image_mask: Tensor | None = None,
+        alone: bool = False,
         **options: Tensor | bool | None,
     ) -> BaseModelOutputWithPooling:
         """States of the image tower and their pooled vector (batch, hidden), which a frozen tower computes only once.
 
-        Fed back as `image_features`, the vector takes the place of the photograph.
+        Fed back as `image_features`, the vector takes the place of the photograph. In evaluation mode
+        `config.mirror_average` adds that of the mirror image, but with `alone`.
         """
         if image_features is not None:
             tower = PrecomputedFeatures()(image_features.to(self.dtype))
@@ -269,9 +269,11 @@ class VSEModel(VSEPreTrainedModel):
         else:
             pixels = pixel_values.to(self.dtype)
             tower = tower_output(self.dual_encoder or self.vision_model, "image", pixel_values=pixels, **options)
-        # Convolutional towers pool to (batch, hidden, 1, 1).
-        own = None if tower.pooler_output is None else tower.pooler_output.flatten(1)
+        own = None if tower.pooler_output is None else tower.pooler_output.flatten(1)  # of convolutions (.., 1, 1)
         pooled = self.vision_pooling(state_sequence(tower.last_hidden_state), image_mask, own)
+        if self.config.mirror_average and not (alone or self.training or pixel_values is None):
+            mirrored = self.pool_images(pixel_values.flip(-1), None, image_mask, alone=True, **options)
+            pooled = (pooled + mirrored.pooler_output) / 2
         return with_pooled(tower, pooled)
 
     @can_return_tuple
@@ -313,13 +315,10 @@ class VSEModel(VSEPreTrainedModel):
 
     def scaling(self) -> tuple[Tensor, Tensor]:
         """Temperature and bias of the logits, learned or fixed: two scalars in float32."""
-        if self.logit_scale is None:
-            temperature = torch.tensor(float(self.config.temperature), device=self.device)
-        else:
+        temperature, bias = (torch.tensor(float(each), device=self.device) for each in (self.config.temperature, 0))
+        if self.logit_scale is not None:
             temperature = 1 / self.logit_scale.float().clamp(max=MAX_LOGIT_SCALE).exp().squeeze()
-        if self.logit_bias is None:
-            bias = torch.tensor(0.0, device=self.device)
-        else:
+        if self.logit_bias is not None:
             bias = self.logit_bias.float().squeeze().clone()  # FSDP frees what a view would still point to
         return temperature, bias
 

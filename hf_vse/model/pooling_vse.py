@@ -27,8 +27,7 @@ def mean_pool(states: Tensor, mask: Tensor) -> Tensor:
 
 
 def max_pool(states: Tensor, mask: Tensor) -> Tensor:
-    lowest = torch.finfo(states.dtype).min
-    return states.masked_fill(~mask[:, :, None], lowest).amax(dim=1)
+    return states.masked_fill(~mask[:, :, None], torch.finfo(states.dtype).min).amax(dim=1)
 
 
 def last_pool(states: Tensor, mask: Tensor) -> Tensor:
@@ -97,6 +96,4 @@ class Pooling(nn.Module):
                 raise ValueError("pooling 'pooler' needs a tower with a pooled output; choose mean, max, last or cls")
             return pooled
         mask = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device) if mask is None else mask.bool()
-        if self.learned is not None:
-            return self.learned(states, mask)
-        return POOLING[self.pooling_type](states, mask)
+        return (self.learned or POOLING[self.pooling_type])(states, mask)

@@ -13,6 +13,7 @@ import logging
 import socket
 import uuid
 from collections.abc import Callable
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -94,7 +95,7 @@ def cache_frozen_towers(
         split = splits[name]
         if IMAGE in split.column_names and (images or (kept and name == "train")):
             views = 1 + args.cached_crops if name == "train" else 1
-            split = with_image_outputs(model, processor, split, root, args, views, kept)
+            split = with_image_outputs(model, processor, split, root, args, views, kept, alone=name == "train")
         if captions:
             texts = split.with_format(None)[CAPTIONS][:]
             pieces = Pieces(processor).of_long(texts) if name == "train" else {}
@@ -184,15 +185,17 @@ class ImageOutput(NamedTuple):
     shape: tuple[int, ...]
 
 
-def image_output(model: VSEModel, prepare: "Views", kept: int | None) -> ImageOutput:
-    """The pooled output of the image tower, or the states below its last `kept` blocks, in float16.
+def image_output(model: VSEModel, prepare: "Views", kept: int | None, alone: bool) -> ImageOutput:
+    """The pooled output of the image tower, of an image `alone` or as in evaluation, or the states below its last
+    `kept` blocks, in float16.
 
     Raises:
         ValueError: the tower cannot be run from such a block on.
     """
     if kept is None:
         pooled = (model.pooled_sizes["vision"],)
-        return ImageOutput(model.tower_modules()["vision"], model.pool_images, IMAGE_FEATURES, np.float32, pooled)
+        run_whole = partial(model.pool_images, alone=alone)
+        return ImageOutput(model.tower_modules()["vision"], run_whole, IMAGE_FEATURES, np.float32, pooled)
     block = first_trained(model, kept)
     probe = to_device({name: each.flatten(0, 1) for name, each in prepare([NOISE]).items()}, model)
     check_chain(model, block, probe)
@@ -212,6 +215,7 @@ def with_image_outputs(
     args: VSETrainingArguments,
     views: int,
     kept: int | None = None,
+    alone: bool = True,
 ) -> Dataset:
     """The split with pooled outputs of the image tower instead of its images, without those that cannot be read.
 
@@ -219,11 +223,12 @@ def with_image_outputs(
 
     Args:
         kept: instead of the outputs, the states below the last so many blocks, see `image_output`.
+        alone: as in training, without the mirror image that `mirror_average` adds in evaluation.
     """
     images = undecoded_images(split)
     augmentation = args.augmentation or Augmentation(1.0, False)
     prepare = Views(processor, augmentation, views)
-    output = image_output(model, prepare, kept)
+    output = image_output(model, prepare, kept, alone)
     described = {
         "weights": weights_digest(*output.modules),
         "image processor": image_processor_digest(processor.image_processor),
@@ -234,6 +239,7 @@ def with_image_outputs(
         "seed": CROP_SEED if views > 1 else None,
         "bf16": args.bf16,
     } | ({} if kept is None else {"states below the last blocks": kept})
+    described |= {"mirror average": True} if model.config.mirror_average and not alone else {}
     needed = needed_side(processor.image_processor) if views == 1 else None  # a crop may take any part
     batch_size = max(1, args.per_device_eval_batch_size // views)
 

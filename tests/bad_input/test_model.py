@@ -37,6 +37,7 @@ CONFIG_FIELDS: dict[str, tuple[str, ...]] = {
     "projection_dim": (),
     "vision_hidden_size": ("null",),
     "vision_power": (),
+    "mirror_average": ("zero", "true"),
     "text_layers": (),
     "temperature": ("huge",),
     "margin": ("zero", "huge"),

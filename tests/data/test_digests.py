@@ -22,6 +22,7 @@ from tests.conftest import make_feature_pairs, make_pairs
 CONFIG, PROCESSOR, TOKENIZER = "config.json", "processor_config.json", "tokenizer_config.json"
 MATTERS = [
     (CONFIG, "vision_power", 0.5),
+    (CONFIG, "mirror_average", True),
     (CONFIG, "vision_norm", "none"),
     (CONFIG, "text_norm", "l2"),
     (CONFIG, "text_pooling", "mean"),

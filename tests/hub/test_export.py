@@ -138,6 +138,11 @@ def test_heads_that_a_format_cannot_hold_are_refused(family, options, trained, t
     assert not list(tmp_path.iterdir())
 
 
+def test_mirror_average_is_refused(trained, tmp_path):
+    with pytest.raises(ValueError, match="has mirror_average, which the format 'clip' cannot hold: save it without"):
+        export_model(trained("clip", mirror_average=True), "clip", tmp_path / "back")
+
+
 def test_wrong_vectors_are_refused_and_leave_nothing(trained, tmp_path, monkeypatch):
     monkeypatch.setattr("hf_vse.hub.export.LARGEST_DIFFERENCE", -1.0)
     with pytest.raises(ValueError, match="as clip gives vectors that differ by"):

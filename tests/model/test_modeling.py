@@ -68,6 +68,31 @@ def test_towers_embed_to_unit_vectors_and_survive_saving(name, tiny_resnet, tmp_
     assert_same_vectors(again.text_embeds.detach(), output.text_embeds.detach())
 
 
+@pytest.mark.parametrize("name", ["resnet", "vit-cls", "vit-pooler-bert", "convnext-gpo"])
+def test_mirror_average_adds_the_mirror_image_except_in_training(name, tiny_resnet):
+    vision, text, options = TOWERS[name]
+    model = build(tiny_resnet if vision == "resnet" else vision, text, **options, mirror_average=True)
+    pixels = torch.randn(3, 3, 32, 32)
+    plain, mirrored = (model.pool_images(each, alone=True) for each in (pixels, pixels.flip(-1)))
+    expected = (plain.pooler_output + mirrored.pooler_output) / 2
+    torch.testing.assert_close(model.pool_images(pixels).pooler_output, expected)
+    assert torch.equal(model.pool_images(pixels).last_hidden_state, plain.last_hidden_state)
+    embeds = model(pixel_values=pixels).image_embeds
+    torch.testing.assert_close(embeds, model(image_features=expected).image_embeds)
+    torch.testing.assert_close(embeds, model(pixel_values=pixels.flip(-1)).image_embeds)
+    model.config.mirror_average = False
+    assert torch.equal(model.pool_images(pixels).pooler_output, plain.pooler_output)
+    trained = model.train().pool_images(pixels).pooler_output
+    model.config.mirror_average = True
+    assert torch.equal(model.pool_images(pixels).pooler_output, trained)
+
+
+@pytest.mark.parametrize("vision", [FEATURES, {"model_type": "siglip2_vision_model"}])
+def test_mirror_average_is_refused_where_no_picture_is_read(vision):
+    with pytest.raises(ValueError, match="mirror_average True needs a tower of whole pictures: write true or false"):
+        VSEConfig(vision_config=vision, text_config=GRU, mirror_average=True)
+
+
 @pytest.mark.parametrize("pooling", ["mean", "max", "cls"])
 def test_layers_of_the_text_tower_are_pooled_one_beside_the_other(pooling):
     model, inputs = build(FEATURES, BERT, text_pooling=pooling, text_layers=3), text_inputs()

@@ -68,6 +68,27 @@ def test_image_features_are_the_pooled_outputs_of_the_tower(model, processor, ma
     torch.testing.assert_close(torch.tensor(np.stack([rows[row] for row in range(12)])), expected)
 
 
+def test_mirror_average_counts_in_evaluation_alone(model, processor, make_args):
+    """The training split keeps each view by itself, as training reads them; the others what evaluation pools."""
+    split, args = make_pairs(6), make_args()
+    plain = cache_frozen_towers(model, processor, {"train": split, "validation": split}, args)
+    model.config.mirror_average = True
+    count = len(shards(args))
+    cached = cache_frozen_towers(model, processor, {"train": split, "validation": split}, args)
+    assert len(shards(args)) == 2 * count
+    pixels = processor(images=split["image"][:])
+    with torch.no_grad():
+        expected = {"train": model.pool_images(**pixels, alone=True)[1], "validation": model.pool_images(**pixels)[1]}
+    for name, features in expected.items():
+        found = FeatureRows(cached[name], "image_features")
+        torch.testing.assert_close(torch.tensor(np.stack([found[row] for row in range(6)])), features)
+    before, after = (FeatureRows(each["train"], "image_features") for each in (plain, cached))
+    assert all(np.array_equal(before[row], after[row]) for row in range(6))
+    assert evaluate_retrieval(model, processor, cached["validation"], progress=False) == pytest.approx(
+        evaluate_retrieval(model, processor, split, progress=False)
+    )
+
+
 def test_training_on_the_cache_equals_training_with_the_tower(model, processor, make_args):
     split, losses = make_pairs(12), []
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}

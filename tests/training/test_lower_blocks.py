@@ -86,10 +86,12 @@ def test_from_its_states_a_tower_gives_the_same(tower, kept, tokenizer):
     assert lower and all(each.grad is None for each in lower)
 
 
-def test_training_on_kept_states_equals_training_with_the_tower(processor, tokenizer, make_args):
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_training_on_kept_states_equals_training_with_the_tower(mirrored, processor, tokenizer, make_args):
     found = {}
     for cached in (True, False):
         model, args = model_of(TOWERS["resnet"], tokenizer), make_args(cache_frozen=cached)
+        model.config.mirror_average = mirrored
         read = cache_frozen_towers(model, processor, {"train": make_pairs(12)}, args)
         assert (IMAGE_STATES in read["train"].column_names) is cached
         if not cached:  # states are kept in float16

@@ -99,6 +99,7 @@ class VSEEncoder(NetworkEncoder):
             tokenizer_digest(self.processor.tokenizer),
             *self.processor.reading.items(),
             *([f"{config.text_layers} text layers"] if config.text_layers > 1 else []),  # older models have one
+            *(["mirror average"] if config.mirror_average else []),
         )
 
     def facts(self) -> dict[str, Any]:
