@@ -52,7 +52,8 @@ def extract_features(
     check_output_file("output", path)
 
     def run(inputs: dict[str, torch.Tensor], count: int) -> np.ndarray:
-        states, pooled = model.pool_images(**to_device(inputs, model)).to_tuple()[:2]
+        moved: dict[str, Any] = {**to_device(inputs, model)}
+        states, pooled = model.pool_images(**moved).to_tuple()[:2]
         found = (state_sequence(states) if regions else pooled).float().cpu().numpy()
         if np.abs(found).max() > LARGEST:
             raise ValueError(f"the image tower gives {np.abs(found).max():.3g}, more than float16 holds ({LARGEST:g})")

@@ -244,7 +244,7 @@ class VSEModel(VSEPreTrainedModel):
         Returns:
             `pooler_output` (batch, projection_dim), unit vectors; `last_hidden_state`, the states of the tower.
         """
-        output = self.pool_images(pixel_values, image_features, image_mask, **options)
+        output = self.pool_images(pixel_values, image_features, image_mask, False, **options)
         embeds = self.visual_head(self.visual_projection(self.visual_input(output.pooler_output)))
         output.pooler_output = F.normalize(embeds.float(), dim=-1)
         return output
