@@ -54,7 +54,7 @@ from hf_vse.data.schema import (
     view_column,
 )
 from hf_vse.data.transforms import Augmentation, needed_side
-from hf_vse.embed.batches import image_batches, text_batches, to_device
+from hf_vse.embed.batches import image_batches, image_parts, text_batches, to_device
 from hf_vse.embed.memory import place_on
 from hf_vse.embed.store import KEY, Store
 from hf_vse.model.configuration_vse import FEATURES_MODEL_TYPE
@@ -323,7 +323,7 @@ def run_tower(
     model: VSEModel, pool: Callable, inputs: dict[str, torch.Tensor], args: VSETrainingArguments
 ) -> np.ndarray:
     with torch.autocast(args.device.type, torch.bfloat16, enabled=args.bf16):
-        return pool(**to_device(inputs, model))[1].float().cpu().numpy()
+        return np.concatenate([pool(**part)[1].float().cpu().numpy() for part in image_parts(inputs, model)])
 
 
 def frozen_outputs(

@@ -7,7 +7,11 @@ import torch
 from transformers import ResNetConfig, ResNetModel, ViTConfig, ViTModel
 
 from hf_vse.data.digests import weights_digest
+from hf_vse.embed import batches
+from hf_vse.embed.load import load_encoder
 from hf_vse.embed.memory import place_on, reuse_freed_memory
+from hf_vse.embed.run import encode_images
+from tests.conftest import make_pairs
 
 
 def resnet():
@@ -56,3 +60,19 @@ def test_freed_memory_is_used_again():
     for _ in range(4):
         torch.ones(2**25)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 2 * pages
+
+
+def test_large_pictures_are_encoded_in_parts(tiny_model, monkeypatch):
+    encoder = load_encoder(str(tiny_model), device="cpu")
+    images = make_pairs(7).select_columns("image")
+    sizes: list[int] = []
+    encoder.model.register_forward_pre_hook(
+        lambda _, __, given: sizes.append(len(given["pixel_values"])), with_kwargs=True
+    )
+    whole = encode_images(encoder, images).embeds
+    side = encoder.processor.image_processor.crop_size.height
+    monkeypatch.setattr(batches, "AT_ONCE", 3 * side * side + 1)
+    torch.testing.assert_close(encode_images(encoder, images).embeds, whole, rtol=1e-5, atol=1e-6)
+    monkeypatch.setattr(batches, "AT_ONCE", 1)
+    torch.testing.assert_close(encode_images(encoder, images).embeds, whole, rtol=1e-5, atol=1e-6)
+    assert sizes == [7, 3, 3, 1] + [1] * 7

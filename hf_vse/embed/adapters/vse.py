@@ -19,7 +19,7 @@ from hf_vse.data.digests import (
 from hf_vse.data.long_captions import Pieces, report_cut
 from hf_vse.data.transforms import needed_side
 from hf_vse.embed.adapters.own_models import FETCH_AGAIN, check_processor, load_vse_model, load_vse_processor
-from hf_vse.embed.batches import to_device
+from hf_vse.embed.batches import image_parts, to_device
 from hf_vse.embed.encoder import Device, NetworkEncoder, Precision
 from hf_vse.embed.weights import chosen_device, one_line
 from hf_vse.model.configuration_vse import FEATURES_MODEL_TYPE
@@ -122,7 +122,7 @@ class VSEEncoder(NetworkEncoder):
         return dict(prepare(images, return_tensors="pt"))
 
     def encode_images(self, images: Mapping[str, Tensor]) -> Tensor:
-        return self.model(**to_device(images, self.model)).image_embeds
+        return torch.cat([self.model(**part).image_embeds for part in image_parts(images, self.model)])
 
     def encode_texts(self, texts: list[str]) -> Tensor:
         pieces = Pieces(self.processor)
