@@ -108,18 +108,23 @@ def cache_frozen_towers(
     return splits | found
 
 
-def with_kept_captions(
-    model: VSEModel, processor: VSEProcessor, split: Dataset, args: VSETrainingArguments
-) -> Dataset:
-    """The split with the outputs of a frozen text tower that training has kept, for the report of a finished run.
+def with_kept_outputs(model: VSEModel, processor: VSEProcessor, split: Dataset, args: VSETrainingArguments) -> Dataset:
+    """The split with the outputs of the frozen towers that training has kept, for the report of a finished run.
 
-    Those of training in bf16 are not what the finished model gives in float32: the split is left as it is.
+    Those of training in bf16 are not what the finished model gives in float32, and images that cannot be read have to
+    be counted: there the split is left as it is.
     """
-    if args.bf16 or not frozen_sides(model, args)[1]:
+    images, captions = frozen_sides(model, args)
+    if args.bf16 or not (images or captions):
         return split
     place_on(model, args.device).eval()
     texts = split.with_format(None)[CAPTIONS][:]
-    return with_text_features(model, processor, split, cache_root(args), args, texts, CAPTION_FEATURES)
+    if images and IMAGE in split.column_names:
+        found = with_image_outputs(model, processor, split, cache_root(args), args, views=1, alone=False)
+        split = found if len(found) == len(split) else split
+    if captions:
+        split = with_text_features(model, processor, split, cache_root(args), args, texts, CAPTION_FEATURES)
+    return split
 
 
 def cache_root(args: VSETrainingArguments) -> Path:

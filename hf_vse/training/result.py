@@ -17,7 +17,7 @@ from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.model.processing_vse import VSEProcessor
 from hf_vse.training.arguments import VSETrainingArguments
 from hf_vse.training.before_after import compare_with_start, difference_lines
-from hf_vse.training.frozen import with_kept_captions
+from hf_vse.training.frozen import with_kept_outputs
 from hf_vse.training.interpolation import interpolation_lines
 from hf_vse.training.pictures import draw_interpolation, draw_pictures, failure_as_warning
 from hf_vse.training.recipe import Recipe
@@ -40,7 +40,7 @@ def report_run(
     encoder = VSEEncoder(model, processor, Path(os.path.abspath(recipe.output_dir)).name)
     read = {name: splits[name] for name in ("validation", "test") if name in splits}
     if "validation" in read:  # training has read it too, through the same cache
-        read["validation"] = with_kept_captions(model, processor, read["validation"], args)
+        read["validation"] = with_kept_outputs(model, processor, read["validation"], args)
     judged = {
         name: judge(encoder, split, source=recipe.data.source, split=name, progress=main)
         for name, split in read.items()

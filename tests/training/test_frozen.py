@@ -20,7 +20,7 @@ from hf_vse.model.modeling_vse import VSEModel
 from hf_vse.model.processing_vse import VSEProcessor
 from hf_vse.training import frozen
 from hf_vse.training.arguments import VSETrainingArguments
-from hf_vse.training.frozen import cache_frozen_towers, with_kept_captions
+from hf_vse.training.frozen import cache_frozen_towers, with_kept_outputs
 from hf_vse.training.trainer import VSETrainer
 from tests.conftest import make_feature_pairs, make_pairs
 
@@ -263,11 +263,26 @@ def test_features_of_the_pieces_of_long_captions_are_those_of_the_tower(model, p
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-3)
 
 
-def test_a_report_reads_the_captions_that_training_kept(model, processor, make_args, monkeypatch):
+def test_a_report_reads_what_training_kept(model, processor, make_args, monkeypatch):
+    model.config.mirror_average = True
     args, split = make_args(freeze_text_tower=True), make_pairs(12)
     cache_frozen_towers(model, processor, {"validation": split}, args)
-    assert with_kept_captions(model, processor, split, make_args(freeze_text_tower=True, bf16=True)) is split
-    assert with_kept_captions(model, processor, split, make_args()) is split
+    assert with_kept_outputs(model, processor, split, make_args(freeze_text_tower=True, bf16=True)) is split
+    assert with_kept_outputs(model, processor, split, make_args(freeze_image_tower=False)) is split
     expected = evaluate_retrieval(model, processor, split)
-    monkeypatch.setattr(model, "pool_texts", None)  # the text tower does not run again
-    assert evaluate_retrieval(model, processor, with_kept_captions(model, processor, split, args)) == expected
+    read = with_kept_outputs(model, processor, split, args)
+    assert "image" not in read.column_names and "image" in split.column_names
+    monkeypatch.setattr(model, "pool_texts", None)  # neither tower runs again
+    monkeypatch.setattr(model.vision_model, "forward", None)
+    assert evaluate_retrieval(model, processor, read) == pytest.approx(expected)
+
+
+def test_a_report_counts_the_images_that_cannot_be_read(model, processor, make_args):
+    args = make_args(max_broken_share=0.5)
+    split = make_pairs(6).cast_column("image", Image(decode=False))
+    broken = split.map(
+        lambda row, at: {"image": {"bytes": b"no image", "path": None}} if at == 2 else {}, with_indices=True
+    )
+    cache_frozen_towers(model, processor, {"validation": broken}, args)
+    read = with_kept_outputs(model, processor, broken, args)
+    assert "image" in read.column_names and len(read) == 6
