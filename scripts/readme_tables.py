@@ -17,13 +17,14 @@ from benchmarks.commands_table import commands_section
 from benchmarks.engine_tables import engines_table, faults_table, scaling_search_table
 from benchmarks.linking_table import linking_table
 from benchmarks.methods import METHODS, methods_table
-from benchmarks.models_table import clipping_table, fields_table, models_table
+from benchmarks.models_table import clipping_table, fields_table, models_table, sizes_table
 from benchmarks.start_tables import cold_start_table
 from benchmarks.tables import TABLES
 
 ROOT = Path(__file__).parents[1]
 TABLES = TABLES | {
     "models": models_table,
+    "sizes": sizes_table,
     "fields": fields_table,
     "clipping": clipping_table,
     "methods": methods_table,

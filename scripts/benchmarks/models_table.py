@@ -18,6 +18,18 @@ def models_table() -> str:
     return "\n".join(lines)
 
 
+def sizes_table() -> str:
+    """What `flickr8k_photos` was tried with on fold A, which chose: pixels a side, steps, crops, mirror images."""
+    lines = ["| side, pixels | steps | crops | mirror images | rsum |", "|---|---|---|---|---|"]
+    for tried in load("flickr8k_models")["tried_on_fold_A"]:
+        change = tried["change"]
+        if str(change.get("recipe", "")).startswith("flickr8k_photos "):
+            mirrored = "yes" if change.get("mirror_average") else ""
+            cells = [change["resize"], change["max_steps"], change["cached_crops"], mirrored, *tried["rsum"]]
+            lines.append(f"| {' | '.join(str(cell) for cell in cells)} |")
+    return "\n".join(lines)
+
+
 def counted(values: list[float], of: str) -> str:
     """Their mean, and of several the standard deviation and the number."""
     if len(values) < 2:
