@@ -48,7 +48,8 @@ def check_same_recipe(recipe: Recipe, there: Any) -> None:
     begun = any((recipe.output_dir / each).is_dir() for each in (STAGES, SEEDS))
     if not isinstance(there, dict) or not begun:
         raise ValueError(
-            f"{path} was not written by a run and would be overwritten: give an empty or new folder as --output_dir"
+            f"{path} was not written by a run, or by one of another recipe that ended before its first stage: "
+            "remove it, or give an empty or new folder as --output_dir"
         )
     asked = parse_yaml(recipe.to_yaml(), "recipe")
     keys = (there.keys() | asked.keys()) - set(SECRETS)

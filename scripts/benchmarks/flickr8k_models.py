@@ -22,7 +22,14 @@ from hf_vse.training.recipe import read_recipe
 SCRIPTS = Path(__file__).parents[1]
 SEEDS = (0, 10, 20)  # joined seeds follow the first, so that no two models share one
 STARTS = {"flickr8k_finetuned_record": "flickr8k_record"}  # recipes that start from the model of another
-RECIPES = ("flickr8k_features_best", "flickr8k_photos", "flickr8k_record", "flickr8k_finetuned", *STARTS)
+RECIPES = (
+    "flickr8k_features_best",
+    "flickr8k_photos_gru",
+    "flickr8k_photos",
+    "flickr8k_record",
+    "flickr8k_finetuned",
+    *STARTS,
+)
 SECONDS = ("seconds", "seconds_before_training")
 PLACES = ("data_dir", "output_dir", "frozen_cache_dir", "image_tower_weights", "init_from")
 

@@ -6,10 +6,10 @@ from statistics import mean, median
 from benchmarks.tables import load, mean_and_spread
 
 
-def models_table() -> str:
+def models_table(recorded: str = "flickr8k_models") -> str:
     """One line per recipe of `flickr8k_models.py`: its models, and the seeds that they were joined from, alone."""
     lines = ["| 1,000 images that chose nothing | rsum | of each seed alone | min |", "|---|---|---|---|"]
-    for name, folds in load("flickr8k_models")["recipes"].items():
+    for name, folds in load(recorded)["recipes"].items():
         runs = list(folds["B"]["runs"].values())
         joint = counted([each["metrics"]["rsum"] for each in runs], "models")
         alone = counted([rsum for each in runs for rsum in each.get("rsum_of_seeds", {}).values()], "seeds")
