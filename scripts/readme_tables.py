@@ -16,6 +16,7 @@ from pathlib import Path
 
 from benchmarks.commands_table import commands_section
 from benchmarks.engine_tables import engines_table, faults_table, scaling_search_table
+from benchmarks.equality_table import equality_table
 from benchmarks.linking_table import linking_table
 from benchmarks.methods import METHODS, methods_table
 from benchmarks.models_table import clipping_table, fields_table, models_table, sizes_table
@@ -36,6 +37,7 @@ TABLES = TABLES | {
     "engine_faults": faults_table,
     "scaling_search": scaling_search_table,
     "cold_start": cold_start_table,
+    "equality": equality_table,
 }
 FILES = (ROOT / "README.md", *sorted((ROOT / "scripts/docs/pages").glob("*.md")), METHODS / "README.md")
 BEGIN = re.compile(r"<!-- (\w+):begin -->")

@@ -229,6 +229,22 @@ def test_machines_for_billions_follow_from_measured_bytes(run, tmp_path):
     assert disk["disk_tb"] == 0.41 and disk["memory_gib"] == round(0.225 * 2048 * 10**8 / 2**30, 1)
 
 
+def test_equality_finds_what_differs(run, monkeypatch):
+    import equality
+
+    monkeypatch.setattr(equality, "FIELDS", {"nce": {}, "entity": {"positives": "entity"}})
+    ways = {name: equality.ALONE[name] for name in ("chunked", "streamed")}
+    found = equality.compared(ways, equality.Batch.found)
+    assert 0 < found["nce"]["chunked"] < 1e-5 and 0 < found["nce"]["streamed"] < 1e-5
+    assert found["entity"]["chunked"] < 1e-5 and "no loss execution 'streamed'" in found["entity"]["streamed"]
+
+    def wrong(batch, execution):
+        loss, gradient, temperature = batch.found(execution)
+        return [loss, gradient * 1.01, temperature]
+
+    assert equality.compared(ways, wrong)["nce"]["chunked"] == pytest.approx(0.01, rel=1e-3)
+
+
 def test_linking_judges_as_the_command_does(run, tmp_path):
     """The half that judges, its metrics, and intervals around them."""
     import linking
