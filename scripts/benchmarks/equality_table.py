@@ -11,12 +11,13 @@ def equality_table() -> str:
     for name, of_ways in fields.items():
         cells = [f"{each:.0e}" if isinstance(each, float) else "" for each in of_ways.values()]
         lines.append(f"| `{name}` | {' | '.join(cells)} |")
-    batch = result["batch"]
+    images, captions, chunk, part = (result["batch"][name] for name in ("images", "captions", "chunk", "mini_batch"))
     lines += [
         "",
-        f"The largest relative difference of the loss and its gradients, in float32, on {batch['images']} random images "
-        f"with repeated images and captions ({batch['captions']} captions each where `positives` is given), in chunks of "
-        f"{batch['chunk']}, mini-batches of {batch['mini_batch']} and unequal shares of two processes; Triton ran "
-        f"{result['fused']}. Where nothing stands the combination is refused (`scripts/benchmarks/equality.py`).",
+        "The largest relative difference of the loss and its gradients, in float32. "
+        f"{images} random images, some of them repeated like their captions, {captions} captions each where "
+        f"`positives` is given; chunks of {chunk}, mini-batches of {part}, two processes with unequal shares; "
+        f"`fused` {result['fused']}. Where nothing stands, the combination is refused "
+        "(`scripts/benchmarks/equality.py`).",
     ]
     return "\n".join(lines)
