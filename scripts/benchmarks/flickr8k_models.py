@@ -83,6 +83,9 @@ def main() -> None:
     parser.add_argument("--collect", action="store_true", help="train nothing: record what is in the work folder")
     parser.add_argument("--folds", nargs="+", default=["B"], choices=["A", "B", "validation"])
     parser.add_argument("--tried", type=Path, help="JSON lines of what was tried on fold A, to be recorded too")
+    parser.add_argument(
+        "--encoding", type=Path, help="folder of a run that filled the cache, to record how long it took"
+    )
     parser.add_argument("--note", help="what else to know about these runs")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
@@ -104,8 +107,11 @@ def main() -> None:
         found = {fold: collected(recipe, fold, args.work_dir) for fold in args.folds}
         there = any(of_fold["runs"] for of_fold in found.values())
         result["recipes"][recipe] = found if there else earlier.get("recipes", {}).get(recipe, found)
-    if "tried_on_fold_A" in earlier:
-        result["tried_on_fold_A"] = earlier["tried_on_fold_A"]
+    result |= {name: earlier[name] for name in ("tried_on_fold_A", "encoding") if name in earlier}
+    if args.encoding:
+        found = json.loads((args.encoding / "metrics.json").read_text(encoding="utf-8"))
+        seconds = sum(stage["seconds_before_training"] for stage in found["stages"])
+        result["encoding"] = {"seconds": seconds, "environment": found["environment"]}
     if args.tried:
         result["tried_on_fold_A"] = [json.loads(line) for line in args.tried.read_text(encoding="utf-8").splitlines()]
     record(result, args.output)

@@ -15,6 +15,13 @@ def models_table(recorded: str = "flickr8k_models") -> str:
         alone = counted([rsum for each in runs for rsum in each.get("rsum_of_seeds", {}).values()], "seeds")
         minutes = max(each["seconds"]["seconds"] for each in runs) / 60  # of the run that filled the caches
         lines.append(f"| [`{name}`](scripts/recipes/{name}.yaml) | {joint} | {alone} | {minutes:.0f} |")
+    if encoding := load(recorded).get("encoding"):
+        spent, threads = encoding["seconds"] / 60, encoding["environment"]["threads"]
+        lines += [
+            "",
+            f"To encode the images and two crops of each took {spent:.0f} minutes more, once, with {threads} threads "
+            "of a busy machine; all models from images read what it left.",
+        ]
     return "\n".join(lines)
 
 
