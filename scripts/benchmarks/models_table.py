@@ -3,18 +3,23 @@ clipped gradients."""
 
 from statistics import mean, median
 
-from benchmarks.tables import load, mean_and_spread
+from benchmarks.tables import RECALLS, load, mean_and_spread
 
 
 def models_table(recorded: str = "flickr8k_models") -> str:
     """One line per recipe of `flickr8k_models.py`: its models, and the seeds that they were joined from, alone."""
-    lines = ["| 1,000 images that chose nothing | rsum | of each seed alone | min |", "|---|---|---|---|"]
+    head = (
+        "| 1,000 images that chose nothing | R@1/5/10 image → text | text → image | rsum | of each seed alone | min |"
+    )
+    lines = [head, "|---|---|---|---|---|---|"]
     for name, folds in load(recorded)["recipes"].items():
         runs = list(folds["B"]["runs"].values())
         joint = counted([each["metrics"]["rsum"] for each in runs], "models")
         alone = counted([rsum for each in runs for rsum in each.get("rsum_of_seeds", {}).values()], "seeds")
         minutes = max(each["seconds"]["seconds"] for each in runs) / 60  # of the run that filled the caches
-        lines.append(f"| [`{name}`](scripts/recipes/{name}.yaml) | {joint} | {alone} | {minutes:.0f} |")
+        recalls = [f"{mean(each['metrics'][recall] for each in runs):.1f}" for recall in RECALLS]
+        cells = [" / ".join(recalls[:3]), " / ".join(recalls[3:]), joint, alone, f"{minutes:.0f}"]
+        lines.append(f"| [`{name}`](scripts/recipes/{name}.yaml) | {' | '.join(cells)} |")
     if encoding := load(recorded).get("encoding"):
         spent, threads = encoding["seconds"] / 60, encoding["environment"]["threads"]
         lines += [
