@@ -2,7 +2,7 @@
 
     python scripts/benchmarks/serving.py --model DIR [--items 100000] [--output FILE]
 
-The gallery holds synthetic clusters of the model's dimension; queries are sentences, each another one than before.
+The gallery, a graph (HNSW), holds synthetic clusters of the model's dimension; queries are sentences, each another one than before.
 
     faiss            the index of the gallery alone, one query vector at a time, encoded beforehand
     encode + faiss   the text tower and the index in one process, one sentence at a time
@@ -54,7 +54,7 @@ def make_gallery(encoder: Encoder, items: int, folder: Path) -> GalleryIndex:
     centres = rng.normal(size=(CLUSTERS, encoder.dim)).astype(np.float32)
     vectors = centres[rng.integers(CLUSTERS, size=items)] + rng.standard_normal((items, encoder.dim), np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    made = GalleryIndex(vectors, [{"file": f"{row:08d}.jpg"} for row in range(items)])
+    made = GalleryIndex(vectors, [{"file": f"{row:08d}.jpg"} for row in range(items)], kind="hnsw")
     made.facts |= model_facts(encoder)
     made.save(folder)
     return made
