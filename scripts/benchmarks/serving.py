@@ -2,7 +2,8 @@
 
     python scripts/benchmarks/serving.py --model DIR [--items 100000] [--output FILE]
 
-The gallery, a graph (HNSW), holds synthetic clusters of the model's dimension; queries are sentences, each another one than before.
+The gallery, a graph (HNSW), holds synthetic clusters of the model's dimension; queries are sentences, each another one
+than before.
 
     faiss            the index of the gallery alone, one query vector at a time, encoded beforehand
     encode + faiss   the text tower and the index in one process, one sentence at a time
@@ -118,16 +119,16 @@ async def load(port: int, clients: int, seconds: float) -> dict[str, Any]:
                 if start >= since:
                     taken.append(time.perf_counter() - start)
 
-    async with Connection(port) as server:
-        before = await batches(server)
-        await asyncio.gather(*(client() for _ in range(clients)))
-        queries, calls = np.subtract(await batches(server), before)
+    before = await batches(port)
+    await asyncio.gather(*(client() for _ in range(clients)))
+    queries, calls = np.subtract(await batches(port), before)
     return {"clients": clients} | summary(taken, seconds) | {"queries_per_batch": round(float(queries / calls), 2)}
 
 
-async def batches(server: Connection) -> tuple[float, float]:
-    """Queries and calls so far."""
-    text = (await server.get("/metrics")).decode()
+async def batches(port: int) -> tuple[float, float]:
+    """Queries and calls so far, asked on a connection of its own: the server closes one that is idle for seconds."""
+    async with Connection(port) as server:
+        text = (await server.get("/metrics")).decode()
     return tuple(float(re.search(rf"hf_vse_batch_size_{each} (\S+)", text)[1]) for each in ("sum", "count"))
 
 
