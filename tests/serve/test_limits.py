@@ -4,6 +4,7 @@ import asyncio
 import os
 import re
 import signal
+import socket
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,7 @@ from hf_vse.serve.app import make_app
 from hf_vse.serve.batching import Batcher
 from hf_vse.serve.limits import Limits
 from hf_vse.serve.metrics import Histogram
+from hf_vse.serve.run import bound_socket
 from tests.processes import start_fork
 
 SMALL = Limits(k=20, text=50, queries=3, conditions=2, image_bytes=3000, image_pixels=2000, queue=2, timeout=30)
@@ -237,3 +239,21 @@ def test_the_command_serves_until_a_signal_and_answers_who_is_there(served, tmp_
         process.kill()
     with pytest.raises(OSError):
         open_url(f"{url}/health")
+
+
+def test_answers_are_sent_at_once():
+    """A connection on which small packets wait for the acknowledgement of others would cost 40 ms an answer."""
+
+    async def option() -> int:
+        found = asyncio.get_running_loop().create_future()
+
+        def connected(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            accepted = writer.get_extra_info("socket")
+            found.set_result(accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+
+        async with await asyncio.start_server(connected, sock=bound_socket("127.0.0.1", 0)) as server:
+            await asyncio.open_connection(*server.sockets[0].getsockname())
+            return await found
+
+    assert asyncio.run(option())
