@@ -20,7 +20,7 @@ from benchmarks.equality_table import equality_table
 from benchmarks.linking_table import linking_table
 from benchmarks.methods import METHODS, methods_table
 from benchmarks.models_table import clipping_table, fields_table, models_table, sizes_table
-from benchmarks.start_tables import cold_start_table
+from benchmarks.start_tables import cold_start_table, serving_table
 from benchmarks.tables import TABLES
 
 ROOT = Path(__file__).parents[1]
@@ -38,6 +38,7 @@ TABLES = TABLES | {
     "scaling_search": scaling_search_table,
     "cold_start": cold_start_table,
     "equality": equality_table,
+    "serving": serving_table,
 }
 FILES = (ROOT / "README.md", *sorted((ROOT / "scripts/docs/pages").glob("*.md")), METHODS / "README.md")
 BEGIN = re.compile(r"<!-- (\w+):begin -->")

@@ -1,4 +1,4 @@
-"""The table of what commands take to start, from the record of `cold_start.py`."""
+"""What it takes to start and to serve: tables from the records of `cold_start.py` and `serving.py`."""
 
 from benchmarks.tables import load
 
@@ -14,4 +14,26 @@ def cold_start_table() -> str:
             f"{of[each]['cpu_s']:.2f} ({of[each]['times_import_torch']:.2f})" if each in of else "" for each in trees
         ]
         lines.append(f"| `{name}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def serving_table() -> str:
+    """Queries per second, and milliseconds to the answer: of FAISS, of encoding before it, and of servers."""
+    result = load("serving")
+    titles = {"faiss": "FAISS alone, vectors given", "encode + faiss": "sentence encoded, FAISS, one process"}
+    of = [(titles[name], measured) for name, measured in result["bare"].items()]
+    for name, measured in result["served"].items():
+        title = {"server": "`hf-vse serve`", "batches of one": "`hf-vse serve --batch 1 --wait_ms 0`"}[name]
+        of += [(f"{title}, clients at once: {each['clients']}", each) for each in measured]
+    lines = ["| | queries/s | median ms | 95 % below, ms | queries in a batch |", "|---|---|---|---|---|"]
+    for title, each in of:
+        cells = [f"{each['queries_per_second']:,.0f}", f"{each['p50_ms']:.3g}", f"{each['p95_ms']:.3g}"]
+        lines.append(f"| {' | '.join([title, *cells, str(each.get('queries_per_batch', ''))])} |")
+    lines += [
+        "",
+        f"{result['items']:,} vectors of {result['dim']} dimensions, index {result['plan']['kind']}; every query "
+        "is another sentence; clients and server on the same machine, "
+        f"{result['environment']['device']}, {result['environment']['threads']} threads "
+        "(`scripts/benchmarks/serving.py`).",
+    ]
     return "\n".join(lines)
