@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hf_vse.embed.adapters.joint import SIGN, joined_names
 from hf_vse.evaluation.metrics import RECALLS
 from hf_vse.evaluation.record import Record
 
@@ -87,7 +88,7 @@ def group_remark(record: Record) -> str:
 
 def short_names(models: Iterable[str]) -> dict[str, str]:
     """For each model the last part of its name, or the whole names where the last parts are not distinct."""
-    last = {name: Path(name).name or name for name in models}
+    last = {name: SIGN.join(Path(part).name or part for part in joined_names(name)) for name in models}
     return last if len(set(last.values())) == len(last) else {name: name for name in last}
 
 

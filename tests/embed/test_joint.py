@@ -8,6 +8,7 @@ from hf_vse.embed.adapters.joint import JointEncoder, joined_names
 from hf_vse.embed.load import kind_of, load_encoder, model_place
 from hf_vse.embed.run import encode_images, encode_texts
 from hf_vse.evaluation.evaluator import embed_pairs
+from hf_vse.evaluation.tables import short_names
 from tests.conftest import make_pairs
 from tests.embed.test_load import refusal
 from tests.embed.test_transformers_models import CASES, save
@@ -68,6 +69,7 @@ def test_a_folder_with_the_sign_in_its_name_is_one_model(tiny_model, tmp_path, m
     assert joined_names("c++") == ["c++"] and joined_names(" a + b ") == ["a", "b"]
     monkeypatch.chdir(tmp_path)
     assert model_place("a+b") == str(both)
+    assert short_names(["runs/a+org/b", "runs/c"]) == {"runs/a+org/b": "a+b", "runs/c": "c"}
     both.rename(tmp_path / "a")
     assert model_place("a+org/b") == f"{tmp_path / 'a'}+org/b"
 
