@@ -17,7 +17,7 @@ from pathlib import Path
 from benchmarks.commands_table import commands_section
 from benchmarks.engine_tables import engines_table, faults_table, scaling_search_table
 from benchmarks.equality_table import equality_table
-from benchmarks.linking_table import linking_table
+from benchmarks.linking_table import link_photographs_table, linking_table
 from benchmarks.methods import METHODS, methods_table
 from benchmarks.models_table import clipping_table, fields_table, models_table, sizes_table
 from benchmarks.start_tables import cold_start_table, serving_table
@@ -32,6 +32,7 @@ TABLES = TABLES | {
     "clipping": clipping_table,
     "methods": methods_table,
     "linking": linking_table,
+    "link_photographs": link_photographs_table,
     "commands": commands_section,
     "engines": engines_table,
     "engine_faults": faults_table,

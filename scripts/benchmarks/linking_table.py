@@ -1,4 +1,4 @@
-"""The table of record linkage, from the record of `linking.py`."""
+"""The tables of record linkage, from the records of `linking.py` and `link_photographs.py`."""
 
 from statistics import mean, stdev
 
@@ -37,6 +37,29 @@ def linking_table() -> str:
         "validation split, image to text and back. In brackets: 95 % percentile intervals of the bootstrap over the "
         f"{result['judging_entities']:,} judging entities, {result['resamples']:,} resamples "
         "(`scripts/benchmarks/linking.py`).",
+    ]
+    return "\n".join(lines)
+
+
+def link_photographs_table() -> str:
+    """Records of real photographs, linked by strings and by a model with both parts of a record or one of them."""
+    result = load("link_photographs")
+    lines = [f"| linked by | {' | '.join(SHOWN.values())} | F1 above strings |", "|---|---|---|---|---|"]
+    for row in result["rows"]:
+        weight, by = row.get("image_weight"), "strings (rapidfuzz)"
+        if row["by"] == "model":
+            by = f"`{result['model'].partition('-')[0]}`" + (f", by {PARTS[weight]}" if weight in PARTS else "")
+        cells = [f"{row['metrics'][name]:.3f}{bracket(row['intervals'][name])}" for name in SHOWN]
+        gain = row["metrics"]["f1"] - result["rows"][0]["metrics"]["f1"]
+        above = f"{gain:+.3f}{bracket(row['intervals']['gain'])}" if row["by"] == "model" else ""
+        lines.append(f"| {' | '.join([by, *cells, above])} |")
+    facts = result["catalogues"]
+    lines += [
+        "",
+        f"{result['dataset']}: the record of an image in catalogue a shows one corner of it, {facts['corner']:.0%} of "
+        "each side, and has two captions; that in b shows the opposite corner and has the other three. "
+        f"{facts['links']} images are in both, {facts['strangers']} in one alone. Other images choose the thresholds "
+        "(`scripts/benchmarks/link_photographs.py`).",
     ]
     return "\n".join(lines)
 
