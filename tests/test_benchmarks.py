@@ -9,11 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from hf_vse.data.karpathy import read_split_file
 from hf_vse.data.scene_catalogues import write_catalogues
 from hf_vse.data.sources import load_pairs
+from hf_vse.embed.memory import reuse_freed_memory
 from hf_vse.link.candidates import find_candidates
 from hf_vse.link.labels import read_labels
 from hf_vse.link.records import embed_records, read_records
@@ -227,6 +229,20 @@ def test_machines_for_billions_follow_from_measured_bytes(run, tmp_path):
     assert postgres["memory_gib"] == 300 and postgres["machines"] is None, "one server holds it, or none"
     disk = by_engine["milvus", "DiskANN"]
     assert disk["disk_tb"] == 0.41 and disk["memory_gib"] == round(0.225 * 2048 * 10**8 / 2**30, 1)
+
+
+def test_peak_of_memory_counts_what_was_freed_before(run, tmp_path):
+    """Freed blocks that are kept, as encoding on a CPU does, would hold the next ones without any growth."""
+    import measuring
+
+    def weigh() -> int:
+        reuse_freed_memory()
+        blocks = [torch.ones(2**25) for _ in range(2)]
+        del blocks
+        peak = measuring.peak_bytes_of(lambda: torch.ones(2**25))
+        return int(not 2**27 <= peak < 1.2 * 2**27)
+
+    run_fork(tmp_path / "log", weigh)
 
 
 def test_equality_finds_what_differs(run, monkeypatch):
