@@ -11,7 +11,6 @@ import argparse
 import os
 import re
 import sys
-from functools import partial
 from pathlib import Path
 
 from benchmarks.commands_table import commands_section
@@ -26,7 +25,7 @@ from benchmarks.tables import TABLES
 ROOT = Path(__file__).parents[1]
 TABLES = TABLES | {
     "models": models_table,
-    "models_224": partial(models_table, "flickr8k_models_224"),
+    "models_224": lambda: models_table("flickr8k_models_224"),
     "sizes": sizes_table,
     "fields": fields_table,
     "clipping": clipping_table,
