@@ -250,7 +250,7 @@ def test_equality_finds_what_differs(run, monkeypatch):
 
     monkeypatch.setattr(equality, "FIELDS", {"nce": {}, "entity": {"positives": "entity"}})
     ways = {name: equality.ALONE[name] for name in ("chunked", "streamed")}
-    found = equality.compared(ways, equality.Batch.found)
+    found = equality.compared(ways, equality.Batch.found, torch.device("cpu"))
     assert 0 < found["nce"]["chunked"] < 1e-5 and 0 < found["nce"]["streamed"] < 1e-5
     assert found["entity"]["chunked"] < 1e-5 and "no loss execution 'streamed'" in found["entity"]["streamed"]
 
@@ -258,7 +258,7 @@ def test_equality_finds_what_differs(run, monkeypatch):
         loss, gradient, temperature = batch.found(execution)
         return [loss, gradient * 1.01, temperature]
 
-    assert equality.compared(ways, wrong)["nce"]["chunked"] == pytest.approx(0.01, rel=1e-3)
+    assert equality.compared(ways, wrong, torch.device("cpu"))["nce"]["chunked"] == pytest.approx(0.01, rel=1e-3)
 
 
 def test_linking_judges_as_the_command_does(run, tmp_path):

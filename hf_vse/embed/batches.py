@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
@@ -143,11 +144,12 @@ def to_device(inputs: Mapping[str, Tensor], model: VSEModel) -> dict[str, Tensor
     return moved
 
 
-def image_parts(inputs: Mapping[str, Tensor], model: VSEModel) -> Iterator[dict[str, Tensor]]:
+def image_parts(inputs: Mapping[str, Tensor], model: VSEModel) -> Iterator[dict[str, Any]]:
     """Inputs of an image tower where the model is; on a CPU a batch of large pictures in parts, in which it is faster
-    (64 pictures of 384 x 384 by 2)."""
+    (64 pictures of 384 x 384 by 2). A sharded model gets it whole: its processes have to run it equally often.
+    """
     pixels = inputs.get("pixel_values")
-    if pixels is None or pixels.ndim != 4 or model.device.type != "cpu":
+    if pixels is None or pixels.ndim != 4 or model.device.type != "cpu" or isinstance(model, FSDPModule):
         yield to_device(inputs, model)
         return
     size = max(1, AT_ONCE // (pixels.shape[-2] * pixels.shape[-1]))

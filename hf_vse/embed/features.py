@@ -11,7 +11,7 @@ from hf_vse.data.digests import configuration_digest, digest_of, image_processor
 from hf_vse.data.images import MAX_BROKEN_SHARE, check_broken_share
 from hf_vse.data.schema import IMAGE
 from hf_vse.data.transforms import needed_side
-from hf_vse.embed.batches import Images, first_readable, image_batches, to_device
+from hf_vse.embed.batches import Images, first_readable, image_batches, image_parts
 from hf_vse.embed.store import Store
 from hf_vse.files import check_output_file, whole_file
 from hf_vse.model.modeling_vse import VSEModel
@@ -52,8 +52,8 @@ def extract_features(
     check_output_file("output", path)
 
     def run(inputs: dict[str, torch.Tensor], count: int) -> np.ndarray:
-        moved: dict[str, Any] = {**to_device(inputs, model)}
-        states, pooled = model.pool_images(**moved).to_tuple()[:2]
+        outputs = [model.pool_images(alone=True, **part).to_tuple()[:2] for part in image_parts(inputs, model)]
+        states, pooled = (torch.cat(each) for each in zip(*outputs, strict=True))
         found = (state_sequence(states) if regions else pooled).float().cpu().numpy()
         if np.abs(found).max() > LARGEST:
             raise ValueError(f"the image tower gives {np.abs(found).max():.3g}, more than float16 holds ({LARGEST:g})")

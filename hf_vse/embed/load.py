@@ -159,10 +159,11 @@ def load_python(name: str, device: Device, dtype: Precision, trust_remote_code: 
 def load_joint(name: str, device: Device, dtype: Precision, trust_remote_code: bool) -> Encoder:
     """Opens each of the models that a name joins."""
     options: dict[str, Any] = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
-    for part in (parts := joined_names(name)):
-        if kind_of(part, trust_remote_code) == Encoder.kind:
+    kinds = {part: kind_of(part, trust_remote_code) for part in joined_names(name)}
+    for part, kind in kinds.items():
+        if kind == Encoder.kind:
             raise ValueError(f"{part} is a Python class, which is not joined to others: open them in a class")
-    return JointEncoder([load_encoder(part, **options) for part in parts])
+    return JointEncoder([load_encoder(part, kind=kinds[part], **options) for part in joined_names(name)])
 
 
 def installed_module(name: str) -> Any:

@@ -262,7 +262,7 @@ class VSEConfig(PreTrainedConfig):
             raise ValueError("projection_type 'none' needs a dual_encoder_config; towers have 'linear'")
         if self.mirror_average not in (False, self.vision_config.model_type not in NO_PICTURES):
             raise ValueError(
-                f"mirror_average {self.mirror_average} needs a tower of whole pictures: write true or false"
+                f"mirror_average {self.mirror_average!r:.60} needs a tower of whole pictures: write true or false"
             )
         check_numbers(self, NUMBERS)
         given = 1 + (0 if self.text_pooling == "pooler" else getattr(self.text_config, "num_hidden_layers", 0))

@@ -6,7 +6,7 @@ For each field one random batch with repeated images and captions: the loss and 
 the embeddings, and by the temperature. Recorded is the largest relative difference from the dense loss of one process,
 |found - dense| / |dense| over these, in float32. Ways: in chunks, streamed, in Triton kernels (without a GPU in
 Triton's interpreter), in mini-batches with a cached gradient, and on two processes with unequal shares, which gather
-all candidates or pass them round a ring. A way that does not exist for a field is null, with the line that refuses it.
+all candidates or pass them round a ring. A way that a field does not have is recorded by the line that refuses it.
 """
 
 import argparse
@@ -65,19 +65,19 @@ TOGETHER = {
 class Batch:
     """Inputs, ids and further candidates of one field, the same in all processes."""
 
-    def __init__(self, field: dict[str, Any]):
+    def __init__(self, field: dict[str, Any], place: torch.device):
         chance = torch.Generator().manual_seed(0)
         captions = () if field.get("positives", "one") == "one" else (CAPTIONS,)
-        self.field = field
+        self.field, self.place = field, place
         self.inputs = {
-            "image": torch.randn(IMAGES, INPUTS, generator=chance).to(device()),
-            "text": torch.randn(IMAGES, *captions, INPUTS, generator=chance).to(device()),
-            "image_ids": torch.randint(0, IMAGES // 3, (IMAGES,), generator=chance).to(device()),
-            "text_ids": torch.randint(0, 2 * IMAGES, (IMAGES, *captions), generator=chance).to(device()),
+            "image": torch.randn(IMAGES, INPUTS, generator=chance).to(place),
+            "text": torch.randn(IMAGES, *captions, INPUTS, generator=chance).to(place),
+            "image_ids": torch.randint(0, IMAGES // 3, (IMAGES,), generator=chance).to(place),
+            "text_ids": torch.randint(0, 2 * IMAGES, (IMAGES, *captions), generator=chance).to(place),
         }
-        self.weights = torch.randn(2, INPUTS, DIM, generator=chance).to(device())
-        unit = F.normalize(torch.randn(4, IMAGES, DIM, generator=chance), dim=-1).to(device())
-        other = torch.randint(0, 2 * IMAGES, (2, IMAGES, 2), generator=chance).to(device())
+        self.weights = torch.randn(2, INPUTS, DIM, generator=chance).to(place)
+        unit = F.normalize(torch.randn(4, IMAGES, DIM, generator=chance), dim=-1).to(place)
+        other = torch.randint(0, 2 * IMAGES, (2, IMAGES, 2), generator=chance).to(place)
         self.past = Past(Candidates(unit[0], other[0]), Candidates(unit[1], other[1]))
         self.foils = Candidates(unit[0], other[0][:, :1])
         self.teacher = unit[2], unit[3]
@@ -101,7 +101,7 @@ class Batch:
     def found(self, execution: Execution, rows: slice = slice(None), cached: bool = False) -> list[Tensor]:
         """The loss, and its gradients by the weights and by the temperature."""
         weights = self.weights.clone().requires_grad_()
-        temperature = torch.tensor(TEMPERATURE, device=device(), requires_grad=True)
+        temperature = torch.tensor(TEMPERATURE, device=self.place, requires_grad=True)
         share = {name: each[rows] for name, each in self.inputs.items()}
 
         def embed(part: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -129,12 +129,12 @@ def difference(found: list[Tensor], dense: list[Tensor]) -> float:
 
 
 def compared(
-    ways: dict[str, Execution], find: Callable[[Batch, Execution], list[Tensor]]
+    ways: dict[str, Execution], find: Callable[[Batch, Execution], list[Tensor]], place: torch.device
 ) -> dict[str, dict[str, Any]]:
     """Of each field and way the difference, or the line that refuses it."""
     rows: dict[str, dict[str, Any]] = {}
     for name, field in FIELDS.items():
-        batch = Batch(field)
+        batch = Batch(field, place)
         dense = batch.found(Execution("dense", "local"))
         for way, execution in ways.items():
             try:
@@ -157,7 +157,7 @@ def member(rank: int, port: int, output: str) -> None:
     where |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ |= {name: str(value) for name, value in where.items()}
     PartialState(cpu=True)
-    rows = compared(TOGETHER, averaged)
+    rows = compared(TOGETHER, averaged, torch.device("cpu"))  # gloo does not gather from GPUs
     if rank == 0:
         write_json(Path(output), rows)
     PartialState().destroy_process_group()
@@ -173,8 +173,10 @@ def of_two_processes() -> dict[str, dict[str, Any]]:
 
 
 def measure() -> dict[str, Any]:
-    rows = compared(ALONE, Batch.found)
-    cached = compared({"cached gradient": Execution("dense")}, lambda batch, way: batch.found(way, cached=True))
+    rows = compared(ALONE, Batch.found, device())
+    cached = compared(
+        {"cached gradient": Execution("dense")}, lambda batch, way: batch.found(way, cached=True), device()
+    )
     together = of_two_processes()
     return {
         "command": "equality.py",

@@ -53,6 +53,9 @@ def test_regions_are_all_states(encoder, tmp_path):
     grid = extract_features(encoder.model, prepare, images, tmp_path / "grid.npy", regions=True, progress=False)
     pooled = extract_features(encoder.model, prepare, images, tmp_path / "pooled.npy", progress=False)
     assert grid.shape == (3, 16, 16) and pooled.shape == (3, 16)
+    encoder.model.config.mirror_average = True  # which is of evaluation; these are outputs of the tower
+    mirrored = extract_features(encoder.model, prepare, images, tmp_path / "mirrored.npy", progress=False)
+    np.testing.assert_array_equal(mirrored, pooled)
     np.testing.assert_allclose(grid.astype(np.float32).mean(axis=1), pooled, atol=2e-3)
     with pytest.raises(ValueError, match="must end in .npy"):
         extract_features(encoder.model, prepare, images, tmp_path / "features.safetensors")

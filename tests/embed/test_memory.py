@@ -4,6 +4,7 @@ import sys
 
 import pytest
 import torch
+from torch.distributed.fsdp import FSDPModule
 from transformers import ResNetConfig, ResNetModel, ViTConfig, ViTModel
 
 from hf_vse.data.digests import weights_digest
@@ -11,6 +12,7 @@ from hf_vse.embed import batches
 from hf_vse.embed.load import load_encoder
 from hf_vse.embed.memory import place_on, reuse_freed_memory
 from hf_vse.embed.run import encode_images
+from hf_vse.model.modeling_vse import VSEModel
 from tests.conftest import make_pairs
 
 
@@ -75,4 +77,6 @@ def test_large_pictures_are_encoded_in_parts(tiny_model, monkeypatch):
     torch.testing.assert_close(encode_images(encoder, images).embeds, whole, rtol=1e-5, atol=1e-6)
     monkeypatch.setattr(batches, "AT_ONCE", 1)
     torch.testing.assert_close(encode_images(encoder, images).embeds, whole, rtol=1e-5, atol=1e-6)
-    assert sizes == [7, 3, 3, 1] + [1] * 7
+    encoder.model.__class__ = type("FSDPVSEModel", (FSDPModule, VSEModel), {})  # of which processes hold shares
+    torch.testing.assert_close(encode_images(encoder, images).embeds, whole)
+    assert sizes == [7, 3, 3, 1] + [1] * 7 + [7]

@@ -44,7 +44,7 @@ class JointEncoder(Encoder):
         self.needs = tuple(dict.fromkeys(package for each in encoders for package in each.needs))
         if len(encoders) < 2:
             raise ValueError(f"{self.name} is one model: give two or more to join, or its name alone")
-        digests = [each.digest for each in encoders]
+        digests = [each.digest for each in encoders if each.digest is not None]
         if len({*digests}) < len(digests):
             raise ValueError(f"{self.name} names a model twice: give each one once")
 
@@ -67,8 +67,9 @@ class JointEncoder(Encoder):
         return None if None in sides else max(side for side in sides if side is not None)
 
     @cached_property
-    def digest(self) -> str:
-        return digest_of(self.kind, *(each.digest for each in self.encoders))
+    def digest(self) -> str | None:
+        digests = [each.digest for each in self.encoders]
+        return None if None in digests else digest_of(self.kind, *digests)
 
     @cached_property
     def dim(self) -> int:
