@@ -11,8 +11,8 @@
 #   make test-timm    the extras timm and open_clip, training from pixels, in an environment of its own (several GB)
 #   make test-peers   the model in the common model tests of transformers, in CLIP_benchmark, in sentence-transformers and
 #                     in MTEB, in an environment of its own; not part of .ci/run
-#   make engines      thirty commands and the table of faults on a real server of Milvus and on PostgreSQL, in a network
-#                     of its own (Linux); ENGINES="pgvector milvus cluster" adds nine processes of Milvus
+#   make engines      thirty commands, tokens and TLS, and the table of faults on a real server of Milvus and on PostgreSQL,
+#                     in a network of its own (Linux); ENGINES="pgvector milvus cluster" adds nine processes of Milvus
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -91,6 +91,7 @@ test-peers: .venv-peers/installed
 engines: $(VENV)/installed .venv-engines/installed
 	OMP_NUM_THREADS=1 $(VENV)/bin/python scripts/benchmarks/engine_commands.py --programs .venv-engines \
 		--engines milvus_lite $(ENGINES)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python scripts/benchmarks/engine_secrets.py --programs .venv-engines
 	OMP_NUM_THREADS=1 $(VENV)/bin/python scripts/benchmarks/engine_faults.py --programs .venv-engines --engines $(ENGINES)
 
 docs: .venv-docs/installed

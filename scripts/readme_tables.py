@@ -14,32 +14,32 @@ import sys
 from pathlib import Path
 
 from benchmarks.commands_table import commands_section
-from benchmarks.engine_tables import engines_table, faults_table, scaling_search_table
+from benchmarks.engine_tables import ENGINE_TABLES
 from benchmarks.equality_table import equality_table
-from benchmarks.linking_table import link_photographs_table, linking_table
+from benchmarks.linking_table import LINK_TABLES
 from benchmarks.methods import METHODS, methods_table
 from benchmarks.models_table import clipping_table, fields_table, models_table, sizes_table
 from benchmarks.start_tables import cold_start_table, serving_table
 from benchmarks.tables import TABLES
 
 ROOT = Path(__file__).parents[1]
-TABLES = TABLES | {
-    "models": models_table,
-    "models_224": lambda: models_table("flickr8k_models_224"),
-    "sizes": sizes_table,
-    "fields": fields_table,
-    "clipping": clipping_table,
-    "methods": methods_table,
-    "linking": linking_table,
-    "link_photographs": link_photographs_table,
-    "commands": commands_section,
-    "engines": engines_table,
-    "engine_faults": faults_table,
-    "scaling_search": scaling_search_table,
-    "cold_start": cold_start_table,
-    "equality": equality_table,
-    "serving": serving_table,
-}
+TABLES = (
+    TABLES
+    | ENGINE_TABLES
+    | LINK_TABLES
+    | {
+        "models": models_table,
+        "models_224": lambda: models_table("flickr8k_models_224"),
+        "sizes": sizes_table,
+        "fields": fields_table,
+        "clipping": clipping_table,
+        "methods": methods_table,
+        "commands": commands_section,
+        "cold_start": cold_start_table,
+        "equality": equality_table,
+        "serving": serving_table,
+    }
+)
 FILES = (ROOT / "README.md", *sorted((ROOT / "scripts/docs/pages").glob("*.md")), METHODS / "README.md")
 BEGIN = re.compile(r"<!-- (\w+):begin -->")
 

@@ -39,6 +39,7 @@ logging.getLogger("pymilvus").setLevel(logging.CRITICAL)  # it logs every error 
 TIMEOUT = 60.0  # seconds for a call with all its repetitions
 LOADED_WITHIN = 20.0  # seconds that one who writes waits for a collection
 QUERIES_AT_ONCE = 256
+COMPARED_AT_ONCE = 5000  # rows: the engine looks for those that fulfil a filter anew for each part
 MOST_RESULTS = 16_384  # of a query, a limit of Milvus
 LONGEST_ITEM = 65_535  # bytes, another
 FACTS = "hf_vse.gallery"  # the property of a collection that holds them
@@ -74,6 +75,8 @@ class MilvusStore(EngineStore):
             self.uri = f"{'https' if secure else 'http'}://{place.hostname}:{place.port or 19530}"
             self.options |= {"db_name": database}
             if secure and (certificates := os.environ.get("MILVUS_CA")):
+                if not os.path.isfile(certificates):
+                    raise FileNotFoundError(f"MILVUS_CA is {certificates}, but that is no file of certificates")
                 self.options |= {"server_pem_path": certificates}
         super().__init__(location, name)
         self.client: MilvusClient | None = None
@@ -91,7 +94,15 @@ class MilvusStore(EngineStore):
             return asked()
         except (MilvusException, grpc.RpcError) as error:
             message = " ".join(str(getattr(error, "message", "") or error).split())
-            raise OSError(f"{self.location}: {message:.300}") from error
+            raise OSError(f"{self.location}: {message:.300}{'' if self.client else self.to_check()}") from error
+
+    def to_check(self) -> str:
+        """What may be wrong where no connection comes about; the engine does not tell."""
+        token = f"MILVUS_TOKEN ({'set' if self.options['token'] else 'not set'})"
+        if self.uri.startswith("https:"):
+            authority = f"MILVUS_CA ({self.options.get('server_pem_path', 'not set')})"
+            return f"; check host and port, {token}, the authority in {authority}"
+        return f"; check host and port, {token}, and whether it wants TLS (milvus+tls://)"
 
     def opened(self) -> MilvusClient:
         if self.client is None:
@@ -182,7 +193,7 @@ class MilvusStore(EngineStore):
         """The nearest of few rows: they are read and compared here, as a filtered index misses many."""
         names: list[str] = []
         best = no_candidates(len(queries))
-        for page in self.pages(table, where, ["id", "vector"]):
+        for page in self.pages(table, where, ["id", "vector"], at_once=COMPARED_AT_ONCE):
             embeds = np.array([each["vector"] for each in page], np.float32)
             best = merge_best(best, queries @ embeds.T, len(names), k)
             names += [each["id"] for each in page]
@@ -190,7 +201,8 @@ class MilvusStore(EngineStore):
         rows: dict[str, GalleryRow] = {}
         for start in range(0, len(wanted), READ_AT_ONCE):
             some = self.of_names(wanted[start : start + READ_AT_ONCE])
-            rows |= {each["id"]: row_of(each) for page in self.pages(table, some, PLAIN_FIELDS) for each in page}
+            options = {"output_fields": PLAIN_FIELDS, "consistency_level": level_of(latest=False)}
+            rows |= {each["id"]: row_of(each) for each in self.call("query", table, filter=some, **options)}
         return [
             [(score, rows[names[place]]) for score, place in zip(*each, strict=True) if names[place] in rows]
             for each in zip(best[0].tolist(), best[1].tolist(), strict=True)
@@ -204,14 +216,16 @@ class MilvusStore(EngineStore):
         for page in self.pages(table, where, [*PLAIN_FIELDS, "vector"], latest=True):
             yield [row_of(each) for each in page], np.array([each["vector"] for each in page], np.float32)
 
-    def pages(self, table: str, where: str | None, fields: list[str], latest: bool = False) -> Iterator[list[Any]]:
+    def pages(
+        self, table: str, where: str | None, fields: list[str], latest: bool = False, at_once: int = READ_AT_ONCE
+    ) -> Iterator[list[Any]]:
         """All rows that fulfil a filter, in ranges of their names, which are digests and so evenly spread.
 
         Raises:
             OSError: fewer than were counted.
         """
         count, read = self.count(table, where, latest), 0
-        parts = max(1, -(-count // READ_AT_ONCE))
+        parts = max(1, -(-count // at_once))
         options = {"output_fields": fields, "limit": MOST_RESULTS, "consistency_level": level_of(latest)}
         for part in range(parts):
             limits = [f'id >= "{16**8 * part // parts:08x}"']

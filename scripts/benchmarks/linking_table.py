@@ -1,8 +1,8 @@
-"""The tables of record linkage, from the records of `linking.py` and `link_photographs.py`."""
+"""The tables of record linkage and of pointing, from the records of benchmarks."""
 
 from statistics import mean, stdev
 
-from benchmarks.tables import load
+from benchmarks.tables import RESULTS, load
 
 SHOWN = {"f1": "F1", "accuracy": "accuracy", "ari": "ARI"}
 TITLES = {
@@ -12,6 +12,7 @@ TITLES = {
     "captions": "`entities` with `caption_weight: 1`",
     "classes": "`entities` with `class_weight: 0.5`",
 }
+STEPS = ("candidates", "one_to_one")
 PARTS = {0.0: "its text alone", 1.0: "its photograph alone"}
 
 
@@ -32,7 +33,7 @@ def linking_table() -> str:
         f"{facts['records'][0]:,} records are linked one-to-one to {facts['records'][1]:,}; {facts['links']:,} "
         f"have a match. Half choose the threshold, the other half ({result['judging_records']:,} records) judges "
         f"it. Trained on four records each of {facts['training']:,} other entities, with seeds "
-        f"{', '.join(str(each) for each in sorted({run['seed'] for run in runs}))}: {spent:.0f} CPU seconds "
+        f"{', '.join(str(each) for each in seeds_of(runs))}: {spent:.0f} CPU seconds "
         "a seed. A trained line is the mean of its seeds and their standard deviation; rsum is that of the "
         "validation split, image to text and back. In brackets: 95 % percentile intervals of the bootstrap over the "
         f"{result['judging_entities']:,} judging entities, {result['resamples']:,} resamples "
@@ -64,6 +65,56 @@ def link_photographs_table() -> str:
     return "\n".join(lines)
 
 
+def link_scale_table() -> str:
+    """Time, memory and right links of large catalogues."""
+    if not (RESULTS / "link_scale.json").is_file():
+        return "*Not recorded yet.*"
+    result = load("link_scale")
+    rows = {
+        "the best candidates, CPU s": f"{result['candidates']['cpu_s']:,.0f}",
+        "the best candidates, minutes": f"{result['candidates']['s'] / 60:,.1f}",
+        "one-to-one links, CPU s": f"{result['one_to_one']['cpu_s']:,.0f}",
+        "memory beyond the vectors, MiB": f"{max(result[name]['peak_mib'] for name in STEPS):,}",
+        "recall of the links": f"{result['recall']:.4f}",
+        "precision": f"{result['precision']:.4f}",
+        f"strangers linked (rate {result['rate']})": f"{result['strangers_linked']:.4f}",
+    }
+    first, second = result["records"]
+    lines = [f"| {first:,} x {second:,}, {result['dim']} dimensions | |", "|---|---|"]
+    lines += [f"| {title} | {value} |" for title, value in rows.items()]
+    facts = result["environment"]
+    lines += ["", f"{facts['device']}, {facts['threads']} threads (`scripts/benchmarks/link_scale.py`)."]
+    return "\n".join(lines)
+
+
+def pointing_table() -> str:
+    """Whether the most relevant cell is the object's, with and without mosaics."""
+    if not (RESULTS / "pointing.json").is_file():
+        return "*Not recorded yet.*"
+    runs, recalls = load("pointing")["runs"], ("i2t_r1", "t2i_r1", "rsum")
+    lines = ["| | pointing | told apart | R@1 image to text | R@1 text to image | rsum |", "|---|---|---|---|---|---|"]
+    for way in dict.fromkeys(run["way"] for run in runs):
+        of = [run["where"] | run["recalls"] for run in runs if run["way"] == way]
+        columns = [[each[name] for each in of] for name in ("pointing", "told_apart", *recalls)]
+        cells = [f"{mean(column):.1f} ± {stdev(column):.1f}" for column in columns]
+        lines.append(f"| {way} | {' | '.join(cells)} |")
+    chance, recipe = runs[0]["where"], runs[0]["recipe"]
+    lines.append(f"| by chance | {chance['pointing_by_chance']:.1f} | {chance['told_apart_by_chance']:.1f} | | | |")
+    cost = [mean(run["cpu_seconds"] for run in runs if run["way"] == way) for way in ("plain", "mosaics")]
+    lines += [
+        "",
+        f"Percent, mean and standard deviation of seeds {', '.join(str(each) for each in seeds_of(runs))}. Scenes of "
+        f"difficulty {recipe['difficulty']}, {recipe['num_train']:,} to train and {recipe['num_eval']:,} of the test "
+        f"split, {recipe['num_train_epochs']:g} epochs; {cost[0] / 60:.0f} CPU minutes a run, with mosaics "
+        f"{cost[1] / 60:.0f} (`scripts/benchmarks/pointing.py`).",
+    ]
+    return "\n".join(lines)
+
+
+def seeds_of(runs: list[dict]) -> list[int]:
+    return sorted({run["seed"] for run in runs})
+
+
 def line(title: str, of: list[dict], result: dict, whole: bool) -> str:
     """A line of the table: the seeds that were linked by one thing, with intervals where they used both parts."""
     by = of[0]["by"]
@@ -88,3 +139,11 @@ def rsum(by: str, runs: list[dict]) -> str:
     """Of the validation split: where the training starts, or the mean of the seeds at its end."""
     when, of = ("start", runs) if by == "start" else ("end", [run for run in runs if run["variant"] == by])
     return f"{mean(run['rsum'][when] for run in of):.0f}" if of else ""
+
+
+LINK_TABLES = {
+    "linking": linking_table,
+    "link_photographs": link_photographs_table,
+    "link_scale": link_scale_table,
+    "pointing": pointing_table,
+}

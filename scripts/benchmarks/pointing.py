@@ -77,22 +77,6 @@ def run(folder: Path, way: str, seed: int, options: argparse.Namespace) -> dict[
     return found
 
 
-def shown(values: list[float]) -> str:
-    """Mean, and standard deviation over the seeds."""
-    return f"{np.mean(values):.1f}" + (f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else "")
-
-
-def table(runs: list[dict[str, Any]]) -> str:
-    lines = ["| | pointing | told apart | R@1 image to text | R@1 text to image | rsum |", "|---|---|---|---|---|---|"]
-    for way in dict.fromkeys(each["way"] for each in runs):
-        of_way = [each["where"] | each["recalls"] for each in runs if each["way"] == way]
-        cells = [shown([each[name] for each in of_way]) for name in ("pointing", "told_apart", *RECALLS)]
-        lines.append(f"| {way} | {' | '.join(cells)} |")
-    chance = runs[0]["where"]
-    lines.append(f"| by chance | {chance['pointing_by_chance']:.1f} | {chance['told_apart_by_chance']:.1f} | | | |")
-    return "\n".join(lines)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where the runs are kept")
@@ -105,7 +89,6 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="a JSON file for all runs")
     options = parser.parse_args()
     runs = [run(options.folder, way, seed, options) for seed in options.seeds for way in WAYS]
-    print(table(runs))
     record({"command": "pointing.py FOLDER", "ways": WAYS, "runs": runs}, options.output)
 
 

@@ -228,18 +228,27 @@ def test_locations_that_cannot_be_are_refused(location, message):
 
 
 @pytest.mark.parametrize(
-    ("package", "location", "setting"),
+    ("package", "location", "setting", "to_check"),
     [
-        ("pymilvus", "milvus://127.0.0.1:9/photos", "milvus.TIMEOUT"),
-        ("psycopg", "postgresql://127.0.0.1:9/db/photos", "pgvector.PAUSE"),
+        ("pymilvus", "milvus://127.0.0.1:9/photos", "milvus.TIMEOUT", "MILVUS_TOKEN (set), and whether it wants TLS"),
+        ("pymilvus", "milvus+tls://127.0.0.1:9/photos", "milvus.TIMEOUT", "the authority in MILVUS_CA (not set)"),
+        ("psycopg", "postgresql://127.0.0.1:9/db/photos", "pgvector.PAUSE", "port 9 failed"),
     ],
 )
-def test_an_engine_that_is_not_there_is_one_line(capsys, monkeypatch, package, location, setting):
+def test_an_engine_that_is_not_there_is_one_line(capsys, monkeypatch, package, location, setting, to_check):
     pytest.importorskip(package)
     monkeypatch.setattr(f"hf_vse.search.{setting}", 0.1)
+    monkeypatch.setenv("MILVUS_TOKEN", "me:a-secret")
     assert main(["search", location, "a", "--quiet"]) == 1
     [line] = capsys.readouterr().err.strip().splitlines()
-    assert line.startswith(f"error: {location}: ")
+    assert line.startswith(f"error: {location}: ") and to_check in line and "a-secret" not in line
+
+
+def test_an_authority_that_is_no_file_is_named(monkeypatch, tmp_path):
+    pytest.importorskip("pymilvus")
+    monkeypatch.setenv("MILVUS_CA", str(tmp_path / "ca.pem"))
+    with pytest.raises(FileNotFoundError, match="MILVUS_CA is .*ca.pem, but that is no file of certificates"):
+        open_store("milvus+tls://127.0.0.1:9/photos")
 
 
 def test_a_collection_of_something_else_is_left_alone(milvus):
