@@ -16,19 +16,22 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 from datasets import Dataset, DatasetDict, Features, Image, IterableDataset, IterableDatasetDict, Value
 
 from hf_vse.data.fields import (
     TEXT_FEATURES,
     Fields,
+    are_kept,
     field_columns,
     field_features,
     field_names,
     field_value,
+    is_whole,
     report_differing,
 )
 from hf_vse.data.images import MAX_BROKEN_SHARE, find_broken_rows, image_keys, stored_images
-from hf_vse.data.ready_columns import iter_captions, ready_texts
+from hf_vse.data.ready_columns import count_repeated, read_by_column, renamed, side_by_side
 from hf_vse.data.schema import (
     CAPTION_IDS,
     CAPTIONS,
@@ -106,11 +109,6 @@ def other_fields(features: Features, layout: Layout, divided: bool) -> Fields:
     ids = [name for name in (layout.image_id, layout.caption_ids) if name and is_whole(available[name])]
     names = field_names(available, [layout.image, *layout.captions, *ids, "split" if divided else None])
     return {name: (own, available[name]) for name, own in names.items()}
-
-
-def is_whole(feature: Any) -> bool:
-    """Whether a column holds whole numbers, or lists of them."""
-    return getattr(getattr(feature, "feature", feature), "dtype", "").startswith(("int", "uint"))
 
 
 def check_image_type(name: str, feature: Any) -> None:
@@ -209,21 +207,20 @@ def to_pairs(
     for name, part in parts.items():
         images = _image_column(part.with_format(None), where)
         broken = find_broken_rows(images, max_broken_share) if check_images else {}
-        if not broken and not divide and len(layout.captions) == 1:
-            texts = (layout.captions[0], layout.image_id, layout.caption_ids, max_captions)
-            if (ready := ready_texts(part.with_format(None), *texts)) is not None:
-                beside = [images, ready, _field_columns(part.with_format(None), fields)]
-                beside = [each for each in beside if each.column_names]
-                splits[name] = datasets.concatenate_datasets(beside, axis=1)
+        others = _field_columns(part.with_format(None), fields)
+        if not broken and not divide:
+            found = read_by_column(name, part.with_format(None), images, others, layout, max_captions)
+            if found is not None:
+                splits[name] = found
                 continue
         rows = _read_rows(name, part.with_format(None), layout, broken)
         if not divide or not _divides(part["split"], rows):
             rows = [replace(row, split=name) for row in rows]
-        others = _field_columns(part.with_format(None), fields)
-        report_differing(name, others, _join_rows_of_one_image(rows, images))
+        joined = np.array(_join_rows_of_one_image(rows, images), np.int64).reshape(-1, 2)
+        report_differing(name, others, *joined.T)
         splits |= _assemble([images, others], rows, max_captions)
     for name, part in splits.items():
-        report_repeated(f"split {name}", iter_captions(part), part[IMAGE_ID][:])
+        report_repeated(f"split {name}", count_repeated(part), part.with_format("arrow")[IMAGE_ID][:].to_numpy())
     return DatasetDict(splits)
 
 
@@ -307,8 +304,13 @@ def _read_rows(name: str, part: Dataset, layout: Layout, broken: Mapping[int, st
 def _field_columns(part: Dataset, fields: Fields) -> Dataset:
     if not fields:
         return Dataset.from_dict({})
-    read = part.select_columns([name for name in part.column_names if name in {*fields, "json"}])
-    return field_columns(({name: _field(row, name) for name in fields} for row in read), fields)
+    kept = {name: own for name, (own, feature) in fields.items() if name in part.column_names and are_kept(feature)}
+    others = {name: each for name, each in fields.items() if name not in kept}
+    columns = [renamed(part, kept)] if kept else []
+    if others:
+        read = part.select_columns([name for name in part.column_names if name in {*others, "json"}])
+        columns.append(field_columns(({name: _field(row, name) for name in others} for row in read), others))
+    return side_by_side(columns).select_columns([own for own, _ in fields.values()])
 
 
 def _join_rows_of_one_image(rows: Sequence[RowText], images: Dataset) -> list[tuple[int, int]]:
@@ -347,8 +349,8 @@ def _assemble(beside: list[Dataset], rows: Sequence[RowText], max_captions: int 
         image_ids = [n if key is None else numbers.setdefault(key, n) for n, key in enumerate(keys)]
     columns = {IMAGE_ID: image_ids, CAPTIONS: captions, CAPTION_IDS: caption_ids}
     texts = Dataset.from_dict(columns, features=Features(TEXT_FEATURES))
-    images, *fields = [each for each in beside if each.column_names]
-    pairs = datasets.concatenate_datasets([images, texts, *fields], axis=1)
+    images, fields = beside
+    pairs = side_by_side([images, texts, fields])
     kept: dict[Any, list[int]] = {}
     for number, row in enumerate(rows):
         if row.captions:

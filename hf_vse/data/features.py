@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from hf_vse.data.schema import CAPTION_IDS, CAPTIONS, IMAGE_FEATURES, IMAGE_ID, report_repeated
+from hf_vse.data.schema import CAPTION_IDS, CAPTIONS, IMAGE_FEATURES, IMAGE_ID, repeated_captions, report_repeated
 from hf_vse.files import read_text
 
 if TYPE_CHECKING:  # a gallery is read without it
@@ -286,7 +286,7 @@ def _precomp_split(data_dir: Path, name: str) -> "Dataset":
             caption_ids[row].append(number)
     if dropped := lines.count(""):
         logger.warning("%s: %s empty captions left out", caps_file, f"{dropped:,}")
-    report_repeated(str(caps_file), captions, [])
+    report_repeated(str(caps_file), repeated_captions(captions), [])
     kept = [row for row in rows if captions[row]]
     if not kept:
         raise ValueError(f"{caps_file} holds no captions: give the captions of {name}_ims.npy, one per line")

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 from datasets import ClassLabel, Dataset, Features, List, Value
 
 from hf_vse.data.schema import CAPTION_FEATURES, CAPTION_IDS, CAPTIONS, GROUP_ID, IMAGE, IMAGE_FEATURES, IMAGE_ID
@@ -28,6 +29,11 @@ def is_field(feature: Any) -> bool:
     inner = getattr(feature, "feature", feature)
     plain = isinstance(inner, Value | ClassLabel) and inner.dtype.startswith(NUMBERS_AND_TEXT)
     return plain and (inner is feature or not inner.dtype.startswith("float"))
+
+
+def is_whole(feature: Any) -> bool:
+    """Whether a column holds whole numbers, or lists of them."""
+    return getattr(getattr(feature, "feature", feature), "dtype", "").startswith(("int", "uint"))
 
 
 def field_names(features: Mapping[str, Any], used: Iterable[str | None]) -> dict[str, str]:
@@ -77,6 +83,12 @@ def field_value(value: Any, feature: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def are_kept(feature: Any) -> bool:
+    """Whether `field_value` changes none of the values of a field."""
+    inner = getattr(feature, "feature", feature)
+    return isinstance(inner, Value) and not inner.dtype.startswith("float")
+
+
 def field_columns(rows: Iterable[Mapping[str, Any]], fields: Fields) -> Dataset:
     """The fields of rows that hold them under their names in the source."""
     columns: dict[str, list] = {own: [] for own, _ in fields.values()}
@@ -86,14 +98,16 @@ def field_columns(rows: Iterable[Mapping[str, Any]], fields: Fields) -> Dataset:
     return Dataset.from_dict(columns, features=Features(field_features(fields)))
 
 
-def report_differing(split: str, fields: Dataset, joined: Iterable[tuple[int, int]]) -> None:
+def report_differing(split: str, fields: Dataset, rows: np.ndarray, first: np.ndarray) -> None:
     """Says in one line which fields differ between rows of one image, of which the first is kept.
 
     Args:
-        joined: (row, first row of the same image).
+        rows: of images that have an earlier row.
+        first: the first row of the image of each.
     """
-    values = {name: fields[name][:] for name in fields.column_names}
-    if differing := [name for name, each in values.items() if any(each[row] != each[first] for row, first in joined)]:
+    table = fields.with_format("arrow")[:]
+    differing = [name for name in table.column_names if not table[name].take(rows).equals(table[name].take(first))]
+    if differing:
         logger.warning(
             "split %s: rows of one image differ in %s; the values of the first are kept", split, ", ".join(differing)
         )

@@ -23,7 +23,7 @@ from datasets import Dataset, DatasetDict, Features, Image, IterableDatasetDict,
 from hf_vse.data.features import features_dataset, read_array
 from hf_vse.data.fields import TEXT_FEATURES
 from hf_vse.data.images import MAX_BROKEN_SHARE, check_broken_share, find_broken_images
-from hf_vse.data.schema import CAPTION_IDS, CAPTIONS, IMAGE, IMAGE_ID, is_id, report_repeated
+from hf_vse.data.schema import CAPTION_IDS, CAPTIONS, IMAGE, IMAGE_ID, is_id, repeated_captions, report_repeated
 from hf_vse.files import inside, parse_json
 
 logger = logging.getLogger(__name__)
@@ -101,7 +101,8 @@ def load_karpathy(
     if not groups:
         raise ValueError(f"{path} has no image with a caption in train, val or test: give another split_file")
     for split, group in groups.items():
-        report_repeated(f"{path.name}, {split}", [each.captions for each in group], [each.image_id for each in group])
+        twice = repeated_captions(each.captions for each in group)
+        report_repeated(f"{path.name}, {split}", twice, [each.image_id for each in group])
     counts = {split: [len(entry.captions) for entry in group] for split, group in groups.items()}
     report_official_sizes(name, counts, restval=restval)
     if features is None:

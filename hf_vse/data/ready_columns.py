@@ -1,10 +1,12 @@
-"""A split whose rows need no change is taken as it is: its columns stay memory-mapped, no row becomes a Python object.
+"""A split with clean captions is read by column: its columns stay memory-mapped, no row becomes a Python object.
 
-With millions of images that is the difference between seconds and minutes, and between megabytes and gigabytes. All
-other splits go the way of `columns.py`, which would give the same for this one (a test compares them).
+With millions of images that is the difference between seconds and minutes, and between megabytes and gigabytes. Rows
+have a list of captions each and need no change (`ready_texts`), or one caption each, and those of one image become one
+(`joined_texts`). All other splits go the way of `columns.py`, which would give the same for these (tests compare).
 """
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
 
 import datasets
 import numpy as np
@@ -13,9 +15,45 @@ import pyarrow.compute as pc
 from datasets import Dataset, List, Value
 
 from hf_vse.data.digests import digest_of
-from hf_vse.data.schema import CAPTION_IDS, CAPTIONS, IMAGE_ID
+from hf_vse.data.fields import report_differing
+from hf_vse.data.schema import CAPTION_IDS, CAPTIONS, IMAGE, IMAGE_FEATURES, IMAGE_ID
+
+if TYPE_CHECKING:
+    from hf_vse.data.columns import Layout
 
 READ_AT_ONCE = 10_000  # rows
+MOST_BYTES = 2**31  # of captions in one Arrow array of strings
+
+
+def read_by_column(
+    name: str, part: Dataset, images: Dataset, others: Dataset, layout: "Layout", max_captions: int | None
+) -> Dataset | None:
+    """The split `name` without a Python object for each row; None where that cannot be.
+
+    Args:
+        images, others: its images, and its other fields.
+        max_captions: how many captions of an image are kept; all if None.
+    """
+    if len(layout.captions) != 1:
+        return None
+    [caption] = layout.captions
+    texts = ready_texts(part, caption, layout.image_id, layout.caption_ids, max_captions)
+    if texts is not None:
+        return side_by_side([images, texts, others])
+    joined = joined_texts(part, images, caption, layout, max_captions)
+    if joined is None:
+        return None
+    rows = np.arange(len(part))
+    later = rows[joined.first != rows]
+    report_differing(name, others, later, joined.first[later])
+    if len(later):
+        kept = np.flatnonzero(joined.first == rows)
+        images, others = (each.select(kept) if each.column_names else each for each in (images, others))
+    return side_by_side([images, joined.texts, others])
+
+
+def side_by_side(parts: list[Dataset]) -> Dataset:
+    return datasets.concatenate_datasets([each for each in parts if each.column_names], axis=1)
 
 
 def ready_texts(
@@ -61,17 +99,94 @@ def ready_texts(
     return datasets.concatenate_datasets([texts, numbers], axis=1)
 
 
+class JoinedTexts(NamedTuple):
+    """The text columns of `schema.py`, a row for each image; and for each row of the source the first of its image."""
+
+    texts: Dataset
+    first: np.ndarray
+
+
+def joined_texts(
+    part: Dataset, images: Dataset, caption: str, layout: "Layout", most: int | None
+) -> JoinedTexts | None:
+    """The texts of a split whose rows have one clean caption each; those of one image become one.
+
+    Returns:
+        None if a caption is missing, empty or has white space around it, if what tells images apart is missing in a
+        row or is their content, or if columns are of other types.
+    """
+    column = part.data.column(caption) if part.features.get(caption) == Value("string") else None
+    if part._indices is not None or column is None or not 0 < column.nbytes < MOST_BYTES:
+        return None
+    texts, numbers = column.combine_chunks(), values_of(part, layout.caption_ids)
+    if not are_clean(texts) or (layout.caption_ids is not None and numbers is None):
+        return None
+    ids = values_of(part, layout.image_id)
+    keys = ids if layout.image_id is not None else codes_of_files(part, images, layout.file_name)
+    if keys is None:
+        return None
+    _, places, of_row = np.unique(keys, return_index=True, return_inverse=True)
+    first = places[of_row]
+    order = np.argsort(first, kind="stable")  # by image as they come first, rows of one image as they come
+    kept, counts = np.unique(first, return_counts=True)
+    if most is not None and counts.max() > most:
+        nth = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
+        order, counts = order[nth < most], np.minimum(counts, most)
+    ends = pa.array(np.concatenate([[0], np.cumsum(counts)]).astype(np.int32))
+    columns = {
+        IMAGE_ID: pa.array(kept if ids is None else ids[kept]),
+        CAPTIONS: pa.ListArray.from_arrays(ends, texts.take(pa.array(order))),
+        CAPTION_IDS: pa.ListArray.from_arrays(ends, np.arange(len(order)) if numbers is None else numbers[order]),
+    }
+    fingerprint = digest_of("joined_texts", part._fingerprint, images._fingerprint, layout, most)
+    return JoinedTexts(Dataset(pa.table(columns), fingerprint=fingerprint), first)
+
+
+def values_of(part: Dataset, name: str | None) -> np.ndarray | None:
+    """A column of numbers; None without it, or if one is missing."""
+    if name is None or part.features.get(name) != Value("int64") or part.data.column(name).null_count:
+        return None
+    return part.data.column(name).to_numpy()
+
+
+def codes_of_files(part: Dataset, images: Dataset, file_name: str | None) -> np.ndarray | None:
+    """A number for each row, equal for images of one file, by its name or path; None if their content is needed."""
+    if file_name is not None:
+        names = part.data.column(file_name) if part.features.get(file_name) == Value("string") else None
+    elif IMAGE_FEATURES in images.column_names:
+        return np.arange(len(images))
+    else:
+        stored = images.with_format("arrow")[:][IMAGE]
+        named = all(pc.struct_field(chunk, "bytes").null_count == len(chunk) for chunk in stored.chunks)
+        names = pa.chunked_array([pc.struct_field(chunk, "path") for chunk in stored.chunks]) if named else None
+    if names is None or names.null_count:
+        return None
+    return names.combine_chunks().dictionary_encode().indices.to_numpy()
+
+
 def renamed(part: Dataset, names: dict[str, str]) -> Dataset:
     return part.select_columns(list(names)).rename_columns({old: new for old, new in names.items() if old != new})
 
 
 def are_clean(captions: pa.Array) -> bool:
-    """Whether no caption of a column of lists is missing or empty, or begins or ends with white space."""
-    texts = captions.flatten()
+    """Whether no caption, alone or in a list, is missing or empty, or begins or ends with white space."""
+    texts = captions.flatten() if pa.types.is_list(captions.type) else captions
     if texts.null_count:
         return False
     shortest = pc.min(pc.binary_length(texts)).as_py()
     return shortest != 0 and pc.all(pc.equal(pc.utf8_trim_whitespace(texts), texts)).as_py() is not False
+
+
+def count_repeated(split: Dataset) -> int:
+    """How many captions repeat another caption of the same image."""
+    repeated = 0
+    for batch in split.with_format("arrow").select_columns([CAPTIONS]).iter(READ_AT_ONCE):
+        column = batch[CAPTIONS].combine_chunks()
+        if len(column.flatten()) > len(column):
+            code = column.flatten().dictionary_encode().indices.to_numpy()
+            image = pc.list_parent_indices(column).to_numpy()
+            repeated += len(code) - len(np.unique(image * len(code) + code))
+    return repeated
 
 
 def iter_captions(split: Dataset) -> Iterator[list[str]]:

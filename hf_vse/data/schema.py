@@ -17,7 +17,6 @@ The correspondence between captions and images is data (`text_to_image`), never 
 """
 
 import logging
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b, sha256
 from itertools import chain
@@ -61,12 +60,15 @@ def is_id(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
 
 
-def report_repeated(where: str, captions: Iterable[Sequence[str]], image_ids: Sequence[int]) -> None:
-    """Warns in one line each about repeated captions of an image and about image ids that occur in several rows."""
-    if twice := sum(len(of_image) - len(set(of_image)) for of_image in captions):
+def report_repeated(where: str, twice: int, image_ids: Sequence[int] | np.ndarray) -> None:
+    """Warns in one line each about `twice` captions that repeat another of their image, and about image ids that occur
+    in several rows."""
+    if twice:
         logger.warning("%s: %s captions repeat another caption of the same image", where, f"{twice:,}")
-    if again := len(image_ids) - len(set(image_ids)):
-        first = next(number for number, times in Counter(image_ids).items() if times > 1)
+    values, times = np.unique(image_ids, return_counts=True)
+    if again := len(image_ids) - len(values):
+        several = np.isin(image_ids, values[times > 1])
+        first = image_ids[int(several.argmax())]
         logger.warning(
             "%s: %s rows have the image_id of another row (first: %d): they are not negatives of each other in "
             "training, but count as different images in evaluation",
@@ -74,6 +76,11 @@ def report_repeated(where: str, captions: Iterable[Sequence[str]], image_ids: Se
             f"{again:,}",
             first,
         )
+
+
+def repeated_captions(captions: Iterable[Sequence[str]]) -> int:
+    """How many captions repeat another caption of the same image."""
+    return sum(len(of_image) - len(set(of_image)) for of_image in captions)
 
 
 def flatten_captions(captions: Sequence[Sequence[Item]]) -> tuple[list[Item], np.ndarray]:
