@@ -191,6 +191,11 @@ def stored_chunks(name: str, files: list[dict]) -> list[pa.Array | np.ndarray]:
     return chunks
 
 
+def rows_of(dataset: "Dataset") -> np.ndarray | None:
+    """The rows of the table of a data set that it shows after `select` or `shuffle`; None for all in order."""
+    return None if dataset._indices is None else dataset._indices.column(0).to_numpy().astype(np.int64)
+
+
 class FeatureRows:
     """A feature column as NumPy rows, a hundred times faster than through `datasets`; stays memory-mapped.
 
@@ -203,8 +208,7 @@ class FeatureRows:
         self.files: list[dict] | None = None if stored is None else json.loads(stored)
         self.chunks = [feature_values(chunk) for chunk in dataset.data.column(name).chunks if len(chunk)]
         self.starts = np.cumsum([0] + [len(starts) - 1 for starts, _ in self.chunks])
-        indices = dataset._indices  # set after `select` or `shuffle`
-        self.rows = None if indices is None else indices.column(0).to_numpy().astype(np.int64)
+        self.rows = rows_of(dataset)
 
     def __getstate__(self) -> dict[str, Any]:
         """A spawned worker process gets file names instead of values if the values are memory-mapped."""

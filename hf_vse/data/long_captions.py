@@ -11,7 +11,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 
 import numpy as np
+import pyarrow.compute as pc
+from datasets import Dataset
 
+from hf_vse.data.ready_columns import caption_blocks
 from hf_vse.model.processing_vse import VSEProcessor
 
 logger = logging.getLogger(__name__)
@@ -98,12 +101,25 @@ class Pieces:
 
     def of_long(self, captions: Iterable[Sequence[str]]) -> dict[str, list[str]]:
         """Caption -> pieces, of the captions of images that are too long."""
-        some = dict.fromkeys(self.perhaps_long(caption for of_image in captions for caption in of_image))
+        return self.of_each(caption for of_image in captions for caption in of_image)
+
+    def of_split(self, split: Dataset) -> dict[str, list[str]]:
+        """The same of all captions of a split."""
+        blocks = (block.filter(pc.greater(pc.binary_length(block), self.least)) for block in caption_blocks(split))
+        return self.of_each(caption for block in blocks for caption in block.to_pylist())
+
+    def of_each(self, captions: Iterable[str]) -> dict[str, list[str]]:
+        some = dict.fromkeys(self.perhaps_long(captions))
         return {caption: self(caption) for caption in self.too_long(some)}
+
+    @property
+    def least(self) -> int:
+        """Bytes that never have more tokens than the tower reads."""
+        return self.most - self.processor.tokenizer.num_special_tokens_to_add()
 
     def perhaps_long(self, texts: Iterable[str]) -> Iterator[str]:
         """Those that have more bytes than the tower reads tokens."""
-        least = self.most - self.processor.tokenizer.num_special_tokens_to_add()
+        least = self.least
         return (text for text in texts if len(text.encode("utf-8", "surrogatepass")) > least)
 
 

@@ -11,13 +11,13 @@ from itertools import count, takewhile
 from typing import Any, NamedTuple, overload
 
 import numpy as np
-import pyarrow.compute as pc
 from datasets import Dataset, Image
 from torch.utils.data import Dataset as TorchDataset
 
-from hf_vse.data.features import FeatureRows
+from hf_vse.data.features import FeatureRows, rows_of
 from hf_vse.data.groups import plain_column
 from hf_vse.data.long_captions import drawn_piece, in_pieces
+from hf_vse.data.ready_columns import caption_counts
 from hf_vse.data.schema import (
     CAPTION_FEATURES,
     CAPTIONS,
@@ -46,10 +46,11 @@ class CaptionRows(Sequence):
     """The captions of the images of a split, read from its column when they are asked for."""
 
     def __init__(self, dataset: Dataset):
-        column = dataset.with_format("arrow").select_columns([CAPTIONS])[:][CAPTIONS]  # (images,) memory-mapped
+        column = dataset.data.column(CAPTIONS)  # memory-mapped, before any `select`
         self.chunks = [chunk for chunk in column.chunks if len(chunk)]
         self.starts = np.cumsum([0, *map(len, self.chunks)])
-        self.counts = np.concatenate([pc.list_value_length(chunk).to_numpy() for chunk in self.chunks]).astype(int)
+        self.rows = rows_of(dataset)
+        self.counts = caption_counts(dataset)
 
     def __len__(self) -> int:
         return len(self.counts)
@@ -62,8 +63,9 @@ class CaptionRows(Sequence):
         if isinstance(row, slice):
             return [self[each] for each in range(len(self))[row]]
         row = range(len(self))[row]  # raises IndexError
-        chunk = int(np.searchsorted(self.starts, row, side="right")) - 1
-        return self.chunks[chunk][row - int(self.starts[chunk])].as_py()
+        place = row if self.rows is None else int(self.rows[row])
+        chunk = int(np.searchsorted(self.starts, place, side="right")) - 1
+        return self.chunks[chunk][place - int(self.starts[chunk])].as_py()
 
 
 def side_by_side(vectors: list[np.ndarray]) -> np.ndarray:

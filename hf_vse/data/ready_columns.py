@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from datasets import Dataset, List, Value
 
 from hf_vse.data.digests import digest_of
+from hf_vse.data.features import rows_of
 from hf_vse.data.fields import report_differing
 from hf_vse.data.schema import CAPTION_IDS, CAPTIONS, IMAGE, IMAGE_FEATURES, IMAGE_ID
 
@@ -46,10 +47,8 @@ def read_by_column(
     rows = np.arange(len(part))
     later = rows[joined.first != rows]
     report_differing(name, others, later, joined.first[later])
-    if len(later):
-        kept = np.flatnonzero(joined.first == rows)
-        images, others = (each.select(kept) if each.column_names else each for each in (images, others))
-    return side_by_side([images, joined.texts, others])
+    pairs = side_by_side([images, joined.texts, others])
+    return pairs.select(np.flatnonzero(joined.first == rows)) if len(later) else pairs
 
 
 def side_by_side(parts: list[Dataset]) -> Dataset:
@@ -100,7 +99,8 @@ def ready_texts(
 
 
 class JoinedTexts(NamedTuple):
-    """The text columns of `schema.py`, a row for each image; and for each row of the source the first of its image."""
+    """The text columns of `schema.py`, with all captions of an image in its first row and none in the others; and for
+    each row of the source that first row."""
 
     texts: Dataset
     first: np.ndarray
@@ -128,13 +128,13 @@ def joined_texts(
     _, places, of_row = np.unique(keys, return_index=True, return_inverse=True)
     first = places[of_row]
     order = np.argsort(first, kind="stable")  # by image as they come first, rows of one image as they come
-    kept, counts = np.unique(first, return_counts=True)
+    counts = np.bincount(first, minlength=len(first))
     if most is not None and counts.max() > most:
         nth = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
         order, counts = order[nth < most], np.minimum(counts, most)
     ends = pa.array(np.concatenate([[0], np.cumsum(counts)]).astype(np.int32))
     columns = {
-        IMAGE_ID: pa.array(kept if ids is None else ids[kept]),
+        IMAGE_ID: pa.array(first if ids is None else ids),
         CAPTIONS: pa.ListArray.from_arrays(ends, texts.take(pa.array(order))),
         CAPTION_IDS: pa.ListArray.from_arrays(ends, np.arange(len(order)) if numbers is None else numbers[order]),
     }
@@ -175,6 +175,18 @@ def are_clean(captions: pa.Array) -> bool:
         return False
     shortest = pc.min(pc.binary_length(texts)).as_py()
     return shortest != 0 and pc.all(pc.equal(pc.utf8_trim_whitespace(texts), texts)).as_py() is not False
+
+
+def caption_counts(split: Dataset) -> np.ndarray:
+    """(images,) how many captions each image has."""
+    counts, rows = pc.list_value_length(split.data.column(CAPTIONS)).to_numpy().astype(int), rows_of(split)
+    return counts if rows is None else counts[rows]
+
+
+def caption_blocks(split: Dataset) -> Iterator[pa.Array]:
+    """All captions, as Arrow arrays of some thousand."""
+    for batch in split.with_format("arrow").select_columns([CAPTIONS]).iter(READ_AT_ONCE):
+        yield batch[CAPTIONS].combine_chunks().flatten()
 
 
 def count_repeated(split: Dataset) -> int:

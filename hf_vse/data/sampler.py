@@ -37,8 +37,11 @@ def spread_order(
         `rows (pairs,)` and `captions (pairs,)`.
     """
     rows = np.repeat(np.arange(len(caption_counts)), caption_counts)
-    place = np.concatenate([rng.permutation(count) for count in caption_counts])
-    captions = np.arange(len(rows)) - np.repeat(np.cumsum(caption_counts) - caption_counts, caption_counts)
+    place = np.zeros(len(rows), int)
+    first = np.cumsum(caption_counts) - caption_counts
+    for row in np.flatnonzero(caption_counts > 1).tolist():
+        place[first[row] : first[row] + caption_counts[row]] = rng.permutation(caption_counts[row])
+    captions = np.arange(len(rows)) - np.repeat(first, caption_counts)
     if groups is None:
         when = rng.random(len(rows))
     else:

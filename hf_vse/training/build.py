@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from accelerate import PartialState
 from datasets import Dataset, IterableDataset
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
+from hf_vse.data.ready_columns import caption_blocks
 from hf_vse.data.schema import CAPTIONS, IMAGE_FEATURES
 from hf_vse.data.spec import DataSpec
-from hf_vse.data.tokenization import train_word_tokenizer
+from hf_vse.data.tokenization import blocks_of, word_tokenizer
 from hf_vse.embed.adapters.own_models import check_processor, load_vse_model, load_vse_processor, read_config
 from hf_vse.embed.adapters.sentence_models import wrapped_model
 from hf_vse.embed.adapters.transformers_models import TransformersEncoder, processor_of
@@ -124,12 +126,12 @@ def check_new_heads(name: str, start: VSEConfig, changes: Sequence[dict[str, Any
             )
 
 
-def training_captions(train: Dataset | IterableDataset) -> Iterable[str]:
-    """The captions of the training split; of a stream, the first `STREAMED_CAPTIONS`."""
+def training_captions(train: Dataset | IterableDataset) -> Iterable[pa.Array]:
+    """The captions of the training split, some at a time; of a stream, the first `STREAMED_CAPTIONS`."""
     if isinstance(train, IterableDataset):
         captions = chain.from_iterable(row[CAPTIONS] for row in train.select_columns([CAPTIONS]))
-        return list(islice(captions, STREAMED_CAPTIONS))
-    return list(chain.from_iterable(train.with_format(None)[CAPTIONS][:]))
+        return blocks_of(islice(captions, STREAMED_CAPTIONS))
+    return caption_blocks(train)
 
 
 def has_features(split: Dataset | IterableDataset) -> bool:
@@ -142,12 +144,11 @@ def build_processor(model: ModelArguments, train: Dataset | IterableDataset) -> 
         with loading("init_from", model.init_from):
             source = dual_encoder_of(model.init_from)
             return load_vse_processor(model.init_from) if source is None else processor_of(source)
-    captions = training_captions(train)
     if model.text_tower is not None:
         with loading("text_tower", model.text_tower):
             tokenizer = AutoTokenizer.from_pretrained(resolve_tower(model.text_tower), trust_remote_code=False)
     else:
-        tokenizer = train_word_tokenizer(captions, model.min_word_count, max_length=model.max_length)
+        tokenizer = word_tokenizer(training_captions(train), model.min_word_count, max_length=model.max_length)
     tokenizer.model_max_length = min(model.max_length, tokenizer.model_max_length)
     if has_features(train):
         return VSEProcessor(VSEFeatureProcessor(), tokenizer)

@@ -29,7 +29,7 @@ def pairs_of(
         if pieces_of is not None:
             logger.info("of captions longer than %d tokens, sentences are drawn in turn", pieces_of.most)
         return StreamedPairs(train, args.seed, pieces_of=pieces_of, captions_per_image=args.captions_per_image)
-    pieces = {} if pieces_of is None else pieces_of.of_long(iter_captions(train))
+    pieces = {} if pieces_of is None else pieces_of.of_split(train)
     if pieces_of is not None and pieces:
         counts = [(sum(caption in pieces for caption in of_image), len(of_image)) for of_image in iter_captions(train)]
         report_long_captions(*map(sum, zip(*counts, strict=True)), pieces_of.most)

@@ -32,8 +32,8 @@ from transformers import set_seed
 from transformers.integrations import get_available_reporting_integrations, get_reporting_integration_callbacks
 from transformers.trainer_utils import align_special_tokens
 
+from hf_vse.data.ready_columns import caption_counts
 from hf_vse.data.sampler import check_batch_size, visits_of
-from hf_vse.data.schema import CAPTIONS
 from hf_vse.embed.adapters.own_models import load_vse_model
 from hf_vse.evaluation.environment import environment
 from hf_vse.evaluation.record import read_evaluation
@@ -238,7 +238,7 @@ def check_stage(stage: Stage) -> None:
 def check_batches(args: VSETrainingArguments, train: Dataset | IterableDataset) -> None:
     """Raises ValueError, before a tower runs, for batches that need more images or pairs than there are."""
     if isinstance(train, Dataset):
-        counts = np.array([len(captions) for captions in train.with_format(None)[CAPTIONS]])
+        counts = caption_counts(train)
         available = len(train) if args.unique_images else int(visits_of(counts, args.captions_per_image).sum())
         check_queue_size(args, counts)
         processes = PartialState().num_processes

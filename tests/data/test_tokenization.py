@@ -1,4 +1,8 @@
+import json
+
+import numpy as np
 import pytest
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer
 
 from hf_vse.data.tokenization import train_word_tokenizer
@@ -33,3 +37,30 @@ def test_most_frequent_words_are_kept():
 def test_no_word_often_enough_is_an_error():
     with pytest.raises(ValueError, match="no word of the captions occurs 9 times; lower min_count"):
         train_word_tokenizer(CAPTIONS, min_count=9)
+
+
+def trained(captions: list[str], min_count: int, max_words: int | None) -> Tokenizer:
+    """The vocabulary by the trainer of tokenizers, which reads every caption."""
+    tokenizer = Tokenizer(models.WordLevel(unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    specials = ["<pad>", "<unk>", "<start>", "<end>"]
+    size = 10_000_000 if max_words is None else max_words + 4
+    options = {"min_frequency": min_count, "vocab_size": size, "special_tokens": specials, "show_progress": False}
+    tokenizer.train_from_iterator(captions, trainers.WordLevelTrainer(**options))
+    return tokenizer
+
+
+@pytest.mark.parametrize(("min_count", "max_words"), [(1, None), (3, None), (1, 40)])
+def test_words_are_counted_as_the_trainer_of_tokenizers_counts_them(min_count, max_words, monkeypatch):
+    monkeypatch.setattr("hf_vse.data.tokenization.AT_ONCE", 7)
+    rng = np.random.default_rng(0)
+    letters = [*"aAbB ZΣσςÉ  \t\n\x1c\u2003\u00a0.,'-!?<>_1２ßﬁ漢字", "e\u0301", " \u0301", "\U0001f600", "İ"]
+    captions = ["".join(rng.choice(letters, size=rng.integers(0, 12))) for _ in range(600)]
+    mine = train_word_tokenizer(captions, min_count, max_words, max_length=20).backend_tokenizer
+    other = trained(captions, min_count, max_words)
+    own, expected = json.loads(mine.to_str()), json.loads(other.to_str())
+    assert own["model"] == expected["model"] and own["normalizer"] == expected["normalizer"]
+    assert own["added_tokens"] == expected["added_tokens"] and own["pre_tokenizer"] == expected["pre_tokenizer"]
+    for caption in captions:
+        assert mine.encode(caption, add_special_tokens=False).ids == other.encode(caption).ids
