@@ -19,7 +19,7 @@ from benchmarks.equality_table import equality_table
 from benchmarks.linking_table import LINK_TABLES
 from benchmarks.methods import METHODS, methods_table
 from benchmarks.models_table import clipping_table, fields_table, models_table, sizes_table
-from benchmarks.start_tables import cold_start_table, serving_table
+from benchmarks.start_tables import START_TABLES
 from benchmarks.tables import TABLES
 
 ROOT = Path(__file__).parents[1]
@@ -35,9 +35,7 @@ TABLES = (
         "clipping": clipping_table,
         "methods": methods_table,
         "commands": commands_section,
-        "cold_start": cold_start_table,
         "equality": equality_table,
-        "serving": serving_table,
     }
 )
 FILES = (ROOT / "README.md", *sorted((ROOT / "scripts/docs/pages").glob("*.md")), METHODS / "README.md")

@@ -87,6 +87,25 @@ def link_scale_table() -> str:
     return "\n".join(lines)
 
 
+def identification_scale_table() -> str:
+    """Time and memory of recognising things among very many."""
+    if not (RESULTS / "identification_scale.json").is_file():
+        return "*Not recorded yet.*"
+    result = load("identification_scale")
+    verified, one, known = (result["metrics"][name] for name in ("verification", "one_shot", "open_set"))
+    facts, pairs = result["environment"], verified["same_pairs"] + verified["different_pairs"]
+    return (
+        f"{result['images']:,} synthetic images of {result['metrics']['classes']:,} things with "
+        f"{result['distractors']:,} distractors ({result['dim']} dimensions) are judged in "
+        f"{result['cpu_s'] / 60:,.0f} CPU minutes and {result['peak_mib']:,} MiB beyond the vectors; all scores at "
+        f"once would take {result['all_scores_mib'] / 1024:,.0f} GiB. {pairs:,} pairs: ROC-AUC "
+        f"{verified['roc_auc']:.4f}, true accepts {verified['tar']:.1f} % at false accepts of {verified['far']} %; "
+        f"one-shot {one['top1']:.1f} % right, with all distractors {one['with_distractors'][-1]['top1']:.1f} %; "
+        f"recognised in the open set {known['tpir']:.1f} %. {facts['device']}, {facts['threads']} threads "
+        "(`scripts/benchmarks/identification_scale.py`)."
+    )
+
+
 def pointing_table() -> str:
     """Whether the most relevant cell is the object's, with and without mosaics."""
     if not (RESULTS / "pointing.json").is_file():
@@ -145,5 +164,6 @@ LINK_TABLES = {
     "linking": linking_table,
     "link_photographs": link_photographs_table,
     "link_scale": link_scale_table,
+    "identification_scale": identification_scale_table,
     "pointing": pointing_table,
 }

@@ -1,6 +1,6 @@
-"""What it takes to start and to serve: tables from the records of `cold_start.py` and `serving.py`."""
+"""What it takes to start and to serve: tables from records."""
 
-from benchmarks.tables import load
+from benchmarks.tables import RESULTS, load
 
 
 def cold_start_table() -> str:
@@ -37,3 +37,20 @@ def serving_table() -> str:
         "(`scripts/benchmarks/serving.py`).",
     ]
     return "\n".join(lines)
+
+
+def large_training_table() -> str:
+    """From the recipe to the first step: seconds and memory."""
+    if not (RESULTS / "large_training.json").is_file():
+        return "*Not recorded yet.*"
+    result = load("large_training")
+    lines = ["| pairs | seconds | CPU seconds | memory at most, GiB |", "|---|---|---|---|"]
+    for title, of in result["started"].items():
+        size = f"{of['pairs']:,} of {of['images']:,} images, {title}"
+        lines.append(f"| {size} | {of['s']:.0f} | {of['cpu_s']:.0f} | {of['peak_bytes'] / 2**30:.1f} |")
+    facts = result["environment"]
+    note = f"{facts['device']}, {facts['threads']} threads, imports excluded (`scripts/benchmarks/large_training.py`)."
+    return "\n".join([*lines, "", note])
+
+
+START_TABLES = {"cold_start": cold_start_table, "large_training": large_training_table, "serving": serving_table}
