@@ -23,21 +23,17 @@ from benchmarks.start_tables import START_TABLES
 from benchmarks.tables import TABLES
 
 ROOT = Path(__file__).parents[1]
-TABLES = (
-    TABLES
-    | ENGINE_TABLES
-    | LINK_TABLES
-    | {
-        "models": models_table,
-        "models_224": lambda: models_table("flickr8k_models_224"),
-        "sizes": sizes_table,
-        "fields": fields_table,
-        "clipping": clipping_table,
-        "methods": methods_table,
-        "commands": commands_section,
-        "equality": equality_table,
-    }
-)
+TABLES = TABLES | ENGINE_TABLES | LINK_TABLES | START_TABLES
+TABLES = TABLES | {
+    "models": models_table,
+    "models_224": lambda: models_table("flickr8k_models_224"),
+    "sizes": sizes_table,
+    "fields": fields_table,
+    "clipping": clipping_table,
+    "methods": methods_table,
+    "commands": commands_section,
+    "equality": equality_table,
+}
 FILES = (ROOT / "README.md", *sorted((ROOT / "scripts/docs/pages").glob("*.md")), METHODS / "README.md")
 BEGIN = re.compile(r"<!-- (\w+):begin -->")
 
