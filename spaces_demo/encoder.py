@@ -109,6 +109,10 @@ class PublishedModel:
         """Unit vectors (images, dim), float32."""
         return _unit_vectors(self.model.get_image_features(**self._process(images=list(images))))
 
+    def encode_rows(self, rows: Sequence[int], images: Sequence[PIL.Image.Image]) -> np.ndarray:
+        """Unit vectors (images, dim) of photographs of the data set, whose rows are given."""
+        return self.encode_images(images)
+
     @in_one_thread
     def judge_labels(self, image: PIL.Image.Image, prompts: Sequence[str]) -> np.ndarray:
         """Probabilities (prompts,) that sum to one, with the model's own temperature."""

@@ -133,7 +133,7 @@ def _encode(source: Source, encoders: Sequence[PublishedModel]) -> tuple[Album, 
     photographs = iter(source)
     while batch := list(islice(photographs, BATCH)):
         for rows, encoder in zip(images, encoders, strict=True):
-            rows.append(encoder.encode_images([each.image for each in batch]))
+            rows.append(encoder.encode_rows([each.row for each in batch], [each.image for each in batch]))
         thumbnails += [thumbnail(each.image) for each in batch]
         captions += [each.captions for each in batch]
         progress.reached(len(captions))

@@ -30,6 +30,7 @@ _END_BYTES = 2**16
 class CaptionedImage:
     image: PIL.Image.Image
     captions: list[str]
+    row: int  # of the split
 
 
 def thumbnail(image: PIL.Image.Image) -> bytes:
@@ -138,7 +139,7 @@ class Source:
                 logger.warning("photograph %d is left out: %s", number, _reason(error))
                 continue
             if captions:
-                yield CaptionedImage(image, captions)
+                yield CaptionedImage(image, captions, number)
 
 
 def _captions(values: Iterator[Any]) -> list[str]:

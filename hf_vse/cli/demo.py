@@ -26,9 +26,13 @@ from hf_vse.cli.command import (
     positive,
 )
 from hf_vse.cli.identify import add_things, add_unknown, check_unknown
+from hf_vse.files import whole_file
 
 if TYPE_CHECKING:
+    import numpy as np
     from datasets import Dataset
+
+    from hf_vse.search.store import GalleryRow
 
 DESCRIPTION = """Opens the demo page with a model: type a sentence and see photographs, drop a photograph and see
 sentences, label photographs, add your own. Without --model it takes runs/quickstart, or trains a small model first
@@ -90,7 +94,7 @@ def run(arguments: argparse.Namespace) -> Result | None:
         model = default_model(arguments.quiet) if arguments.model is None else arguments.model
         dataset = photographs(arguments, model)
     else:
-        model, dataset = of_gallery(arguments)
+        model, dataset, arguments.vectors = of_gallery(arguments)
     settings = {
         "VSE_MODEL": model,
         "VSE_COMPARE": arguments.compare,
@@ -118,8 +122,10 @@ def page_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """How the page opens its models, see `LocalModel`."""
     from hf_vse.search.locations import absolute_location
 
-    gallery = {} if arguments.gallery is None else {"gallery": absolute_location(arguments.gallery)}
-    return model_options(arguments) | gallery
+    if arguments.gallery is None:
+        return model_options(arguments)
+    kept = {"gallery": absolute_location(arguments.gallery), "vectors": arguments.vectors}
+    return model_options(arguments) | kept
 
 
 def places_of(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -145,8 +151,8 @@ def places_of(arguments: argparse.Namespace) -> dict[str, Any]:
     return places
 
 
-def of_gallery(arguments: argparse.Namespace) -> tuple[str, str]:
-    """The name of the model of a gallery (or `--model`), and the images of the gallery in one file.
+def of_gallery(arguments: argparse.Namespace) -> tuple[str, str, str | None]:
+    """The name of the model of a gallery (or `--model`), the images of the gallery in one file, and their vectors.
 
     An image without a caption is shown with the name of its file.
     """
@@ -165,8 +171,9 @@ def of_gallery(arguments: argparse.Namespace) -> tuple[str, str]:
     model = arguments.model
     if model is None:
         model = recorded_name(gallery, arguments.trust_remote_code)
-    found = islice((row for rows, _ in gallery.rows() for row in rows), arguments.max_images or MOST_IMAGES)
-    items = [row.item for row in sorted(found, key=in_order)]
+    stored = (each for rows, embeds in gallery.rows() for each in zip(rows, embeds, strict=True))
+    found = sorted(islice(stored, arguments.max_images or MOST_IMAGES), key=lambda each: in_order(each[0]))
+    items = [row.item for row, _ in found]
     if not all(isinstance(item, dict) and "file" in item for item in items):
         raise ValueError(f"{arguments.gallery} was not made from files: leave it out, and name its model and data set")
     rows = {
@@ -174,7 +181,34 @@ def of_gallery(arguments: argparse.Namespace) -> tuple[str, str]:
         CAPTIONS: [item.get(CAPTIONS) or [Path(item["file"]).stem] for item in items],
         IMAGE_ID: list(range(len(items))),
     }
-    return model, str(one_file(Path(arguments.gallery).name, Dataset.from_dict(rows).cast_column(IMAGE, Image())))
+    file = one_file(Path(arguments.gallery).name, Dataset.from_dict(rows).cast_column(IMAGE, Image()))
+    return model, str(file), keep_vectors(gallery.facts, found, file)
+
+
+def keep_vectors(facts: dict[str, Any], found: "list[tuple[GalleryRow, np.ndarray]]", images: Path) -> str | None:
+    """Writes the vectors of the rows of `images` beside it; nan where a file is another than that of the gallery.
+
+    Returns:
+        None for a gallery of no folder, or whose model has no digest.
+    """
+    import numpy as np
+    import pyarrow.parquet as pq
+    from safetensors.numpy import save_file
+
+    from hf_vse.data.schema import IMAGE_ID
+    from hf_vse.search.gallery_images import file_key
+
+    root, digest = facts.get("root"), facts.get("digest")
+    if root is None or digest is None:
+        return None
+    vectors = np.stack([np.asarray(embed, np.float32) for _, embed in found])
+    keys = [file_key(row.item["file"], Path(root) / row.item["file"]) for row, _ in found]
+    vectors[[key != row.key for key, (row, _) in zip(keys, found, strict=True)]] = np.nan
+    shown = pq.read_table(images, columns=[IMAGE_ID])[IMAGE_ID].to_numpy()  # without broken images
+    path = images.with_name(f"{images.stem}-{digest[:16]}.safetensors")
+    with whole_file(path) as unfinished:
+        save_file({"vectors": vectors[shown]}, unfinished)
+    return str(path)
 
 
 def run_to_its_end(command: Sequence[str], **options: Any) -> int:

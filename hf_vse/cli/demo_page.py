@@ -26,6 +26,7 @@ from settings import SettingsError
 
 from hf_vse.cli.demo_links import Judging, add_judging, links_page
 from hf_vse.cli.demo_things import add_things_tab, labelled_gallery, open_things
+from hf_vse.data.features import read_array
 from hf_vse.embed.load import load_encoder
 from hf_vse.embed.relevance import Relevance, relevance, why_no_cells
 from hf_vse.embed.run import encode_images, encode_texts
@@ -46,13 +47,22 @@ class LocalModel:
         name: what `load_encoder` takes.
         variable: the setting that it comes from, for errors.
         gallery: location of a gallery that the model must have made.
+        vectors: file with the vectors of the photographs of the page, see `keep_vectors` in `demo.py`.
         options: of `load_encoder`.
     """
 
     how_to_load = HOW_TO_LOAD
 
-    def __init__(self, name: str, variable: str = "VSE_MODEL", gallery: str | None = None, **options: Any):
+    def __init__(
+        self,
+        name: str,
+        variable: str = "VSE_MODEL",
+        gallery: str | None = None,
+        vectors: str | None = None,
+        **options: Any,
+    ):
         self.name = name
+        self.vectors = None if vectors is None else read_array(vectors, check=False)
         if gallery is None:
             self.encoder = load_encoder(name, **options)
         else:
@@ -98,6 +108,16 @@ class LocalModel:
     @in_one_thread
     def encode_images(self, images: Sequence[PIL.Image.Image]) -> np.ndarray:
         return encode_images(self.encoder, [{"image": image} for image in images]).embeds.numpy()
+
+    def encode_rows(self, rows: Sequence[int], images: Sequence[PIL.Image.Image]) -> np.ndarray:
+        """Those of the gallery; what it does not have is encoded."""
+        if self.vectors is None:
+            return self.encode_images(images)
+        found = self.vectors[list(rows)].astype(np.float32)
+        unknown = np.flatnonzero(np.isnan(found).any(axis=1))
+        if len(unknown):
+            found[unknown] = self.encode_images([images[place] for place in unknown])
+        return found
 
     def judge_labels(self, image: PIL.Image.Image, prompts: Sequence[str]) -> np.ndarray:
         cosines = self.encode_sentences(prompts) @ self.encode_images([image])[0]

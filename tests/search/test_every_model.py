@@ -276,19 +276,49 @@ def test_the_page_shows_a_gallery_with_the_model_that_made_it(tiny_model, photog
     monkeypatch.setattr(demo, "cache", lambda: tmp_path / "cache")
     copied = shutil.copytree(tiny_model, tmp_path / "model")
     assert run("index", photographs, tmp_path / "index", "--model", copied) == 0
-    name, parquet = demo.of_gallery(demo.parse([str(tmp_path / "index")]))
+    asked = demo.parse([str(tmp_path / "index")])
+    name, parquet, asked.vectors = demo.of_gallery(asked)
     assert name == str(copied)
     assert demo.of_gallery(demo.parse([str(tmp_path / "index"), "--model", ""]))[0] == ""  # and is refused later
     shown = Dataset.from_parquet(parquet)
     assert [row["captions"] for row in shown][-1] == ["11"], "the name of the file, where there is no caption"
-    options = demo.page_options(demo.parse([str(tmp_path / "index")]))
+    options = demo.page_options(asked)
     model, made = demo_page.LocalModel(name, **options), GalleryIndex.load(tmp_path / "index")
     assert np.array_equal(model.encode_images(shown["image"][:]), made.embeds)
+    with monkeypatch.context() as patched:
+        patched.setattr(demo_page, "encode_images", None)  # nothing is encoded again
+        assert np.array_equal(model.encode_rows([2, 0], shown["image"][[2, 0]]), np.array(made.embeds)[[2, 0]])
     assert model.judge_labels(shown["image"][0], ["red", "blue"]).sum() == pytest.approx(1)
     change_weights(copied / "model.safetensors")
     with pytest.raises(ValueError, match="with other weights or another preparation; use one model for both"):
         demo_page.LocalModel(name, **options)
     assert "--split is of no use" in refused(capsys, "demo", tmp_path / "index", "--split", "test")
+
+
+def test_the_page_encodes_a_photograph_that_has_changed_since_it_was_indexed(
+    tiny_model, photographs, tmp_path, monkeypatch
+):
+    pytest.importorskip("gradio")
+    monkeypatch.syspath_prepend(str(bundled("spaces_demo")))
+    from hf_vse.cli import demo, demo_page
+
+    monkeypatch.setattr(demo, "cache", lambda: tmp_path / "cache")
+    grown = shutil.copytree(photographs, tmp_path / "photographs")
+    assert run("index", grown, tmp_path / "index", "--model", tiny_model) == 0
+    files = [item["file"] for item in GalleryIndex.load(tmp_path / "index").items]
+    changed, broken = files.index("lake/03.png"), files.index("city/00.png")
+    Image.new("RGB", (36, 40), "tan").save(grown / "lake/03.png")
+    (grown / "city/00.png").write_bytes(b"none")
+    asked = demo.parse([str(tmp_path / "index")])
+    name, parquet, asked.vectors = demo.of_gallery(asked)
+    model, shown = demo_page.LocalModel(name, **demo.page_options(asked)), Dataset.from_parquet(parquet)
+    embeds = np.delete(np.array(GalleryIndex.load(tmp_path / "index").embeds), broken, axis=0)
+    encoded = model.encode_images(shown["image"][:])
+    assert len(shown) == len(embeds) and not np.allclose(
+        encoded[changed - (broken < changed)], embeds[changed - (broken < changed)]
+    )
+    np.testing.assert_allclose(model.encode_rows(range(len(shown)), shown["image"][:]), encoded, atol=1e-6)
+    assert np.isnan(model.vectors).any(axis=1).sum() == 1
 
 
 def test_an_encoder_without_a_digest_makes_no_gallery(photographs, tmp_path):
