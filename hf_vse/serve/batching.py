@@ -1,7 +1,7 @@
 """Concurrent questions, answered together: one call for many costs little more than for one.
 
-The first question waits a few milliseconds for others; those that arrive while a call runs make up the next one. One
-thread makes all calls, so what answers needs no locks.
+The first question waits a few milliseconds for others, unless the one before was alone too; those that arrive while a
+call runs make up the next one. One thread makes all calls, so what answers needs no locks.
 """
 
 import asyncio
@@ -44,12 +44,14 @@ class Batcher:
         return await future
 
     async def run(self) -> None:
+        alone = False
         while True:
             batch = [await self.waiting.get()]
             with suppress(TimeoutError):
-                async with asyncio.timeout(self.wait):
+                async with asyncio.timeout(0.0 if alone and self.waiting.empty() else self.wait):
                     while len(batch) < self.most:
                         batch.append(await self.waiting.get())
+            alone = len(batch) == 1
             batch = [(question, future) for question, future in batch if not future.done()]
             if batch:
                 await self.answer_batch(*zip(*batch, strict=True))

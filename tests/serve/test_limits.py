@@ -257,3 +257,20 @@ def test_answers_are_sent_at_once():
             return await found
 
     assert asyncio.run(option())
+
+
+def test_a_question_waits_for_others_only_where_others_came_before():
+    async def ask() -> list[int]:
+        batcher, sizes = Batcher(lambda questions: questions, 2, 0.0, histogram := Histogram((1, 2))), []
+        async with batcher.running(), asyncio.timeout(60):
+            await batcher.ask("a")
+            batcher.wait = 3600.0
+            await batcher.ask("b")  # as the one before was alone
+            await asyncio.gather(batcher.ask("c"), batcher.ask("d"))
+            sizes += histogram.counts
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.1):
+                    await batcher.ask("e")
+        return sizes
+
+    assert asyncio.run(ask()) == [2, 1, 0]
