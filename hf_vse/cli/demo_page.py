@@ -114,8 +114,8 @@ class LocalModel:
         if self.vectors is None:
             return self.encode_images(images)
         found = self.vectors[list(rows)].astype(np.float32)
-        unknown = np.flatnonzero(np.isnan(found).any(axis=1))
-        if len(unknown):
+        unknown = np.flatnonzero(np.isnan(found).any(axis=1)).tolist()
+        if unknown:
             found[unknown] = self.encode_images([images[place] for place in unknown])
         return found
 

@@ -31,7 +31,7 @@ from hf_vse.data.fields import (
     report_differing,
 )
 from hf_vse.data.images import MAX_BROKEN_SHARE, find_broken_rows, image_keys, stored_images
-from hf_vse.data.ready_columns import count_repeated, read_by_column, renamed, side_by_side
+from hf_vse.data.ready_columns import count_repeated, joined_columns, read_by_column, renamed
 from hf_vse.data.schema import (
     CAPTION_IDS,
     CAPTIONS,
@@ -310,7 +310,7 @@ def _field_columns(part: Dataset, fields: Fields) -> Dataset:
     if others:
         read = part.select_columns([name for name in part.column_names if name in {*others, "json"}])
         columns.append(field_columns(({name: _field(row, name) for name in others} for row in read), others))
-    return side_by_side(columns).select_columns([own for own, _ in fields.values()])
+    return joined_columns(columns).select_columns([own for own, _ in fields.values()])
 
 
 def _join_rows_of_one_image(rows: Sequence[RowText], images: Dataset) -> list[tuple[int, int]]:
@@ -350,7 +350,7 @@ def _assemble(beside: list[Dataset], rows: Sequence[RowText], max_captions: int 
     columns = {IMAGE_ID: image_ids, CAPTIONS: captions, CAPTION_IDS: caption_ids}
     texts = Dataset.from_dict(columns, features=Features(TEXT_FEATURES))
     images, fields = beside
-    pairs = side_by_side([images, texts, fields])
+    pairs = joined_columns([images, texts, fields])
     kept: dict[Any, list[int]] = {}
     for number, row in enumerate(rows):
         if row.captions:

@@ -191,7 +191,7 @@ def stored_chunks(name: str, files: list[dict]) -> list[pa.Array | np.ndarray]:
     return chunks
 
 
-def rows_of(dataset: "Dataset") -> np.ndarray | None:
+def selected_rows(dataset: "Dataset") -> np.ndarray | None:
     """The rows of the table of a data set that it shows after `select` or `shuffle`; None for all in order."""
     return None if dataset._indices is None else dataset._indices.column(0).to_numpy().astype(np.int64)
 
@@ -208,7 +208,7 @@ class FeatureRows:
         self.files: list[dict] | None = None if stored is None else json.loads(stored)
         self.chunks = [feature_values(chunk) for chunk in dataset.data.column(name).chunks if len(chunk)]
         self.starts = np.cumsum([0] + [len(starts) - 1 for starts, _ in self.chunks])
-        self.rows = rows_of(dataset)
+        self.rows = selected_rows(dataset)
 
     def __getstate__(self) -> dict[str, Any]:
         """A spawned worker process gets file names instead of values if the values are memory-mapped."""

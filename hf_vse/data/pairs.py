@@ -14,7 +14,7 @@ import numpy as np
 from datasets import Dataset, Image
 from torch.utils.data import Dataset as TorchDataset
 
-from hf_vse.data.features import FeatureRows, rows_of
+from hf_vse.data.features import FeatureRows, selected_rows
 from hf_vse.data.groups import plain_column
 from hf_vse.data.long_captions import drawn_piece, in_pieces
 from hf_vse.data.ready_columns import caption_counts
@@ -49,7 +49,7 @@ class CaptionRows(Sequence):
         column = dataset.data.column(CAPTIONS)  # memory-mapped, before any `select`
         self.chunks = [chunk for chunk in column.chunks if len(chunk)]
         self.starts = np.cumsum([0, *map(len, self.chunks)])
-        self.rows = rows_of(dataset)
+        self.rows = selected_rows(dataset)
         self.counts = caption_counts(dataset)
 
     def __len__(self) -> int:

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from datasets import Dataset, List, Value
 
 from hf_vse.data.digests import digest_of
-from hf_vse.data.features import rows_of
+from hf_vse.data.features import selected_rows
 from hf_vse.data.fields import report_differing
 from hf_vse.data.schema import CAPTION_IDS, CAPTIONS, IMAGE, IMAGE_FEATURES, IMAGE_ID
 
@@ -40,18 +40,18 @@ def read_by_column(
     [caption] = layout.captions
     texts = ready_texts(part, caption, layout.image_id, layout.caption_ids, max_captions)
     if texts is not None:
-        return side_by_side([images, texts, others])
+        return joined_columns([images, texts, others])
     joined = joined_texts(part, images, caption, layout, max_captions)
     if joined is None:
         return None
     rows = np.arange(len(part))
     later = rows[joined.first != rows]
     report_differing(name, others, later, joined.first[later])
-    pairs = side_by_side([images, joined.texts, others])
+    pairs = joined_columns([images, joined.texts, others])
     return pairs.select(np.flatnonzero(joined.first == rows)) if len(later) else pairs
 
 
-def side_by_side(parts: list[Dataset]) -> Dataset:
+def joined_columns(parts: list[Dataset]) -> Dataset:
     return datasets.concatenate_datasets([each for each in parts if each.column_names], axis=1)
 
 
@@ -179,7 +179,7 @@ def are_clean(captions: pa.Array) -> bool:
 
 def caption_counts(split: Dataset) -> np.ndarray:
     """(images,) how many captions each image has."""
-    counts, rows = pc.list_value_length(split.data.column(CAPTIONS)).to_numpy().astype(int), rows_of(split)
+    counts, rows = pc.list_value_length(split.data.column(CAPTIONS)).to_numpy().astype(int), selected_rows(split)
     return counts if rows is None else counts[rows]
 
 

@@ -31,7 +31,7 @@ def train_word_tokenizer(
     Raises:
         ValueError: no word occurs `min_count` times.
     """
-    return word_tokenizer(blocks_of(captions), min_count, max_words, max_length)
+    return word_tokenizer(arrow_blocks(captions), min_count, max_words, max_length)
 
 
 def word_tokenizer(
@@ -66,7 +66,7 @@ def word_tokenizer(
     )
 
 
-def blocks_of(captions: Iterable[str]) -> Iterable[pa.Array]:
+def arrow_blocks(captions: Iterable[str]) -> Iterable[pa.Array]:
     left = iter(captions)
     while block := list(islice(left, AT_ONCE)):
         yield pa.array(block, pa.string())

@@ -19,7 +19,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from hf_vse.data.ready_columns import caption_blocks
 from hf_vse.data.schema import CAPTIONS, IMAGE_FEATURES
 from hf_vse.data.spec import DataSpec
-from hf_vse.data.tokenization import blocks_of, word_tokenizer
+from hf_vse.data.tokenization import arrow_blocks, word_tokenizer
 from hf_vse.embed.adapters.own_models import check_processor, load_vse_model, load_vse_processor, read_config
 from hf_vse.embed.adapters.sentence_models import wrapped_model
 from hf_vse.embed.adapters.transformers_models import TransformersEncoder, processor_of
@@ -130,7 +130,7 @@ def training_captions(train: Dataset | IterableDataset) -> Iterable[pa.Array]:
     """The captions of the training split, some at a time; of a stream, the first `STREAMED_CAPTIONS`."""
     if isinstance(train, IterableDataset):
         captions = chain.from_iterable(row[CAPTIONS] for row in train.select_columns([CAPTIONS]))
-        return blocks_of(islice(captions, STREAMED_CAPTIONS))
+        return arrow_blocks(islice(captions, STREAMED_CAPTIONS))
     return caption_blocks(train)
 
 
