@@ -1,6 +1,6 @@
 """Tables of engines for galleries: what they take beside a folder, what kills leave, and what billions would take."""
 
-from benchmarks.tables import RESULTS, load
+from benchmarks.tables import RESULTS, load, machine
 
 NAMES = {
     "folder": "folder (FAISS)",
@@ -91,8 +91,7 @@ def large_gallery_table() -> str:
         "",
         f"Building took {built['cpu_s']:,.0f} CPU seconds and {built['peak_bytes'] / MIB:,.0f} MiB, the disk holds "
         f"{result['bytes_on_disk'] / 10**9:.1f} GB. A change of 1,500 items took {changed['s']:,.1f} s; it {wrote}. "
-        f"{result['environment']['device']}, {result['environment']['threads']} threads "
-        "(`scripts/benchmarks/large_gallery.py`).",
+        f"{machine(result)} (`scripts/benchmarks/large_gallery.py`).",
     ]
     return "\n".join(lines)
 

@@ -9,6 +9,7 @@ the vectors, beside the bytes that all scores would take at once.
 """
 
 import argparse
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,8 @@ def main() -> None:
     parser.add_argument("--noise", type=float, default=2.0, help="length of what a view adds to a centre [2]")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
-    record(measure(arguments) | {"environment": environment()}, arguments.output)
+    facts = {"command": " ".join(sys.argv), "environment": environment()}
+    record(measure(arguments) | facts, arguments.output)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ false-accept rate. Memory is what the process takes beyond the two arrays of vec
 """
 
 import argparse
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,8 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=0.01, help="false-accept rate [0.01]")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
-    record(measure(arguments) | {"environment": environment()}, arguments.output)
+    facts = {"command": " ".join(sys.argv), "environment": environment()}
+    record(measure(arguments) | facts, arguments.output)
 
 
 if __name__ == "__main__":

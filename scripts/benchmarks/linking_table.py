@@ -2,7 +2,7 @@
 
 from statistics import mean, stdev
 
-from benchmarks.tables import RESULTS, load
+from benchmarks.tables import RESULTS, load, machine
 
 SHOWN = {"f1": "F1", "accuracy": "accuracy", "ari": "ARI"}
 TITLES = {
@@ -82,8 +82,7 @@ def link_scale_table() -> str:
     first, second = result["records"]
     lines = [f"| {first:,} x {second:,}, {result['dim']} dimensions | |", "|---|---|"]
     lines += [f"| {title} | {value} |" for title, value in rows.items()]
-    facts = result["environment"]
-    lines += ["", f"{facts['device']}, {facts['threads']} threads (`scripts/benchmarks/link_scale.py`)."]
+    lines += ["", f"{machine(result)} (`scripts/benchmarks/link_scale.py`)."]
     return "\n".join(lines)
 
 
@@ -93,7 +92,7 @@ def identification_scale_table() -> str:
         return "*Not recorded yet.*"
     result = load("identification_scale")
     verified, one, known = (result["metrics"][name] for name in ("verification", "one_shot", "open_set"))
-    facts, pairs = result["environment"], verified["same_pairs"] + verified["different_pairs"]
+    pairs = verified["same_pairs"] + verified["different_pairs"]
     return (
         f"{result['images']:,} synthetic images of {result['metrics']['classes']:,} things with "
         f"{result['distractors']:,} distractors ({result['dim']} dimensions) are judged in "
@@ -101,7 +100,7 @@ def identification_scale_table() -> str:
         f"once would take {result['all_scores_mib'] / 1024:,.0f} GiB. {pairs:,} pairs: ROC-AUC "
         f"{verified['roc_auc']:.4f}, true accepts {verified['tar']:.1f} % at false accepts of {verified['far']} %; "
         f"one-shot {one['top1']:.1f} % right, with all distractors {one['with_distractors'][-1]['top1']:.1f} %; "
-        f"recognised in the open set {known['tpir']:.1f} %. {facts['device']}, {facts['threads']} threads "
+        f"recognised in the open set {known['tpir']:.1f} %. {machine(result)} "
         "(`scripts/benchmarks/identification_scale.py`)."
     )
 

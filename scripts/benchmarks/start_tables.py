@@ -1,6 +1,6 @@
-"""What it takes to start and to serve: tables from records."""
+"""What it takes to start, to train on much and to serve: tables from records."""
 
-from benchmarks.tables import RESULTS, load
+from benchmarks.tables import RESULTS, load, machine
 
 
 def cold_start_table() -> str:
@@ -33,7 +33,7 @@ def serving_table() -> str:
         "",
         f"{result['items']:,} vectors of {result['dim']} dimensions, index {result['plan']['kind']}; every query "
         "is another sentence; clients and server on the same machine, "
-        f"{result['environment']['device']}, {result['environment']['threads']} threads "
+        f"{machine(result)} "
         "(`scripts/benchmarks/serving.py`).",
     ]
     return "\n".join(lines)
@@ -48,9 +48,36 @@ def large_training_table() -> str:
     for title, of in result["started"].items():
         size = f"{of['pairs']:,} of {of['images']:,} images, {title}"
         lines.append(f"| {size} | {of['s']:.0f} | {of['cpu_s']:.0f} | {of['peak_bytes'] / 2**30:.1f} |")
-    facts = result["environment"]
-    note = f"{facts['device']}, {facts['threads']} threads, imports excluded (`scripts/benchmarks/large_training.py`)."
+    note = f"{machine(result)}, imports excluded (`scripts/benchmarks/large_training.py`)."
     return "\n".join([*lines, "", note])
 
 
-START_TABLES = {"cold_start": cold_start_table, "large_training": large_training_table, "serving": serving_table}
+def cost_table() -> str:
+    result = load("scaling_cost")
+    sizes = list(result["costs"][0]["hours_of_a_pass"])
+    lines = [f"| image tower | GPUs | batch | {' | '.join(sizes)} pairs | busy |", "|---" * (4 + len(sizes)) + "|"]
+    for row in result["costs"]:
+        hours = [duration(row["hours_of_a_pass"][size]) for size in sizes]
+        cells = [
+            row["tower"],
+            str(row["gpus"]),
+            f"{row['global_batch']:,}",
+            *hours,
+            f"{100 * row['efficiency']:.0f} %",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def duration(hours: float) -> str:
+    if hours < 1:
+        return f"{60 * hours:.2g} min"
+    return f"{hours:.2g} h" if hours < 48 else f"{hours / 24:.0f} days"
+
+
+START_TABLES = {
+    "cold_start": cold_start_table,
+    "cost": cost_table,
+    "large_training": large_training_table,
+    "serving": serving_table,
+}

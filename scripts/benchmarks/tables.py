@@ -20,6 +20,12 @@ def load_evaluation(name: str) -> dict:
     return read_evaluation(RESULTS / f"{name}.json")
 
 
+def machine(result: dict) -> str:
+    """The processor, and how many threads were used."""
+    device, threads = (result["environment"][name] for name in ("device", "threads"))
+    return f"{device}, {threads} thread{'s' if threads > 1 else ''}"
+
+
 def minutes(result: dict) -> float:
     return sum(stage["seconds"] for stage in result["stages"]) / 60
 
@@ -357,29 +363,6 @@ def adaptation_section() -> str:
     )
 
 
-def cost_table() -> str:
-    result = load("scaling_cost")
-    sizes = list(result["costs"][0]["hours_of_a_pass"])
-    lines = [f"| image tower | GPUs | batch | {' | '.join(sizes)} pairs | busy |", "|---" * (4 + len(sizes)) + "|"]
-    for row in result["costs"]:
-        hours = [duration(row["hours_of_a_pass"][size]) for size in sizes]
-        cells = [
-            row["tower"],
-            str(row["gpus"]),
-            f"{row['global_batch']:,}",
-            *hours,
-            f"{100 * row['efficiency']:.0f} %",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def duration(hours: float) -> str:
-    if hours < 1:
-        return f"{60 * hours:.2g} min"
-    return f"{hours:.2g} h" if hours < 48 else f"{hours / 24:.0f} days"
-
-
 TABLES = {
     "quickstart": quickstart_table,
     "results": results_table,
@@ -388,7 +371,6 @@ TABLES = {
     "loss": loss_table,
     "judged": judged_table,
     "evaluation": evaluation_table,
-    "cost": cost_table,
     "search": search_table,
     "compression": compression_table,
     "visitors": visitors_sentence,
