@@ -215,7 +215,7 @@ class Faults:
 
     def readers_during_writes(self) -> dict[str, Any]:
         location, log = self.place()
-        self.ask(State(1).index, location, log)
+        self.indexed(location, log)
         stop = log.with_suffix(".stop")
         readers = [Running(read, location, (1, 2), stop) for _ in range(2)]
         time.sleep(1)
@@ -226,7 +226,7 @@ class Faults:
 
     def server_killed_during_search(self, role: str) -> dict[str, Any]:
         location, log = self.place()
-        error = self.ask(State(1).index, location, log)
+        error = self.indexed(location, log)
         stop = log.with_suffix(".stop")
         reader = Running(read, location, (1,), stop)
         time.sleep(SETTLED)
@@ -249,6 +249,13 @@ class Faults:
         again = self.ask(State(1).index, location, log) if error else ""
         told = {"said": bool(error), "examples": [error] if error else []}
         return self.finished(location, 1, told, again) | {"confirmed_and_gone": len(gone)}
+
+    def indexed(self, location: str, log: Path) -> str:
+        """Indexes the first version; again where the engine says that it cannot, as after the fault before."""
+        end = time.monotonic() + TRIED_FOR
+        while (error := self.ask(State(1).index, location, log)) and time.monotonic() < end:
+            time.sleep(SETTLED)
+        return error
 
     def ask(self, work: Callable[..., Any], *arguments: Any) -> Any:
         return self.result_of(Running(work, *arguments))
