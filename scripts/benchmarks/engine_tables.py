@@ -59,10 +59,18 @@ def faults_table() -> str:
     return "\n".join(lines)
 
 
+def engine_commands_sentence() -> str:
+    """On which engines the same commands are answered as on a folder."""
+    result = load("engine_commands")
+    parts = [
+        f"{NAMES[name]} {of['equal']}" + (f" (it refuses {len(of['refused_here'])})" if of["refused_here"] else "")
+        for name, of in result["engines"].items()
+    ]
+    return f"Of {len(result['commands'])} commands so many are answered as by a folder: {', '.join(parts)}."
+
+
 def secrets_table() -> str:
     """Who was let in by servers that want tokens and TLS."""
-    if not (RESULTS / "engine_secrets.json").is_file():
-        return "*Not recorded yet.*"
     lines = ["| who asks | answered as by the folder | refused |", "|---|---|---|"]
     for row in load("engine_secrets")["rows"]:
         lines.append(f"| {row['who']} | {'yes |' if row['let_in'] else '| yes'} |")
@@ -131,6 +139,7 @@ ENGINE_TABLES = {
     "engines": engines_table,
     "engine_faults": faults_table,
     "engine_secrets": secrets_table,
+    "engine_commands": engine_commands_sentence,
     "scaling_search": scaling_search_table,
     "large_gallery": large_gallery_table,
 }
