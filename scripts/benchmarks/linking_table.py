@@ -96,8 +96,8 @@ def identification_scale_table() -> str:
         f"once would take {result['all_scores_mib'] / 1024:,.0f} GiB. {pairs:,} pairs: ROC-AUC "
         f"{verified['roc_auc']:.4f}, true accepts {verified['tar']:.1f} % at false accepts of {verified['far']} %; "
         f"one-shot {one['top1']:.1f} % right, with all distractors {one['with_distractors'][-1]['top1']:.1f} %; "
-        f"recognised in the open set {known['tpir']:.1f} %. {machine(result)} "
-        "(`scripts/benchmarks/identification_scale.py`)."
+        f"recognised in the open set {known['tpir']:.1f} %, where {known['fpir']:g} % of strangers are. "
+        f"{machine(result)} (`scripts/benchmarks/identification_scale.py`)."
     )
 
 
