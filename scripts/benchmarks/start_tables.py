@@ -1,6 +1,6 @@
 """What it takes to start, to train on much and to serve: tables from records."""
 
-from benchmarks.tables import RESULTS, load, machine
+from benchmarks.tables import load, machine
 
 
 def cold_start_table() -> str:
@@ -41,8 +41,6 @@ def serving_table() -> str:
 
 def large_training_table() -> str:
     """From the recipe to the first step: seconds and memory."""
-    if not (RESULTS / "large_training.json").is_file():
-        return "*Not recorded yet.*"
     result = load("large_training")
     lines = ["| pairs | seconds | CPU seconds | memory at most, GiB |", "|---|---|---|---|"]
     for title, of in result["started"].items():
