@@ -183,25 +183,41 @@ def caption_counts(split: Dataset) -> np.ndarray:
     return counts if rows is None else counts[rows]
 
 
+def caption_lists(split: Dataset) -> Iterator[pa.ListArray]:
+    """The captions of each image, some thousand images at a time."""
+    column, rows = split.data.column(CAPTIONS), selected_rows(split)
+    if rows is not None and not (np.diff(rows) > 0).all():
+        for batch in split.with_format("arrow").select_columns([CAPTIONS]).iter(READ_AT_ONCE):
+            yield batch[CAPTIONS].combine_chunks()
+        return
+    start = 0
+    for chunk in column.chunks:
+        if rows is None:
+            yield from (chunk.slice(first, READ_AT_ONCE) for first in range(0, len(chunk), READ_AT_ONCE))
+        else:
+            places = rows[slice(*np.searchsorted(rows, (start, start + len(chunk))))] - start
+            for first in range(0, len(places), READ_AT_ONCE):
+                yield chunk.take(pa.array(places[first : first + READ_AT_ONCE]))
+        start += len(chunk)
+
+
 def caption_blocks(split: Dataset) -> Iterator[pa.Array]:
     """All captions, as Arrow arrays of some thousand."""
-    for batch in split.with_format("arrow").select_columns([CAPTIONS]).iter(READ_AT_ONCE):
-        yield batch[CAPTIONS].combine_chunks().flatten()
+    return (block.flatten() for block in caption_lists(split))
 
 
 def count_repeated(split: Dataset) -> int:
     """How many captions repeat another caption of the same image."""
     repeated = 0
-    for batch in split.with_format("arrow").select_columns([CAPTIONS]).iter(READ_AT_ONCE):
-        column = batch[CAPTIONS].combine_chunks()
-        if len(column.flatten()) > len(column):
-            code = column.flatten().dictionary_encode().indices.to_numpy()
-            image = pc.list_parent_indices(column).to_numpy()
+    for block in caption_lists(split):
+        captions = block.flatten()
+        if len(captions) > len(block):
+            code, image = captions.dictionary_encode().indices.to_numpy(), pc.list_parent_indices(block).to_numpy()
             repeated += len(code) - len(np.unique(image * len(code) + code))
     return repeated
 
 
 def iter_captions(split: Dataset) -> Iterator[list[str]]:
     """The captions of each image, read some at a time."""
-    for batch in split.with_format(None).select_columns([CAPTIONS]).iter(READ_AT_ONCE):
-        yield from batch[CAPTIONS]
+    for block in caption_lists(split):
+        yield from block.to_pylist()

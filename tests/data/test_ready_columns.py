@@ -11,7 +11,13 @@ from datasets import Dataset, Features, Image, List, Value, concatenate_datasets
 
 from hf_vse.data import columns
 from hf_vse.data.columns import to_pairs
-from hf_vse.data.ready_columns import read_by_column
+from hf_vse.data.ready_columns import (
+    caption_blocks,
+    caption_counts,
+    count_repeated,
+    iter_captions,
+    read_by_column,
+)
 from hf_vse.evaluation.equal_captions import Wording
 from hf_vse.training.training_data import shared_captions, training_data
 
@@ -154,3 +160,19 @@ def test_shared_captions_are_counted_as_by_wording():
         assert shared_captions(sentence, image) == expected
     found = training_data(to_pairs(split_of(changed(2, raw=["A 1", "x"])))["train"])
     assert found == {"images": 6, "captions": 10, "equal_captions": {"captions": 5, "images": 4, "sentences": 2}}
+
+
+@pytest.mark.parametrize("at_once", [2, 1000])
+def test_captions_are_read_in_the_order_of_the_split_however_it_was_selected(at_once, monkeypatch):
+    monkeypatch.setattr("hf_vse.data.ready_columns.READ_AT_ONCE", at_once)
+    rng = np.random.default_rng(0)
+    rows = [{"captions": [f"{rng.integers(4)}" for _ in range(rng.integers(1, 6))]} for _ in range(30)]
+    parts = [Dataset.from_list(rows[first : first + 10]) for first in (0, 10, 20)]
+    whole = concatenate_datasets(parts)
+    for chosen in (None, [0, 3, 4, 11, 29], [12], [], rng.permutation(30).tolist(), [5, 5, 2]):
+        split = whole if chosen is None else whole.select(chosen)
+        expected = [row["captions"] for row in split]
+        assert list(iter_captions(split)) == expected
+        assert [text for block in caption_blocks(split) for text in block.to_pylist()] == sum(expected, [])
+        assert caption_counts(split).tolist() == [len(each) for each in expected]
+        assert count_repeated(split) == sum(len(each) - len(set(each)) for each in expected)
