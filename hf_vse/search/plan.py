@@ -24,7 +24,7 @@ MEMORY_SHARE = 0.5
 NEIGHBOURS = 32
 CODES = 256  # values of a byte
 CODE_VALUES = 8  # values of a vector that share one byte of its code
-RERANK = 20  # candidates compared exactly for every result of a quantised index
+RERANK = 20  # candidates compared exactly for every result of a quantised index, at first
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class Plan:
         effort: cells a query visits (`ivf`, `pq`), or nodes it keeps (`hnsw`); found by measuring.
         recall: share of the ten exact nearest neighbours that are found, measured.
         measured_on: on which queries.
+        rerank: candidates of `pq` that are compared exactly for every result; found by measuring.
     """
 
     kind: IndexKind
@@ -46,6 +47,7 @@ class Plan:
     effort: int = 0
     recall: float | None = None
     measured_on: str = ""
+    rerank: int = RERANK
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -58,14 +60,15 @@ class Plan:
             ValueError: a field is missing, unknown or no value of its kind; the line begins with `where`.
         """
         names = {field.name for field in fields(cls)}
+        values = {"rerank": RERANK} | values  # which galleries of before do not say
         if wrong := names ^ values.keys():
             state = "unknown" if wrong - names else "missing"
             raise ValueError(f"{where}: {', '.join(sorted(wrong - names or wrong))} {state}; it has {sorted(names)}")
         for name, value in values.items():
             if name == "kind":
                 right = value in get_args(IndexKind)
-            elif name == "effort":
-                right = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+            elif name in ("effort", "rerank"):
+                right = isinstance(value, int) and not isinstance(value, bool) and value >= (name == "rerank")
             elif name == "recall":
                 right = value is None or (type(value) in (int, float) and 0 <= value <= 1)
             else:

@@ -4,6 +4,7 @@ Exact search needs no FAISS: a matrix product gives the same answer.
 """
 
 import logging
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,8 @@ TRAINING_VECTORS = 64  # for each cell
 ITERATIONS = 10  # of k-means
 BUILD_EFFORT = 80  # nodes kept while a graph is built
 EFFORT_STEP = 1.3
+STEPS_TO_GAIN, GAIN = 5, 0.002  # a larger effort is tried while the last steps have found so much more
+RERANKED = (RERANK, 4 * RERANK, 16 * RERANK)  # candidates for every result of a quantised index
 UNIT_TOLERANCE = 0.01
 FEW_QUERIES = 8  # answered by a matrix product before FAISS is imported for an exact search
 SMALL_SUBSET = 50_000  # allowed vectors that are compared one by one instead of filtered
@@ -86,21 +89,37 @@ class VectorIndex:
             self.faiss.add(np.ascontiguousarray(self.embeds[start : start + BLOCK], np.float32))
 
     def tune(self, queries: np.ndarray, recall: float, measured_on: str) -> None:
-        """Raises the effort until `recall` of the exact neighbours are found."""
+        """Raises the effort until `recall` of the exact neighbours are found, and for `pq` the candidates compared.
+
+        Where a larger effort gains nothing any more, the smallest that finds as much is taken.
+        """
         exact = exact_search(self.embeds, queries, NEIGHBOURS_MEASURED)[1]
-        effort, most = 1.0, len(self.embeds) if self.plan.kind == "hnsw" else self.faiss.nlist
+        for rerank in RERANKED if self.plan.kind == "pq" else (self.plan.rerank,):
+            self.plan = replace(self.plan, rerank=rerank)
+            tried = self.tried_efforts(queries, exact, recall)
+            best = max(tried.values())
+            if best >= recall:
+                break
+        effort = next(each for each, found in tried.items() if found >= min(recall, best - GAIN))
+        self.plan = self.plan.measured(effort, tried[effort], f"{len(queries)} {measured_on}")
+        if best < recall:
+            logger.warning("recall@10 of the index is %.3f and does not reach %.3f at any effort", best, recall)
+
+    def tried_efforts(self, queries: np.ndarray, exact: np.ndarray, recall: float) -> dict[int, float]:
+        """Effort -> recall, from the smallest to the first that reaches it or gains nothing."""
+        graph = self.plan.kind == "hnsw"  # which keeps as many nodes as it gives
+        effort, most = (float(exact.shape[1]), len(self.embeds)) if graph else (1.0, self.faiss.nlist)
+        tried: dict[int, float] = {}
         while True:
-            tried = min(most, round(effort))
-            self.plan = self.plan.measured(tried, 0.0, measured_on)
+            now = min(most, round(effort))
+            self.plan = self.plan.measured(now, 0.0, "")
             found = self.search(queries, exact.shape[1])[1]
             hits = [np.isin(of_exact, of_found) for of_exact, of_found in zip(exact, found, strict=True)]
-            reached = float(np.mean(hits))
-            if reached >= recall or tried == most:
-                break
+            tried[now] = float(np.mean(hits))
+            before = list(tried.values())[:-STEPS_TO_GAIN]
+            if tried[now] >= recall or now == most or (before and max(tried.values()) - max(before) < GAIN):
+                return tried
             effort = max(effort * EFFORT_STEP, effort + 1)
-        self.plan = self.plan.measured(tried, reached, f"{len(queries)} {measured_on}")
-        if reached < recall:
-            logger.warning("recall@10 of the index is %.3f and does not reach %.3f at any effort", reached, recall)
 
     def search(self, queries: np.ndarray, k: int, allowed: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """The `k` best rows for every query, best first.
@@ -120,7 +139,7 @@ class VectorIndex:
             return self.exactly(queries, k, allowed)
         if self.faiss is None:
             return exact_search(self.embeds, queries, k)
-        wanted, indexed = k * RERANK if self.plan.kind == "pq" else k, self.faiss.ntotal
+        wanted, indexed = k * self.plan.rerank if self.plan.kind == "pq" else k, self.faiss.ntotal
         parameters = self.parameters(wanted, None if allowed is None else allowed[:indexed])
         scores, rows = self.faiss.search(queries, min(wanted, indexed), params=parameters)
         if self.plan.kind == "pq":

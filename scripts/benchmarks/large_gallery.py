@@ -3,7 +3,8 @@
     python scripts/benchmarks/large_gallery.py FOLDER --size 10000000 [--kind pq] [--output FILE]
 
 The gallery is grown in FOLDER, which must be new, from synthetic clusters as in `search_speed.py`: 512 dimensions in
-float16, items with a file, a year and a place. The condition `year=YEAR` keeps 2 %. Each measurement runs in a process
+float16, items with a file, a year and a place. What building took is kept in FOLDER.built.json, so that a run that was
+broken off later goes on from there. The condition `year=YEAR` keeps 2 %. Each measurement runs in a process
 of its own; seconds are of the clock, and `cpu_s` of the processor, which others do not disturb.
 
     first query   with a condition that was not asked before, so that its column is read and compared
@@ -11,6 +12,7 @@ of its own; seconds are of the clock, and `cpu_s` of the processor, which others
 """
 
 import argparse
+import json
 import multiprocessing
 import sys
 import time
@@ -140,9 +142,12 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     folder, size, kind = arguments.folder, arguments.size, arguments.kind
-    if folder.exists():
+    kept = folder.with_name(f"{folder.name}.built.json")
+    if folder.exists() and not kept.is_file():
         parser.error(f"{folder} exists: give a new folder")
-    result = {"built": timed(fill, folder, size, kind)}
+    if not kept.is_file():
+        kept.write_text(json.dumps(timed(fill, folder, size, kind)))
+    result: dict[str, Any] = {"built": json.loads(kept.read_text())}
     result |= {"bytes_on_disk": sum(path.stat().st_size for path in folder.glob("versions/*/*"))}
     result |= {"searched": timed(search, folder), "changed": timed(change, folder, size, kind)}
     result |= {"searched_after_change": timed(search, folder), "environment": environment()}

@@ -5,7 +5,7 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from hf_vse.search.plan import IndexKind, choose_plan, code_bytes
+from hf_vse.search.plan import IndexKind, Plan, choose_plan, code_bytes
 from hf_vse.search.vectors import VectorIndex, exact_search
 
 COUNT, DIM = 3000, 24
@@ -100,3 +100,31 @@ def test_the_plan_follows_size_and_memory():
         choose_plan(10, 4, "lsh")
     with pytest.raises(ValueError, match="needs at least 256 vectors"):
         choose_plan(10, 4, "pq")
+
+
+def crowded(count: int = 4000, dim: int = 16) -> np.ndarray:
+    """Vectors so near to each other that their codes hardly tell them apart."""
+    rng = np.random.default_rng(0)
+    near = rng.normal(size=dim) + 0.02 * rng.normal(size=(count, dim))
+    return (near / np.linalg.norm(near, axis=1, keepdims=True)).astype(np.float32)
+
+
+def test_more_candidates_are_compared_where_codes_tell_too_little(caplog):
+    index = VectorIndex(crowded(), choose_plan(4000, 16, "pq"))
+    index.build(recall=0.95, progress=False)
+    assert index.plan.rerank > 20 and index.plan.recall >= 0.95 and not caplog.records
+    assert Plan.of_dict(index.plan.to_dict(), "plan") == index.plan
+    old = {name: value for name, value in index.plan.to_dict().items() if name != "rerank"}
+    assert Plan.of_dict(old, "plan").rerank == 20
+
+
+def test_an_effort_that_gains_nothing_is_not_taken(caplog, monkeypatch):
+    monkeypatch.setattr("hf_vse.search.vectors.RERANKED", (1,))
+    gallery = crowded()
+    index = VectorIndex(gallery, choose_plan(len(gallery), gallery.shape[1], "pq"))
+    index.build(gallery[::20], recall=0.95, progress=False)
+    assert "does not reach 0.950 at any effort" in caplog.text and index.plan.effort < index.faiss.nlist
+    exact = sorted_rows(gallery, gallery[::20], 10)
+    taken = recall(index.search(gallery[::20], 10)[1], exact)
+    index.plan = index.plan.measured(index.faiss.nlist, 0.0, "")
+    assert recall(index.search(gallery[::20], 10)[1], exact) - taken < 0.01
