@@ -131,11 +131,12 @@ class VectorIndex:
         Returns:
             `scores` and `rows`, both (queries, min(k, allowed rows)).
         """
-        k = min(k, len(self.embeds) if allowed is None else int(allowed.sum()))
+        kept = len(self.embeds) if allowed is None else int(np.count_nonzero(allowed))
+        k = min(k, kept)
         self.asked += len(queries)
         if self.plan.kind == "exact" and self.faiss is None and self.asked > FEW_QUERIES:
             self.make_flat()
-        if allowed is not None and (self.faiss is None or allowed.sum() <= SMALL_SUBSET):
+        if allowed is not None and (self.faiss is None or kept <= SMALL_SUBSET):
             return self.exactly(queries, k, allowed)
         if self.faiss is None:
             return exact_search(self.embeds, queries, k)
@@ -144,7 +145,7 @@ class VectorIndex:
         scores, rows = self.faiss.search(queries, min(wanted, indexed), params=parameters)
         if self.plan.kind == "pq":
             scores, rows = self.compare_again(queries, rows, k)
-        most = min(k, indexed if allowed is None else int(allowed[:indexed].sum()))
+        most = min(k, indexed if allowed is None else int(np.count_nonzero(allowed[:indexed])))
         short = np.flatnonzero((rows[:, :most] < 0).any(axis=1))  # too few in the cells that were visited
         if indexed < len(self.embeds):  # the others came later, and are few
             there = np.flatnonzero(np.ones(len(self.embeds) - indexed) if allowed is None else allowed[indexed:])
@@ -171,7 +172,9 @@ class VectorIndex:
         options = {}
         if allowed is not None:
             options["sel"] = faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
-        effort = self.plan.effort if allowed is None else round(self.plan.effort / max(allowed.mean(), 1e-3))
+        effort = self.plan.effort
+        if allowed is not None:
+            effort = round(effort / max(np.count_nonzero(allowed) / len(allowed), 1e-3))
         if self.plan.kind == "hnsw":
             return faiss.SearchParametersHNSW(efSearch=max(effort, wanted), **options)
         if self.plan.kind == "ivf":
