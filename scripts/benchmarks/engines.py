@@ -213,6 +213,9 @@ def main() -> None:
     parser.add_argument("--programs", type=Path, help="folder with the package milvus, as `make engines` fills it")
     parser.add_argument("--work", type=Path, help="folder for the galleries, must not exist [a temporary one]")
     parser.add_argument("--model", help="model whose vectors are grown [synthetic clusters]")
+    parser.add_argument(
+        "--vectors", type=Path, help="keeps its vectors in this safetensors file, or takes them from it"
+    )
     parser.add_argument("--dataset", default="flickr8k")
     parser.add_argument("--data_dir")
     parser.add_argument("--split", default="validation")

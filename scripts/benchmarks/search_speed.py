@@ -21,6 +21,8 @@ from typing import Any
 
 import numpy as np
 from measuring import record, status_bytes
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from hf_vse.embed.load import load_encoder
 from hf_vse.embed.run import encode_images, encode_texts
@@ -46,6 +48,13 @@ def seeds(arguments: argparse.Namespace, rng: np.random.Generator) -> tuple[np.n
         centres = rng.normal(size=(500, DIM))
         made = [centres[rng.integers(500, size=count)] + rng.normal(size=(count, DIM)) for count in (2000, 4000)]
         return unit(made[0]), unit(made[1] + 0.5)
+    vectors, made_of = getattr(arguments, "vectors", None), f"{arguments.model} {arguments.dataset} {arguments.split}"
+    if vectors is not None and vectors.is_file():
+        with safe_open(vectors, "np") as stored:
+            if stored.metadata() != {"made_of": made_of}:
+                raise ValueError(f"{vectors} is of {stored.metadata()}, not of {made_of}: give another file")
+            images, texts = stored.get_tensor("images"), stored.get_tensor("texts")
+        return images, texts[rng.permutation(len(texts))]
     from hf_vse.data.pairs import undecoded_images
     from hf_vse.data.schema import CAPTIONS, flatten_captions
     from hf_vse.data.sources import load_pairs
@@ -54,6 +63,8 @@ def seeds(arguments: argparse.Namespace, rng: np.random.Generator) -> tuple[np.n
     split = load_pairs(arguments.dataset, data_dir=arguments.data_dir)[arguments.split]
     images = encode_images(encoder, undecoded_images(split)).embeds.numpy()
     texts = encode_texts(encoder, flatten_captions(split[CAPTIONS])[0], progress=True).numpy()
+    if vectors is not None:
+        save_file({"images": images, "texts": texts}, vectors, {"made_of": made_of})
     return images, texts[rng.permutation(len(texts))]
 
 
