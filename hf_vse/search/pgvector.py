@@ -32,6 +32,7 @@ ATTEMPTS = 3  # where the connection is lost; every statement may be repeated
 PAUSE = 0.5  # seconds before the second
 TABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")
 MOST_EFFORT_OF_HNSW = 1000
+OWN_BUILD_MEMORY, MOST_BUILD_MEMORY = 64, 4096  # megabytes: what a server gives unasked, and what is asked for at most
 RERANKED = 2  # candidates of half precision for each result
 HEADER_BYTES = 4  # of a vector as `vector_send` gives it
 FIELDS = "name, entry, normalizer, active"
@@ -127,8 +128,19 @@ class PgVectorStore(EngineStore):
         statement += f"((embeds::halfvec({dim})) halfvec_ip_ops) with ({options})"
 
         def work(connection: psycopg.Connection) -> None:
+            try:
+                build(connection, build_memory(count, dim))
+            except (
+                psycopg.errors.DiskFull,
+                psycopg.errors.OutOfMemory,
+            ):  # of shared memory, often small in containers
+                build(connection, 0)
+
+        def build(connection: psycopg.Connection, megabytes: int) -> None:
             with connection.transaction():
                 connection.execute("set local statement_timeout = 0")
+                if megabytes > OWN_BUILD_MEMORY:
+                    connection.execute(f"set local maintenance_work_mem = '{megabytes}MB'")
                 connection.execute(statement)
 
         self.call(work)
@@ -210,6 +222,11 @@ class PgVectorStore(EngineStore):
 
     def remove(self, table: str, names: Sequence[str]) -> None:
         self.tell(f'delete from "{table}" where name = any(%s)', [list(names)])
+
+
+def build_memory(count: int, dim: int) -> int:
+    """Megabytes that hold a graph while it is built: half precision, and 64 neighbours with room to spare."""
+    return min(MOST_BUILD_MEMORY, round(1.3 * count * (2 * dim + 2048) / 2**20) + 1)
 
 
 def expression_of(condition: Condition) -> Where:
