@@ -284,3 +284,26 @@ def test_a_lost_connection_is_opened_again(postgresql):
     assert len(store.search(unit_vectors(2), 3)[1]) == 2
     with pytest.raises(OSError, match='relation "nothing" does not exist'):
         store.ask("select * from nothing")
+
+
+def test_a_graph_is_built_in_memory_that_holds_it_or_in_what_the_server_has(postgresql, monkeypatch):
+    import psycopg
+
+    from hf_vse.search.pgvector import build_memory
+
+    assert 200 < build_memory(50_000, 512) < 300 and build_memory(10**9, 512) == 4096
+    monkeypatch.setattr("hf_vse.search.pgvector.OWN_BUILD_MEMORY", 0)
+    asked, execute = [], psycopg.Connection.execute
+
+    def full(self, statement, *values, **options):
+        asked.append(statement)
+        if "using hnsw" in statement and sum("using hnsw" in each for each in asked) == 1:
+            raise psycopg.errors.DiskFull("could not resize shared memory segment")
+        return execute(self, statement, *values, **options)
+
+    monkeypatch.setattr(psycopg.Connection, "execute", full)
+    store = open_store(postgresql.format("built"))
+    store.build_of_vectors(unit_vectors(300), None, PlainEncoder(), kind="hnsw")
+    asked_for = [each for each in asked if "maintenance_work_mem" in each or "using hnsw" in each]
+    assert [each.split()[0] for each in asked_for] == ["set", "create", "create"] and "MB'" in asked_for[0]
+    assert store.plan.kind == "hnsw" and len(store) == 300
