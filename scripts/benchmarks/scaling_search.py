@@ -50,8 +50,7 @@ def bytes_of_vectors(results: Path, dim: int) -> list[Bytes]:
     if large.is_file():
         of = json.loads(large.read_text(encoding="utf-8"))
         count = of["searched"]["items"]
-        memory = of["searched"]["resident_bytes"]
-        memory = memory["after_queries"] - memory["imports"]
+        memory = of["searched"]["resident_bytes"]["of_which_own"]  # mapped files can be dropped
         found.append(
             Bytes("folder", of["searched"]["plan"]["kind"], memory / count, of["bytes_on_disk"] / count, count)
         )
