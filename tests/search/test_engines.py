@@ -291,7 +291,7 @@ def test_a_graph_is_built_in_memory_that_holds_it_or_in_what_the_server_has(post
 
     from hf_vse.search.pgvector import build_memory
 
-    assert 200 < build_memory(50_000, 512) < 300 and build_memory(10**9, 512) == 4096
+    assert 150 < build_memory(50_000, 512) < 300 and build_memory(10**9, 512) == 4096
     monkeypatch.setattr("hf_vse.search.pgvector.OWN_BUILD_MEMORY", 0)
     asked, execute = [], psycopg.Connection.execute
 
