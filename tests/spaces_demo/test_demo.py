@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+from contextlib import suppress
 from io import BytesIO
 
 import numpy as np
@@ -158,6 +159,21 @@ def wait_for_note(page, text: str) -> None:
     page.locator(".note:visible", has_text=text).first.wait_for()
 
 
+def close_preview(page) -> None:
+    """As often as it takes: the page may show the preview before it listens to the key."""
+    from playwright.sync_api import Error
+
+    preview = page.locator(".preview")
+    preview.wait_for()
+
+    def closed() -> bool:
+        with suppress(Error):  # it may close meanwhile
+            preview.press("Escape", timeout=500)
+        return preview.count() == 0
+
+    wait_until(closed, 20)
+
+
 def test_sentence_finds_photographs(visit, reference):
     scores, _, captions = reference
     page = visit()
@@ -172,7 +188,7 @@ def test_sentence_finds_photographs(visit, reference):
     page.locator(".photos:visible .thumbnail-lg").nth(2).click()
     enlarged = page.locator(".preview .caption")
     assert enlarged.text_content().split("\n")[1:] == captions[order[2]]
-    page.locator(".preview").press("Escape")  # where the focus goes, however late the page is
+    close_preview(page)
     enlarged.wait_for(state="detached")
     page.locator("button.gallery-item").first.click()  # an example
     wait_for_note(page, "A caption of the gallery")
@@ -186,7 +202,7 @@ def test_light_falls_on_what_speaks_for_the_sentence(visit, reference):
     search(page, "What should the photograph show?", sentence)
     wait_for_note(page, "A caption of the gallery")
     page.locator(".photos:visible .thumbnail-lg").nth(2).click()
-    page.locator(".preview").press("Escape")
+    close_preview(page)
     page.get_by_text("Why this photograph?").click()
     number = page.get_by_role("spinbutton", name="Which one")
     page.wait_for_function("box => box.value === '3'", arg=number.element_handle())
