@@ -174,6 +174,15 @@ def test_pointing_asks_where_with_and_without_mosaics(run, tmp_path):
         assert each["recalls"]["rsum"] > 0
 
 
+def test_large_catalogues_and_many_things_are_measured(run):
+    linked = run("link_scale", "--size", "2000", "--dim", "32", "--kind", "exact")
+    assert linked["records"] == [2000, 2000] and linked["recall"] > 0.9 and linked["precision"] > 0.9
+    judged = run("identification_scale", "--size", "200", "--dim", "64", "--noise", "0.5")
+    assert judged["images"] == judged["distractors"] == 200 and judged["metrics"]["classes"] == 40
+    assert judged["metrics"]["verification"]["same_pairs"] == 40 * 10
+    assert judged["metrics"]["one_shot"]["top1"] > 90 and judged["peak_mib"] < 500
+
+
 @pytest.fixture
 def names(monkeypatch):
     """What a benchmark defines."""

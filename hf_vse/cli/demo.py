@@ -87,14 +87,14 @@ def run(arguments: argparse.Namespace) -> Result | None:
         raise ImportError("the demo needs gradio: pip install 'hf_vse[demo]'")
     from hf_vse.embed.load import model_place
 
-    places = places_of(arguments)
+    places, vectors = places_of(arguments), None
     if arguments.links_alone:
         model = dataset = None
     elif arguments.gallery is None:
         model = default_model(arguments.quiet) if arguments.model is None else arguments.model
         dataset = photographs(arguments, model)
     else:
-        model, dataset, arguments.vectors = of_gallery(arguments)
+        model, dataset, vectors = of_gallery(arguments)
     settings = {
         "VSE_MODEL": model,
         "VSE_COMPARE": arguments.compare,
@@ -110,7 +110,7 @@ def run(arguments: argparse.Namespace) -> Result | None:
         if name in given:
             given[name] = model_place(given[name])
     given["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]))
-    told = {"model": None if arguments.links_alone else page_options(arguments), "places": places}
+    told = {"model": None if arguments.links_alone else page_options(arguments, vectors), "places": places}
     command = [sys.executable, "-m", "hf_vse.cli.demo_page", json.dumps(told)]
     code = run_to_its_end(command, cwd=bundled("spaces_demo"), env=os.environ | given)
     if code not in (0, -2, 130):
@@ -118,13 +118,13 @@ def run(arguments: argparse.Namespace) -> Result | None:
     return None
 
 
-def page_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """How the page opens its models, see `LocalModel`."""
+def page_options(arguments: argparse.Namespace, vectors: str | None) -> dict[str, Any]:
+    """How the page opens its models, see `LocalModel`; `vectors` are those of a gallery."""
     from hf_vse.search.locations import absolute_location
 
     if arguments.gallery is None:
         return model_options(arguments)
-    kept = {"gallery": absolute_location(arguments.gallery), "vectors": arguments.vectors}
+    kept = {"gallery": absolute_location(arguments.gallery), "vectors": vectors}
     return model_options(arguments) | kept
 
 

@@ -130,10 +130,8 @@ class PgVectorStore(EngineStore):
         def work(connection: psycopg.Connection) -> None:
             try:
                 build(connection, build_memory(count, dim))
-            except (
-                psycopg.errors.DiskFull,
-                psycopg.errors.OutOfMemory,
-            ):  # of shared memory, often small in containers
+            except (psycopg.errors.DiskFull, psycopg.errors.OutOfMemory):
+                # shared memory is often small in containers
                 build(connection, 0)
 
         def build(connection: psycopg.Connection, megabytes: int) -> None:

@@ -103,10 +103,9 @@ def asked(data: Path, place: str, values: dict[str, str]) -> tuple[int, Any, flo
     return code, answer, round(time.monotonic() - begun, 1)
 
 
-def row(data: Path, folder: str, place: str, who: str, values: dict[str, str], let_in: bool) -> dict[str, Any]:
-    """What one who has these secrets was answered, and whether it is as it has to be."""
+def row(data: Path, expected: Any, place: str, who: str, values: dict[str, str], let_in: bool) -> dict[str, Any]:
+    """What one who has these secrets was answered, and whether it is as it has to be; `expected` is of the folder."""
     code, answer, seconds = asked(data, place, values)
-    expected = asked(data, folder, {})[1]
     right = code != 0 or equal(answer, expected)
     said = "" if code == 0 else str(answer).replace(place, "GALLERY").replace(str(data.parent), "FOLDER")
     found = {"who": who, "let_in": code == 0, "as_it_has_to_be": right and (code == 0) == let_in}
@@ -116,7 +115,7 @@ def row(data: Path, folder: str, place: str, who: str, values: dict[str, str], l
     return found
 
 
-def of_milvus(work: Path, data: Path, folder: str, programs: Path) -> list[dict[str, Any]]:
+def of_milvus(work: Path, data: Path, expected: Any, programs: Path) -> list[dict[str, Any]]:
     with GuardedMilvus(work / "milvus", programs) as server:
         place, authority = f"{server.location}/photos", str(server.folder / "ca.pem")
         right = {"MILVUS_TOKEN": RIGHT_TOKEN, "MILVUS_CA": authority}
@@ -124,27 +123,29 @@ def of_milvus(work: Path, data: Path, folder: str, programs: Path) -> list[dict[
             index(data, place)
         plain = place.replace("milvus+tls://", "milvus://")
         return [
-            row(data, folder, place, "Milvus: token and authority", right, True),
-            row(data, folder, place, "Milvus: no token", {"MILVUS_CA": authority}, False),
-            row(data, folder, place, "Milvus: wrong token", right | {"MILVUS_TOKEN": "root:guessed"}, False),
-            row(data, folder, place, "Milvus: authority unknown", {"MILVUS_TOKEN": RIGHT_TOKEN}, False),
-            row(data, folder, place, "Milvus: another authority",
+            row(data, expected, place, "Milvus: token and authority", right, True),
+            row(data, expected, place, "Milvus: no token", {"MILVUS_CA": authority}, False),
+            row(data, expected, place, "Milvus: wrong token", right | {"MILVUS_TOKEN": "root:guessed"}, False),
+            row(data, expected, place, "Milvus: authority unknown", {"MILVUS_TOKEN": RIGHT_TOKEN}, False),
+            row(data, expected, place, "Milvus: another authority",
                 right | {"MILVUS_CA": str(server.folder / "other.pem")}, False),
-            row(data, folder, plain, "Milvus: without TLS", right, False),
+            row(data, expected, plain, "Milvus: without TLS", right, False),
+            row(data, expected, place, "Milvus: token and authority, at last", right, True),  # it was there
         ]  # fmt: skip
 
 
-def of_postgresql(work: Path, data: Path, folder: str) -> list[dict[str, Any]]:
+def of_postgresql(work: Path, data: Path, expected: Any) -> list[dict[str, Any]]:
     with GuardedPostgreSQL(work / "postgresql") as server:
         place, right = server.location, {"PGPASSWORD": PASSWORD}
         with secrets(right):
             index(data, place)
         demanded = f"{place}?sslmode=require"
         return [
-            row(data, folder, place, "PostgreSQL: password", right, True),
-            row(data, folder, place, "PostgreSQL: no password", {}, False),
-            row(data, folder, place, "PostgreSQL: wrong password", {"PGPASSWORD": "guessed"}, False),
-            row(data, folder, demanded, "PostgreSQL: TLS demanded, the server has none", right, False),
+            row(data, expected, place, "PostgreSQL: password", right, True),
+            row(data, expected, place, "PostgreSQL: no password", {}, False),
+            row(data, expected, place, "PostgreSQL: wrong password", {"PGPASSWORD": "guessed"}, False),
+            row(data, expected, demanded, "PostgreSQL: TLS demanded, the server has none", right, False),
+            row(data, expected, place, "PostgreSQL: password, at last", right, True),  # it was there
         ]
 
 
@@ -167,7 +168,8 @@ def main() -> None:
         (data / "tones.py").write_text(MODEL.replace("SALT", "120"))
         folder = str(work / "index")
         index(data, folder)
-        rows = of_postgresql(work, data, folder) + of_milvus(work, data, folder, arguments.programs)
+        expected = asked(data, folder, {})[1]
+        rows = of_postgresql(work, data, expected) + of_milvus(work, data, expected, arguments.programs)
     record({"command": " ".join(sys.argv), "rows": rows, "environment": environment()}, arguments.output)
     if bad := [each for each in rows if not each["as_it_has_to_be"] or each["says_the_secret"]]:
         sys.exit("\n".join(map(str, bad)))

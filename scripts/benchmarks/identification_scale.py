@@ -10,26 +10,18 @@ the vectors, beside the bytes that all scores would take at once.
 
 import argparse
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measuring import peak_bytes_of, record
+from link_scale import timed, views_of
+from measuring import record
 from search_speed import unit
 
 from hf_vse.evaluation.environment import environment
 from hf_vse.evaluation.identification import identification_metrics
 
 VIEWS = 5
-BLOCK = 50_000
-
-
-def views_of(things: np.ndarray, noise: float, rng: np.random.Generator) -> np.ndarray:
-    for start in range(0, len(things), BLOCK):
-        rows = things[start : start + BLOCK]
-        rows[:] = unit(rows + rng.standard_normal(rows.shape, dtype=np.float32) * (noise / rows.shape[1] ** 0.5))
-    return things
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -39,12 +31,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     embeds = views_of(centres[labels], arguments.noise, rng)
     distractors = views_of(unit(rng.standard_normal((size, dim), dtype=np.float32)), arguments.noise, rng)
     identification_metrics(embeds[: 20 * VIEWS], labels[: 20 * VIEWS])  # so that all is imported
-    found: list[dict[str, Any]] = []
-    clock, cores = time.perf_counter(), time.process_time()
-    peak = peak_bytes_of(
-        lambda: found.append(identification_metrics(embeds, labels, distractors=distractors, progress=True))
-    )
-    taken = {"s": round(time.perf_counter() - clock, 1), "cpu_s": round(time.process_time() - cores, 1)}
+    metrics, taken = timed(lambda: identification_metrics(embeds, labels, distractors=distractors, progress=True))
     return {
         "images": len(embeds),
         "distractors": len(distractors),
@@ -52,8 +39,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "noise": arguments.noise,
         "vectors_mib": round((embeds.nbytes + distractors.nbytes) / 2**20),
         "all_scores_mib": round(4 * len(embeds) * (len(embeds) + len(distractors)) / 2**20),
-        "peak_mib": round(peak / 2**20),
-        "metrics": found[0],
+        "metrics": metrics,
     } | taken
 
 

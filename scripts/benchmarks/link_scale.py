@@ -41,10 +41,15 @@ def catalogues(size: int, dim: int, noise: float) -> tuple[np.ndarray, np.ndarra
     matched = rng.permutation(size)[: size // 2]
     truth[matched] = rng.permutation(size)[: size // 2]
     first[matched] = second[truth[matched]]
-    for start in range(0, size, BLOCK):
-        rows = first[start : start + BLOCK]
-        rows[:] = unit(rows + rng.standard_normal(rows.shape, dtype=np.float32) * (noise / dim**0.5))
-    return first, second, truth
+    return views_of(first, noise, rng), second, truth
+
+
+def views_of(things: np.ndarray, noise: float, rng: np.random.Generator) -> np.ndarray:
+    """The unit vectors (things, dim), changed in place: each plus a random vector of the length `noise`."""
+    for start in range(0, len(things), BLOCK):
+        rows = things[start : start + BLOCK]
+        rows[:] = unit(rows + rng.standard_normal(rows.shape, dtype=np.float32) * (noise / rows.shape[1] ** 0.5))
+    return things
 
 
 def timed(step: Any) -> tuple[Any, dict[str, float]]:

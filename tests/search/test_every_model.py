@@ -277,12 +277,12 @@ def test_the_page_shows_a_gallery_with_the_model_that_made_it(tiny_model, photog
     copied = shutil.copytree(tiny_model, tmp_path / "model")
     assert run("index", photographs, tmp_path / "index", "--model", copied) == 0
     asked = demo.parse([str(tmp_path / "index")])
-    name, parquet, asked.vectors = demo.of_gallery(asked)
+    name, parquet, vectors = demo.of_gallery(asked)
     assert name == str(copied)
     assert demo.of_gallery(demo.parse([str(tmp_path / "index"), "--model", ""]))[0] == ""  # and is refused later
     shown = Dataset.from_parquet(parquet)
     assert [row["captions"] for row in shown][-1] == ["11"], "the name of the file, where there is no caption"
-    options = demo.page_options(asked)
+    options = demo.page_options(asked, vectors)
     model, made = demo_page.LocalModel(name, **options), GalleryIndex.load(tmp_path / "index")
     assert np.array_equal(model.encode_images(shown["image"][:]), made.embeds)
     with monkeypatch.context() as patched:
@@ -310,8 +310,8 @@ def test_the_page_encodes_a_photograph_that_has_changed_since_it_was_indexed(
     Image.new("RGB", (36, 40), "tan").save(grown / "lake/03.png")
     (grown / "city/00.png").write_bytes(b"none")
     asked = demo.parse([str(tmp_path / "index")])
-    name, parquet, asked.vectors = demo.of_gallery(asked)
-    model, shown = demo_page.LocalModel(name, **demo.page_options(asked)), Dataset.from_parquet(parquet)
+    name, parquet, vectors = demo.of_gallery(asked)
+    model, shown = demo_page.LocalModel(name, **demo.page_options(asked, vectors)), Dataset.from_parquet(parquet)
     embeds = np.delete(np.array(GalleryIndex.load(tmp_path / "index").embeds), broken, axis=0)
     encoded = model.encode_images(shown["image"][:])
     assert len(shown) == len(embeds) and not np.allclose(
