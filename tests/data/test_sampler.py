@@ -85,3 +85,20 @@ def test_empty_split_and_missing_columns_are_errors():
         PairDataset(make_feature_pairs(3).select([]))
     with pytest.raises(ValueError, match=r"columns \['captions'\] are missing"):
         PairDataset(make_feature_pairs(3).remove_columns("captions"))
+
+
+def order_by_rows(counts: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """`spread_order`, with a draw for every image, also of one caption."""
+    rows = np.repeat(np.arange(len(counts)), counts)
+    place = np.concatenate([rng.permutation(count) for count in counts])
+    captions = np.concatenate([np.arange(count) for count in counts])
+    order = np.argsort((place + rng.random(len(rows))) / counts[rows], kind="stable")
+    return rows[order], captions[order]
+
+
+def test_images_of_one_caption_need_no_draw():
+    for seed in range(40):
+        counts = np.random.default_rng(seed).integers(1, 2 + seed % 5, size=30)
+        found = spread_order(counts, np.random.default_rng(seed))
+        for one, other in zip(found, order_by_rows(counts, np.random.default_rng(seed)), strict=True):
+            np.testing.assert_array_equal(one, other)
